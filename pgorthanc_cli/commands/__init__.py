@@ -1,0 +1,138 @@
+"""The Click skin: a command is options, one library call, one emit.
+
+`command()` gives every command the same options for the same things; `Call` is what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgorthanc_cli import output
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+    from pgorthanc_cli.config import Resolved
+    from pgorthanc_cli.db import Target
+
+
+def _json_flag(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.find_root().meta["json"] = value  # the error path of cli.py needs it, too
+    return value
+
+
+_OUTPUT = (
+    click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_json_flag, help="Print one JSON document."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
+    click.option("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
+)
+_CONNECTION = (
+    click.option("--uri", metavar="DSN", help="Connection URI or keyword/value string, as libpq takes it."),
+    click.option("--host", help="Host name, address or folder of the socket."),
+    click.option("--port", type=click.IntRange(1, 65535)),
+    click.option("-d", "--dbname", help="Database."),
+    click.option("-U", "--username", help="Role to log in with."),
+    click.option(
+        "--sslmode",
+        type=click.Choice(["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]),
+        help="TLS; only verify-full makes sure of the server.",
+    ),
+    click.option("--schema", help="PostgreSQL namespace of the index.  [default: public]"),
+    click.option(
+        "--config",
+        type=click.Path(exists=True),
+        metavar="PATH",
+        help="Orthanc's configuration: a JSON file, or a folder of them.",
+    ),
+    click.option(
+        "--password-file",
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help="File whose first line is the password.",
+    ),
+    click.option(
+        "--embedded",
+        type=click.Path(file_okay=False),
+        metavar="DIR",
+        help="Use a private PostgreSQL in DIR, created at first use.",
+    ),
+)
+_CONNECTION_NAMES = (
+    "uri", "host", "port", "dbname", "username", "sslmode", "schema", "config", "password_file", "embedded",
+)  # fmt: skip
+
+
+class Call:
+    """One call of a command: its connection options and the way to show its result."""
+
+    def __init__(self, name: str, options: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bool) -> None:
+        self.name = name
+        self.options = options
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+
+    @contextmanager
+    def resolved(self) -> Iterator[Resolved]:
+        """The target and the Orthanc configuration that the options and the environment mean."""
+        from pgorthanc_cli import config
+
+        options = dict(self.options)
+        embedded_dir = options.pop("embedded")
+        found = config.resolve(application=f"pgorthanc {self.name}", **options)
+        if self.verbose:
+            for line in found.provenance:
+                output.note(str(line))
+        if not embedded_dir:
+            yield found
+            return
+        from pgorthanc_cli import embedded
+
+        with embedded.attach(Path(embedded_dir)) as server:
+            yield replace(found, target=replace(found.target, dsn=server.dsn))
+
+    @contextmanager
+    def target(self) -> Iterator[Target]:
+        """The database that the options mean."""
+        with self.resolved() as found:
+            yield found.target
+
+    @contextmanager
+    def connection(self, *, readonly: bool = False) -> Iterator[Connection]:
+        """A connection to it."""
+        from pgorthanc_cli import db
+
+        with self.target() as target, db.session(target, readonly=readonly) as conn:
+            yield conn
+
+    def emit(self, result: object) -> None:
+        """Show the result: a table, or JSON."""
+        output.emit(result, as_json=self.as_json)
+
+    def warn(self, message: str) -> None:
+        """Show a warning, unless --quiet."""
+        if not self.quiet:
+            output.warn(message)
+
+
+def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., None]], click.Command]:
+    """A click command with the shared options; the function gets a `Call` first, then its own options."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
+            options = {key: own.pop(key) for key in _CONNECTION_NAMES} if connection else {}
+            function(Call(name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
+
+        run.__doc__ = function.__doc__
+        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        for option in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
+            run = option(run)
+        return click.command(name)(run)
+
+    return decorate

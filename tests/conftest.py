@@ -1,0 +1,70 @@
+"""A real PostgreSQL server for every test, and one database per test.
+
+The server is the one that PGORTHANC_TEST_DSN names (a role that may create databases), or a private one
+started by `pgorthanc_cli.embedded`. One database per test, not one schema: advisory locks and large objects
+are database-wide.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import db
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The DSN of a server where databases may be created."""
+    given = os.environ.get("PGORTHANC_TEST_DSN")
+    if given:
+        yield given
+        return
+    from pgorthanc_cli import embedded
+
+    with embedded.attach(Path(tmp_path_factory.mktemp("server"))) as target:
+        yield target.dsn
+
+
+@pytest.fixture(scope="session")
+def admin(server_dsn: str) -> Iterator[Connection]:
+    """An autocommit connection that creates and drops databases."""
+    conn = psycopg2.connect(server_dsn)
+    conn.autocommit = True
+    yield conn
+    conn.close()
+
+
+@pytest.fixture
+def new_database(admin: Connection, server_dsn: str) -> Iterator[Callable[[str | None], db.Target]]:
+    """Makes databases, empty or cloned from a template, that are dropped after the test."""
+    made: list[str] = []
+
+    def make(template: str | None = None) -> db.Target:
+        name = f"pgorthanc_test_{os.getpid()}_{next(_numbers)}"
+        with admin.cursor() as cur:
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            cur.execute(statement.format(sql.Identifier(name), sql.Identifier(template or "template1")))
+        made.append(name)
+        return db.Target(make_dsn(server_dsn, dbname=name))
+
+    yield make
+    with admin.cursor() as cur:
+        for name in made:
+            cur.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def empty(new_database: Callable[..., db.Target]) -> db.Target:
+    """A new, empty database."""
+    return new_database()
