@@ -5,22 +5,32 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import make_dsn, parse_dsn
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
-from pgorthanc_cli.errors import ConnectError, InUseError
+from pgorthanc_cli import connect_errors
+from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
+from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
-    from psycopg2.extensions import cursor as Cursor
+
+__all__ = [
+    "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
+    "MASK", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Target", "advisory_lock", "check_schema",
+    "check_writable", "connect", "lock_holders", "parse", "session", "translated",
+]  # fmt: skip
 
 # Orthanc's advisory locks: session-level, single-bigint form, one database wide (SCHEMA.md 8).
 LOCK_INDEX = 42
@@ -37,6 +47,21 @@ LOCK_NAMES = {
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
+# libpq's parameters that are never shown, and what is shown instead.
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+MASK = "***"
+
+# A password with a bare @ or / moves the rest of the URI: part of it would become the host or the database.
+_BARE_AT = re.compile(r"postgres(?:ql)?://(?:[^/?]*@[^/?]*@|[^?]*/[^?]*@)")
+_LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
+
+_URI_HINT = (
+    "write it as postgresql://role:password@host:5432/database, "
+    "and in the password %40 for @, %2F for /, %3A for :, %25 for %"
+)
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, repr=False)
 class Target:
@@ -48,7 +73,8 @@ class Target:
         schema: The PostgreSQL namespace of the index, in its exact case.
         retries: How often to try again while the server cannot be reached (MaximumConnectionRetries).
         retry_interval_s: Seconds between two tries (ConnectionRetryInterval).
-        application: The command, as in `pgorthanc import`; becomes application_name.
+        application: The command, as in `pgorthanc import`; the application_name unless DSN, PGAPPNAME or the
+            service file gives one.
     """
 
     dsn: str
@@ -58,48 +84,196 @@ class Target:
     application: str = "pgorthanc"
 
     def parameters(self) -> dict[str, str]:
-        """The DSN as keywords and values, with our defaults where it says nothing."""
-        return {"application_name": self.application, **KEEPALIVE, **parse_dsn(self.dsn)}
+        """The DSN as keywords and values, with our defaults where it says nothing.
+
+        With a service file there is no default keep-alive: a parameter given here would override the file's.
+        """
+        given = parse(self.dsn)
+        served = "service" in given or os.environ.get("PGSERVICE")
+        return {"fallback_application_name": self.application, **({} if served else KEEPALIVE), **given}
+
+    def with_password(self, password: str) -> Target:
+        """The same target, logging in with that password."""
+        return replace(self, dsn=make_dsn(**{**parse(self.dsn), "password": password}))
 
     def __str__(self) -> str:
-        shown = {k: "***" if k in ("password", "sslpassword") else v for k, v in parse_dsn(self.dsn).items()}
+        shown = {name: MASK if name in SECRETS else value for name, value in parse(self.dsn).items()}
         return f"{make_dsn(**shown)} schema={self.schema}".strip()
 
     def __repr__(self) -> str:
         return f"Target({self})"
 
 
+def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
+    """A connection string, keyword/value or URI, as libpq understands it; `origin` names it in errors.
+
+    Raises:
+        UsageError: libpq does not understand it, or it holds a bare @ or / that libpq misunderstands.
+    """
+    try:
+        found: dict[str, str] = parse_dsn(dsn)
+    except psycopg2.ProgrammingError as error:
+        reason = re.sub(
+            r'".*"', '"..."', str(error).strip(), flags=re.DOTALL
+        )  # it quotes parts of the password
+        reason = reason.removeprefix("invalid dsn: ")
+        raise UsageError(f"{origin} is no connection string: {reason}", _URI_HINT) from None
+    if _BARE_AT.match(dsn):
+        raise UsageError(
+            f"{origin} holds an @ too many: libpq would take a part of the password for a host", _URI_HINT
+        )
+    return found
+
+
 def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Connection:
     """Open a connection whose search_path is exactly the target's schema (as the plugin >= 10.0 sets it).
 
+    Neither the schema needs to exist nor the server to be writable: `session` checks both.
+
     Raises:
         ConnectError: The server cannot be reached or refuses the login; never shows the password.
+        PasswordRequired: The server asks for a password and none was given.
+        MissingDatabase: There is no such database.
     """
-    for attempt in range(target.retries + 1):
-        try:
-            conn = psycopg2.connect(make_dsn(**target.parameters()))
-            break
-        except psycopg2.OperationalError as error:
-            if attempt == target.retries:
-                raise ConnectError(str(error).strip()) from None
-            time.sleep(target.retry_interval_s)
-    conn.set_session(autocommit=True, readonly=readonly)
-    with conn.cursor() as cur:
-        cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(target.schema)))
-    conn.set_session(autocommit=autocommit)
+    conn = _connect_patiently(target)
+    with translated(conn):
+        conn.set_session(autocommit=True, readonly=readonly or None)
+        with conn.cursor() as cur:
+            cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(target.schema)))
+        conn.set_session(autocommit=autocommit)
     return conn
 
 
+def _connect_patiently(target: Target) -> Connection:
+    """Try `retries` times more, but only after failures that heal by themselves."""
+    parameters = target.parameters()
+    for left in range(target.retries, -1, -1):
+        try:
+            return psycopg2.connect(make_dsn(**parameters))
+        except psycopg2.OperationalError as error:
+            failure, heals = connect_errors.explain(str(error), parameters)
+        if not heals or not left:
+            raise failure
+        _log.warning("%s; next try in %g s, %d left", failure, target.retry_interval_s, left)
+        time.sleep(target.retry_interval_s)
+    raise AssertionError
+
+
 @contextmanager
-def session(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Iterator[Connection]:
-    """A connection for the length of a block; driver errors leave it translated."""
+def session(
+    target: Target, *, autocommit: bool = False, readonly: bool = False, need_schema: bool = True
+) -> Iterator[Connection]:
+    """A connection for the length of a block; driver errors leave it translated.
+
+    Args:
+        target: The database.
+        autocommit: Whether each statement is a transaction of its own.
+        readonly: The block only reads; a standby will do.
+        need_schema: The schema has to exist; `init` says itself what to do when it does not.
+
+    Raises:
+        ConnectError: As `connect`; also a missing schema, a read-only server, a lost connection.
+        PgOrthancError: The server refuses a statement.
+    """
     conn = connect(target, autocommit=autocommit, readonly=readonly)
     try:
-        yield conn
-    except psycopg2.OperationalError as error:
-        raise ConnectError(str(error).strip()) from error
+        with translated(conn):
+            if not readonly:
+                check_writable(conn)
+            if need_schema:
+                check_schema(conn, target.schema)
+            yield conn
     finally:
         conn.close()
+
+
+def check_writable(conn: Connection) -> None:
+    """Make sure that the server takes changes.
+
+    Raises:
+        ConnectError: It is a standby, or its sessions are read-only by default.
+    """
+    standby, readonly = _row(
+        conn, "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')"
+    )
+    if not standby and readonly == "off":
+        return
+    what = "is a standby (in recovery)" if standby else "is read-only (default_transaction_read_only is on)"
+    raise ConnectError(
+        f"the server {_place(conn)} {what}, and this command writes",
+        "name the primary with --host, or list all hosts in the URI beside target_session_attrs=read-write",
+    )
+
+
+def check_schema(conn: Connection, schema: str) -> None:
+    """Make sure that a namespace is there and may be used.
+
+    Raises:
+        ConnectError: It does not exist, or the role has no USAGE on it.
+    """
+    query = (
+        """SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_catalog.pg_namespace n WHERE n.nspname = %s"""
+    )
+    row = _row(conn, query, schema)
+    if row and row[0]:
+        return
+    quoted = sql.Identifier(schema).as_string(conn)
+    role = sql.Identifier(conn.info.user).as_string(conn)
+    if row:
+        raise ConnectError(
+            f"role {role} may not use schema {quoted}", f"GRANT USAGE ON SCHEMA {quoted} TO {role};"
+        )
+    raise ConnectError(
+        f"database {conn.info.dbname} has no schema {quoted}",
+        f"name another one with --schema, or create it: CREATE SCHEMA {quoted} AUTHORIZATION {role};",
+    )
+
+
+@contextmanager
+def translated(conn: Connection) -> Iterator[None]:
+    """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
+
+    Raises:
+        ConnectError: The connection is lost.
+        PgOrthancError: The server refused a statement: its primary message and SQLSTATE.
+    """
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise _translate(error, conn) from None
+
+
+def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
+    state = error.pgcode or ""
+    primary = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    if state.startswith(_LOST) or (conn.closed and not state):
+        return ConnectError(
+            f"the connection to {_place(conn)} was lost: {primary}",
+            "see whether the server still runs (its log says what happened), then run the same command again",
+        )
+    if state.startswith("22"):  # data exceptions quote the value
+        primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
+    return PgOrthancError(
+        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""), _hint(state, primary, conn)
+    )
+
+
+def _hint(state: str, primary: str, conn: Connection) -> str | None:
+    if state == "42501":
+        role = sql.Identifier(conn.info.user).as_string(conn)
+        denied = re.match(
+            r"permission denied for (?:(table|schema|sequence|function|database) )(\S+)", primary
+        )
+        if denied:
+            return f"as its owner: GRANT ALL ON {denied[1].upper()} {denied[2]} TO {role};"
+        return f"log in as the owner of the database, or grant role {role} what is missing"
+    if state in ("53100", "53200", "53300"):
+        return "the server lacks disk space, memory or connections: make room, then run it again"
+    if state == "25006":
+        return (
+            "the server is read-only or a standby: name the primary, or use target_session_attrs=read-write"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -127,7 +301,8 @@ def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
     wanted = list(locks or LOCK_NAMES)
     with conn.cursor() as cur:
         cur.execute(
-            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, a.client_addr::text, a.backend_start, a.state
+            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, a.client_addr::text,
+                      a.backend_start, a.state
                FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
                WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted
                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -141,13 +316,18 @@ def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
 def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterator[None]:
     """Hold one of Orthanc's advisory locks, tried every 0.5 s as Orthanc does it.
 
+    Taken and released in transactions of its own: what the connection has open is committed first, and what
+    the block leaves uncommitted is rolled back. A lost connection has lost the lock, too; no second error then.
+
     Raises:
         InUseError: Somebody else still holds it after `wait_s` seconds; the message says who.
     """
+    conn.commit()
     deadline = time.monotonic() + wait_s
-    while not _try_lock(conn, lock):
+    while not _row(conn, "SELECT pg_try_advisory_lock(%s)", lock)[0]:
         if time.monotonic() >= deadline:
             who = "; ".join(str(h) for h in lock_holders(conn, lock)) or "a session that has just ended"
+            conn.rollback()
             raise InUseError(
                 f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {who}",
                 "stop that Orthanc, or wait until its work is done; then run the same command again",
@@ -156,16 +336,21 @@ def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterat
     try:
         yield
     finally:
-        if not conn.closed:
+        with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
             conn.rollback()
-            with conn.cursor() as cur:
-                cur.execute("SELECT pg_advisory_unlock(%s)", (lock,))
-            conn.commit()
+            _row(conn, "SELECT pg_advisory_unlock(%s)", lock)
 
 
-def _try_lock(conn: Connection, lock: int) -> bool:
+def _row(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...]:
+    """The first row, empty if there is none, in a transaction of its own unless one is open."""
+    idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
     with conn.cursor() as cur:
-        cur.execute("SELECT pg_try_advisory_lock(%s)", (lock,))
+        cur.execute(query, arguments)
         row = cur.fetchone()
-    conn.commit()
-    return bool(row and row[0])
+    if idle:
+        conn.commit()
+    return row or ()
+
+
+def _place(conn: Connection) -> str:
+    return f"{conn.info.host or 'local socket'}:{conn.info.port}"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -17,6 +19,9 @@ from pgorthanc_cli.errors import PgOrthancError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+_LOG_EVERY_S = 5.0
 
 
 def emit(result: object, *, as_json: bool) -> None:
@@ -62,11 +67,68 @@ def fail(error: PgOrthancError, *, as_json: bool) -> None:
         _line("  hint: ", "bold", error.hint)
 
 
+class Progress:
+    """Counts files and bytes: a bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
+
+    def __init__(self, bar: RichProgress | None, *, quiet: bool) -> None:
+        self._bar = bar
+        self._task = bar.add_task("files", total=None, bytes="") if bar else None
+        self._quiet = quiet
+        self._files = self._bytes = 0
+        self._started = self._told = time.monotonic()
+
+    def add(self, files: int, count_bytes: int) -> None:
+        """So many more are done."""
+        self._files += files
+        self._bytes += count_bytes
+        now = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            rate = size(self._bytes / max(now - self._started, 0.001))
+            self._bar.update(self._task, completed=self._files, bytes=f"{rate}/s")
+        elif not self._quiet and now - self._told >= _LOG_EVERY_S:
+            self._told = now
+            note(
+                f"{self._files:,} files, {size(self._bytes)}, {self._files / (now - self._started):,.0f} files/s"
+            )
+
+    def expect(self, total: int) -> None:
+        """The number of files is known, or known better, now."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total)
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a bar, and counting ahead is worth the work."""
+        return self._bar is not None
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Progress]:
+    """Progress on stderr for the length of a block."""
+    if quiet or not sys.stderr.isatty():
+        yield Progress(None, quiet=quiet)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:,.0f} files/s", markup=False),
+        TextColumn("{task.fields[bytes]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
+        yield Progress(bar, quiet=quiet)
+
+
 def console(stream: TextIO) -> Console:
     """A rich console; without a terminal there is no colour, and lines are as long as they need to be."""
     from rich.console import Console
 
-    return Console(file=stream, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000)
+    return Console(
+        file=stream, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000
+    )
 
 
 def plain(value: object) -> Any:
@@ -90,7 +152,7 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, int) and (name.endswith("_bytes") or name == "bytes"):
         return f"{value:,} ({size(value)})"
     if isinstance(value, int):
-        return f"{value:,}"
+        return str(value) if name in ("pid", "port") else f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
     if isinstance(value, dict):

@@ -18,7 +18,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
+from pgorthanc_cli import db, revision
 
 _numbers = itertools.count(1)
 
@@ -32,7 +32,7 @@ def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     from pgorthanc_cli import embedded
 
-    with embedded.attach(Path(tmp_path_factory.mktemp("server"))) as target:
+    with embedded.attach(Path(tmp_path_factory.mktemp("server")), superuser=True) as target:
         yield target.dsn
 
 
@@ -68,3 +68,22 @@ def new_database(admin: Connection, server_dsn: str) -> Iterator[Callable[[str |
 def empty(new_database: Callable[..., db.Target]) -> db.Target:
     """A new, empty database."""
     return new_database()
+
+
+@pytest.fixture(scope="session")
+def template(admin: Connection, server_dsn: str) -> Iterator[str]:
+    """The name of a template database with an empty index at the current revision, storage area included."""
+    name = f"pgorthanc_template_{os.getpid()}"
+    with admin.cursor() as cur:
+        cur.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with db.session(db.Target(make_dsn(server_dsn, dbname=name))) as conn:
+        revision.init(conn, schema="public")
+    yield name
+    with admin.cursor() as cur:
+        cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def fresh(new_database: Callable[..., db.Target], template: str) -> db.Target:
+    """A database with an empty index."""
+    return new_database(template)

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgorthanc_cli import output
+from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -28,7 +34,9 @@ def _json_flag(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
 
 
 _OUTPUT = (
-    click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_json_flag, help="Print one JSON document."),
+    click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, callback=_json_flag, help="Print one JSON document."
+    ),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
     click.option("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
 )
@@ -71,7 +79,9 @@ _CONNECTION_NAMES = (
 class Call:
     """One call of a command: its connection options and the way to show its result."""
 
-    def __init__(self, name: str, options: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    def __init__(
+        self, name: str, options: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bool
+    ) -> None:
         self.name = name
         self.options = options
         self.as_json = as_json
@@ -83,19 +93,25 @@ class Call:
         """The target and the Orthanc configuration that the options and the environment mean."""
         from pgorthanc_cli import config
 
+        if self.quiet:
+            logging.getLogger("pgorthanc_cli").setLevel(logging.ERROR)  # the tries of db.connect
         options = dict(self.options)
         embedded_dir = options.pop("embedded")
+        if embedded_dir:
+            _refuse_beside_embedded(options)
         found = config.resolve(application=f"pgorthanc {self.name}", **options)
-        if self.verbose:
-            for line in found.provenance:
-                output.note(str(line))
+        for warning in found.warnings:
+            self.warn(warning)
         if not embedded_dir:
-            yield found
+            self._explain(found)
+            yield replace(found, target=_with_password(found.target))
             return
         from pgorthanc_cli import embedded
 
         with embedded.attach(Path(embedded_dir)) as server:
-            yield replace(found, target=replace(found.target, dsn=server.dsn))
+            found = found.at(server.dsn, "--embedded")
+            self._explain(found)
+            yield found
 
     @contextmanager
     def target(self) -> Iterator[Target]:
@@ -104,12 +120,20 @@ class Call:
             yield found.target
 
     @contextmanager
-    def connection(self, *, readonly: bool = False) -> Iterator[Connection]:
-        """A connection to it."""
+    def connection(self, *, readonly: bool = False, need_schema: bool = True) -> Iterator[Connection]:
+        """A connection to it; unless `readonly` the server takes changes, and the schema exists if needed."""
         from pgorthanc_cli import db
 
-        with self.target() as target, db.session(target, readonly=readonly) as conn:
+        with (
+            self.target() as target,
+            db.session(target, readonly=readonly, need_schema=need_schema) as conn,
+        ):
             yield conn
+
+    def _explain(self, found: Resolved) -> None:
+        """With --verbose: where each setting came from."""
+        for setting in found.provenance if self.verbose else ():
+            output.note(str(setting))
 
     def emit(self, result: object) -> None:
         """Show the result: a table, or JSON."""
@@ -119,6 +143,58 @@ class Call:
         """Show a warning, unless --quiet."""
         if not self.quiet:
             output.warn(message)
+
+
+def _refuse_beside_embedded(options: dict[str, Any]) -> None:
+    clash = [
+        f"--{name}" for name in ("uri", "host", "port", "dbname", "username", "sslmode") if options[name]
+    ]
+    if clash:
+        raise UsageError(f"--embedded and {', '.join(clash)} contradict each other", "name one server")
+
+
+def _with_password(target: Target) -> Target:
+    """Ask for the password if the server wants one that nobody gave, and somebody sits at the terminal.
+
+    Tried here and once, because rooms never prompt; any other failure is left to the command itself.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return target
+    from pgorthanc_cli import db
+
+    try:
+        db.connect(replace(target, retries=0)).close()
+    except db.PasswordRequired:
+        return target.with_password(_prompt(f"Password for {target}"))
+    except PgOrthancError:
+        pass
+    return target
+
+
+def _prompt(question: str) -> str:
+    try:
+        answer: str = click.prompt(question, hide_input=True, err=True)
+    except click.Abort:
+        raise Interrupted("interrupted at the question for the password; nothing was done") from None
+    return answer
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event, for work that ends at the next safe point; the second one interrupts."""
+    stop = threading.Event()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., None]], click.Command]:

@@ -1,0 +1,280 @@
+"""What a schema consists of, and how that differs from what a revision of the index must consist of.
+
+A `Catalog` maps each object of a schema to its definition, both as text that does not depend on the schema's
+name, the server's version or the order of creation: `"column resources.childcount": "5 integer"`. The
+definitions that the scripts produce are kept in `catalogs/rev{N}.json`, written by `dump` and held against the
+scripts by tests. The bodies of functions are no part of it: those of the plugin differ from ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import RevisionError
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+    from psycopg2.extensions import connection as Connection
+
+Catalog = dict[str, str]
+
+TRIGRAM_INDEX = "dicomidentifiersindexvalues2"
+_INVALID = " INVALID"
+
+# Where pk stands in globalintegerschanges and invalidchildcounts depends on the way that led to revision 10, and
+# nothing may address these tables by position; so it counts as the first column.
+_OBJECTS = """
+WITH ours AS (
+    SELECT * FROM pg_class c WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND NOT EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
+SELECT 'table ' || relname,
+       CASE relkind WHEN 'p' THEN 'partitioned ' ELSE '' END
+       || CASE relpersistence WHEN 'u' THEN 'unlogged' ELSE 'permanent' END
+    FROM ours WHERE relkind IN ('r', 'p')
+UNION ALL
+SELECT format('column %s.%s', t.relname, a.attname),
+       concat_ws(' ', row_number() OVER (PARTITION BY t.oid ORDER BY a.attname <> 'pk', a.attnum),
+           format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
+           'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid),
+           CASE WHEN a.attidentity <> '' THEN 'IDENTITY' END, CASE WHEN a.attgenerated <> '' THEN 'GENERATED' END)
+    FROM ours t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+    WHERE t.relkind IN ('r', 'p')
+UNION ALL
+SELECT format('constraint %s.%s', t.relname, c.conname), pg_get_constraintdef(c.oid)
+    FROM pg_constraint c JOIN ours t ON t.oid = c.conrelid WHERE c.contype IN ('p', 'u', 'f', 'c', 'x')
+UNION ALL
+SELECT 'index ' || c.relname,
+       pg_get_indexdef(i.indexrelid, 0, true) || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END
+    FROM pg_index i JOIN ours c ON c.oid = i.indexrelid
+    WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
+UNION ALL
+SELECT 'sequence ' || c.relname,
+       concat_ws(' ', format_type(s.seqtypid, NULL), 'START', s.seqstart, 'INCREMENT', s.seqincrement,
+           'MIN', s.seqmin, 'MAX', s.seqmax, CASE WHEN s.seqcycle THEN 'CYCLE' END,
+           'OWNED BY ' || (SELECT format('%s.%s', t.relname, a.attname) FROM pg_depend d
+               JOIN pg_class t ON t.oid = d.refobjid
+               JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
+    FROM pg_sequence s JOIN ours c ON c.oid = s.seqrelid
+UNION ALL
+SELECT format('trigger %s.%s', t.relname, g.tgname),
+       pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'O' THEN '' ELSE ' ENABLED ' || g.tgenabled::text END
+    FROM pg_trigger g JOIN ours t ON t.oid = g.tgrelid WHERE NOT g.tgisinternal
+UNION ALL
+SELECT format('rule %s.%s', t.relname, r.rulename),
+       pg_get_ruledef(r.oid, true) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ' ENABLED ' || r.ev_enabled::text END
+    FROM pg_rewrite r JOIN ours t ON t.oid = r.ev_class WHERE t.relkind IN ('r', 'p')
+UNION ALL
+SELECT format('function %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
+       concat_ws(' ', p.prokind, 'RETURNS ' || pg_get_function_result(p.oid), l.lanname, p.provolatile,
+           CASE WHEN p.proisstrict THEN 'STRICT' END, CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' END, p.proconfig)
+    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+    WHERE p.pronamespace = quote_ident(current_schema())::regnamespace AND NOT EXISTS (
+        SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
+"""
+# Only what the scripts write: the rest of the properties is Orthanc's own business.
+_PROPERTIES = """SELECT 'property ' || property, value FROM globalproperties
+    WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)"""
+_COUNTERS = """SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'NULL' ELSE 'a number' END FROM globalintegers"""
+
+_OPERATOR_CLASS = re.compile(r'("(?:[^"]|"")+"|\w+)\.gin_trgm_ops')
+# The shape that the plugin gives it on a server whose version it cannot parse.
+_OTHER_CHILDREN_INDEX = (
+    "CREATE INDEX childrenindex2 ON resources USING btree (parentid, publicid, internalid)"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout of the tables that a release of the plugin made.
+
+    Attributes:
+        revision: Its revision; 0 for the layouts before revision 1.
+        plugins: The releases of the plugin that work with it.
+        has: Columns by which it is recognised.
+        lacks: Columns of other layouts.
+    """
+
+    revision: int
+    plugins: str
+    has: tuple[str, ...]
+    lacks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The revision for a message."""
+        return str(self.revision) if self.revision else "unknown"
+
+    def fits(self, found: Catalog) -> bool:
+        """Whether a schema has this layout."""
+        columns = {name.removeprefix("column ") for name in found}
+        return columns.issuperset(self.has) and columns.isdisjoint(self.lacks)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An object that is not as it must be.
+
+    Attributes:
+        name: The object, as in `index publicindex`.
+        found: Its definition in the database, None if it is missing.
+        wanted: The definition it must have, None if it must not be there.
+        matters: Whether the plugin may stumble over it.
+    """
+
+    name: str
+    found: str | None
+    wanted: str | None
+    matters: bool
+
+    def __str__(self) -> str:
+        """The difference as part of a message."""
+        if self.found is None:
+            return f"{self.name} is missing"
+        if self.wanted is None:
+            return f"{self.name} does not belong there"
+        return f"{self.name} is '{self.found}', wanted '{self.wanted}'"
+
+
+def snapshot(conn: Connection, schema: str) -> Catalog:
+    """Everything that a schema consists of, and the properties and counters of the index in it.
+
+    Leaves search_path at exactly this schema, as `db.connect` sets it.
+
+    Raises:
+        ConnectError: There is no such schema, or the role may not use it.
+    """
+    db.check_schema(conn, schema)
+    with conn.cursor() as cur:
+        cur.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
+        cur.execute(_OBJECTS)
+        catalog = {name: _neutral(definition) for name, definition in cur.fetchall()}
+        for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
+            if f"column {column}" in catalog:
+                cur.execute(query)
+                catalog |= dict(cur.fetchall())
+    return dict(sorted(catalog.items()))
+
+
+def layout(found: Catalog, schema: str) -> Layout | None:
+    """The layout that a schema has, by its tables and not by what it says of itself; None: no index there.
+
+    Raises:
+        RevisionError: There is something of that name, but of no known layout.
+    """
+    known = next((entry for entry in _layouts() if entry.fits(found)), None)
+    core = [name for name in ("resources", "globalproperties") if f"table {name}" in found]
+    if known is None and core:
+        raise RevisionError(
+            f"schema {schema} holds the table {' and '.join(core)}, but no Orthanc index of a known layout",
+            "use another schema; if this is a damaged index, restore it from a backup",
+        )
+    return known
+
+
+def revisions() -> list[int]:
+    """The revisions whose catalog is known, in ascending order."""
+    names = (re.fullmatch(r"rev(\d+)\.json", entry.name) for entry in _folder().iterdir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def wanted(revision: int, *, with_storage: bool) -> Catalog:
+    """What a schema must consist of at a revision, with the storage area or without."""
+    return _load(f"rev{revision}.json") | (storage() if with_storage else {})
+
+
+def storage() -> Catalog:
+    """What the storage area consists of."""
+    return _load("storagearea.json")
+
+
+def trigram(conn: Connection, found: Catalog) -> str:
+    """The state of the trigram index, which speeds up searches with wildcards.
+
+    Returns:
+        `valid`; `invalid` (its construction failed or still goes on); `missing` (it could be created);
+        `unavailable` (it cannot: the server does not have the extension pg_trgm).
+    """
+    definition = found.get(f"index {TRIGRAM_INDEX}")
+    if definition:
+        return "invalid" if definition.endswith(_INVALID) else "valid"
+    with conn.cursor() as cur:
+        cur.execute("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_trgm')")
+        return "missing" if (cur.fetchone() or (False,))[0] else "unavailable"
+
+
+def collisions(found: Catalog, wanted: Catalog) -> list[str]:
+    """The objects of a schema that stand in the way of those that are wanted."""
+    return [
+        name for name, definition in found.items() if name in wanted or _intrudes(name, definition, wanted)
+    ]
+
+
+def differences(found: Catalog, wanted: Catalog) -> list[Difference]:
+    """How a schema differs from what it must consist of.
+
+    Not counted, because the plugin works with it: what has a name of ours (`pgorthanc_...`), a trigram index that
+    is not there or not ready, and the shape of childrenindex2 that the plugin makes on servers whose version it
+    cannot read.
+    """
+    names = sorted(found.keys() | wanted.keys())
+    changed = (n for n in names if found.get(n) != wanted.get(n) and not _tolerated(n, found.get(n)))
+    return [
+        Difference(n, found.get(n), wanted.get(n), n in wanted or _intrudes(n, found[n], wanted))
+        for n in changed
+    ]
+
+
+def dump(catalog: Catalog) -> str:
+    """A catalog as the text of its file."""
+    return json.dumps(catalog, indent=0, ensure_ascii=False) + "\n"
+
+
+def _tolerated(name: str, found: str | None) -> bool:
+    if "pgorthanc_" in name:
+        return any(part.startswith("pgorthanc_") for part in re.split(r"[ .]", name))
+    if name == f"index {TRIGRAM_INDEX}":
+        return found is None or found.endswith(_INVALID)
+    return found == _OTHER_CHILDREN_INDEX
+
+
+def _intrudes(name: str, definition: str, wanted: Catalog) -> bool:
+    """Whether an object that is too much changes how the index works.
+
+    A second function of a name does (the plugin drops some by their bare name), and whatever belongs to a table of
+    the index, except an index that enforces nothing.
+    """
+    kind, _, rest = name.partition(" ")
+    if kind == "function":
+        bare = rest.partition("(")[0]
+        return any(other.startswith(f"function {bare}(") for other in wanted)
+    if kind == "index":
+        table = re.match(r"CREATE UNIQUE INDEX .* ON (?:ONLY )?(\S+) USING", definition)
+        return bool(table and f"table {table[1]}" in wanted)
+    return kind in ("column", "constraint", "trigger", "rule") and f"table {rest.partition('.')[0]}" in wanted
+
+
+def _neutral(definition: str) -> str:
+    """Without line breaks, and without the place where pg_trgm is installed."""
+    return _OPERATOR_CLASS.sub("gin_trgm_ops", " ".join(definition.split()))
+
+
+def _folder() -> Traversable:
+    return files("pgorthanc_cli") / "catalogs"
+
+
+def _load(name: str) -> Catalog:
+    catalog: Catalog = json.loads((_folder() / name).read_text(encoding="utf-8"))
+    return catalog
+
+
+def _layouts() -> list[Layout]:
+    entries = json.loads((_folder() / "layouts.json").read_text(encoding="utf-8"))
+    return [Layout(e["revision"], e["plugins"], tuple(e["has"]), tuple(e["lacks"])) for e in entries]

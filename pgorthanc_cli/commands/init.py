@@ -1,0 +1,72 @@
+"""`pgorthanc init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call
+from pgorthanc_cli.errors import UsageError
+
+
+@commands.command("init")
+@click.option("--revision", type=int, metavar="N", help="Revision of the index.  [default: the newest]")
+@click.option(
+    "--with-storage/--no-storage",
+    "storage",
+    default=None,
+    help="Also make the PostgreSQL storage area.  [default: by --config, else yes]",
+)
+@click.option(
+    "--create-database", is_flag=True, help="Create the database and the schema if they are missing."
+)
+@click.option(
+    "--create-role", "role", metavar="NAME", help="Create this role if missing; it will own the database."
+)
+@click.option(
+    "--role-password-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Its password; a missing file is written, with a new password.",
+)
+@click.option("--print-sql", is_flag=True, help="Print the script for an administrator, and stop.")
+@click.option("--dry-run", is_flag=True, help="Try everything, then roll it back.")
+def command(
+    call: Call,
+    *,
+    revision: int | None,
+    storage: bool | None,
+    create_database: bool,
+    role: str | None,
+    role_password_file: Path | None,
+    print_sql: bool,
+    dry_run: bool,
+) -> None:
+    """Make an Orthanc index in an empty schema, or mend what is missing in one."""
+    from pgorthanc_cli import db, provision
+    from pgorthanc_cli import revision as room
+
+    if (create_database or role) and (print_sql or dry_run):
+        raise UsageError(
+            "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
+        )
+    with call.resolved() as found:
+        target = found.target
+        if storage is None:
+            storage = found.orthanc is None or found.orthanc.enable_storage
+        if print_sql:
+            output.text(room.print_sql(schema=target.schema, revision=revision, with_storage=storage))
+            return
+        if create_database or role:
+            target = provision.prepare(
+                target, create_database=create_database, role=role, password_file=role_password_file
+            )
+        with db.session(target) as conn:
+            made = room.init(
+                conn, schema=target.schema, revision=revision, with_storage=storage, dry_run=dry_run
+            )
+    for warning in made.warnings:
+        call.warn(warning)
+    call.emit(made)

@@ -1,0 +1,138 @@
+"""`pgorthanc server`: keep the embedded PostgreSQL up for others, such as an Orthanc."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.errors import UsageError
+
+_DIRECTORY = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="PGDATA",
+    show_envvar=True,
+    required=True,
+    help="Folder of the server.",
+)
+
+
+@click.group("server")
+def command() -> None:
+    """A PostgreSQL server that needs no administrator, kept up for others.
+
+    Other commands use the same server with --embedded DIR, whether it is kept up or not.
+    """
+
+
+@commands.command("start", connection=False)
+@_DIRECTORY
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="TCP port.  [default: the one before; at first a free one]"
+)
+@click.option(
+    "--listen", metavar="ADDR", help="TCP address; * for all.  [default: the one before; at first 127.0.0.1]"
+)
+@click.option(
+    "-d",
+    "--dbname",
+    envvar="POSTGRES_DB",
+    show_envvar=True,
+    help="Database.  [default: the one before; at first named like the role]",
+)
+@click.option(
+    "-U",
+    "--username",
+    envvar="POSTGRES_USER",
+    show_envvar=True,
+    help="Role that owns the database.  [default: the one before; at first orthanc]",
+)
+@click.option(
+    "--password-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    envvar="POSTGRES_PASSWORD_FILE",
+    show_envvar=True,
+    help="File whose first line is the role's password.  [default: POSTGRES_PASSWORD, else generated]",
+)
+@click.option("--show-password", is_flag=True, help="Print the password instead of ***.")
+def start(
+    call: commands.Call,
+    *,
+    directory: Path,
+    port: int | None,
+    listen: str | None,
+    dbname: str | None,
+    username: str | None,
+    password_file: Path | None,
+    show_password: bool,
+) -> None:
+    """Start a server on TCP, with a password, and leave it running.
+
+    Creates the folder, the role and its database as far as they are missing, and prints how to connect and the
+    section for Orthanc's configuration. The password is in the folder's pgorthanc.password, mode 0600.
+    Connections are not encrypted: listen on another address than 127.0.0.1 only in a network that you trust.
+    """
+    from pgorthanc_cli import embedded
+
+    running = embedded.start(
+        directory,
+        port=port,
+        listen=listen,
+        database=dbname,
+        role=username,
+        password=_password(password_file),
+        show_password=show_password,
+    )
+    if call.as_json:
+        call.emit(running)
+        return
+    call.emit(replace(running, orthanc=None))
+    output.text("\n" + json.dumps(running.orthanc, indent=2))
+
+
+def _password(file: Path | None) -> str | None:
+    given = os.environ.get("POSTGRES_PASSWORD")
+    if file is None:
+        return given or None
+    if given and os.environ.get("POSTGRES_PASSWORD_FILE") == str(file):
+        raise UsageError("both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set", "keep one of them")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    if not lines or not lines[0]:
+        raise UsageError(f"the first line of {file} is empty, and no password", "write the password there")
+    return lines[0]
+
+
+@commands.command("stop", connection=False)
+@_DIRECTORY
+def stop(call: commands.Call, *, directory: Path) -> None:
+    """Stop a server; clients such as an Orthanc lose their connections.
+
+    Refused (exit code 5) while commands use it with --embedded.
+    """
+    from pgorthanc_cli import embedded
+
+    call.emit(embedded.stop(directory))
+
+
+@commands.command("status", connection=False)
+@_DIRECTORY
+def status(call: commands.Call, *, directory: Path) -> None:
+    """Tell whether a server runs, its version, where it listens, and what it holds.
+
+    Exit code 0: it runs. 1: it is stopped, or the folder holds none.
+    """
+    from pgorthanc_cli import embedded
+
+    found = embedded.status(directory)
+    call.emit(found)
+    click.get_current_context().exit(0 if found.state == "running" else 1)
+
+
+for _command in (start, stop, status):
+    command.add_command(_command)

@@ -1,0 +1,19 @@
+"""`pgorthanc status`."""
+
+from __future__ import annotations
+
+from pgorthanc_cli import commands
+from pgorthanc_cli.commands import Call
+
+
+@commands.command("status")
+def command(call: Call) -> None:
+    """Show the revision of an index, what it holds, who works on it, and what is still to be done."""
+    from pgorthanc_cli import db
+    from pgorthanc_cli import status as room
+
+    with call.target() as target, db.session(target, readonly=True) as conn:
+        found = room.status(conn, target.schema)
+    if found.recorded_revision != found.revision:
+        call.warn(f"recorded as revision {found.recorded_revision or 'none'}; run: pgorthanc upgrade")
+    call.emit(found)

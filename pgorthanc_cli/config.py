@@ -1,0 +1,312 @@
+"""Where the settings come from: options, environment, Orthanc's configuration, and libpq for the rest.
+
+`resolve` merges all sources into one `db.Target` and tells where each value came from. Highest first:
+
+1. options;
+2. `PGORTHANC_*`;
+3. Orthanc's configuration;
+4. libpq's environment, service file and .pgpass: left to libpq by leaving the parameter out;
+5. defaults.
+
+A URI and the "PostgreSQL" section each describe a server as a whole, so only the highest of them counts: a
+`--uri` for one server never inherits the password or the TLS mode written down for another. Single fields
+of a higher level override parts of it, those of a lower level fill what it leaves open.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.orthanc_config import DISCRETE_KEYS, OrthancConfiguration, load
+
+__all__ = ["OrthancConfiguration", "Resolved", "Setting", "load", "resolve"]
+
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+# Our names of the single fields -> libpq's.
+_FIELDS = {"host": "host", "port": "port", "dbname": "dbname", "username": "user", "sslmode": "sslmode"}
+# The variables that libpq reads itself, as far as they decide where a connection goes and how it is secured.
+_LIBPQ = {
+    "service": "PGSERVICE", "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT",
+    "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD", "passfile": "PGPASSFILE",
+    "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL",
+    "channel_binding": "PGCHANNELBINDING", "require_auth": "PGREQUIREAUTH", "gssencmode": "PGGSSENCMODE",
+    "target_session_attrs": "PGTARGETSESSIONATTRS", "connect_timeout": "PGCONNECT_TIMEOUT",
+    "options": "PGOPTIONS", "application_name": "PGAPPNAME",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it came from; passwords are masked."""
+
+    name: str
+    value: str
+    origin: str
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value} (from {self.origin})"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What all sources together mean.
+
+    Attributes:
+        target: The database.
+        provenance: Every setting of the connection with its origin.
+        orthanc: Orthanc's configuration, if one was named.
+        warnings: What the user should know, and may silence with --quiet.
+    """
+
+    target: db.Target
+    provenance: tuple[Setting, ...]
+    orthanc: OrthancConfiguration | None
+    warnings: tuple[str, ...]
+
+    def at(self, dsn: str, origin: str) -> Resolved:
+        """The same schema and configuration on another server; that of --embedded, for instance."""
+        kept = tuple(s for s in self.provenance if s.name in ("schema", "configuration"))
+        shown = tuple(_setting(k, v, origin) for k, v in db.parse(dsn, origin).items())
+        return replace(self, target=replace(self.target, dsn=dsn), provenance=shown + kept)
+
+
+def resolve(
+    *,
+    application: str,
+    uri: str | None = None,
+    host: str | None = None,
+    port: int | str | None = None,
+    dbname: str | None = None,
+    username: str | None = None,
+    sslmode: str | None = None,
+    schema: str | None = None,
+    config: str | Path | None = None,
+    password_file: str | Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Resolved:
+    """The target that the options (None: not given) and the environment mean, and where each value came from.
+
+    Raises:
+        UsageError: Sources of one level that contradict each other, values out of range, an unreadable file.
+        ConfigurationError: The same within Orthanc's configuration.
+    """
+    fields = {"host": host, "port": port, "dbname": dbname, "username": username, "sslmode": sslmode}
+    options = {"uri": uri, **fields, "schema": schema, "config": config, "password_file": password_file}
+    levels = (_options_level(options), _environment_level((*options, "password"), environ))
+    named = _first(levels, "config")
+    orthanc = load(named.value, environ) if named else None
+    warnings = [
+        *(orthanc.warnings if orthanc else ()),
+        *(w for level in levels for w in _level_warnings(level)),
+    ]
+    sources = [source for level in levels for source in _level_sources(level)]
+    if named and orthanc:
+        sources.append(_configuration_source(orthanc, named.value))
+    parts = _merge(sources)
+    space = _schema(levels, orthanc)
+    shown = [*(_setting(k, p.value, p.origin) for k, p in parts.items()), *_left_to_libpq(parts, environ)]
+    shown.append(Setting("schema", space.value, space.origin))
+    if named:
+        shown.append(Setting("configuration", named.value, named.origin))
+    target = db.Target(
+        make_dsn(**{name: part.value for name, part in parts.items()}),
+        schema=space.value,
+        retries=orthanc.postgresql("MaximumConnectionRetries") if orthanc else 0,
+        retry_interval_s=float(orthanc.postgresql("ConnectionRetryInterval")) if orthanc else 5.0,
+        application=application,
+    )
+    return Resolved(target, tuple(shown), orthanc, tuple(warnings))
+
+
+@dataclass(frozen=True, repr=False)
+class _Part:
+    """A value, as it is, and the place that gave it."""
+
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, repr=False)
+class _Source:
+    """Parameters of a connection by libpq's names; `whole`: they describe a server as a whole."""
+
+    parts: Mapping[str, _Part]
+    whole: bool = False
+
+
+_Level = Mapping[str, _Part]  # by the name of the option, with _ for -
+
+
+def _options_level(options: Mapping[str, object]) -> _Level:
+    given = {name: str(value) for name, value in options.items() if value not in (None, "")}
+    return {name: _Part(value, "--" + name.replace("_", "-")) for name, value in given.items()}
+
+
+def _environment_level(names: Iterable[str], environ: Mapping[str, str]) -> _Level:
+    """The variables that are set; an empty one counts as not set, as in compose files."""
+    variables = {name: f"PGORTHANC_{name.upper()}" for name in names}
+    return {name: _Part(environ[v], v) for name, v in variables.items() if environ.get(v)}
+
+
+def _first(levels: Iterable[_Level], name: str) -> _Part | None:
+    return next((level[name] for level in levels if name in level), None)
+
+
+def _schema(levels: Iterable[_Level], orthanc: OrthancConfiguration | None) -> _Part:
+    """Options and environment name it exactly; the plugin lower-cases what the configuration says."""
+    given = _first(levels, "schema")
+    if given:
+        return given
+    if orthanc and orthanc.given("Schema"):
+        return _Part(orthanc.schema, f"{orthanc.path}: Schema")
+    return _Part("public", "default")
+
+
+def _level_sources(level: _Level) -> Iterator[_Source]:
+    """What one level says, the single fields before the URI."""
+    _refuse_contradictions(level)
+    own = {libpq: level[name] for name, libpq in _FIELDS.items() if name in level}
+    if "port" in own and not (own["port"].value.isdecimal() and 1 <= int(own["port"].value) <= 65535):
+        raise UsageError(f"{own['port'].origin} is {own['port'].value!r}, wanted a port from 1 to 65535")
+    if "sslmode" in own and own["sslmode"].value not in SSLMODES:
+        raise UsageError(
+            f"{own['sslmode'].origin} is {own['sslmode'].value!r}, wanted one of {', '.join(SSLMODES)}"
+        )
+    if "password_file" in level:
+        own["password"] = _read_password(level["password_file"])
+    elif "password" in level:
+        own["password"] = level["password"]
+    yield _Source(own)
+    if "uri" in level:
+        origin = level["uri"].origin
+        parsed = db.parse(level["uri"].value, origin)
+        if "password" in parsed and "password" in own:
+            raise UsageError(
+                f"{origin} holds a password, and {own['password'].origin} gives another one", "keep one"
+            )
+        yield _Source({name: _Part(value, origin) for name, value in parsed.items()}, whole=True)
+
+
+def _refuse_contradictions(level: _Level) -> None:
+    for one, others in (("uri", tuple(_FIELDS)), ("password", ("password_file",))):
+        clash = [level[name].origin for name in others if one in level and name in level]
+        if clash:
+            raise UsageError(
+                f"{level[one].origin} and {', '.join(clash)} contradict each other",
+                "give the connection as one URI or as single fields, and the password once",
+            )
+
+
+def _level_warnings(level: _Level) -> Iterator[str]:
+    uri = level.get("uri")
+    if uri and uri.origin.startswith("--") and "password" in db.parse(uri.value, uri.origin):
+        yield (
+            "the password in --uri can be read in the process list by every user of this machine; "
+            "use ~/.pgpass, --password-file or PGORTHANC_URI"
+        )
+    file = level.get("password_file")
+    if file:
+        mode = _file_mode(file)
+        if stat.S_ISREG(mode) and mode & 0o077:
+            yield f"{file.value} can be read by others; run: chmod 600 {shlex.quote(file.value)}"
+
+
+def _file_mode(file: _Part) -> int:
+    try:
+        return os.stat(file.value).st_mode
+    except OSError as error:
+        raise UsageError(f"{file.origin}: {file.value} cannot be read: {error.strerror}") from None
+
+
+def _read_password(file: _Part) -> _Part:
+    """The first line of a password file, without its line end."""
+    try:
+        with open(file.value, encoding="utf-8", newline="") as stream:
+            password = stream.readline().rstrip("\r\n")
+    except OSError as error:
+        raise UsageError(f"{file.origin}: {file.value} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file.origin}: {file.value} is not UTF-8 text") from None
+    if not password:
+        raise UsageError(f"{file.origin}: the first line of {file.value} is empty", "put the password there")
+    return _Part(password, f"{file.origin} {file.value}")
+
+
+def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:
+    """The connection of the "PostgreSQL" section as the plugin makes it, with the plugin's defaults.
+
+    A section without any of `DISCRETE_KEYS` says nothing about the connection. ApplicationName is not taken
+    over: it is the name of that Orthanc, and the tool shows its own in pg_stat_activity.
+    """
+    uri = orthanc.postgresql("ConnectionUri")
+    if uri:
+        origin = f"{path}: ConnectionUri"
+        parsed = db.parse(uri, origin)
+        parsed.pop("application_name", None)
+        return _Source({name: _Part(value, origin) for name, value in parsed.items()}, whole=True)
+    if not any(orthanc.given(key) for key in DISCRETE_KEYS):
+        return _Source({})
+    names = {"Host": "host", "Port": "port", "Database": "dbname", "Username": "user", "Password": "password"}
+    values = {key: str(orthanc.postgresql(key)) for key in names}
+    parts = {names[key]: _Part(v, _origin(orthanc, path, key)) for key, v in values.items() if v}
+    sslmode = "require" if orthanc.postgresql("EnableSsl") else "disable"
+    parts["sslmode"] = _Part(sslmode, _origin(orthanc, path, "EnableSsl"))
+    return _Source(parts, whole=True)
+
+
+def _origin(orthanc: OrthancConfiguration, path: str, key: str) -> str:
+    return f"{path}: {key}" if orthanc.given(key) else f"{path}: default of {key}"
+
+
+def _merge(sources: Iterable[_Source]) -> dict[str, _Part]:
+    """The parameters of all sources, highest first; of the whole descriptions only the first one counts."""
+    chosen: dict[str, _Part] = {}
+    described = False
+    for source in sources:
+        if source.whole and described:
+            continue
+        described = described or source.whole
+        fitting = {name: part for name, part in source.parts.items() if _fits(name, part, chosen, source)}
+        chosen = fitting | chosen
+    order = ("service", "host", "hostaddr", "port", "dbname", "user", "password")
+    return dict(
+        sorted(chosen.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
+    )
+
+
+def _fits(name: str, part: _Part, chosen: Mapping[str, _Part], source: _Source) -> bool:
+    """Whether a parameter still means something beside those that a higher level has chosen."""
+    if "service" in chosen and name != "password":
+        return False  # a service says what the rest is; only a higher level may override it
+    if "host" in chosen and (name == "hostaddr" or (name == "port" and "," in part.value)):
+        return False  # they belong to the hosts that are overridden
+    if source.whole and name == "password" and "user" in chosen and "user" in source.parts:
+        return chosen["user"].value == source.parts["user"].value  # else it is the password of another role
+    return True
+
+
+def _left_to_libpq(parts: Mapping[str, _Part], environ: Mapping[str, str]) -> Iterator[Setting]:
+    for name, variable in _LIBPQ.items():
+        if name not in parts and environ.get(variable):
+            yield _setting(name, environ[variable], f"{variable}, read by libpq")
+    for name in ("host", "port", "dbname", "user"):
+        served = "service" in parts or environ.get("PGSERVICE")
+        if name not in parts and not served and not environ.get(_LIBPQ[name]):
+            yield Setting(name, "(not given)", "libpq's default")
+    if "password" not in parts and not environ.get("PGPASSWORD"):
+        yield Setting("password", "(not given)", ".pgpass, looked up by libpq")
+
+
+def _setting(name: str, value: str, origin: str) -> Setting:
+    return Setting(name, db.MASK if name in db.SECRETS else value, origin)

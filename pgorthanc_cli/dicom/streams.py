@@ -1,0 +1,182 @@
+"""Where the pixel data starts, and which transfer syntax a file names: Orthanc's own forward readers.
+
+They are apart from the walk over the structure on purpose. Orthanc reads these two from the raw bytes, and where
+its readers give up a row is missing although the file is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple
+
+from pgorthanc_cli.dicom.container import EXPLICIT_BE, IMPLICIT_LE, TRANSFER_SYNTAX_UID
+from pgorthanc_cli.dicom.model import Buffer
+from pgorthanc_cli.dicom.structure import (
+    ITEM,
+    ITEM_END,
+    LONG_VRS,
+    PIXEL_DATA,
+    SEQUENCE_END,
+    SHORT_VRS,
+    UNDEFINED,
+)
+
+_IMAGES = (*range(50, 67), 70, 80, 81, *range(90, 96), *range(100, 109), 110, 111, 112, 201, 202, 203)
+KNOWN = frozenset(
+    [f"1.2.840.10008.1.2{n}" for n in ("", ".1", ".1.99", ".2", ".5", ".6.1", ".6.2")]
+    + [f"1.2.840.10008.1.2.4.{n}" for n in _IMAGES]
+)
+
+_LONGEST = {
+    **dict.fromkeys(("AE", "CS", "DS", "SH"), 16),
+    **dict.fromkeys(("LO", "UI"), 64),
+    **dict.fromkeys(("AS", "AT", "UL", "SL", "FL"), 4),
+    **dict.fromkeys(("US", "SS"), 2),
+    **dict.fromkeys(("FD", "SV", "UV"), 8),
+    "DA": 18,
+    "DT": 54,
+    "IS": 12,
+    "LT": 10240,
+    "ST": 1024,
+    "TM": 28,
+}
+
+_SHORT = frozenset(vr.encode() for vr in SHORT_VRS)
+_LONG = frozenset(vr.encode() for vr in LONG_VRS)
+_READ_FIRST = _SHORT | {b"SQ"}
+_HEADER = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
+_TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}
+_LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
+_META = 144  # preamble, DICM and the group length are before it
+
+
+class _Malformed(Exception):  # noqa: N818 - never leaves this module
+    """The reader gives up."""
+
+
+class PixelData(NamedTuple):
+    """The pixel data element of the top level.
+
+    Attributes:
+        offset: position of its first byte in the file.
+        transfer_syntax: of the file.
+        vr: as written in the file; empty in implicit files.
+    """
+
+    offset: int
+    transfer_syntax: str
+    vr: str
+
+
+class _MetaElement(NamedTuple):
+    tag: int
+    vr: str
+    value: bytes
+    end: int  # position after it
+
+
+def _meta_elements(data: Buffer) -> Iterator[_MetaElement]:
+    """The elements of the file meta information after the group length; the last one may go beyond it."""
+    if len(data) < _META or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
+        raise _Malformed
+    pos, stop = _META, _META + _LENGTH["<"](data, 140)[0]
+    while pos < stop:
+        if pos + 8 > len(data):
+            raise _Malformed
+        group, element, vr, length = _HEADER["<"](data, pos)
+        pos += 8
+        if vr in _LONG and length == 0 and pos + 4 <= len(data):
+            length, pos = _LENGTH["<"](data, pos)[0], pos + 4
+        elif vr not in _SHORT:
+            raise _Malformed
+        if pos + length > len(data):
+            raise _Malformed
+        end = pos + length
+        yield _MetaElement(group << 16 | element, vr.decode(), bytes(data[pos:end]), end)
+        pos = end
+
+
+def named_transfer_syntax(data: Buffer) -> str | None:
+    """The transfer syntax that the file meta information names, "" if it names none that Orthanc knows.
+
+    Returns:
+        None if there is no file meta information, or it is not strictly well-formed.
+    """
+    uid = b""
+    try:
+        for element in _meta_elements(data):
+            if len(element.value) > _LONGEST.get(element.vr, UNDEFINED):
+                return None
+            uid = element.value if element.tag == TRANSFER_SYNTAX_UID and not uid else uid
+    except _Malformed:
+        return None
+    name = uid.removesuffix(b"\0").translate(None, b" \t\n\x0b\x0c\r").decode("latin-1")
+    return name if name in KNOWN else ""
+
+
+def pixel_data(data: Buffer) -> PixelData | None:
+    """Find the pixel data from the start of the file, None where Orthanc's reader does not find it."""
+    try:
+        uid, pos = b"", _META
+        for element in _meta_elements(data):
+            pos = element.end
+            uid = element.value if element.tag == TRANSFER_SYNTAX_UID and not uid else uid
+        syntax = (uid[:-1] if uid[-1:] in (b" ", b"\0") else uid).decode("latin-1")
+        if syntax not in KNOWN or pos != _META + _LENGTH["<"](data, 140)[0]:
+            return None
+        found = _forward(data, pos, syntax)
+    except _Malformed:
+        return None
+    return None if found is None else PixelData(found[0], syntax, found[1])
+
+
+def _forward(data: Buffer, pos: int, syntax: str) -> tuple[int, str] | None:
+    """Position and VR of the pixel data, None if a later tag comes first."""
+    order, implicit = ">" if syntax == EXPLICIT_BE else "<", syntax == IMPLICIT_LE
+    header, size, depth = _HEADER[order], len(data), 0
+    short_vrs: frozenset[bytes] = frozenset() if implicit else _SHORT
+    while pos + 8 <= size:
+        group, element, letters, short_length = header(data, pos)
+        tag = group << 16 | element
+        if tag < PIXEL_DATA and letters in short_vrs:  # nearly all elements: nothing to decide
+            pos += 8 + short_length
+            continue
+        if tag in (ITEM, ITEM_END, SEQUENCE_END):
+            pos, depth = _delimiter(data, pos, tag, order, depth)
+            continue
+        vr = b"" if implicit else letters
+        start, length = _value(data, pos, order, vr, short_length)
+        nests = length == UNDEFINED and vr not in _SHORT
+        end = start if nests else start + length
+        # A long value is judged by its header; a short one and a sequence only when they were read.
+        judged = vr not in _READ_FIRST or (end <= size and not nests)
+        if judged and depth == 0 and tag >= PIXEL_DATA:
+            return (pos, _vr_name(vr)) if tag == PIXEL_DATA else None
+        pos, depth = end, depth + nests
+    raise _Malformed
+
+
+def _value(data: Buffer, pos: int, order: str, vr: bytes, short_length: int) -> tuple[int, int]:
+    """Position and length of a value; no VR is an implicit element."""
+    if not vr:
+        return pos + 8, _LENGTH[order](data, pos + 4)[0]
+    if vr in _SHORT:
+        return pos + 8, short_length
+    if pos + 12 > len(data) or (short_length and vr != b"SQ"):  # the reserved bytes
+        raise _Malformed
+    return pos + 12, _LENGTH[order](data, pos + 8)[0]
+
+
+def _delimiter(data: Buffer, pos: int, tag: int, order: str, depth: int) -> tuple[int, int]:
+    """Position and depth after the header of an item, or after one of the two delimiters."""
+    length = _LENGTH[order](data, pos + 4)[0]
+    if tag == ITEM:
+        return pos + 8 + (0 if length == UNDEFINED else length), depth
+    if length or not depth:
+        raise _Malformed
+    return pos + 8, depth - (tag == SEQUENCE_END)
+
+
+def _vr_name(vr: bytes) -> str:
+    return vr.decode() if not vr or vr in _SHORT or vr in _LONG else "UN"

@@ -1,0 +1,271 @@
+"""The structure of a data set (PS3.5, chapter 7), walked strictly to its last byte as DCMTK does.
+
+A walk looks at every header, jumps over every value, and remembers only the elements that somebody wants: pixel
+data is never copied, and memory does not grow with the file. Whatever cannot be followed is `Refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from struct import Struct
+from typing import NamedTuple
+
+from pgorthanc_cli.dicom.dictionary import vr_of, written
+from pgorthanc_cli.dicom.model import Buffer, Refused
+
+PIXEL_DATA = 0x7FE00010
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+UNDEFINED = 0xFFFFFFFF
+NOTHING: Container[int] = range(0)
+EVERYTHING: Container[int] = range(1 << 32)
+
+MAX_DEPTH = 64  # Orthanc 1.13.0 refuses that many nested sequences
+MAX_KEPT = 1_000_000  # elements remembered inside sequences; the text made of them must fit PostgreSQL's 1 GB
+
+
+def vrs(names: str) -> frozenset[str]:
+    """A set of value representations, from their names with spaces between."""
+    return frozenset(names.split())
+
+
+SHORT_VRS = vrs("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US")
+LONG_VRS = vrs("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+_VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True) for vr in LONG_VRS}
+
+
+class Encoding(NamedTuple):
+    """How elements are written: with or without a VR, and the byte order as `struct` spells it."""
+
+    explicit: bool
+    order: str
+
+
+IMPLICIT = Encoding(False, "<")
+EXPLICIT = Encoding(True, "<")
+BIG_ENDIAN = Encoding(True, ">")
+
+
+class Element(NamedTuple):
+    """One element: where its value is, or the items that it has.
+
+    Attributes:
+        tag: group and element, as one number.
+        vr: two letters; empty for letters that are no VR of DICOM.
+        start: position of the value, in bytes.
+        length: of the value, in bytes; `UNDEFINED` for fragments and sequences of undefined length.
+        order: byte order of the value.
+        items: of a sequence, each the first element of every tag in it; None for all other elements.
+    """
+
+    tag: int
+    vr: str
+    start: int
+    length: int
+    order: str
+    items: list[dict[int, Element]] | None = None
+
+
+_TAG_VR_LENGTH = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
+_TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}
+_LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
+
+Header = tuple[int, str, int, int]  # tag, VR, position of the value, length
+
+
+class Walker:
+    """Walks one buffer; `deepest` tells how many sequences were nested."""
+
+    def __init__(self, data: Buffer) -> None:
+        """Walk `data`, which is not copied."""
+        self.data = data
+        self.size = len(data)
+        self.deepest = 0
+        self._kept = 0
+
+    def data_set(
+        self, pos: int, encoding: Encoding, wanted: Container[int], *, encapsulated: bool = False
+    ) -> dict[int, Element]:
+        """The wanted elements of the data set from `pos` to the end of the buffer, the first of each tag.
+
+        Args:
+            pos: where the data set starts.
+            encoding: of the data set.
+            wanted: tags to remember; their sequences are remembered with all that is inside.
+            encapsulated: the transfer syntax wants pixel data in fragments (PS3.5, A.4).
+
+        Raises:
+            Refused: the structure cannot be followed to the last byte.
+        """
+        kept: dict[int, Element] = {}
+        read, size = self._reader(encoding), self.size
+        while pos < size:
+            header = read(pos)
+            if header[0] == ITEM_END:
+                raise Refused(f"misplaced item delimiter at byte {pos}")
+            if encapsulated and header[0] == PIXEL_DATA and header[3] != UNDEFINED:
+                raise Refused(f"native pixel data at byte {pos} in an encapsulated transfer syntax")
+            pos = self.element(header, encoding, wanted, kept)
+        return kept
+
+    def header(self, pos: int, encoding: Encoding) -> Header:
+        """The header of the element at `pos`."""
+        return self._reader(encoding)(pos)
+
+    def element(
+        self,
+        header: Header,
+        encoding: Encoding,
+        wanted: Container[int],
+        kept: dict[int, Element],
+        depth: int = 0,
+    ) -> int:
+        """Step over a value, and remember the element if it is wanted and the first of its tag.
+
+        Returns:
+            The position after the element.
+        """
+        tag, vr, start, length = header
+        keep = tag in wanted and tag not in kept
+        items: list[dict[int, Element]] | None = None
+        if length == UNDEFINED or vr == "SQ":
+            end, items = self._nested(header, encoding, depth, keep)
+        else:
+            end = start + length
+            if end > self.size:
+                raise Refused(
+                    f"element ({written(tag)}) at byte {start} has {length} bytes, "
+                    f"of which {self.size - start} are there: the file is cut off or damaged"
+                )
+        if keep:
+            kept[tag] = Element(tag, vr, start, length, encoding.order, items)
+        return end
+
+    def _nested(
+        self, header: Header, encoding: Encoding, depth: int, keep: bool
+    ) -> tuple[int, list[dict[int, Element]] | None]:
+        """Step over a sequence or fragments."""
+        tag, vr, start, length = header
+        if vr == "SQ":
+            return self._sequence(start, length, encoding, depth + 1, keep)
+        if vr == "UN":  # PS3.5, 6.2.2: a sequence in implicit little endian
+            return self._sequence(start, length, IMPLICIT, depth + 1, keep)
+        if tag == PIXEL_DATA and vr in ("OB", "OW"):
+            return self._fragments(start, encoding), None
+        raise Refused(
+            f"element ({written(tag)}) at byte {start} has an undefined length, which its VR cannot have"
+        )
+
+    def _sequence(
+        self, pos: int, length: int, encoding: Encoding, depth: int, keep: bool
+    ) -> tuple[int, list[dict[int, Element]]]:
+        """Step over the items of a sequence; a defined length may end before its last item does."""
+        if depth >= MAX_DEPTH:
+            raise Refused(f"too many nested sequences: {depth}, Orthanc takes fewer than {MAX_DEPTH}")
+        self.deepest = max(self.deepest, depth)
+        items: list[dict[int, Element]] = []
+        stop = None if length == UNDEFINED else pos + length
+        while stop is None or pos < stop:
+            tag, item_length = self._tag_and_length(pos, encoding.order)
+            pos += 8
+            if stop is None and tag == SEQUENCE_END and item_length == 0:
+                break
+            if tag != ITEM:
+                raise Refused(f"no item but ({written(tag)}) at byte {pos - 8} inside a sequence")
+            pos, item = self._item(pos, item_length, encoding, depth, keep)
+            if keep:
+                items.append(item)
+        return pos, items
+
+    def _item(
+        self, pos: int, length: int, encoding: Encoding, depth: int, keep: bool
+    ) -> tuple[int, dict[int, Element]]:
+        """Step over one item. One of defined length may also end, between two elements, with the file."""
+        kept: dict[int, Element] = {}
+        wanted = EVERYTHING if keep else NOTHING
+        read = self._reader(encoding)
+        stop = self.size + 1 if length == UNDEFINED else min(pos + length, self.size)
+        while pos < stop:
+            header = read(pos)
+            if header[0] == ITEM_END:
+                if length != UNDEFINED or header[3]:
+                    raise Refused(f"misplaced item delimiter at byte {pos}")
+                pos = header[2]
+                break
+            pos = self.element(header, encoding, wanted, kept, depth)
+        if length != UNDEFINED and pos != stop:
+            raise Refused(f"an item should end at byte {stop}, but its last element ends at byte {pos}")
+        self._kept += len(kept)
+        if self._kept > MAX_KEPT:
+            raise Refused(f"more than {MAX_KEPT} elements in sequences that the index stores")
+        return pos, kept
+
+    def _fragments(self, pos: int, encoding: Encoding) -> int:
+        """Step over the fragments of encapsulated pixel data (PS3.5, A.4)."""
+        while True:
+            tag, length = self._tag_and_length(pos, encoding.order)
+            pos += 8
+            if tag == SEQUENCE_END and length == 0:
+                return pos
+            if tag != ITEM or pos + length > self.size:
+                raise Refused(f"the pixel data has no complete fragment at byte {pos - 8}")
+            pos += length
+
+    def _tag_and_length(self, pos: int, order: str) -> tuple[int, int]:
+        if pos + 8 > self.size:
+            raise self._cut(pos)
+        group, element, length = _TAG_LENGTH[order](self.data, pos)
+        return group << 16 | element, length
+
+    def _reader(self, encoding: Encoding) -> Callable[[int], Header]:
+        """The function that reads a header in this encoding."""
+        if not encoding.explicit:
+            return self._implicit
+        return self._explicit if encoding.order == "<" else self._explicit_big_endian
+
+    def _implicit(self, pos: int) -> Header:
+        if pos + 8 > self.size:
+            raise self._cut(pos)
+        group, element, length = _TAG_LENGTH["<"](self.data, pos)
+        tag = group << 16 | element
+        if group == 0xFFFE and tag != ITEM_END:
+            raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
+        return tag, vr_of(tag), pos + 8, length
+
+    def _explicit_big_endian(self, pos: int) -> Header:
+        return self._explicit(pos, ">")
+
+    def _explicit(self, pos: int, order: str = "<") -> Header:
+        if pos + 8 > self.size:
+            raise self._cut(pos)
+        group, element, letters, length = _TAG_VR_LENGTH[order](self.data, pos)
+        tag = group << 16 | element
+        if group == 0xFFFE:
+            if tag != ITEM_END:
+                raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
+            return tag, "", pos + 8, _LENGTH[order](self.data, pos + 4)[0]
+        vr, is_long = _VRS.get(letters) or _irregular(letters, pos)
+        if not is_long:
+            return tag, vr, pos + 8, length
+        if pos + 12 > self.size:
+            raise self._cut(pos)
+        return tag, vr, pos + 12, _LENGTH[order](self.data, pos + 8)[0]
+
+    def _cut(self, pos: int) -> Refused:
+        left = self.size - pos
+        return Refused(
+            f"{left} bytes at byte {pos} are no element: the file is cut off, or something follows it"
+        )
+
+
+def _irregular(letters: bytes, pos: int) -> tuple[str, bool]:
+    """How DCMTK reads an element whose VR is none of DICOM's: no name, and the size of its length field."""
+    first, second = letters
+    if letters in (b"na", b"pi") or not (0x20 <= first < 0x7F and 0x20 <= second < 0x7F):
+        raise Refused(f"the element at byte {pos} has no value representation")
+    upper = 0x41 <= first <= 0x5A and 0x41 <= second <= 0x5A
+    return "", upper or letters in (b"ox", b"px", b"lt")
+
+
+def is_vr(letters: bytes) -> bool:
+    """True for the two letters of a VR of DICOM."""
+    return letters in _VRS

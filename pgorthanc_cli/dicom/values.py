@@ -1,0 +1,209 @@
+"""From the bytes of an element to the text that Orthanc's index has for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from struct import Struct
+from typing import Any
+
+from pgorthanc_cli.dicom.charset import Charset, charset
+from pgorthanc_cli.dicom.dictionary import XS, is_private, name_of, vr_of, written
+from pgorthanc_cli.dicom.model import Buffer, Profile, Refused
+from pgorthanc_cli.dicom.structure import UNDEFINED, Element, vrs
+from pgorthanc_cli.dicom.tags import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET
+
+LIMIT = 256  # bytes of UTF-8; a longer text is not stored
+_HEAD = 1 << 16  # bytes of a value that are enough, but for oddities, to see that its text is too long
+_MAX_NUMBERS = 256  # of OF, OD, OL and OV
+_MAX_NUMBER_BYTES = 16 << 20  # of the other numbers, which Orthanc stores whole
+
+# Orthanc versions since which the same value gives another text.
+_TRIMS_NUL_SINCE = (1, 12, 3)  # the first one with a DCMTK newer than 3.6.7
+_SPLITS_JAPANESE_SINCE = (1, 12, 9)
+_ALL_NUMBERS_SINCE = (1, 12, 11)
+
+TEXT_VRS = vrs("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT")
+_BINARY = frozenset({"OB", "OW", ""})
+_WHITE = b" \t\n\x0b\x0c\r"
+
+# VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind whole, however long.
+_NUMBERS = {
+    "US": ("H", "%d"),
+    "SS": ("h", "%d"),
+    "UL": ("I", "%d"),
+    "SL": ("i", "%d"),
+    "UV": ("Q", "%d"),
+    "SV": ("q", "%d"),
+    "FL": ("f", "%.17g"),
+    "FD": ("d", "%.17g"),
+}
+_ARRAYS = {"OF": ("f", "%.9g"), "OD": ("d", "%.17g"), "OL": ("I", "%d"), "OV": ("Q", "%d")}
+_LATE = frozenset({"UV", "SV", *_ARRAYS})
+_STRUCTS = {(code, order): Struct(order + code) for code in "HhIiQqfd" for order in "<>"}
+_TAGS = {order: Struct(order + "HH") for order in "<>"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Makes texts of the elements of one file.
+
+    Attributes:
+        data: what the elements point into.
+        charset: of the file.
+        signed: "US or SS" of implicit files is SS (PixelRepresentation of the data set).
+        trims_nul: trailing 00 bytes are padding as spaces are (DCMTK after 3.6.7).
+        all_numbers: AT has all its values, and SV, UV, OF, OD, OL and OV have a text (Orthanc 1.12.11).
+    """
+
+    data: Buffer
+    charset: Charset
+    signed: bool
+    trims_nul: bool
+    all_numbers: bool
+
+    def text(self, element: Element) -> str | None:
+        """The text of an element, None if it is a sequence, binary, a number without value, or too long."""
+        text = self._whole_text(element)
+        return None if text is None or _too_long(element.vr, text) else text
+
+    def raw(self, element: Element, limit: int = UNDEFINED) -> bytes:
+        """The bytes of a value, the first ones if it has more than `limit`."""
+        return bytes(self.data[element.start : element.start + min(element.length, limit)])
+
+    def _whole_text(self, element: Element) -> str | None:
+        vr = element.vr
+        if element.items is not None or vr in _BINARY:
+            return None
+        if vr in TEXT_VRS or vr == "UN":
+            head = self._decoded(element, _HEAD)
+            if element.length <= _HEAD or head is None or _too_long(vr, head):
+                return head
+            return self._decoded(element, element.length)
+        return self._numbers(element, ("SS" if self.signed else "US") if vr == XS else vr)
+
+    def _trimmed(self, raw: bytes, vr: str) -> bytes:
+        if vr == "UI":
+            return raw.partition(b"\0")[0].translate(None, _WHITE)
+        return raw.rstrip(b" \0" if self.trims_nul else b" ").partition(b"\0")[0]
+
+    def _decoded(self, element: Element, limit: int) -> str | None:
+        """A text; UN is one if the dictionary has a text VR for the tag, and then has one byte of padding at most."""
+        vr, raw = element.vr, self.raw(element, limit)
+        if vr != "UN":
+            return self.charset.decode(self._trimmed(raw, vr), vr)
+        vr = vr_of(element.tag)
+        if vr not in TEXT_VRS or is_private(element.tag):
+            return None
+        if len(raw) % 2 == 0 and raw.endswith(b"\0"):
+            raw = raw[:-1]
+        return self.charset.decode(raw, vr)
+
+    def _numbers(self, element: Element, vr: str) -> str | None:
+        if vr in _LATE and not self.all_numbers:
+            return None
+        if vr == "AT":
+            return self._tags(element)
+        if vr in _ARRAYS:
+            code, form = _ARRAYS[vr]
+            unpacker = _STRUCTS[code, element.order]
+            raw = self.raw(element, _MAX_NUMBERS * unpacker.size)
+            return "\\".join(form % number for number in unpacker.iter_unpack(_whole(raw, unpacker.size)))
+        if element.length > _MAX_NUMBER_BYTES:
+            raise Refused(
+                f"({written(element.tag)}) has {element.length} bytes of numbers, too many for the index"
+            )
+        code, form = _NUMBERS[vr]
+        return _joined(self.raw(element), _STRUCTS[code, element.order], form)
+
+    def _tags(self, element: Element) -> str | None:
+        raw = _whole(self.raw(element, LIMIT), 4)  # as many bytes are too many characters already
+        texts = [written(group << 16 | tag) for group, tag in _TAGS[element.order].iter_unpack(raw)]
+        return "\\".join(texts) if self.all_numbers else next(iter(texts), None)
+
+    def json(self, sequences: list[Element]) -> str:
+        """Metadata 16: sequences as one JSON document, with everything inside them."""
+        content = {"Sequences": {written(s.tag): self._described(s) for s in sequences}, "Version": 1}
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return _ESCAPE.sub(_bare_delete, text) if "\\u007f" in text else text
+
+    def _described(self, element: Element) -> dict[str, Any]:
+        name = name_of(element.tag)
+        if element.items is not None:
+            items = [self._described_item(item) for item in element.items]
+            return {"Name": name, "Type": "Sequence", "Value": items}
+        text = self._whole_text(element)
+        if text is None:
+            return {"Name": name, "Type": "Null", "Value": None}
+        if _too_long(element.vr, text):
+            return {"Name": name, "Type": "TooLong", "Value": None}
+        return {"Name": name, "Type": "String", "Value": text}
+
+    def _described_item(self, item: dict[int, Element]) -> dict[str, Any]:
+        reader = self
+        if PIXEL_REPRESENTATION in item:
+            reader = replace(self, signed=self.text(item[PIXEL_REPRESENTATION]) == "1")
+        return {written(tag): reader._described(element) for tag, element in item.items()}
+
+
+_ESCAPE = re.compile(r"\\(u007f|.)")
+
+
+def _bare_delete(escape: re.Match[str]) -> str:
+    """Orthanc's JSON writer leaves the character 7F as it is."""
+    return "\x7f" if escape[1] == "u007f" else escape[0]
+
+
+def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -> Reader:
+    """The reader of the texts of a data set, under a profile."""
+    version = profile.orthanc_version
+    split = version >= _SPLITS_JAPANESE_SINCE
+    reader = Reader(
+        data,
+        charset(b"", profile.default_encoding, split=split),
+        signed=False,
+        trims_nul=version >= _TRIMS_NUL_SINCE,
+        all_numbers=version >= _ALL_NUMBERS_SINCE,
+    )
+    specific, sign = elements.get(SPECIFIC_CHARACTER_SET), elements.get(PIXEL_REPRESENTATION)
+    if specific is not None and specific.vr in TEXT_VRS:
+        terms = charset(reader.raw(specific), profile.default_encoding, split=split)
+        reader = replace(reader, charset=terms)
+    if sign is not None and reader.text(sign) == "1":
+        reader = replace(reader, signed=True)
+    return reader
+
+
+def _too_long(vr: str, text: str) -> bool:
+    if vr in _NUMBERS or vr == XS or 4 * len(text) <= LIMIT:
+        return False
+    return len(text.encode()) > LIMIT
+
+
+def _whole(raw: bytes, size: int) -> bytes:
+    """As much of it as has whole numbers."""
+    return raw[: len(raw) - len(raw) % size]
+
+
+def _joined(raw: bytes, unpacker: Struct, form: str) -> str | None:
+    r"""Numbers joined with `\`; only the first one if the length fits no whole number of them.
+
+    DCMTK pads a value of odd length with one byte 00, so one byte of a US is a number.
+    """
+    if len(raw) % unpacker.size:
+        raw = (raw + b"\0" * (len(raw) % 2))[: unpacker.size]
+    if len(raw) < unpacker.size:
+        return None
+    return "\\".join(form % number for number in unpacker.iter_unpack(raw))
+
+
+def normalized(text: str) -> str:
+    """The form in which Orthanc searches identifiers: ASCII, upper case, no wildcards, no outer spaces."""
+    ascii_text = text.translate(_WILDCARDS).encode("ascii", "ignore").translate(None, _NOT_PRINTABLE)
+    return ascii_text.decode().upper().strip(" ")
+
+
+_WILDCARDS = {ord("%"): " ", ord("_"): " "}
+_NOT_PRINTABLE = bytes(b for b in range(256) if not 0x20 <= b <= 0x7E)

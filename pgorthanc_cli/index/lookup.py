@@ -1,0 +1,100 @@
+"""What an index is like and what it already has; nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.index.model import INSTANCE
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What this index has, by its revision."""
+
+    recycling_table: bool  # up to revision 5: table PatientRecyclingOrder; later metadata 19
+    recycling_function: bool  # from revision 2: patientaddedorupdated
+    child_count: bool  # from revision 3
+    direct_child_count: bool  # revision 3 alone: the trigger spoils a childcount of NULL
+    delete_function: bool  # from revision 2: deleteresource
+
+    @classmethod
+    def read(cls, conn: Connection) -> Layout:
+        """Read it from the catalog, never from property 4.
+
+        Raises:
+            RevisionError: There is no index here, or one older than revision 1 (plugin 3.3 and before).
+        """
+        with conn.cursor() as cur:
+            cur.execute(
+                """SELECT to_regclass('metadata') IS NOT NULL, to_regclass('patientrecyclingorder') IS NOT NULL,
+                    to_regproc('patientaddedorupdated') IS NOT NULL, to_regproc('deleteresource') IS NOT NULL,
+                    to_regclass('invalidchildcounts') IS NOT NULL,
+                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('resources')
+                            AND attname = 'childcount' AND NOT attisdropped),
+                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('metadata')
+                            AND attname = 'revision' AND NOT attisdropped)"""
+            )
+            row = cur.fetchone()
+            assert row is not None
+        index, table, touch, delete, marks, count, revisions = row
+        if not index:
+            raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
+        if not revisions:
+            raise RevisionError(
+                "the index is older than revision 1 (made by plugin 3.3 or before), expected 1 to 10",
+                "run: pgorthanc upgrade",
+            )
+        return cls(table, touch, count, count and not marks, delete)
+
+
+def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
+    """Which of these instances are stored already."""
+    cur.execute(
+        "SELECT publicid FROM resources WHERE publicid = ANY(%s) AND resourcetype = %s",
+        (list(public_ids), INSTANCE),
+    )
+    return {row[0] for row in cur.fetchall()}
+
+
+def named_attachments(cur: Cursor, uuids: Sequence[str]) -> set[str]:
+    """Which of these UUIDs a row of the index names; reads the whole table, for want of an index on uuid."""
+    cur.execute("SELECT uuid FROM attachedfiles WHERE uuid = ANY(%s)", (list(uuids),))
+    return {row[0] for row in cur.fetchall()}
+
+
+def check_sequences(cur: Cursor) -> None:
+    """Sequences that are behind their table would make every insert fail (INGEST.md 13).
+
+    Raises:
+        RevisionError: Names the sequence, where it stands, and the statement that mends it.
+    """
+    for table, column in (("resources", "internalid"), ("changes", "seq")):
+        sequence = f"{table}_{column}_seq"
+        cur.execute(
+            f"SELECT last_value, COALESCE((SELECT max({column}) FROM {table}), 0) FROM {sequence}"  # noqa: S608 - constants
+        )
+        row = cur.fetchone()
+        assert row is not None
+        if row[0] < row[1]:
+            raise RevisionError(
+                f"the sequence {sequence} stands at {row[0]}, behind the highest {column} {row[1]}",
+                f"let the owner run: SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))",
+            )
+
+
+def identity(cur: Cursor) -> str:
+    """What tells this index from every other: server, database and table, whatever they are called."""
+    cur.execute(
+        """SELECT concat_ws('/', s.system_identifier, d.oid, to_regclass('resources')::oid)
+           FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()"""
+    )
+    row = cur.fetchone()
+    assert row is not None
+    return str(row[0])

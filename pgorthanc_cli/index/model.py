@@ -1,0 +1,105 @@
+"""The words of the index: levels, record, attachment, outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+LEVEL_NAMES = ("patient", "study", "series", "instance")  # resourceType 0 to 3
+PATIENT, STUDY, SERIES, INSTANCE = range(4)
+
+# Metadata types (SCHEMA.md 5)
+INDEX_IN_SERIES, RECEPTION_DATE, REMOTE_AET, LAST_UPDATE, PATIENT_RECYCLING_ORDER = 1, 2, 3, 7, 19
+# Change types (SCHEMA.md 5)
+COMPLETED_SERIES, NEW_INSTANCE, NEW_PATIENT, NEW_SERIES, NEW_STUDY = 1, 2, 3, 4, 5
+STABLE_PATIENT, STABLE_STUDY, STABLE_SERIES = 12, 13, 14
+
+
+class LevelRows(Protocol):
+    """The rows of one resource, should it be new."""
+
+    @property
+    def public_id(self) -> str:
+        """Orthanc's identifier: SHA-1 in five groups."""
+
+    @property
+    def main_dicom_tags(self) -> Iterable[tuple[int, int, str]]:
+        """Group, element, value."""
+
+    @property
+    def identifiers(self) -> Iterable[tuple[int, int, str]]:
+        """Group, element, normalised value."""
+
+    @property
+    def metadata(self) -> Mapping[int, str]:
+        """What the file decides, by type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A row of `attachedfiles`; sizes in bytes, hashes are MD5 in hexadecimal or empty."""
+
+    file_type: int
+    uuid: str
+    compressed_size: int
+    uncompressed_size: int
+    compression_type: int
+    uncompressed_hash: str
+    compressed_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One instance to store: the rows of its four levels, its attachments, and where it came from.
+
+    Attributes:
+        levels: Patient, study, series, instance.
+        expected_instances: How many instances this file says its series has (INGEST.md 7.1).
+        index_in_series: Metadata 1 of the instance, if any.
+        attachments: Stored already, or to be stored in the same transaction.
+        origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
+    """
+
+    levels: Sequence[LevelRows]
+    expected_instances: int | None
+    index_in_series: str | None
+    attachments: tuple[Attachment, ...]
+    origin: Mapping[int, str]
+
+
+class Overwrite(Enum):
+    """What happens to an instance that is stored already (OverwriteInstances, INGEST.md 11)."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    IF_CHANGED = "if_changed"
+
+
+class Outcome(Enum):
+    """How a record ended."""
+
+    IMPORTED = "imported"
+    KNOWN = "known"
+    OVERWRITTEN = "overwritten"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a batch did.
+
+    Attributes:
+        outcomes: One for each record, in order.
+        removed: (uuid, file type) of stored attachments that no row names any more once this is committed.
+        touched: Public ids and levels of patients, studies and series that got an instance, the least recently
+            touched first (as Orthanc's list of unstable resources).
+    """
+
+    outcomes: list[Outcome]
+    removed: list[tuple[str, int]]
+    touched: list[tuple[str, int]]
+
+
+class Conflict(Exception):  # noqa: N818 - not an error for users: the caller refuses one file
+    """The index already holds something that contradicts this record; the message says what."""

