@@ -45,7 +45,9 @@ class Main(click.Group):
         except PgOrthancError as error:
             failure = error
         except KeyboardInterrupt:
-            failure = Interrupted("interrupted; everything that was counted is committed", "run it again to go on")
+            failure = Interrupted(
+                "interrupted; everything that was counted is committed", "run it again to go on"
+            )
         output.fail(failure, as_json=bool(ctx.meta.get("json")))
         ctx.exit(failure.exit_code)
 

@@ -55,6 +55,7 @@ class Setting:
     origin: str
 
     def __str__(self) -> str:
+        """As --verbose shows it."""
         return f"{self.name} = {self.value} (from {self.origin})"
 
 
@@ -106,27 +107,24 @@ def resolve(
     levels = (_options_level(options), _environment_level((*options, "password"), environ))
     named = _first(levels, "config")
     orthanc = load(named.value, environ) if named else None
-    warnings = [
-        *(orthanc.warnings if orthanc else ()),
-        *(w for level in levels for w in _level_warnings(level)),
-    ]
     sources = [source for level in levels for source in _level_sources(level)]
+    warnings = [warning for level in levels for warning in _level_warnings(level)]
+    target = db.Target("", application=application)
+    others = {"schema": _schema(levels, orthanc)}
     if named and orthanc:
         sources.append(_configuration_source(orthanc, named.value))
+        warnings = [*orthanc.warnings, *warnings]
+        target = _patient(target, orthanc)
+        others["configuration"] = named
     parts = _merge(sources)
-    space = _schema(levels, orthanc)
-    shown = [*(_setting(k, p.value, p.origin) for k, p in parts.items()), *_left_to_libpq(parts, environ)]
-    shown.append(Setting("schema", space.value, space.origin))
-    if named:
-        shown.append(Setting("configuration", named.value, named.origin))
-    target = db.Target(
-        make_dsn(**{name: part.value for name, part in parts.items()}),
-        schema=space.value,
-        retries=orthanc.postgresql("MaximumConnectionRetries") if orthanc else 0,
-        retry_interval_s=float(orthanc.postgresql("ConnectionRetryInterval")) if orthanc else 5.0,
-        application=application,
+    dsn = make_dsn(**{name: part.value for name, part in parts.items()})
+    given = [_setting(name, part.value, part.origin) for name, part in (parts | others).items()]
+    return Resolved(
+        replace(target, dsn=dsn, schema=others["schema"].value),
+        (*given, *_left_to_libpq(parts, environ)),
+        orthanc,
+        tuple(warnings),
     )
-    return Resolved(target, tuple(shown), orthanc, tuple(warnings))
 
 
 @dataclass(frozen=True, repr=False)
@@ -263,6 +261,14 @@ def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:
     sslmode = "require" if orthanc.postgresql("EnableSsl") else "disable"
     parts["sslmode"] = _Part(sslmode, _origin(orthanc, path, "EnableSsl"))
     return _Source(parts, whole=True)
+
+
+def _patient(target: db.Target, orthanc: OrthancConfiguration) -> db.Target:
+    return replace(
+        target,
+        retries=orthanc.postgresql("MaximumConnectionRetries"),
+        retry_interval_s=float(orthanc.postgresql("ConnectionRetryInterval")),
+    )
 
 
 def _origin(orthanc: OrthancConfiguration, path: str, key: str) -> str:

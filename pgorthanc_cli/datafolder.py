@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -122,8 +123,9 @@ class DataFolder:
         if not self.path.is_dir():
             raise PgOrthancError(f"{self.path} is not a folder", hint)
         if (self.path / "PG_VERSION").exists():
+            version = (self.path / "PG_VERSION").read_text(errors="replace").strip()
             raise PgOrthancError(
-                f"{self.path} holds data of PostgreSQL {self.major()} that pgorthanc did not make",
+                f"{self.path} holds data of PostgreSQL {version} that pgorthanc did not make",
                 f"{hint}; or start that server as before, and connect to it with --uri",
             )
         self._refuse_content(hint)
@@ -296,16 +298,19 @@ class DataFolder:
         if pid == 0:
             raise PgOrthancError(f"the server in {self.path} runs in another container", "stop it from there")
         if pid is not None:
-            os.kill(pid, signal.SIGINT)  # fast shutdown; the pid file is the last that it removes
-            deadline = time.monotonic() + _TIMEOUT_S
-            while (self.path / "postmaster.pid").exists():
-                if time.monotonic() > deadline:
-                    raise PgOrthancError(
-                        f"the server (pid {pid}) does not stop", f"its log: {self.path / 'log'}"
-                    )
-                time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
+            self._wait_until_gone(pid)
         if self.host() != str(self.path):
             Path(self.host()).unlink(missing_ok=True)
+
+    def _wait_until_gone(self, pid: int) -> None:
+        """The pid file is the last that a server removes; one that was killed leaves it, but listens no more."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while (self.path / "postmaster.pid").exists() and self.pid() is not None:
+            if time.monotonic() > deadline:
+                raise PgOrthancError(f"the server (pid {pid}) does not stop", f"its log: {self.path / 'log'}")
+            time.sleep(0.01)
 
     # Making it
 
@@ -454,10 +459,10 @@ def _works_in(pid: str, folder: Path) -> bool:
 
 
 def _reason(said: str) -> str:
-    """The line that tells why a program of PostgreSQL gave up: the last one of the worst kind, without its prefix."""
+    """The line that tells why a program of PostgreSQL gave up, without time and severity."""
     lines = [line for line in said.splitlines() if line.strip()]
-    for mark in ("PANIC:", "FATAL:", "error:", "could not"):
+    for mark in ("No space left on device", "PANIC:", "FATAL:", "error:", "could not"):
         for line in reversed(lines):
             if mark in line:
-                return line[line.index(mark) :].removeprefix(mark).strip()
-    return lines[-1].strip() if lines else "it said nothing"
+                return re.sub(r"^.*?(PANIC|FATAL|ERROR|LOG|error): +", "", line)
+    return lines[-1] if lines else "it said nothing"

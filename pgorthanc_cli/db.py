@@ -97,10 +97,12 @@ class Target:
         return replace(self, dsn=make_dsn(**{**parse(self.dsn), "password": password}))
 
     def __str__(self) -> str:
+        """As errors and prompts name it."""
         shown = {name: MASK if name in SECRETS else value for name, value in parse(self.dsn).items()}
         return f"{make_dsn(**shown)} schema={self.schema}".strip()
 
     def __repr__(self) -> str:
+        """As tracebacks name it, without the password, too."""
         return f"Target({self})"
 
 
@@ -246,7 +248,7 @@ def translated(conn: Connection) -> Iterator[None]:
 def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
     primary = error.diag.message_primary or str(error).strip().partition("\n")[0]
-    if state.startswith(_LOST) or (conn.closed and not state):
+    if conn.closed or state.startswith(_LOST):
         return ConnectError(
             f"the connection to {_place(conn)} was lost: {primary}",
             "see whether the server still runs (its log says what happened), then run the same command again",
@@ -289,6 +291,7 @@ class LockHolder:
     state: str | None
 
     def __str__(self) -> str:
+        """As errors name it."""
         since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
         return (
             f"pid {self.pid}, application {self.application or 'without a name'}, "

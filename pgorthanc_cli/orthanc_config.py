@@ -119,6 +119,7 @@ class OrthancConfiguration:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
+        """Where it is, and nothing of what it says."""
         return f"OrthancConfiguration({str(self.path)!r})"
 
     @property

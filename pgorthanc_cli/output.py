@@ -22,22 +22,31 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 _LOG_EVERY_S = 5.0
+_LINES = 20  # of a list in a table; --json has all of it
 
 
 def emit(result: object, *, as_json: bool) -> None:
-    """The result of a command, once, on stdout: a table, or one JSON document with the dataclass's fields."""
+    """The result of a command, once, on stdout: names and values, or one JSON document of the dataclass's fields."""
     if as_json:
         sys.stdout.write(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n")
         return
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False, box=None, pad_edge=False)
+    rows = [
+        (field.name.replace("_", " "), cell(field.name, getattr(result, field.name)))
+        for field in _fields(result)
+    ]
+    if not sys.stdout.isatty():  # no folding, no padding: made for grep and awk
+        width = max(len(name) for name, _ in rows)
+        margin = "\n" + " " * (width + 2)
+        sys.stdout.writelines(f"{name:<{width}}  {value.replace(chr(10), margin)}\n" for name, value in rows)
+        return
+    table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in plain(result).items():
-        if value is not None:
-            table.add_row(Text(name.replace("_", " ")), Text(_cell(name, value)))
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
     console(sys.stdout).print(table)
 
 
@@ -72,7 +81,7 @@ class Progress:
 
     def __init__(self, bar: RichProgress | None, *, quiet: bool) -> None:
         self._bar = bar
-        self._task = bar.add_task("files", total=None, bytes="") if bar else None
+        self._task = bar.add_task("files", total=None, rates="") if bar else None
         self._quiet = quiet
         self._files = self._bytes = 0
         self._started = self._told = time.monotonic()
@@ -82,14 +91,13 @@ class Progress:
         self._files += files
         self._bytes += count_bytes
         now = time.monotonic()
+        elapsed = max(now - self._started, 0.001)
+        rates = f"{self._files / elapsed:,.0f} files/s, {size(self._bytes / elapsed)}/s"
         if self._bar is not None and self._task is not None:
-            rate = size(self._bytes / max(now - self._started, 0.001))
-            self._bar.update(self._task, completed=self._files, bytes=f"{rate}/s")
+            self._bar.update(self._task, completed=self._files, rates=rates)
         elif not self._quiet and now - self._told >= _LOG_EVERY_S:
             self._told = now
-            note(
-                f"{self._files:,} files, {size(self._bytes)}, {self._files / (now - self._started):,.0f} files/s"
-            )
+            note(f"{self._files:,} files, {size(self._bytes)}: {rates}")
 
     def expect(self, total: int) -> None:
         """The number of files is known, or known better, now."""
@@ -114,8 +122,7 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.speed:,.0f} files/s", markup=False),
-        TextColumn("{task.fields[bytes]}", markup=False),
+        TextColumn("{task.fields[rates]}", markup=False),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
@@ -146,20 +153,29 @@ def plain(value: object) -> Any:
     return str(value)
 
 
-def _cell(name: str, value: object) -> str:
+def cell(name: str, value: object) -> str:
+    """A value for people, one line or several; `name` tells its unit."""
+    if value is None:
+        return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) and (name.endswith("_bytes") or name == "bytes"):
-        return f"{value:,} ({size(value)})"
     if isinstance(value, int):
-        return str(value) if name in ("pid", "port") else f"{value:,}"
+        return f"{value:,} ({size(value)})" if name.endswith("bytes") else f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.1f}"
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_cell(k, v)}" for k, v in value.items()) or "none"
-    if isinstance(value, list):
-        return "\n".join(_cell("", v) for v in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {cell(str(k), v)}" for k, v in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        lines = [cell("", v) for v in value[:_LINES]]
+        more = [f"... and {len(value) - _LINES:,} more"] if len(value) > _LINES else []
+        return "\n".join([*lines, *more]) or "none"
     return str(value)
+
+
+def _fields(result: object) -> tuple[dataclasses.Field[Any], ...]:
+    if not dataclasses.is_dataclass(result):
+        raise TypeError(f"a result is a dataclass, not {type(result).__name__}")
+    return dataclasses.fields(result)
 
 
 def size(count: float) -> str:
@@ -168,7 +184,7 @@ def size(count: float) -> str:
         if count < 1000 or unit == "TB":
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    raise AssertionError
+    raise AssertionError("unreachable")
 
 
 def _line(prefix: str, style: str, message: str) -> None:

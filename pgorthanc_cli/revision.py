@@ -48,7 +48,6 @@ class Initialised:
         trigram: State of the trigram index, see `catalog.trigram`.
         schema: PostgreSQL namespace.
         repaired: What an index that was there lacked, and has now.
-        warnings: What the administrator should know.
     """
 
     revision: int
@@ -58,7 +57,11 @@ class Initialised:
     trigram: str
     schema: str
     repaired: tuple[str, ...]
-    warnings: tuple[str, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the administrator should know."""
+        return tuple(filter(None, [_TRIGRAM_WARNINGS.get(self.trigram)]))
 
 
 def current() -> int:
@@ -96,7 +99,7 @@ def init(
     """Make an index in an empty schema, or mend what is missing in an index of that revision.
 
     Args:
-        conn: A connection that is not in a transaction.
+        conn: A connection; what it has open is committed first.
         schema: An existing PostgreSQL namespace.
         revision: The revision to make; default: the newest one.
         with_storage: Whether the storage area is wanted as well. One that is there stays in any case.
@@ -109,7 +112,6 @@ def init(
     """
     revision = current() if revision is None else revision
     scripts = _scripts(revision)
-    conn.autocommit = False
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), _driver_errors(), conn:
         result = _establish(conn, schema, revision, scripts, with_storage=with_storage)
         if dry_run:
@@ -174,16 +176,14 @@ def _establish(
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
         _require_equal(found, wanted, revision)
-    trigram = catalog.trigram(conn, found)
     return Initialised(
         revision=revision,
         schema_version=SCHEMA_VERSION,
         created=here is None,
         storage="table storagearea" in found,
-        trigram=trigram,
+        trigram=catalog.trigram(conn, found),
         schema=schema,
         repaired=tuple(d.name for d in missing) if here else (),
-        warnings=(_TRIGRAM_WARNINGS[trigram],) if trigram in _TRIGRAM_WARNINGS else (),
     )
 
 

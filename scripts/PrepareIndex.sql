@@ -414,7 +414,7 @@ RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF coalesce(cardinality(resource_ids), 0) = 0 THEN
         RAISE EXCEPTION 'insertorupdatemetadata() was called without a resource'
-            USING ERRCODE = 'null_value_not_allowed';
+            USING ERRCODE = '22004';  -- null_value_not_allowed
     END IF;
     INSERT INTO metadata (id, type, value, revision)
         SELECT DISTINCT ON (resource, metadata_types[n])

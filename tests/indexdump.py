@@ -25,8 +25,12 @@ def dump(conn: Connection) -> dict[str, Any]:
                 """SELECT r.publicid, r.resourcetype, p.publicid FROM resources r
                    LEFT JOIN resources p ON p.internalid = r.parentid ORDER BY 1"""
             ),
-            "maindicomtags": rows(_OWN.format(columns="taggroup, tagelement, t.value", table="maindicomtags")),
-            "dicomidentifiers": rows(_OWN.format(columns="taggroup, tagelement, t.value", table="dicomidentifiers")),
+            "maindicomtags": rows(
+                _OWN.format(columns="taggroup, tagelement, t.value", table="maindicomtags")
+            ),
+            "dicomidentifiers": rows(
+                _OWN.format(columns="taggroup, tagelement, t.value", table="dicomidentifiers")
+            ),
             "metadata": [(i, t, _DATE.sub("<date>", v), r) for i, t, v, r in metadata if t != 19],
             "recycling": [i for _, i in sorted((int(v), i) for i, t, v, _ in metadata if t == 19)],
             "attachedfiles": rows(

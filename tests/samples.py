@@ -48,6 +48,8 @@ def folder(where: Path, count: int, patients: int = 2, per_series: int = 5) -> l
         patient = n // per_series % patients + 1
         series = n // per_series
         path = where / f"{n:05}.dcm"
-        path.write_bytes(instance(f"P{patient}", f"1.2.{patient}", f"1.2.{patient}.{series}", n % per_series + 1))
+        path.write_bytes(
+            instance(f"P{patient}", f"1.2.{patient}", f"1.2.{patient}.{series}", n % per_series + 1)
+        )
         made.append(path)
     return made

@@ -63,7 +63,7 @@ class Server:
 
     @property
     def has_tls(self) -> bool:
-        return "ssl" in self.run("pg_config", "--configure").stdout
+        return bool(self.run("postgres", "-C", "ssl_library", "-D", str(self.data)).stdout.strip())
 
     def run(self, name: str, *arguments: str) -> programs.Completed:
         done = programs.run(self.found, name, lambda _: list(arguments), self.folder, self.account)
@@ -71,13 +71,17 @@ class Server:
         return done
 
     def create(self) -> Server:
-        self.run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8")
+        self.run(
+            "initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"
+        )
         self.configure()
         return self
 
     def copy_of(self, primary: Server) -> Server:
         """A standby of another server."""
-        self.run("pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-d", primary.place)
+        self.run(
+            "pg_basebackup", "-D", str(self.data), "-R", "-X", "stream", "-c", "fast", "-d", primary.place
+        )
         self.configure()
         return self
 
@@ -147,7 +151,9 @@ class Pair:
         )
 
 
-def certificate(name: str, issuer: Pair | None = None, names: Names | None = None, *, since_days: int = 9, days: int = 2) -> Pair:
+def certificate(
+    name: str, issuer: Pair | None = None, names: Names | None = None, *, since_days: int = 9, days: int = 2
+) -> Pair:
     """A certificate signed by the issuer or, as an authority, by itself; valid from 9 days ago for 11 days."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])

@@ -153,7 +153,7 @@ def test_folder_without_files(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="nothing.json: cannot be read: No such file"):
+    with pytest.raises(ConfigurationError, match=r"nothing\.json: cannot be read: No such file"):
         config.load(tmp_path / "nothing.json")
 
 
@@ -181,7 +181,13 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(True, "always"), (False, "never"), ("Always", "always"), ("never", "never"), ("IfChanged", "if_changed")],
+    [
+        (True, "always"),
+        (False, "never"),
+        ("Always", "always"),
+        ("never", "never"),
+        ("IfChanged", "if_changed"),
+    ],
 )
 def test_overwrite_instances(write: Write, value: object, wanted: str) -> None:
     assert config.load(write({"OverwriteInstances": value})).overwrite_instances == wanted
@@ -190,7 +196,10 @@ def test_overwrite_instances(write: Write, value: object, wanted: str) -> None:
 def test_defaults_by_plugin_generation() -> None:
     found = OrthancConfiguration()
     assert [found.postgresql("IndexConnectionsCount", v) for v in ("6.2", "7.0", "10.3")] == [1, 50, 50]
-    assert [found.postgresql("TransactionMode", v) for v in ("6.2", "7.0")] == ["Serializable", "ReadCommitted"]
+    assert [found.postgresql("TransactionMode", v) for v in ("6.2", "7.0")] == [
+        "Serializable",
+        "ReadCommitted",
+    ]
     assert len(POSTGRESQL_KEYS) == 20
 
 
@@ -210,7 +219,12 @@ def test_discrete_fields(write: Write) -> None:
 def test_discrete_fields_have_the_defaults_of_the_plugin(write: Write) -> None:
     section = {"Database": "orthanc", "EnableSsl": True, "Username": "", "MaximumConnectionRetries": 3}
     found = resolve(config=write({"PostgreSQL": {**section, "ConnectionRetryInterval": 1}}))
-    assert parameters(found) == {"host": "localhost", "port": "5432", "dbname": "orthanc", "sslmode": "require"}
+    assert parameters(found) == {
+        "host": "localhost",
+        "port": "5432",
+        "dbname": "orthanc",
+        "sslmode": "require",
+    }
     assert origins(found)["port"].endswith("orthanc.json: default of Port")
     assert (found.target.retries, found.target.retry_interval_s) == (3, 1.0)
 
@@ -230,7 +244,6 @@ def test_section_without_connection_leaves_it_to_libpq(write: Write) -> None:
 
 
 # Precedence
-
 
 
 @pytest.mark.parametrize("field", ["host", "port", "dbname", "username", "sslmode", "schema"])
@@ -278,7 +291,7 @@ URI = "postgresql://u:pw@h1:1,h2:2/d?sslmode=verify-full&target_session_attrs=re
         # single fields of a higher level override parts of it, and those of a lower level fill what it leaves open
         ({"dbname": "x"}, {"PGORTHANC_URI": "postgresql://u@h/d"}, {}, {"user": "u", "host": "h", "dbname": "x"}),
         ({"uri": "host=h"}, {"PGORTHANC_PASSWORD": "pw"}, {}, {"host": "h", "password": "pw"}),
-        ({"uri": "host=h"}, {"PGORTHANC_HOST": "i", "PGORTHANC_SSLMODE": "require"}, {}, {"host": "h", "sslmode": "require"}),
+        ({"uri": "host=h"}, {"PGORTHANC_HOST": "i", "PGORTHANC_PORT": "7"}, {}, {"host": "h", "port": "7"}),
         # another host does not inherit the ports and addresses of the overridden ones
         ({"host": "h3"}, {"PGORTHANC_URI": "host=h1,h2 port=1,2 hostaddr=10.0.0.1,10.0.0.2"}, {}, {"host": "h3"}),
         ({"host": "h3"}, {"PGORTHANC_URI": "host=h1 port=7"}, {}, {"host": "h3", "port": "7"}),
@@ -286,7 +299,8 @@ URI = "postgresql://u:pw@h1:1,h2:2/d?sslmode=verify-full&target_session_attrs=re
         ({"username": "v"}, {}, {"ConnectionUri": "user=u password=pw host=h"}, {"user": "v", "host": "h"}),
         ({"username": "u"}, {}, {"ConnectionUri": "user=u password=pw"}, {"user": "u", "password": "pw"}),
         # a service says the rest itself
-        ({"uri": "service=s"}, {"PGORTHANC_HOST": "h", "PGORTHANC_PASSWORD": "pw"}, {}, {"service": "s", "password": "pw"}),
+        ({"uri": "service=s"}, {"PGORTHANC_HOST": "h"}, {}, {"service": "s"}),
+        ({"uri": "service=s"}, {"PGORTHANC_PASSWORD": "pw"}, {}, {"service": "s", "password": "pw"}),
         ({"host": "h"}, {"PGORTHANC_URI": "service=s"}, {}, {"service": "s", "host": "h"}),
         # empty is not given
         ({"host": "", "uri": ""}, {"PGORTHANC_HOST": "", "PGORTHANC_DBNAME": "d"}, {}, {"dbname": "d"}),
@@ -298,7 +312,11 @@ URI = "postgresql://u:pw@h1:1,h2:2/d?sslmode=verify-full&target_session_attrs=re
     ],
 )  # fmt: skip
 def test_uri_and_fields(
-    write: Write, options: dict[str, str], environ: dict[str, str], section: dict[str, str], wanted: dict[str, str]
+    write: Write,
+    options: dict[str, str],
+    environ: dict[str, str],
+    section: dict[str, str],
+    wanted: dict[str, str],
 ) -> None:
     if section:
         environ = {**environ, "PGORTHANC_CONFIG": str(write({"PostgreSQL": section}))}
@@ -310,9 +328,9 @@ def test_uri_and_fields(
     [
         ({"uri": "dbname=x", "host": "h", "dbname": "d"}, {}, "--uri and --host, --dbname contradict"),
         ({}, {"PGORTHANC_URI": "dbname=x", "PGORTHANC_PORT": "1"}, "PGORTHANC_URI and PGORTHANC_PORT contradict"),
-        ({}, {"PGORTHANC_PASSWORD": SECRET, "PGORTHANC_PASSWORD_FILE": "/f"}, "PGORTHANC_PASSWORD and PGORTHANC_PASSWORD_FILE"),
+        ({}, {"PGORTHANC_PASSWORD": SECRET, "PGORTHANC_PASSWORD_FILE": "/f"}, "PGORTHANC_PASSWORD and PGORTHANC_"),
         ({}, {"PGORTHANC_PASSWORD": "x", "PGORTHANC_URI": "password=s3cr"}, "PGORTHANC_URI holds a password"),
-        ({}, {"PGORTHANC_PORT": "s3cr"}, "wanted a port"),
+        ({}, {"PGORTHANC_PORT": "0x5"}, "PGORTHANC_PORT is '0x5', wanted a port"),
         ({"port": 65536}, {}, "--port is '65536', wanted a port from 1 to 65535"),
         ({}, {"PGORTHANC_SSLMODE": "on"}, "PGORTHANC_SSLMODE is 'on', wanted one of disable"),
         ({"uri": "postgresql://u:s3cr@x@h:5432/d"}, {}, "--uri holds an @ too many"),
@@ -328,8 +346,7 @@ def test_uri_and_fields(
 def test_contradictions(options: dict[str, Any], environ: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
         resolve(environ, **options)
-    shown = str(caught.value).replace("'s3cr'", "")  # a port is no password
-    assert "s3cr" not in shown
+    assert "s3cr" not in f"{caught.value} {caught.value.hint}"
     assert caught.value.exit_code == 2
     assert caught.value.__cause__ is None
 
@@ -396,16 +413,21 @@ def test_password_is_never_shown(write: Write) -> None:
 
 def test_provenance_names_everything(write: Write) -> None:
     path = write({"PostgreSQL": {"Schema": "X"}})
-    environ = {"PGORTHANC_CONFIG": str(path), "PGSERVICE": "prod", "PGSSLROOTCERT": "/ca", "PGORTHANC_DBNAME": "d"}
+    environ = {
+        "PGORTHANC_CONFIG": str(path),
+        "PGSERVICE": "prod",
+        "PGSSLROOTCERT": "/ca",
+        "PGORTHANC_DBNAME": "d",
+    }
     found = resolve(environ, host="h")
     assert [str(s) for s in found.provenance] == [
         "host = h (from --host)",
         "dbname = d (from PGORTHANC_DBNAME)",
+        f"schema = x (from {path}: Schema)",
+        f"configuration = {path} (from PGORTHANC_CONFIG)",
         "service = prod (from PGSERVICE, read by libpq)",
         "sslrootcert = /ca (from PGSSLROOTCERT, read by libpq)",
         "password = (not given) (from .pgpass, looked up by libpq)",
-        f"schema = x (from {path}: Schema)",
-        f"configuration = {path} (from PGORTHANC_CONFIG)",
     ]
 
 

@@ -24,7 +24,7 @@ from pgorthanc_cli import db, embedded, programs
 from pgorthanc_cli.datafolder import DataFolder
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 
-INSTALLED = list(programs.installed())
+INSTALLED = list({found.version: found for found in programs.installed()}.values())
 ROOT = os.geteuid() == 0
 only_root = pytest.mark.skipif(
     not ROOT, reason="about what root meets; continuous integration runs the suite as root, too"
@@ -109,11 +109,27 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "server"
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a server that is stopped: a copy of it costs less than making another one."""
+    folder = tmp_path_factory.mktemp("template") / "server"
+    with embedded.attach(folder):
+        pass
+    return folder
+
+
 @pytest.fixture
-def kept(directory: Path) -> Iterator[embedded.Running]:
+def made(template: Path, directory: Path) -> Path:
+    """A folder with a server that is stopped."""
+    subprocess.run(["/bin/cp", "-a", template, directory], check=True)
+    return directory
+
+
+@pytest.fixture
+def kept(made: Path) -> Iterator[embedded.Running]:
     """A server that is kept up for others."""
-    yield embedded.start(directory, show_password=True)
-    embedded.stop(directory)
+    yield embedded.start(made, show_password=True)
+    embedded.stop(made)
 
 
 @pytest.fixture
@@ -164,8 +180,8 @@ def test_only_the_owner_may_enter(directory: Path) -> None:
         assert stat.S_ISSOCK((directory / ".s.PGSQL.5432").stat().st_mode)
 
 
-def test_the_superuser_may_do_everything(directory: Path) -> None:
-    with embedded.attach(directory, superuser=True) as target:
+def test_the_superuser_may_do_everything(made: Path) -> None:
+    with embedded.attach(made, superuser=True) as target:
         assert ask(target, "SELECT current_setting('is_superuser'), current_database()::text") == (
             "on",
             "postgres",
@@ -182,23 +198,23 @@ def test_two_processes_at_the_same_moment(directory: Path) -> None:
         assert embedded.status(directory).state == "stopped"
 
 
-def test_one_process_may_attach_twice(directory: Path) -> None:
-    with embedded.attach(directory):
-        with embedded.attach(directory):
+def test_one_process_may_attach_twice(made: Path) -> None:
+    with embedded.attach(made):
+        with embedded.attach(made):
             pass
-        assert embedded.status(directory).state == "running"
-    assert embedded.status(directory).state == "stopped"
+        assert embedded.status(made).state == "running"
+    assert embedded.status(made).state == "stopped"
 
 
 @pytest.mark.parametrize("name", ["with a space", "Ünïcode, 'quote", '$HOME "double" `id` \\', "x" * 200])
 def test_any_name(directory: Path, name: str) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("pgorthanc-*"))
+    before = set(Path(tempfile.gettempdir()).glob(f"pgorthanc-{os.geteuid()}-*"))
     with embedded.attach(directory / name) as target:
         assert ask(target, "SELECT 1") == 1
-    assert set(Path(tempfile.gettempdir()).glob("pgorthanc-*")) <= before
+    assert set(Path(tempfile.gettempdir()).glob(f"pgorthanc-{os.geteuid()}-*")) <= before
 
 
-def test_the_environment_does_not_lead_elsewhere(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_does_not_lead_elsewhere(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "PGHOSTADDR": "192.0.2.1",
         "PGPORT": "1",
@@ -206,52 +222,52 @@ def test_the_environment_does_not_lead_elsewhere(directory: Path, monkeypatch: p
         "PGDATA": "/other",
     }.items():
         monkeypatch.setenv(name, value)
-    with embedded.attach(directory) as target:
+    with embedded.attach(made) as target:
         assert ask(target, "SELECT current_database()::text") == "orthanc"
 
 
-def test_an_error_of_the_user_is_not_translated(directory: Path) -> None:
-    with pytest.raises(FileNotFoundError), embedded.attach(directory):
-        (directory / "missing").read_text()
-    assert embedded.status(directory).state == "stopped"
+def test_an_error_of_the_user_is_not_translated(made: Path) -> None:
+    with pytest.raises(FileNotFoundError), embedded.attach(made):
+        (made / "missing").read_text()
+    assert embedded.status(made).state == "stopped"
 
 
 # Crashes
 
 
-def test_a_killed_user_leaves_a_server_that_the_next_one_stops(directory: Path) -> None:
-    with user(directory) as process:
+def test_a_killed_user_leaves_a_server_that_the_next_one_stops(made: Path) -> None:
+    with user(made) as process:
         assert attached(process)
         process.kill()
         process.wait()
-    left = embedded.status(directory)
+    left = embedded.status(made)
     assert left.state == "running"
-    with embedded.attach(directory):
-        assert embedded.status(directory).pid == left.pid
-    assert embedded.status(directory).state == "stopped"
+    with embedded.attach(made):
+        assert embedded.status(made).pid == left.pid
+    assert embedded.status(made).state == "stopped"
 
 
-def test_a_killed_server_recovers(directory: Path) -> None:
-    with embedded.attach(directory) as target:
+def test_a_killed_server_recovers(made: Path) -> None:
+    with embedded.attach(made) as target:
         ask(target, "CREATE TABLE kept AS SELECT generate_series(1, 1000) AS a")
         with db.session(target):
-            kill_server(directory)
-    with embedded.attach(directory) as target:
+            kill_server(made)
+    with embedded.attach(made) as target:
         assert ask(target, "SELECT count(*) FROM kept") == 1000
 
 
-def test_a_killed_server_does_not_hinder_those_who_leave(directory: Path) -> None:
-    with embedded.attach(directory):
-        kill_server(directory)
-    assert embedded.status(directory).state == "stopped"
+def test_a_killed_server_does_not_hinder_those_who_leave(made: Path) -> None:
+    with embedded.attach(made):
+        kill_server(made)
+    assert embedded.status(made).state == "stopped"
 
 
-def test_the_pid_of_a_killed_server_may_belong_to_another_program_by_now(directory: Path) -> None:
-    with embedded.attach(directory):
-        files = [directory / "postmaster.pid", directory / ".s.PGSQL.5432.lock"]
+def test_the_pid_of_a_killed_server_may_belong_to_another_program_by_now(made: Path) -> None:
+    with embedded.attach(made):
+        files = [made / "postmaster.pid", made / ".s.PGSQL.5432.lock"]
         contents = {file: file.read_text() for file in files}
-        owner = directory.stat()
-        kill_server(directory)
+        owner = made.stat()
+        kill_server(made)
     # The new owner of the pid runs under the server's account: else PostgreSQL itself sees the difference.
     command = ["/bin/sh", "-c", "read line"]
     with subprocess.Popen(
@@ -260,7 +276,7 @@ def test_the_pid_of_a_killed_server_may_belong_to_another_program_by_now(directo
         for file, content in contents.items():
             file.write_text(f"{other.pid}\n{content.partition(chr(10))[2]}")
             os.chown(file, owner.st_uid, owner.st_gid)
-        with embedded.attach(directory) as target:
+        with embedded.attach(made) as target:
             assert ask(target, "SELECT 1") == 1
         assert other.poll() is None
 
@@ -276,16 +292,16 @@ def test_killed_while_the_folder_was_made(directory: Path) -> None:
         assert ask(target, "SELECT 1") == 1
 
 
-def test_killed_while_the_folder_was_filled(directory: Path) -> None:
-    with embedded.attach(directory) as target:
+def test_killed_while_the_folder_was_filled(made: Path) -> None:
+    with embedded.attach(made) as target:
         ask(target, "CREATE TABLE kept AS SELECT 1 AS a")
-    (directory / "pgorthanc.ready").mkdir()
+    (made / "pgorthanc.ready").mkdir()
     for name in ("base", "pg_wal", "PG_VERSION"):
-        (directory / name).rename(directory / "pgorthanc.ready" / name)
-    assert embedded.status(directory).state == "absent"
-    with embedded.attach(directory) as target:
+        (made / name).rename(made / "pgorthanc.ready" / name)
+    assert embedded.status(made).state == "absent"
+    with embedded.attach(made) as target:
         assert ask(target, "SELECT a FROM kept") == 1
-    assert not (directory / "pgorthanc.ready").exists()
+    assert not (made / "pgorthanc.ready").exists()
 
 
 # Folders that are not ours, or not whole
@@ -323,25 +339,24 @@ def test_a_data_folder_that_somebody_else_made(directory: Path) -> None:
     assert os.listdir(directory) == ["PG_VERSION"]
 
 
-def test_damaged_folders(directory: Path) -> None:
-    with embedded.attach(directory):
-        pass
-    version = (directory / "PG_VERSION").read_text()
-    (directory / "PG_VERSION").write_text("11\n")
-    refusal = refused(directory)
+def test_damaged_folders(made: Path) -> None:
+    version = (made / "PG_VERSION").read_text()
+    (made / "PG_VERSION").write_text("11\n")
+    refusal = refused(made)
     assert "data of PostgreSQL 11" in refusal.message
     assert f"PostgreSQL {version.strip()}." in refusal.message
     assert "postgresql-11" in str(refusal.hint)
-    (directory / "PG_VERSION").unlink()
-    assert "base" in refused(directory).message
-    (directory / "PG_VERSION").write_text("?")
-    assert "not a version" in refused(directory).message
-    (directory / "PG_VERSION").write_text(version)
-    (directory / "pgorthanc.json").write_text("{")
-    assert "pgorthanc.json is damaged" in refused(directory).message
-    (directory / "pgorthanc.json").unlink()
-    (directory / "postgresql.conf").write_text("no_such_setting = 1\n")
-    assert "no_such_setting" in refused(directory).message + (directory / "log").read_text()
+    (made / "PG_VERSION").rename(made / "aside")
+    assert "base" in refused(made).message
+    (made / "aside").rename(made / "PG_VERSION")
+    (made / "PG_VERSION").write_text("?")
+    assert "not a version" in refused(made).message
+    (made / "PG_VERSION").write_text(version)
+    (made / "pgorthanc.json").write_text("{")
+    assert "pgorthanc.json is damaged" in refused(made).message
+    (made / "pgorthanc.json").unlink()
+    (made / "postgresql.conf").write_text("no_such_setting = 1\n")
+    assert "no_such_setting" in refused(made).message + (made / "log").read_text()
 
 
 def test_no_postgresql(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,11 +378,9 @@ def test_a_folder_of_another_account(open_folder: Path) -> None:
 
 
 @only_root
-def test_files_restored_by_root(directory: Path) -> None:
-    with embedded.attach(directory):
-        pass
-    os.chown(directory / "PG_VERSION", 0, 0)
-    assert "chown" in str(refused(directory).hint)
+def test_files_restored_by_root(made: Path) -> None:
+    os.chown(made / "PG_VERSION", 0, 0)
+    assert "chown" in str(refused(made).hint)
 
 
 @only_root
@@ -445,7 +458,12 @@ def test_tcp_needs_the_password(kept: embedded.Running) -> None:
         with conn.cursor() as cur:
             cur.execute("SELECT current_user::text")
             assert cur.fetchone() == ("orthanc",)
-    for login in ({"user": "orthanc", "password": "wrong"}, {"user": "orthanc"}, {"user": "pgorthanc"}):
+    logins: list[dict[str, Any]] = [
+        {"user": "orthanc", "password": "wrong"},
+        {"user": "orthanc"},
+        {"user": "pgorthanc"},
+    ]
+    for login in logins:
         with pytest.raises(psycopg2.OperationalError, match="password"):
             psycopg2.connect(**place, **login, passfile="/dev/null")
     psycopg2.connect(**place, user="orthanc", passfile=kept.pgpass_file).close()
@@ -453,65 +471,65 @@ def test_tcp_needs_the_password(kept: embedded.Running) -> None:
         assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
 
 
-def test_it_stays_when_commands_leave(kept: embedded.Running, directory: Path) -> None:
-    with embedded.attach(directory) as target:
+def test_it_stays_when_commands_leave(kept: embedded.Running, made: Path) -> None:
+    with embedded.attach(made) as target:
         ask(target, "CREATE TABLE shared AS SELECT 1 AS a")
-    assert embedded.status(directory).pid == kept.pid
+    assert embedded.status(made).pid == kept.pid
     assert ask(db.Target(kept.dsn), "SELECT a FROM shared") == 1
 
 
-def test_starting_again_changes_nothing(kept: embedded.Running, directory: Path) -> None:
-    assert embedded.start(directory, show_password=True) == kept
-    shown = embedded.start(directory)
+def test_starting_again_changes_nothing(kept: embedded.Running, made: Path) -> None:
+    assert embedded.start(made, show_password=True) == kept
+    shown = embedded.start(made)
     assert "password=***" in shown.dsn
     assert shown.orthanc
     assert shown.orthanc["PostgreSQL"]["Password"] == "***"
 
 
-def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, directory: Path) -> None:
-    with embedded.attach(directory) as target, db.session(target):
+def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, made: Path) -> None:
+    with embedded.attach(made) as target, db.session(target):
         with pytest.raises(InUseError, match=r"cannot stop .* application pgorthanc"):
-            embedded.stop(directory)
+            embedded.stop(made)
         with pytest.raises(InUseError, match="cannot restart"):
-            embedded.start(directory, listen="*")
+            embedded.start(made, listen="*")
         assert ask(target, "SELECT 1") == 1
-    assert embedded.status(directory).listen == "127.0.0.1"
+    assert embedded.status(made).listen == "127.0.0.1"
 
 
-def test_another_address_keeps_port_password_and_data(kept: embedded.Running, directory: Path) -> None:
+def test_another_address_keeps_port_password_and_data(kept: embedded.Running, made: Path) -> None:
     ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
-    moved = embedded.start(directory, listen="*", show_password=True)
+    moved = embedded.start(made, listen="*", show_password=True)
     assert moved.dsn == kept.dsn
     assert moved.pid != kept.pid
     assert ask(db.Target(kept.dsn), "SELECT a FROM kept") == 1
 
 
-def test_stopped_and_private_again(directory: Path) -> None:
-    kept = embedded.start(directory)
-    assert embedded.stop(directory).was_running
-    assert not embedded.stop(directory).was_running
-    with embedded.attach(directory):
+def test_stopped_and_private_again(made: Path) -> None:
+    kept = embedded.start(made)
+    assert embedded.stop(made).was_running
+    assert not embedded.stop(made).was_running
+    with embedded.attach(made):
         with pytest.raises(ConnectError):
             db.connect(db.Target(kept.dsn))
-        assert embedded.status(directory).listen is None
-    again = embedded.start(directory)
+        assert embedded.status(made).listen is None
+    again = embedded.start(made)
     assert again.port == kept.port
-    embedded.stop(directory)
+    embedded.stop(made)
 
 
-def test_a_port_in_use(directory: Path) -> None:
+def test_a_port_in_use(made: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(PgOrthancError, match=f"port {port}: Address already in use") as refusal:
-            embedded.start(directory, port=port)
+            embedded.start(made, port=port)
         assert "--port" in str(refusal.value.hint)
-        kept = embedded.start(directory)
+        kept = embedded.start(made)
         try:
             with pytest.raises(PgOrthancError, match="Address already in use"):
-                embedded.start(directory, port=port)
-            assert embedded.start(directory) == kept
+                embedded.start(made, port=port)
+            assert embedded.start(made) == kept
         finally:
-            embedded.stop(directory)
+            embedded.stop(made)
 
 
 def test_names_and_passwords_of_the_site(directory: Path) -> None:
@@ -545,14 +563,12 @@ def test_stop_without_a_server(directory: Path) -> None:
     assert not directory.exists()
 
 
-def test_the_log_does_not_grow_for_ever(directory: Path) -> None:
-    with embedded.attach(directory):
-        pass
-    with open(directory / "log", "ab") as log:
+def test_the_log_does_not_grow_for_ever(made: Path) -> None:
+    with open(made / "log", "ab") as log:
         log.truncate(11_000_000)
-    with embedded.attach(directory):
-        assert (directory / "log").stat().st_size < 100_000
-        assert (directory / "log.1").stat().st_size == 11_000_000
+    with embedded.attach(made):
+        assert (made / "log").stat().st_size < 100_000
+        assert (made / "log.1").stat().st_size == 11_000_000
 
 
 def test_looking_writes_nothing(directory: Path) -> None:

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import samples
 from indexdump import attachments, dump
 
-import samples
 from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.ingest import content, pipeline
@@ -28,10 +28,15 @@ from pgorthanc_cli.ingest.walk import Source
 OVERWRITES = list(index.Overwrite)
 
 
-def run(target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: object) -> ingest.Report:
+def run(
+    target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: object
+) -> ingest.Report:
     tally = ingest.Tally()
     for batch in ingest.run(
-        target, map(os.fspath, paths), ingest.Settings(storage_dir=area, **settings), jobs=jobs  # type: ignore[arg-type]
+        target,
+        map(os.fspath, paths),
+        ingest.Settings(storage_dir=area, **settings),
+        jobs=jobs,  # type: ignore[arg-type]
     ):
         tally.add(batch)
     return tally.report()
@@ -67,7 +72,11 @@ def check_area(target: db.Target, area: Path) -> None:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_result_does_not_depend_on_jobs_or_batches(
-    new_database: Callable[..., db.Target], template: str, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+    new_database: Callable[..., db.Target],
+    template: str,
+    tmp_path: Path,
+    jobs: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = samples.folder(tmp_path / "in", 40, patients=3)
     files.insert(20, files[3])
@@ -98,7 +107,9 @@ def test_overwriting(
     first, second, lone = (tmp_path / name for name in ("1.dcm", "2.dcm", "lone.dcm"))
     first.write_bytes(samples.instance(number=1))
     lone.write_bytes(samples.instance("P2", "1.2.2", "1.2.2.1"))
-    second.write_bytes(samples.instance(number=1) if same else samples.instance(number=1, ImageComments="again"))
+    second.write_bytes(
+        samples.instance(number=1) if same else samples.instance(number=1, ImageComments="again")
+    )
     run(fresh, [first, lone], area)
     replaced = overwrite is index.Overwrite.ALWAYS or (overwrite is index.Overwrite.IF_CHANGED and not same)
     report = run(fresh, [second], area, overwrite=overwrite)
@@ -112,19 +123,25 @@ def test_overwriting(
         check_area(fresh, area)
     else:
         with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
-            cur.execute("SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)")
+            cur.execute(
+                "SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
+            )
             assert cur.fetchone() == (2, 2)
 
 
 @pytest.mark.parametrize("large_objects", [True, False])
 @pytest.mark.parametrize("compress", [True, False])
-def test_stored_bytes_are_the_files(fresh: db.Target, tmp_path: Path, compress: bool, large_objects: bool) -> None:
+def test_stored_bytes_are_the_files(
+    fresh: db.Target, tmp_path: Path, compress: bool, large_objects: bool
+) -> None:
     run(fresh, [samples.REAL], None if large_objects else tmp_path / "area", compress=compress)
     with db.session(fresh) as conn, conn.cursor() as cur:
         area: storage.Area = (
             storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(tmp_path / "area")
         )
-        cur.execute("SELECT filetype, uuid, compressedhash, uncompressedhash, uncompressedsize FROM attachedfiles")
+        cur.execute(
+            "SELECT filetype, uuid, compressedhash, uncompressedhash, uncompressedsize FROM attachedfiles"
+        )
         rows = cur.fetchall()
         assert sorted(row[0] for row in rows) == ([1, 3] if compress else [1])
         for file_type, uuid, stored_md5, md5, size in rows:
@@ -135,7 +152,9 @@ def test_stored_bytes_are_the_files(fresh: db.Target, tmp_path: Path, compress: 
             assert plain == samples.REAL.read_bytes()[:size]
 
 
-def test_content_too_large_for_memory(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_too_large_for_memory(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(content, "IN_MEMORY_BYTES", 1000)
     zipped = tmp_path / "zipped.dcm.gz"
     zipped.write_bytes(gzip.compress(samples.instance()))
@@ -184,7 +203,11 @@ def test_archives_are_opened_in_their_place(fresh: db.Target, tmp_path: Path) ->
     (folder / "d.zip").write_bytes(b"PK\x03\x04" + b"damaged" * 10)
     report = run(fresh, [folder], tmp_path / "area", jobs=2)
     assert ends(report) == (6, 0, 0, 3)
-    assert {r.path.rpartition("/")[2] for r in report.refusals} == {"b.zip!notes.txt", "b.zip!again.zip", "d.zip"}
+    assert {r.path.rpartition("/")[2] for r in report.refusals} == {
+        "b.zip!notes.txt",
+        "b.zip!again.zip",
+        "d.zip",
+    }
     instances = [i for kind, _, i in dumped(fresh)["changes"] if kind == 2]  # type: ignore[attr-defined]
     alone = dumped(fresh)["resources"]
     assert len(instances) == 6
@@ -210,6 +233,12 @@ def test_order_is_sorted_by_path_components(tmp_path: Path) -> None:
     assert found == ["B", "a.dcm", "b/10", "b/2", "b.dcm"]
 
 
+def test_the_storage_area_is_not_imported_into_itself(fresh: db.Target, tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(samples.instance())
+    assert ends(run(fresh, [tmp_path], tmp_path / "area")) == (1, 0, 0, 1)
+    assert ends(run(fresh, [tmp_path], tmp_path / "area")) == (0, 1, 0, 1)
+
+
 def test_ten_thousand_files_in_one_folder(tmp_path: Path) -> None:
     for n in range(10_000):
         (tmp_path / f"{n:05}").touch()
@@ -228,7 +257,9 @@ def bad_files(folder: Path) -> dict[str, Path]:
         "text": b"this is no DICOM file\n" * 20,
         "truncated": whole[:-3],
         "appended": whole + b"x",
-        "no_sop_instance_uid": samples.instance(number=2).replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x19\x00UI"),
+        "no_sop_instance_uid": samples.instance(number=2).replace(
+            b"\x08\x00\x18\x00UI", b"\x08\x00\x19\x00UI"
+        ),
         "empty_study_uid": samples.instance(study=""),
     }
     for name, data in made.items():
@@ -330,7 +361,9 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
     run(fresh, [samples.REAL], tmp_path / "area")
     with db.session(fresh) as conn, conn, conn.cursor() as cur:
         cur.execute("SELECT setval('resources_internalid_seq', 1)")
-    with pytest.raises(RevisionError, match="resources_internalid_seq stands at 1, behind the highest internalid 4"):
+    with pytest.raises(
+        RevisionError, match="resources_internalid_seq stands at 1, behind the highest internalid 4"
+    ):
         run(fresh, [samples.REAL], tmp_path / "area")
 
 
@@ -424,7 +457,9 @@ def test_kill_9_leaves_nothing_half_done_after_a_rerun(
         "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
     ]  # fmt: skip
     with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         while True:
             assert process.poll() is None, "it ended before it could be killed"
             cur.execute("SELECT count(*) FROM attachedfiles")
@@ -442,7 +477,9 @@ def test_kill_9_leaves_nothing_half_done_after_a_rerun(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_it_with_130_and_right_counts(fresh: db.Target, tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_end_it_with_130_and_right_counts(
+    fresh: db.Target, tmp_path: Path, number: signal.Signals
+) -> None:
     samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
     command = [
         sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", fresh.dsn,

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +74,10 @@ _CONNECTION = (
 _CONNECTION_NAMES = (
     "uri", "host", "port", "dbname", "username", "sslmode", "schema", "config", "password_file", "embedded",
 )  # fmt: skip
+
+_SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
+    ("as_json", "quiet", "verbose"), "Output"
+)
 
 
 class Call:
@@ -179,6 +183,25 @@ def _prompt(question: str) -> str:
     return answer
 
 
+class Command(click.Command):
+    """A command whose help shows its own options first, then those that all commands share."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Three sections: what is special here, the connection, the output."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Connection": [], "Output": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                shared = parameter is self.get_help_option(ctx)
+                sections["Output" if shared else _SECTIONS.get(parameter.name or "", "Options")].append(
+                    record
+                )
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
     """Ctrl-C and SIGTERM set the event, for work that ends at the next safe point; the second one interrupts."""
@@ -209,6 +232,6 @@ def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., No
         run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         for option in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
             run = option(run)
-        return click.command(name)(run)
+        return click.command(name, cls=Command)(run)
 
     return decorate

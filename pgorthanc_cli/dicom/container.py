@@ -65,13 +65,23 @@ def read(data: Buffer, wanted: Container[int]) -> DataSet:
     """
     if not len(data):
         raise Refused("the file is empty")
-    start = 132 if bytes(data[128:132]) == b"DICM" else 0
+    if bytes(data[128:132]) == b"DICM":
+        return _read(data, 132, wanted)
+    try:
+        return _read(data, 0, wanted)
+    except Refused as refused:
+        raise Refused(
+            f"not a DICOM file: no DICM at byte 128, and no bare data set: {refused.reason}"
+        ) from None
+
+
+def _read(data: Buffer, start: int, wanted: Container[int]) -> DataSet:
     uid, pos = _file_meta(data, start)
+    if pos == start == len(data):
+        raise Refused("there is nothing behind the preamble")
     known = uid in _ENCODINGS or uid in _ENCAPSULATED or uid in _DEFLATED
-    if known and uid in _DEFLATED:
+    if uid in _DEFLATED:
         data, pos = _inflated(data, pos), 0
-    if pos >= len(data):
-        raise Refused("there is no data set")
     encoding = _ENCODINGS.get(uid, EXPLICIT) if known else _guessed(data, pos)
     walker = Walker(data)
     elements = walker.data_set(pos, encoding, wanted, encapsulated=uid in _ENCAPSULATED)

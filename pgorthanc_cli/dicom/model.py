@@ -13,7 +13,7 @@ Buffer: TypeAlias = "bytes | mmap.mmap | memoryview"
 TagLists: TypeAlias = "tuple[tuple[str, tuple[str, ...]], ...]"
 
 
-class Refused(Exception):  # noqa: N818 - Orthanc's own word for a file it does not store
+class Refused(Exception):
     """Orthanc would not store this file.
 
     Attributes:

@@ -51,7 +51,7 @@ _LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
 _META = 144  # preamble, DICM and the group length are before it
 
 
-class _Malformed(Exception):  # noqa: N818 - never leaves this module
+class _Malformed(Exception):
     """The reader gives up."""
 
 
@@ -72,8 +72,8 @@ class PixelData(NamedTuple):
 class _MetaElement(NamedTuple):
     tag: int
     vr: str
-    value: bytes
-    end: int  # position after it
+    start: int  # of the value
+    end: int
 
 
 def _meta_elements(data: Buffer) -> Iterator[_MetaElement]:
@@ -93,7 +93,7 @@ def _meta_elements(data: Buffer) -> Iterator[_MetaElement]:
         if pos + length > len(data):
             raise _Malformed
         end = pos + length
-        yield _MetaElement(group << 16 | element, vr.decode(), bytes(data[pos:end]), end)
+        yield _MetaElement(group << 16 | element, vr.decode(), pos, end)
         pos = end
 
 
@@ -106,9 +106,10 @@ def named_transfer_syntax(data: Buffer) -> str | None:
     uid = b""
     try:
         for element in _meta_elements(data):
-            if len(element.value) > _LONGEST.get(element.vr, UNDEFINED):
+            if element.end - element.start > _LONGEST.get(element.vr, UNDEFINED):
                 return None
-            uid = element.value if element.tag == TRANSFER_SYNTAX_UID and not uid else uid
+            if element.tag == TRANSFER_SYNTAX_UID and not uid:
+                uid = bytes(data[element.start : element.end])
     except _Malformed:
         return None
     name = uid.removesuffix(b"\0").translate(None, b" \t\n\x0b\x0c\r").decode("latin-1")
@@ -121,7 +122,8 @@ def pixel_data(data: Buffer) -> PixelData | None:
         uid, pos = b"", _META
         for element in _meta_elements(data):
             pos = element.end
-            uid = element.value if element.tag == TRANSFER_SYNTAX_UID and not uid else uid
+            if element.tag == TRANSFER_SYNTAX_UID and not uid:
+                uid = bytes(data[element.start : element.end])
         syntax = (uid[:-1] if uid[-1:] in (b" ", b"\0") else uid).decode("latin-1")
         if syntax not in KNOWN or pos != _META + _LENGTH["<"](data, 140)[0]:
             return None

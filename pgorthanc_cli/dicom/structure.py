@@ -251,9 +251,10 @@ class Walker:
         return tag, vr, pos + 12, _LENGTH[order](self.data, pos + 8)[0]
 
     def _cut(self, pos: int) -> Refused:
-        left = self.size - pos
+        if pos == self.size:
+            return Refused(f"the file ends at byte {pos} inside a sequence or among fragments: it is cut off")
         return Refused(
-            f"{left} bytes at byte {pos} are no element: the file is cut off, or something follows it"
+            f"from byte {pos} there is no complete element: the file is cut off, or something follows it"
         )
 
 

@@ -41,8 +41,7 @@ class Layout:
                     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('metadata')
                             AND attname = 'revision' AND NOT attisdropped)"""
             )
-            row = cur.fetchone()
-            assert row is not None
+            (row,) = cur.fetchall()
         index, table, touch, delete, marks, count, revisions = row
         if not index:
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
@@ -80,12 +79,11 @@ def check_sequences(cur: Cursor) -> None:
         cur.execute(
             f"SELECT last_value, COALESCE((SELECT max({column}) FROM {table}), 0) FROM {sequence}"  # noqa: S608 - constants
         )
-        row = cur.fetchone()
-        assert row is not None
-        if row[0] < row[1]:
+        ((last, highest),) = cur.fetchall()
+        if last < highest:
             raise RevisionError(
-                f"the sequence {sequence} stands at {row[0]}, behind the highest {column} {row[1]}",
-                f"let the owner run: SELECT setval('{sequence}', (SELECT max({column}) FROM {table}))",
+                f"the sequence {sequence} stands at {last}, behind the highest {column} {highest}",
+                f"let its owner run: SELECT setval('{sequence}', {highest})",
             )
 
 
@@ -95,6 +93,5 @@ def identity(cur: Cursor) -> str:
         """SELECT concat_ws('/', s.system_identifier, d.oid, to_regclass('resources')::oid)
            FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()"""
     )
-    row = cur.fetchone()
-    assert row is not None
-    return str(row[0])
+    ((found,),) = cur.fetchall()
+    return str(found)

@@ -103,7 +103,9 @@ class Committer:
 
         def store(attachment: index.Attachment) -> None:
             if self.objects:
-                self.objects.put(attachment.uuid, attachment.file_type, _stored(owners[attachment.uuid], attachment))
+                self.objects.put(
+                    attachment.uuid, attachment.file_type, _stored(owners[attachment.uuid], attachment)
+                )
 
         written = self.writer.write([p.record for p in prepared], store)
         old = self._before_commit(written.removed)

@@ -40,7 +40,9 @@ class Journal:
 
     def join(self) -> None:
         """A worker process takes part in the run for as long as it lives."""
-        fcntl.flock(os.open(self.folder / _WORKERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), fcntl.LOCK_SH)
+        fcntl.flock(
+            os.open(self.folder / _WORKERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), fcntl.LOCK_SH
+        )
 
     def record(self, name: str, uuids: Sequence[str]) -> None:
         """Write a journal down, durably, before its attachments are touched."""

@@ -65,7 +65,9 @@ def run(
             work = _work(target, settings, None)
             with _workers(work, jobs) as submit:
                 pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
-                yield from pipeline.run(walk.walk(paths), ahead=jobs + 2 if jobs > 1 else 0)
+                yield from pipeline.run(
+                    walk.walk(paths, settings.storage_dir), ahead=jobs + 2 if jobs > 1 else 0
+                )
             return
         journals = _journals(conn, settings, stack)
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
@@ -73,7 +75,7 @@ def run(
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
         with _workers(_work(target, settings, journals), jobs) as submit:
             pipeline = _Pipeline(submit, committer, stop or threading.Event())
-            yield from pipeline.run(walk.walk(paths), ahead=jobs + 2 if jobs > 1 else 0)
+            yield from pipeline.run(walk.walk(paths, settings.storage_dir), ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,32 +29,41 @@ class Source:
     problem: str | None = None
 
 
-def walk(paths: Iterable[str]) -> Iterator[Source]:
+def walk(paths: Iterable[str], storage_dir: str | os.PathLike[str] | None = None) -> Iterator[Source]:
     """The files named, and those in folders named, in sorted order of path components within each folder.
 
     Symbolic links are followed; a link back to a folder above itself is reported as a problem, as is everything
-    that cannot be read. Memory: the names of one folder at each depth.
+    that cannot be read, and the storage area that is written to. Memory: the names of one folder at each depth.
     """
+    area = None
+    if storage_dir is not None and os.path.isdir(storage_dir):
+        area = _identity(os.stat(storage_dir))
     for path in paths:
-        yield from _walk(path, ())
+        yield from _walk(path, (), area)
 
 
-def _walk(path: str, above: tuple[tuple[int, int], ...]) -> Iterator[Source]:
+def _walk(path: str, above: tuple[tuple[int, int], ...], area: tuple[int, int] | None) -> Iterator[Source]:
     try:
         status = os.stat(path)
-        if os.path.isdir(path):
-            here = (status.st_dev, status.st_ino)
-            if here in above:
-                yield Source(path, problem="symbolic link to a folder above it")
-                return
-            for name in sorted(os.listdir(path), key=os.fsencode):
-                yield from _walk(os.path.join(path, name), (*above, here))
-        elif os.path.isfile(path):
-            yield Source(path, size=status.st_size)
-        else:
-            yield Source(path, problem="not a regular file")
+        if not stat.S_ISDIR(status.st_mode):
+            problem = None if stat.S_ISREG(status.st_mode) else "not a regular file"
+            yield Source(path, size=status.st_size, problem=problem)
+            return
+        here = _identity(status)
+        if here in (*above, area):
+            yield Source(
+                path,
+                problem="the storage area itself" if here == area else "symbolic link to a folder above it",
+            )
+            return
+        for name in sorted(os.listdir(path), key=os.fsencode):
+            yield from _walk(os.path.join(path, name), (*above, here), area)
     except OSError as error:
         yield Source(path, problem=error.strerror or str(error))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def listed(stream: BinaryIO) -> Iterator[str]:

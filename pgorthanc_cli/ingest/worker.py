@@ -94,6 +94,9 @@ class Refusal:
     path: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -264,7 +267,7 @@ def _md5(data: bytes | mmap | memoryview) -> str:
 
 # --- in a process of its own ---------------------------------------------------------------------------------
 
-_worker: Worker | None = None
+_worker: Worker
 
 
 def start(work: Work) -> None:
@@ -280,7 +283,6 @@ def start(work: Work) -> None:
 
 def prepare(name: str, sources: Sequence[Source]) -> list[Result]:
     """`Worker.prepare` of this process."""
-    assert _worker is not None
     return _worker.prepare(name, sources)
 
 

@@ -1,0 +1,37 @@
+"""Holds the work against the specification, on a private server: checks.py SPECIFICATION_FOLDER."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pgorthanc_cli import embedded
+
+CHECKS = (
+    ("golden_check.py",),
+    ("behaviour_check.py",),
+    ("catalog_check.py",),
+    ("catalog_check.py", "--schema", "orthanc", "--quick"),
+)
+
+
+def main(specification: Path) -> int:
+    """Run every check; the number of those that failed."""
+    failed = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        embedded.attach(Path(folder) / "server", superuser=True) as target,
+    ):
+        Path(folder).chmod(0o755)
+        for program, *options in CHECKS:
+            print(f"--- {program} {' '.join(options)}", flush=True)
+            tool = ["--server", target.dsn, "--pgorthanc", f"{sys.executable} -m pgorthanc_cli"]
+            command = [sys.executable, str(specification / "checks" / program), *tool, *options]
+            failed += subprocess.run(command).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
