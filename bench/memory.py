@@ -32,7 +32,9 @@ def peak(folder: Path, files: int, jobs: int) -> int:
             revision.init(conn, schema=target.schema)
         tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json"]
         area = ["--storage-dir", str(folder / f"area-{files}-{jobs}"), "--jobs", str(jobs), str(source)]
-        run = subprocess.run([sys.executable, "-c", WATCH, *tool, *area], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", WATCH, *tool, *area], capture_output=True, text=True, check=True
+        )
     code, size = json.loads(run.stdout)
     if code:
         raise SystemExit(f"import ended with {code}: {run.stderr}")
@@ -46,7 +48,10 @@ def main(counts: list[int]) -> None:
         for jobs in (1, 2):
             sizes = [peak(Path(name), count, jobs) for count in counts]
             for count, size in zip(counts, sizes, strict=True):
-                print(f"--jobs {jobs}  {count:7} files  {size / 1024:7.1f} MiB  {size / sizes[0]:5.2f} x", flush=True)
+                print(
+                    f"--jobs {jobs}  {count:7} files  {size / 1024:7.1f} MiB  {size / sizes[0]:5.2f} x",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

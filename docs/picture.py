@@ -1,4 +1,4 @@
-"""Draws the README's picture: a real run of the demo, as a terminal shows it. Usage: picture.py OUT.svg"""
+"""Draws the README's picture, a real run of the demo as a terminal shows it: picture.py OUT.svg."""
 
 from __future__ import annotations
 

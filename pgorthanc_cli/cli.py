@@ -49,7 +49,7 @@ class Main(click.Group):
                 "interrupted; everything that was counted is committed", "run it again to go on"
             )
         output.fail(failure, as_json=bool(ctx.meta.get("json")))
-        ctx.exit(failure.exit_code)
+        raise click.exceptions.Exit(failure.exit_code)
 
 
 @click.command(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

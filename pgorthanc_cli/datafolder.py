@@ -43,6 +43,7 @@ _SURVIVORS_S = (
 )
 _SOCKET_PATH_BYTES = 103  # sun_path has 104 bytes (108 on Linux), one of them for the final NUL
 _NO_PID = 2**31 - 1  # beyond every pid_max
+_RESTORE = "restore the folder from a backup, or name a new one"
 
 # The first match wins. Who may enter the folder (mode 0700) could read a password in it, and the data, as well: so
 # the socket in it asks for none. TCP asks for one, and the superuser has none.
@@ -113,7 +114,10 @@ class DataFolder:
         content = (self.path / "PG_VERSION").read_text(errors="replace").strip()
         major = content.partition(".")[0]
         if not major.isdecimal():
-            raise PgOrthancError(f"{self.path / 'PG_VERSION'} holds {content!r}, not a version of PostgreSQL")
+            raise PgOrthancError(
+                f"{self.path / 'PG_VERSION'} holds {content!r}, not a version of PostgreSQL",
+                _RESTORE,
+            )
         return int(major)
 
     def _refuse_others(self) -> None:
@@ -305,9 +309,13 @@ class DataFolder:
             Path(self.host()).unlink(missing_ok=True)
 
     def _wait_until_gone(self, pid: int) -> None:
-        """The pid file is the last that a server removes; one that was killed leaves it, but listens no more."""
+        """A server removes its pid file last; one that was killed leaves it, but listens no more.
+
+        Its process, too, has to end: else the file system could not be unmounted yet.
+        """
         deadline = time.monotonic() + _TIMEOUT_S
-        while (self.path / "postmaster.pid").exists() and self.pid() is not None:
+        file = self.path / "postmaster.pid"
+        while (file.exists() and self.pid() is not None) or _works_in(str(pid), self.path):
             if time.monotonic() > deadline:
                 raise PgOrthancError(f"the server (pid {pid}) does not stop", f"its log: {self.path / 'log'}")
             time.sleep(0.01)
@@ -318,7 +326,7 @@ class DataFolder:
         """Make the data beside their place, then move them there; a crash anywhere is repaired by the next call."""
         made = self.path / _MADE
         if not made.exists():
-            self._refuse_content("restore the folder from a backup, or name a new one")
+            self._refuse_content(_RESTORE)
             for remains in self.path.glob(f"{_MAKING}*"):
                 shutil.rmtree(remains, ignore_errors=True)
             # A new name every time: the initdb of a caller that was killed may still be writing.

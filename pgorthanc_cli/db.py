@@ -153,7 +153,10 @@ def _connect_patiently(target: Target) -> Connection:
         try:
             return psycopg2.connect(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
-            failure, heals = connect_errors.explain(str(error), parameters)
+            text = str(error)
+        except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own
+            text = error.object.decode("utf-8", "replace")
+        failure, heals = connect_errors.explain(text, parameters)
         if not heals or not left:
             raise failure
         _log.warning("%s; next try in %g s, %d left", failure, target.retry_interval_s, left)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 _LOG_EVERY_S = 5.0
-_LINES = 20  # of a list in a table; --json has all of it
+_LINES = 10  # of a list in a table; --json has all of it
 
 
 def emit(result: object, *, as_json: bool) -> None:
@@ -159,6 +159,8 @@ def cell(name: str, value: object) -> str:
         return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name in ("pid", "port"):
+        return str(value)
     if isinstance(value, int):
         return f"{value:,} ({size(value)})" if name.endswith("bytes") else f"{value:,}"
     if isinstance(value, float):

@@ -382,12 +382,12 @@ def test_retries_end(server: Server) -> None:
     [
         ("57P03", "das Datenbanksystem startet", "the server is not ready: .*das Datenbanksystem startet"),
         ("53300", "tut mir leid, schon zu viele Verbindungen", "too many connections: "),
-        ("28P01", "Passwort-Authentifizierung fehlgeschlagen", "the connection failed: .*Passwort"),
+        ("28P01", "Passwort-Authentifizierung für »x« fehlgeschlagen", "the connection failed: .*Passwort"),
     ],
 )
 def test_a_server_that_speaks_another_language(sqlstate: str, text: str, message: str) -> None:
     """The bytes of a server with translated messages, which not every build of PostgreSQL has."""
-    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{text}\0\0".encode()
+    fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{text}\0\0".encode("latin-1")
     answer = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

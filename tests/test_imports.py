@@ -53,7 +53,8 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name.split(".")[0], (alias.name.split(".") + [""])[1]
+                top, _, inner = alias.name.partition(".")
+                yield top, inner.split(".")[0]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             top, *rest = (node.module or "").split(".")

@@ -23,6 +23,7 @@ class Layout:
     child_count: bool  # from revision 3
     direct_child_count: bool  # revision 3 alone: the trigger spoils a childcount of NULL
     delete_function: bool  # from revision 2: deleteresource
+    unique_ids: bool  # from revision 2: no public id twice
 
     @classmethod
     def read(cls, conn: Connection) -> Layout:
@@ -39,10 +40,11 @@ class Layout:
                     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('resources')
                             AND attname = 'childcount' AND NOT attisdropped),
                     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('metadata')
-                            AND attname = 'revision' AND NOT attisdropped)"""
+                            AND attname = 'revision' AND NOT attisdropped),
+                    to_regclass('uniquepublicid') IS NOT NULL"""
             )
             (row,) = cur.fetchall()
-        index, table, touch, delete, marks, count, revisions = row
+        index, table, touch, delete, marks, count, revisions, unique = row
         if not index:
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
         if not revisions:
@@ -50,7 +52,7 @@ class Layout:
                 "the index is older than revision 1 (made by plugin 3.3 or before), expected 1 to 10",
                 "run: pgorthanc upgrade",
             )
-        return cls(table, touch, count, count and not marks, delete)
+        return cls(table, touch, count, count and not marks, delete, unique)
 
 
 def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:

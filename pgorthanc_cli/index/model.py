@@ -101,5 +101,5 @@ class Written:
     touched: list[tuple[str, int]]
 
 
-class Conflict(Exception):  # noqa: N818 - not an error for users: the caller refuses one file
+class Conflict(Exception):
     """The index already holds something that contradicts this record; the message says what."""

@@ -21,6 +21,8 @@ from pgorthanc_cli.ingest.worker import ZLIB, Known, Prepared, Refusal, Result
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+# What the server says about a record that it does not take; an identifier too long for its index is the third.
+_REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
 _REPLAYS = 10  # of a batch that collided with another writer (Orthanc's MaximumConnectionRetries)
 
 
@@ -80,7 +82,7 @@ class Committer:
             return []
         try:
             return list(self._replayed(prepared))
-        except (index.Conflict, content.Unreadable, pg.DataError, pg.IntegrityError) as error:
+        except (index.Conflict, content.Unreadable, *_REFUSED) as error:
             self.conn.rollback()
             if len(prepared) == 1:
                 self._discard(prepared)

@@ -20,11 +20,11 @@ _CHUNK_BYTES = 1 << 20
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 
 
-class Unreadable(Exception):  # noqa: N818 - a reason for the report, not an error of the run
+class Unreadable(Exception):
     """This source cannot be read; the message says why, without its content."""
 
 
-class Archive(Exception):  # noqa: N818 - a finding
+class Archive(Exception):
     """This source is a ZIP archive: its members are to be imported instead."""
 
 

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, dicom, index, storage
-from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.ingest import journal, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
 from pgorthanc_cli.ingest.report import Batch, Settings
@@ -48,6 +48,7 @@ def run(
         stop: Set it to end after the batch at hand; what was yielded is committed.
 
     Raises:
+        UsageError: `settings` ask for what cannot be.
         InUseError: An Orthanc holds the index lock (unless `settings.concurrent`).
         RevisionError: There is no index, or none that can be written to.
         ConnectError: The database went away; what was yielded is committed.
@@ -59,6 +60,11 @@ def run(
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
         writer = index.Writer(conn, settings.overwrite)
+        if settings.concurrent and not writer.layout.unique_ids:
+            raise UsageError(
+                "revision 1 cannot keep two writers from creating a patient twice: --concurrent needs revision 2",
+                "stop the Orthancs and import without --concurrent; or run: pgorthanc upgrade",
+            )
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
         if settings.dry_run:

@@ -1,0 +1,53 @@
+"""Running an import in a test, and looking at what it left."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from indexdump import attachments, dump
+
+from pgorthanc_cli import db, ingest
+from pgorthanc_cli.ingest.journal import FOLDER
+
+
+def run(
+    target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: Any
+) -> ingest.Report:
+    tally = ingest.Tally()
+    for batch in ingest.run(
+        target,
+        map(os.fspath, paths),
+        ingest.Settings(storage_dir=area, **settings),
+        jobs=jobs,
+    ):
+        tally.add(batch)
+    return tally.report()
+
+
+def ends(report: ingest.Report) -> tuple[int, int, int, int]:
+    return report.imported, report.known, report.overwritten, report.refused
+
+
+def dumped(target: db.Target) -> dict[str, Any]:
+    with db.session(target, readonly=True) as conn:
+        return dump(conn)
+
+
+def stored_files(area: Path) -> dict[str, tuple[int, str]]:
+    """All that is in a filesystem area: name -> size and MD5; its journals must be gone."""
+    assert not (area / FOLDER).exists()
+    return {
+        path.name: (path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest())
+        for path in area.rglob("*")
+        if path.is_file()
+    }
+
+
+def check_area(target: db.Target, area: Path) -> None:
+    """Each row has its file, each file its row."""
+    with db.session(target, readonly=True) as conn:
+        assert stored_files(area) == attachments(conn)
