@@ -227,9 +227,12 @@ def _find(text: str, parameters: Mapping[str, str]) -> tuple[_Cause, dict[str, s
 
 
 def _one_line(text: str) -> str:
-    """The text without libpq's own hints, which are indented; each line once (several addresses or TLS modes)."""
+    """The text without libpq's own hints, which are indented; each line once (several addresses or TLS modes).
+
+    The text is empty where psycopg2 cannot decode a translated message in another encoding.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\t")]
-    return "; ".join(dict.fromkeys(lines))
+    return "; ".join(dict.fromkeys(lines)) or "the server's words cannot be shown, they are not UTF-8"
 
 
 def _startup_sqlstate(text: str, parameters: Mapping[str, str]) -> str:
@@ -297,6 +300,10 @@ def _open(text: str) -> socket.socket:
             (place["address"] or place["host"], int(place["port"])), _PROBE_TIMEOUT_S
         )
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(_PROBE_TIMEOUT_S)
-    sock.connect(place["socket"])
+    try:
+        sock.settimeout(_PROBE_TIMEOUT_S)
+        sock.connect(place["socket"])
+    except OSError:
+        sock.close()
+        raise
     return sock

@@ -248,16 +248,22 @@ def translated(conn: Connection) -> Iterator[None]:
         raise _translate(error, conn) from None
 
 
+def primary_message(error: psycopg2.Error) -> str:
+    """What the server says in one line; never the values of a row, which may be patient data."""
+    primary: str = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
+        primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
+    return primary
+
+
 def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
-    primary = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    primary = primary_message(error)
     if conn.closed or state.startswith(_LOST):
         return ConnectError(
             f"the connection to {_place(conn)} was lost: {primary}",
             "see whether the server still runs (its log says what happened), then run the same command again",
         )
-    if state.startswith("22"):  # data exceptions quote the value
-        primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
     return PgOrthancError(
         f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""), _hint(state, primary, conn)
     )

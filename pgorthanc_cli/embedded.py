@@ -12,14 +12,14 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from psycopg2 import extensions, sql
 
 from pgorthanc_cli import db
-from pgorthanc_cli.datafolder import SUPERUSER, DataFolder, Settings
+from pgorthanc_cli.datafolder import DEFAULT_PORT, SUPERUSER, DataFolder, Settings
 from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -38,12 +38,8 @@ _SESSIONS = """
 
 
 @dataclass(frozen=True)
-class Running:
-    """A server that stays up for others; `dsn` and `orthanc` hold the password only if that was asked for.
-
-    Attributes:
-        orthanc: The part of Orthanc's configuration file that makes it use this server.
-    """
+class Server:
+    """A server that stays up for others; `dsn` holds the password only if that was asked for."""
 
     directory: str
     version: str
@@ -55,7 +51,17 @@ class Running:
     password_file: str
     pgpass_file: str
     dsn: str
-    orthanc: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Running(Server):
+    """The same with `orthanc`, the part of Orthanc's configuration file that makes it use this server."""
+
+    orthanc: dict[str, Any]
+
+    def server(self) -> Server:
+        """Without that part."""
+        return Server(**{field.name: getattr(self, field.name) for field in fields(Server)})
 
 
 @dataclass(frozen=True)
@@ -67,26 +73,40 @@ class Stopped:
 
 
 @dataclass(frozen=True)
-class Status:
+class Folder:
     """What a folder holds: `state` is running, stopped, or absent (no server was ever made there).
 
     Attributes:
         version: Of PostgreSQL; of a stopped server only the major one.
-        listen: The TCP address; None while only the socket is open.
+        port: Of TCP, and of the name of the socket.
         keep: Whether it stays up until `stop`; else the last command that uses it stops it.
-        sessions: How many clients are connected.
-        databases: Their sizes in bytes.
     """
 
     directory: str
     state: str
     version: str | None = None
+    port: int | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Status(Folder):
+    """The same, and what only a server that runs can tell.
+
+    Attributes:
+        listen: The TCP address; empty while only the socket is open.
+        sessions: How many clients are connected.
+        databases: Their sizes in bytes.
+    """
+
     pid: int | None = None
     listen: str | None = None
-    port: int | None = None
-    keep: bool | None = None
     sessions: int | None = None
     databases: dict[str, int] | None = None
+
+    def folder(self) -> Folder:
+        """Without that."""
+        return Folder(**{field.name: getattr(self, field.name) for field in fields(Folder)})
 
 
 @contextmanager
@@ -258,17 +278,14 @@ def status(directory: Path) -> Status:
     with folder.translated():
         if not folder.exists():
             return Status(str(folder.path), "absent")
-        settings, pid = folder.settings(), folder.pid()
+        settings, pid, path = folder.settings(), folder.pid(), str(folder.path)
+        port = settings.port or DEFAULT_PORT
         if pid is None:
-            version = str(folder.major())
-            return Status(str(folder.path), "stopped", version, port=settings.port, keep=settings.keep)
+            return Status(path, "stopped", str(folder.major()), port, settings.keep)
     with db.session(folder.target(superuser=True), readonly=True, need_schema=False) as conn:
         [(version, listen, sessions)] = _rows(conn, _FACTS)
         sizes = _rows(conn, _SIZES)
-    port = settings.port if listen else None
-    return Status(
-        str(folder.path), "running", version, pid, listen or None, port, settings.keep, sessions, dict(sizes)
-    )
+    return Status(path, "running", version, port, settings.keep, pid, listen, sessions, dict(sizes))
 
 
 def _ensure_database(folder: DataFolder) -> None:

@@ -131,21 +131,19 @@ def print_sql(*, schema: str, revision: int | None = None, with_storage: bool = 
     revision = current() if revision is None else revision
     scripts = [*_scripts(revision), *([steps.STORAGE_AREA] if with_storage else [])]
     name = '"' + schema.replace('"', '""') + '"'
-    literal = "'" + schema.replace("'", "''") + "'"
+    missing = f"NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {_literal(schema)})"
     head = f"""\
--- An Orthanc index at revision {revision} in schema {name}, printed by: pgorthanc init --print-sql
+-- An Orthanc index at revision {revision}, printed by: pgorthanc init --print-sql
 BEGIN;
-DO $$ BEGIN PERFORM pg_advisory_xact_lock({db.LOCK_DATABASE_SETUP}); END $$;
-DO $create$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal}) THEN
-        CREATE SCHEMA {name};
-    END IF;
-END
-$create$;
+DO 'BEGIN PERFORM pg_advisory_xact_lock({db.LOCK_DATABASE_SETUP}); END';
+DO {_literal(f"BEGIN IF {missing} THEN CREATE SCHEMA {name}; END IF; END")};
 SET LOCAL search_path TO {name};
 """
     return "\n\n".join([head, *(f"-- {script}\n\n{steps.text(script)}" for script in scripts), "COMMIT;\n"])
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _scripts(revision: int) -> list[str]:

@@ -1,12 +1,15 @@
 -- The Orthanc index at revision 10 (PostgreSQL plugin 10.0 and later).
 --
---   an empty schema       becomes an index at revision 10;
+--   an empty schema           becomes an index at revision 10;
 --   an index at revision 10   gets back what it lacks: tables, indexes, functions, triggers, properties, counters;
---   anything else         is refused, and nothing is changed.
+--   anything else             is refused, and nothing is changed.
 --
 -- No schema is named: everything goes to the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f PrepareIndex.sql
 -- while no Orthanc works on the database.
+--
+-- = ANY (ARRAY(SELECT ...)) instead of IN (SELECT ...) keeps to the index whatever the statistics of a table say:
+-- a server that has not analysed it yet would read it as a whole, in each call of a session.
 --
 -- The names, the order of columns, and the names of arguments are part of the interface: Orthanc inserts by
 -- position, and a later plugin replaces the functions in place.
@@ -295,11 +298,11 @@ CREATE OR REPLACE FUNCTION updatesinglestatistic(statistics_key integer, OUT new
 LANGUAGE plpgsql AS $$
 BEGIN
     WITH noted AS (
-        DELETE FROM globalintegerschanges WHERE pk IN (
+        DELETE FROM globalintegerschanges WHERE pk = ANY (ARRAY(
             SELECT pk FROM globalintegerschanges
                 WHERE key = statistics_key
                     AND EXISTS (SELECT FROM globalintegers WHERE key = statistics_key)
-                LIMIT 10000)
+                LIMIT 10000))
         RETURNING value
     )
     UPDATE globalintegers SET value = value + (SELECT coalesce(sum(noted.value), 0) FROM noted)
@@ -354,7 +357,7 @@ DECLARE
     marked bigint[];
 BEGIN
     marked := ARRAY(
-        SELECT internalid FROM resources WHERE internalid IN (SELECT id FROM invalidchildcounts)
+        SELECT internalid FROM resources WHERE internalid = ANY (ARRAY(SELECT id FROM invalidchildcounts))
             ORDER BY internalid FOR UPDATE SKIP LOCKED);
     -- A statement of its own, hence a snapshot taken under the locks: nobody has counted since. It sees a child
     -- if and only if it sees that child's mark.
@@ -374,8 +377,8 @@ BEGIN
     -- The last condition is for a row that somebody else has counted while this statement waited for it.
     UPDATE resources parent
         SET childcount = (SELECT count(*) FROM resources child WHERE child.parentid = parent.internalid)
-        WHERE parent.internalid IN (
-                SELECT internalid FROM resources WHERE resourcetype < 3 AND childcount IS NULL LIMIT batch_size)
+        WHERE parent.internalid = ANY (ARRAY(
+                SELECT internalid FROM resources WHERE resourcetype < 3 AND childcount IS NULL LIMIT batch_size))
             AND parent.childcount IS NULL;
     GET DIAGNOSTICS updated_rows_count = ROW_COUNT;
 END
@@ -541,6 +544,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
     parent bigint;
     ancestor resources;
+    generation bigint[];
+    tree bigint[];
 BEGIN
     PERFORM createdeletedfilestemporarytable();
     IF to_regclass('pg_temp.deletedresources') IS NULL THEN
@@ -558,13 +563,13 @@ BEGIN
             USING ERRCODE = 'not_null_violation';
     END IF;
 
-    WITH RECURSIVE tree AS (
-        SELECT deleteresource.id AS internalid
-        UNION ALL
-        SELECT child.internalid FROM resources child JOIN tree ON child.parentid = tree.internalid
-    ), deleted AS (
-        DELETE FROM resources WHERE internalid IN (SELECT tree.internalid FROM tree)
-            RETURNING resourcetype, publicid
+    generation := ARRAY[deleteresource.id];
+    WHILE cardinality(generation) > 0 LOOP
+        tree := tree || generation;
+        generation := ARRAY(SELECT internalid FROM resources WHERE parentid = ANY (generation));
+    END LOOP;
+    WITH deleted AS (
+        DELETE FROM resources WHERE internalid = ANY (tree) RETURNING resourcetype, publicid
     )
     INSERT INTO pg_temp.deletedresources (resourcetype, publicid) SELECT resourcetype, publicid FROM deleted;
 

@@ -17,6 +17,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
+from schemas import drop_role
 
 from pgorthanc_cli import db, revision
 
@@ -87,3 +88,30 @@ def template(admin: Connection, server_dsn: str) -> Iterator[str]:
 def fresh(new_database: Callable[..., db.Target], template: str) -> db.Target:
     """A database with an empty index."""
     return new_database(template)
+
+
+@pytest.fixture(params=["public", 'Or th"anc'])
+def target(request: pytest.FixtureRequest, empty: db.Target) -> db.Target:
+    """An empty schema, public and another one."""
+    found = db.Target(empty.dsn, schema=request.param)
+    with db.session(found, autocommit=True, need_schema=False) as conn, conn.cursor() as cur:
+        cur.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(request.param)))
+    return found
+
+
+@pytest.fixture(scope="session")
+def trigram(admin: Connection) -> str:
+    """The state of the trigram index in a new index on this server."""
+    with admin.cursor() as cur:
+        cur.execute("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'")
+        return "valid" if cur.fetchone() == (1,) else "unavailable"
+
+
+@pytest.fixture
+def role(admin: Connection) -> Iterator[str]:
+    """A role that may do nothing but log in."""
+    name = f"pgorthanc_role_{os.getpid()}"
+    with admin.cursor() as cur:
+        cur.execute(f"CREATE ROLE {name}")
+    yield name
+    drop_role(admin, name)

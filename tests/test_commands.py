@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import Server
+from real_servers import Server
 
 PASSWORD = "p@ss w/'\\\"ö%"
 

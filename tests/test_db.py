@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn
 from psycopg2.extensions import connection as Connection
-from servers import wait_until
+from real_servers import wait_until
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError

@@ -2,105 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
-import socket
 import stat
 import subprocess
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psycopg2
 import pytest
+from servers import ROOT, as_ordinary_user, ask, attached, fill, kill_server, leave, user
 
 from pgorthanc_cli import db, embedded, programs
 from pgorthanc_cli.datafolder import DataFolder
-from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
+from pgorthanc_cli.errors import PgOrthancError
 
 INSTALLED = list({found.version: found for found in programs.installed()}.values())
-ROOT = os.geteuid() == 0
 only_root = pytest.mark.skipif(
     not ROOT, reason="about what root meets; continuous integration runs the suite as root, too"
 )
-USER = """
-import sys
-from pathlib import Path
-from pgorthanc_cli import embedded
-with embedded.attach(Path(sys.argv[1])):
-    print("attached", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextmanager
-def user(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is about to attach; it leaves when its input ends."""
-    command = [sys.executable, "-c", USER, str(directory)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def attached(process: subprocess.Popen[str]) -> bool:
-    assert process.stdout
-    return process.stdout.readline() == "attached\n"
-
-
-def leave(process: subprocess.Popen[str]) -> None:
-    assert process.stdin
-    process.stdin.close()
-    assert process.wait(60) == 0
-
-
-def ask(target: db.Target, query: str) -> Any:
-    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
-        cur.execute(query)
-        if not cur.description:
-            return None
-        [row] = cur.fetchall()
-        return row[0] if len(row) == 1 else row
-
-
-def kill_server(directory: Path) -> None:
-    pid = embedded.status(directory).pid
-    assert pid
-    os.kill(pid, signal.SIGKILL)
-
-
-def fill(ballast: Path) -> None:
-    """Let it grow until the disk is full."""
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
-def as_ordinary_user(function: Callable[[], None]) -> None:
-    """Call it in a process of an ordinary user (which this one is, unless it is root's)."""
-    if not ROOT:
-        function()
-        return
-    account = programs.service_account()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setgid(account.gid)
-            os.setuid(account.uid)
-            function()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - the parent tells
-            traceback.print_exc()
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 @pytest.fixture
@@ -123,13 +43,6 @@ def made(template: Path, directory: Path) -> Path:
     """A folder with a server that is stopped."""
     subprocess.run(["/bin/cp", "-a", template, directory], check=True)
     return directory
-
-
-@pytest.fixture
-def kept(made: Path) -> Iterator[embedded.Running]:
-    """A server that is kept up for others."""
-    yield embedded.start(made, show_password=True)
-    embedded.stop(made)
 
 
 @pytest.fixture
@@ -162,9 +75,8 @@ def test_first_use_makes_a_server_and_the_last_user_stops_it(
         assert facts == (found.version[0], "orthanc", "orthanc", "UTF8", "äö", True, "on", "", "off")
         ask(target, "CREATE TABLE kept AS SELECT 1 AS a")
         assert embedded.status(directory).state == "running"
-    assert embedded.status(directory) == embedded.Status(
-        str(directory), "stopped", str(found.version[0]), keep=False
-    )
+    stopped = embedded.status(directory)
+    assert (stopped.state, stopped.version, stopped.keep) == ("stopped", str(found.version[0]), False)
     with embedded.attach(directory) as target:
         assert ask(target, "SELECT a FROM kept") == 1
 
@@ -446,121 +358,6 @@ def test_programs_that_only_root_can_read_are_copied(
             assert os.readlink(f"/proc/{pid}/exe") == str(copy.bin / "postgres")
     finally:
         shutil.rmtree(copy.bin.parent.parent.parent)
-
-
-# A server that is kept up for others
-
-
-def test_tcp_needs_the_password(kept: embedded.Running) -> None:
-    place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
-    with db.session(db.Target(kept.dsn)) as conn:
-        assert conn.info.host == "127.0.0.1"
-        with conn.cursor() as cur:
-            cur.execute("SELECT current_user::text")
-            assert cur.fetchone() == ("orthanc",)
-    logins: list[dict[str, Any]] = [
-        {"user": "orthanc", "password": "wrong"},
-        {"user": "orthanc"},
-        {"user": "pgorthanc"},
-    ]
-    for login in logins:
-        with pytest.raises(psycopg2.OperationalError, match="password"):
-            psycopg2.connect(**place, **login, passfile="/dev/null")
-    psycopg2.connect(**place, user="orthanc", passfile=kept.pgpass_file).close()
-    for file in (kept.password_file, kept.pgpass_file):
-        assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
-
-
-def test_it_stays_when_commands_leave(kept: embedded.Running, made: Path) -> None:
-    with embedded.attach(made) as target:
-        ask(target, "CREATE TABLE shared AS SELECT 1 AS a")
-    assert embedded.status(made).pid == kept.pid
-    assert ask(db.Target(kept.dsn), "SELECT a FROM shared") == 1
-
-
-def test_starting_again_changes_nothing(kept: embedded.Running, made: Path) -> None:
-    assert embedded.start(made, show_password=True) == kept
-    shown = embedded.start(made)
-    assert "password=***" in shown.dsn
-    assert shown.orthanc
-    assert shown.orthanc["PostgreSQL"]["Password"] == "***"
-
-
-def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, made: Path) -> None:
-    with embedded.attach(made) as target, db.session(target):
-        with pytest.raises(InUseError, match=r"cannot stop .* application pgorthanc"):
-            embedded.stop(made)
-        with pytest.raises(InUseError, match="cannot restart"):
-            embedded.start(made, listen="*")
-        assert ask(target, "SELECT 1") == 1
-    assert embedded.status(made).listen == "127.0.0.1"
-
-
-def test_another_address_keeps_port_password_and_data(kept: embedded.Running, made: Path) -> None:
-    ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
-    moved = embedded.start(made, listen="*", show_password=True)
-    assert moved.dsn == kept.dsn
-    assert moved.pid != kept.pid
-    assert ask(db.Target(kept.dsn), "SELECT a FROM kept") == 1
-
-
-def test_stopped_and_private_again(made: Path) -> None:
-    kept = embedded.start(made)
-    assert embedded.stop(made).was_running
-    assert not embedded.stop(made).was_running
-    with embedded.attach(made):
-        with pytest.raises(ConnectError):
-            db.connect(db.Target(kept.dsn))
-        assert embedded.status(made).listen is None
-    again = embedded.start(made)
-    assert again.port == kept.port
-    embedded.stop(made)
-
-
-def test_a_port_in_use(made: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(PgOrthancError, match=f"port {port}: Address already in use") as refusal:
-            embedded.start(made, port=port)
-        assert "--port" in str(refusal.value.hint)
-        kept = embedded.start(made)
-        try:
-            with pytest.raises(PgOrthancError, match="Address already in use"):
-                embedded.start(made, port=port)
-            assert embedded.start(made) == kept
-        finally:
-            embedded.stop(made)
-
-
-def test_names_and_passwords_of_the_site(directory: Path) -> None:
-    # The role postgres is an ordinary one here; the database postgres comes with the server.
-    password = r"a:b\c 'd' %s"
-    kept = embedded.start(directory, role="postgres", password=password, show_password=True)
-    try:
-        assert (kept.role, kept.database) == ("postgres", "postgres")
-        facts = ask(db.Target(kept.dsn), "SELECT current_user::text, current_setting('is_superuser')")
-        assert facts == ("postgres", "off")
-        ask(db.Target(kept.dsn), "CREATE TABLE public.own AS SELECT 1 AS a")
-        place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
-        psycopg2.connect(**place, user=kept.role, passfile=kept.pgpass_file).close()
-        with pytest.raises(PgOrthancError, match="belongs to the role postgres, not to other"):
-            embedded.start(directory, role="other", database="postgres")
-        assert embedded.start(directory, show_password=True) == kept
-    finally:
-        embedded.stop(directory)
-
-
-@pytest.mark.parametrize("wrong", [{"role": "pgorthanc"}, {"database": "template1"}, {"password": ""}])
-def test_what_start_refuses(directory: Path, wrong: dict[str, str]) -> None:
-    with pytest.raises(UsageError):
-        embedded.start(directory, **wrong)  # type: ignore[arg-type]
-    assert embedded.status(directory).state in ("absent", "stopped")
-
-
-def test_stop_without_a_server(directory: Path) -> None:
-    with pytest.raises(PgOrthancError, match="no server was ever made"):
-        embedded.stop(directory)
-    assert not directory.exists()
 
 
 def test_the_log_does_not_grow_for_ever(made: Path) -> None:

@@ -1,19 +1,23 @@
-"""`pgorthanc server`: what it prints, its exit codes, and the environment of the official image."""
+"""`pgorthanc server`: a server that stays up for others, and the environment of the official image."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
 from click.testing import CliRunner, Result
+from servers import ask
 
-from pgorthanc_cli import embedded
+from pgorthanc_cli import db, embedded
 from pgorthanc_cli.cli import main
+from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 
 
 def call(*arguments: str | Path) -> Result:
@@ -28,6 +32,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     assert result.exit_code == 0, result.output
     yield folder
     embedded.stop(folder)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a server may be made; as root, no other account reaches it (pytest's folders are 0700)."""
+    return tmp_path / "server"
+
+
+@pytest.fixture
+def kept(directory: Path) -> Iterator[embedded.Running]:
+    """A server that is kept up for others."""
+    yield embedded.start(directory, show_password=True)
+    embedded.stop(directory)
+
+
+# The command line
 
 
 def test_start_prints_how_to_connect_and_hides_the_password(server: Path) -> None:
@@ -58,6 +78,7 @@ def test_status(server: Path, tmp_path: Path) -> None:
     absent = call("status", "--dir", tmp_path / "none")
     assert absent.exit_code == 1
     assert "absent" in absent.stdout
+    assert "pid" not in absent.stdout
 
 
 def test_status_tells_the_port_as_it_is_typed(server: Path) -> None:
@@ -126,3 +147,117 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         result = call(name, "--dir", tmp_path)
         assert result.exit_code == 1
         assert "notes.txt" in result.stderr
+
+
+# The library under it
+
+
+def test_tcp_needs_the_password(kept: embedded.Running) -> None:
+    place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
+    with db.session(db.Target(kept.dsn)) as conn:
+        assert conn.info.host == "127.0.0.1"
+        with conn.cursor() as cur:
+            cur.execute("SELECT current_user::text")
+            assert cur.fetchone() == ("orthanc",)
+    logins: list[dict[str, Any]] = [
+        {"user": "orthanc", "password": "wrong"},
+        {"user": "orthanc"},
+        {"user": "pgorthanc"},
+    ]
+    for login in logins:
+        with pytest.raises(psycopg2.OperationalError, match="password"):
+            psycopg2.connect(**place, **login, passfile="/dev/null")
+    psycopg2.connect(**place, user="orthanc", passfile=kept.pgpass_file).close()
+    for file in (kept.password_file, kept.pgpass_file):
+        assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+
+
+def test_it_stays_when_commands_leave(kept: embedded.Running, directory: Path) -> None:
+    with embedded.attach(directory) as target:
+        ask(target, "CREATE TABLE shared AS SELECT 1 AS a")
+    assert embedded.status(directory).pid == kept.pid
+    assert ask(db.Target(kept.dsn), "SELECT a FROM shared") == 1
+
+
+def test_starting_again_changes_nothing(kept: embedded.Running, directory: Path) -> None:
+    assert embedded.start(directory, show_password=True) == kept
+    shown = embedded.start(directory)
+    assert "password=***" in shown.dsn
+    assert shown.orthanc["PostgreSQL"]["Password"] == "***"
+
+
+def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, directory: Path) -> None:
+    with embedded.attach(directory) as target, db.session(target):
+        with pytest.raises(InUseError, match=r"cannot stop .* application pgorthanc"):
+            embedded.stop(directory)
+        with pytest.raises(InUseError, match="cannot restart"):
+            embedded.start(directory, listen="*")
+        assert ask(target, "SELECT 1") == 1
+    assert embedded.status(directory).listen == "127.0.0.1"
+
+
+def test_another_address_keeps_port_password_and_data(kept: embedded.Running, directory: Path) -> None:
+    ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
+    moved = embedded.start(directory, listen="*", show_password=True)
+    assert moved.dsn == kept.dsn
+    assert moved.pid != kept.pid
+    assert ask(db.Target(kept.dsn), "SELECT a FROM kept") == 1
+
+
+def test_stopped_and_private_again(directory: Path) -> None:
+    kept = embedded.start(directory)
+    assert embedded.stop(directory).was_running
+    assert not embedded.stop(directory).was_running
+    with embedded.attach(directory):
+        with pytest.raises(ConnectError):
+            db.connect(db.Target(kept.dsn))
+        assert embedded.status(directory).listen == ""
+    again = embedded.start(directory)
+    assert again.port == kept.port
+    embedded.stop(directory)
+
+
+def test_a_port_in_use(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PgOrthancError, match=f"port {port}: Address already in use") as refusal:
+            embedded.start(directory, port=port)
+        assert "--port" in str(refusal.value.hint)
+        kept = embedded.start(directory)
+        try:
+            with pytest.raises(PgOrthancError, match="Address already in use"):
+                embedded.start(directory, port=port)
+            assert embedded.start(directory) == kept
+        finally:
+            embedded.stop(directory)
+
+
+def test_names_and_passwords_of_the_site(directory: Path) -> None:
+    # The role postgres is an ordinary one here; the database postgres comes with the server.
+    password = r"a:b\c 'd' %s"
+    kept = embedded.start(directory, role="postgres", password=password, show_password=True)
+    try:
+        assert (kept.role, kept.database) == ("postgres", "postgres")
+        facts = ask(db.Target(kept.dsn), "SELECT current_user::text, current_setting('is_superuser')")
+        assert facts == ("postgres", "off")
+        ask(db.Target(kept.dsn), "CREATE TABLE public.own AS SELECT 1 AS a")
+        place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
+        psycopg2.connect(**place, user=kept.role, passfile=kept.pgpass_file).close()
+        with pytest.raises(PgOrthancError, match="belongs to the role postgres, not to other"):
+            embedded.start(directory, role="other", database="postgres")
+        assert embedded.start(directory, show_password=True) == kept
+    finally:
+        embedded.stop(directory)
+
+
+@pytest.mark.parametrize("wrong", [{"role": "pgorthanc"}, {"database": "template1"}, {"password": ""}])
+def test_what_start_refuses(directory: Path, wrong: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        embedded.start(directory, **wrong)  # type: ignore[arg-type]
+    assert embedded.status(directory).state in ("absent", "stopped")
+
+
+def test_stop_without_a_server(directory: Path) -> None:
+    with pytest.raises(PgOrthancError, match="no server was ever made"):
+        embedded.stop(directory)
+    assert not directory.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -92,7 +91,7 @@ def start(
     if call.as_json:
         call.emit(running)
         return
-    call.emit(replace(running, orthanc=None))
+    call.emit(running.server())
     output.text("\n" + json.dumps(running.orthanc, indent=2))
 
 
@@ -130,8 +129,9 @@ def status(call: commands.Call, *, directory: Path) -> None:
     from pgorthanc_cli import embedded
 
     found = embedded.status(directory)
-    call.emit(found)
-    click.get_current_context().exit(0 if found.state == "running" else 1)
+    running = found.state == "running"
+    call.emit(found if running or call.as_json else found.folder())
+    click.get_current_context().exit(0 if running else 1)
 
 
 for _command in (start, stop, status):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 from psycopg2 import errors as pg
 
-from pgorthanc_cli import index, storage
+from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.ingest import content, journal, walk
 from pgorthanc_cli.ingest.report import Batch
@@ -199,5 +199,5 @@ def _stored(prepared: Prepared, attachment: index.Attachment) -> Iterator[bytes 
 def _reason(error: Exception) -> str:
     """Why the database refuses a record, without the values in it."""
     if isinstance(error, psycopg2.Error):
-        return f"the database refuses it: {error.diag.message_primary}"
+        return f"the database refuses it: {db.primary_message(error)}"
     return str(error)

@@ -1,0 +1,68 @@
+"""An archive of a real Orthanc: a database, a folder, and the Orthancs that are found on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import make_dsn
+from servers import free_port
+
+from interop.archive import Archive
+from interop.orthanc import HOW_TO_GET, Program, programs
+from pgorthanc_cli import db, embedded
+from schemas import run
+
+REQUIRED = "PGORTHANC_REQUIRE_INTEROP"
+
+
+@pytest.fixture(scope="session", params=programs() or [None], ids=lambda p: p.label if p else "none")
+def program(request: pytest.FixtureRequest) -> Program:
+    """An Orthanc of this machine."""
+    found: Program | None = request.param
+    if found is None:
+        if os.environ.get(REQUIRED):
+            pytest.fail(HOW_TO_GET)
+        pytest.skip(HOW_TO_GET)
+    return found
+
+
+@pytest.fixture(scope="session")
+def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Running]:
+    """The server that `pgorthanc server start` makes: TCP, SCRAM, a role without special rights."""
+    folder = tmp_path_factory.mktemp("interop") / "server"
+    yield embedded.start(folder, port=free_port(), show_password=True)
+    embedded.stop(folder)
+
+
+@pytest.fixture
+def new_archive(
+    program: Program,
+    database_server: embedded.Running,
+    tmp_path: Path,
+) -> Iterator[Callable[..., Archive]]:
+    """Makes archives: a folder and an empty database each."""
+    server = database_server
+    made: list[str] = []
+    with embedded.attach(Path(server.directory), superuser=True) as admin:
+
+        def make(*, postgresql_storage: bool = False) -> Archive:
+            name = f"archive_{len(made)}"
+            made.append(name)
+            run(admin, f"CREATE DATABASE {name} OWNER {server.role}")
+            folder = tmp_path / name
+            folder.mkdir()
+            target = db.Target(make_dsn(server.dsn, dbname=name))
+            section = {**server.orthanc["PostgreSQL"], "Database": name, "EnableStorage": postgresql_storage}
+            return Archive(program, folder, target, section)
+
+        yield make
+        run(admin, *(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
+
+
+@pytest.fixture
+def archive(new_archive: Callable[..., Archive]) -> Archive:
+    """An archive whose files are in the filesystem."""
+    return new_archive()

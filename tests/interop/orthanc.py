@@ -1,0 +1,166 @@
+"""The real Orthanc: where it is, how it is started and stopped, and its REST API."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from servers import free_port, wait_until
+
+ROOTS = "PGORTHANC_ORTHANC_ROOTS"
+HOW_TO_GET = (
+    "no Orthanc with its PostgreSQL plugin: apt-get install orthanc orthanc-postgresql, or unpack one with "
+    f".ci/orthanc-root and name its folder in {ROOTS}"
+)
+_PLUGINS = ("libOrthancPostgreSQLIndex.so", "libOrthancPostgreSQLStorage.so")
+
+
+@dataclass(frozen=True)
+class Program:
+    """An Orthanc of Debian's packages, installed or unpacked into a folder."""
+
+    label: str
+    command: tuple[str, ...]
+    plugins: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **self.environment}
+        return subprocess.Popen([*self.command, *arguments], env=environment, **options)
+
+    def version(self) -> str:
+        with self.run("--version", stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            return process.stdout.readline().decode().split()[1]
+
+
+def programs() -> list[Program]:
+    """The installed Orthanc, and those unpacked in the folders of PGORTHANC_ORTHANC_ROOTS (as in PATH)."""
+    roots = [Path(name) for name in os.environ.get(ROOTS, "").split(os.pathsep) if name]
+    return [*_installed(), *map(_unpacked, roots)]
+
+
+def _installed() -> list[Program]:
+    found = shutil.which("Orthanc", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    plugins = _plugins(Path("/"))
+    if not found or not all(map(os.path.exists, plugins)):
+        return []
+    return [Program("installed", (found,), plugins)]
+
+
+def _unpacked(root: Path) -> Program:
+    """With the dynamic loader, the libraries and the DICOM dictionary of the folder."""
+    root = root.resolve(strict=True)
+    loader = next(root.glob("usr/lib/*/ld-linux-*.so.*"))
+    libraries = f"{loader.parent}:{root}/usr/lib"
+    dictionaries = (f"{root}/usr/share/dcmtk/{name}.dic" for name in ("dicom", "private"))
+    return Program(
+        root.name,
+        (str(loader), "--library-path", libraries, str(root / "usr/sbin/Orthanc")),
+        _plugins(root),
+        {"DCMDICTPATH": ":".join(dictionaries)},
+    )
+
+
+def _plugins(root: Path) -> tuple[str, ...]:
+    return tuple(str(root / "usr/share/orthanc/plugins" / name) for name in _PLUGINS)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The REST API of a running Orthanc."""
+
+    url: str
+
+    def send(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        request = urllib.request.Request(self.url + path, data=body, method=method)  # noqa: S310 - http of our own
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                content: bytes = answer.read()
+                return content
+        except urllib.error.HTTPError as error:
+            error.add_note(f"{method} {path}: {error.read().decode(errors='replace')}")
+            raise
+
+    def get(self, path: str) -> Any:
+        return json.loads(self.send("GET", path))
+
+    def post(self, path: str, body: bytes | dict[str, Any]) -> Any:
+        return json.loads(
+            self.send("POST", path, json.dumps(body).encode() if isinstance(body, dict) else body)
+        )
+
+    def put(self, path: str, body: str) -> None:
+        self.send("PUT", path, body.encode())
+
+    def delete(self, path: str) -> Any:
+        return json.loads(self.send("DELETE", path))
+
+    def upload(self, content: bytes) -> str | None:
+        """The public id of the stored instance; None if Orthanc refuses the file."""
+        try:
+            return str(self.post("/instances", content)["ID"])
+        except urllib.error.HTTPError as error:
+            if error.code in (400, 404):
+                return None
+            raise
+
+    def find(self, level: str, **query: str) -> set[str]:
+        return set(self.post("/tools/find", {"Level": level, "Query": query}))
+
+    def answers(self) -> bool:
+        try:
+            self.get("/system")
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def running(program: Program, configuration: dict[str, Any], folder: Path) -> Iterator[Rest]:
+    """An Orthanc that works for the length of the block; its log must hold no error.
+
+    The configuration is written to `orthanc.json` in the folder, the log to `orthanc.log`.
+    """
+    port = free_port()
+    place = folder / "orthanc.json"
+    place.write_text(json.dumps({**configuration, "HttpPort": port, "Plugins": program.plugins}))
+    log = folder / "orthanc.log"
+    with log.open("wb") as output:
+        process = program.run("--verbose", str(place), stdout=output, stderr=subprocess.STDOUT)
+    rest = Rest(f"http://127.0.0.1:{port}")
+    try:
+        wait_until(lambda: _ended(process) or rest.answers(), timeout_s=60)
+        assert process.poll() is None, f"Orthanc does not start:\n{_end_of(log)}"
+        yield rest
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 0, _end_of(log)
+    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("E")]
+    assert errors == []
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(0.05)
+        return True
+    return False
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-30:])
