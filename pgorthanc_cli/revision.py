@@ -147,8 +147,8 @@ def _literal(text: str) -> str:
 
 
 def _scripts(revision: int) -> list[str]:
-    """The scripts that make an index of a revision in an empty schema."""
-    available = steps.reachable(current(), down_only=True)
+    """The scripts that make an index of a revision in an empty schema; only one that can be proved is made."""
+    available = sorted({*steps.reachable(current(), down_only=True)} & {*catalog.revisions()})
     if revision not in available:
         raise RevisionError(
             f"an index at revision {revision} cannot be made",
