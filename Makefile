@@ -6,7 +6,7 @@ DEMO := .demo
 .PHONY: demo test lint docs bench clean
 
 demo: .venv/demo
-	rm -rf $(DEMO)/storage
+	rm -rf $(DEMO)
 	$(BIN)/pgorthanc init --embedded $(DEMO)/postgresql --quiet
 	$(BIN)/pgorthanc import --embedded $(DEMO)/postgresql --storage-dir $(DEMO)/storage --refused $(DEMO)/refused.txt \
 	    "$$($(BIN)/python -c 'import pydicom.data; print(pydicom.data.__path__[0])')/test_files" || test $$? = 6

@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 
 if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
-
     from psycopg2.extensions import connection as Connection
 
 Catalog = dict[str, str]
@@ -266,8 +264,8 @@ def _neutral(definition: str) -> str:
     return _OPERATOR_CLASS.sub("gin_trgm_ops", " ".join(definition.split()))
 
 
-def _folder() -> Traversable:
-    return files("pgorthanc_cli") / "catalogs"
+def _folder() -> Path:
+    return Path(__file__).parent / "catalogs"
 
 
 def _load(name: str) -> Catalog:

@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pgorthanc_cli.errors import RevisionError
-
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
 PREPARE_INDEX = "PrepareIndex.sql"
 STORAGE_AREA = "StorageArea.sql"
@@ -33,10 +28,11 @@ class Step:
     script: str
 
 
-def folder() -> Traversable:
+def folder() -> Path:
     """Where the scripts are."""
-    installed = files("pgorthanc_cli") / "scripts"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "scripts"
+    here = Path(__file__).parent
+    installed = here / "scripts"
+    return installed if installed.is_dir() else here.parent / "scripts"
 
 
 def text(script: str) -> str:

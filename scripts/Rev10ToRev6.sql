@@ -3,12 +3,12 @@
 -- Kept aside, and brought back by Rev6ToRev10.sql: the reservations of queued values.
 -- Until then such values can be dequeued at once.
 --
--- No schema is named: the index is the one in the first schema of search_path. PostgreSQL 12 or newer. Run it with
+-- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev10ToRev6.sql
 -- while no Orthanc works on the database. It fails as a whole, or leaves an index at revision 6.
 
 
--- Refuse anything but revision 10 -------------------------------------------------------------------------
+-- Refuse anything but revision 10 ---------------------------------------------------------------------------
 
 DO $$
 DECLARE
@@ -29,9 +29,11 @@ BEGIN
         FROM pg_class WHERE oid = to_regclass(index_schema || '.resources');
 
     -- Revision and layout both: either may be wrong after a script that ended half-way.
-    SELECT max(value) FILTER (WHERE property = 1) AS version, max(value) FILTER (WHERE property = 4) AS revision
+    SELECT max(value) FILTER (WHERE property = 1) AS version,
+           max(value) FILTER (WHERE property = 4) AS revision
         INTO recorded FROM globalproperties;
-    SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ') INTO differs
+    SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
+        INTO differs
         FROM (VALUES ('globalintegerschanges.pk', true), ('invalidchildcounts.pk', true),
                      ('queues.reserveduntil', true), ('patientrecyclingorder.seq', false))
              AS layout (attribute, wanted)
@@ -39,10 +41,11 @@ BEGIN
             SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(attribute, '.', 1))
                     AND attname = split_part(attribute, '.', 2) AND NOT attisdropped);
-    IF recorded.version IS DISTINCT FROM '6' OR recorded.revision IS DISTINCT FROM '10' OR differs IS NOT NULL THEN
-        RAISE EXCEPTION 'the index in schema % has version % and revision %%, expected 6 and 10',
-            index_schema, coalesce(recorded.version, 'none'), coalesce(recorded.revision, 'none'),
-            coalesce(' with another layout (' || differs || ')', '')
+    IF recorded.version IS DISTINCT FROM '6' OR recorded.revision IS DISTINCT FROM '10'
+            OR differs IS NOT NULL THEN
+        RAISE EXCEPTION 'wanted an index of version 6 at revision 10, found in schema %: %', index_schema,
+            concat_ws(', ', 'version ' || coalesce(recorded.version, 'none'),
+                      'revision ' || coalesce(recorded.revision, 'none'), differs)
             USING HINT = 'Run: pgorthanc status';
     END IF;
 
@@ -52,16 +55,17 @@ BEGIN
                 WHERE datname = current_database() AND locktype = 'advisory' AND classid = 0
                     AND objid IN (42, 43) AND objsubid = 1 AND pid <> pg_backend_pid()) THEN
         RAISE EXCEPTION 'an Orthanc works on database %', current_database()
-            USING ERRCODE = 'object_in_use', HINT = 'Stop every Orthanc that uses it, then run this script again.';
+            USING ERRCODE = 'object_in_use', HINT = 'Stop every Orthanc that uses it, then run it again.';
     END IF;
 END
 $$;
 
 -- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
-LOCK TABLE resources, queues, globalintegers, globalintegerschanges, invalidchildcounts IN SHARE ROW EXCLUSIVE MODE;
+LOCK TABLE resources, queues, globalintegers, globalintegerschanges, invalidchildcounts
+    IN SHARE ROW EXCLUSIVE MODE;
 
 
--- Queues: no reservations -------------------------------------------------------------------------------------
+-- Queues: no reservations -----------------------------------------------------------------------------------
 
 -- Kept aside until the index comes back to revision 10. Those of an earlier downgrade are out of date.
 DROP TABLE IF EXISTS pgorthanc_kept_reservations;
@@ -78,7 +82,7 @@ $$;
 ALTER TABLE queues DROP COLUMN reserveduntil;
 
 
--- Notes of the counters and of the numbers of children: no key -------------------------------------------------
+-- Notes of the counters and of the numbers of children: no key ----------------------------------------------
 
 ALTER TABLE globalintegerschanges DROP COLUMN pk;
 ALTER TABLE invalidchildcounts DROP COLUMN pk;
@@ -103,12 +107,12 @@ END
 $$;
 
 
--- What older scripts may have left behind ----------------------------------------------------------------------
+-- What older scripts may have left behind -------------------------------------------------------------------
 
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
 DELETE FROM globalintegers WHERE key = 7;
 
 
--- The revision, last -------------------------------------------------------------------------------------------
+-- The revision, last ----------------------------------------------------------------------------------------
 
 UPDATE globalproperties SET value = '6' WHERE property = 4;

@@ -3,12 +3,12 @@
 -- Kept aside, and brought back by Rev5ToRev6.sql: the audit logs, and the places of protected patients in the
 -- recycling order. The order and the protection of all patients stay as they are.
 --
--- No schema is named: the index is the one in the first schema of search_path. PostgreSQL 12 or newer. Run it with
+-- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev6ToRev5.sql
 -- while no Orthanc works on the database. It fails as a whole, or leaves an index at revision 5.
 
 
--- Refuse anything but revision 6 --------------------------------------------------------------------------
+-- Refuse anything but revision 6 ----------------------------------------------------------------------------
 
 DO $$
 DECLARE
@@ -29,9 +29,11 @@ BEGIN
         FROM pg_class WHERE oid = to_regclass(index_schema || '.resources');
 
     -- Revision and layout both: either may be wrong after a script that ended half-way.
-    SELECT max(value) FILTER (WHERE property = 1) AS version, max(value) FILTER (WHERE property = 4) AS revision
+    SELECT max(value) FILTER (WHERE property = 1) AS version,
+           max(value) FILTER (WHERE property = 4) AS revision
         INTO recorded FROM globalproperties;
-    SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ') INTO differs
+    SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
+        INTO differs
         FROM (VALUES ('invalidchildcounts.id', true), ('attachedfiles.customdata', true),
                      ('globalintegerschanges.pk', false), ('patientrecyclingorder.seq', false))
              AS layout (attribute, wanted)
@@ -39,10 +41,11 @@ BEGIN
             SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(attribute, '.', 1))
                     AND attname = split_part(attribute, '.', 2) AND NOT attisdropped);
-    IF recorded.version IS DISTINCT FROM '6' OR recorded.revision IS DISTINCT FROM '6' OR differs IS NOT NULL THEN
-        RAISE EXCEPTION 'the index in schema % has version % and revision %%, expected 6 and 6',
-            index_schema, coalesce(recorded.version, 'none'), coalesce(recorded.revision, 'none'),
-            coalesce(' with another layout (' || differs || ')', '')
+    IF recorded.version IS DISTINCT FROM '6' OR recorded.revision IS DISTINCT FROM '6'
+            OR differs IS NOT NULL THEN
+        RAISE EXCEPTION 'wanted an index of version 6 at revision 6, found in schema %: %', index_schema,
+            concat_ws(', ', 'version ' || coalesce(recorded.version, 'none'),
+                      'revision ' || coalesce(recorded.revision, 'none'), differs)
             USING HINT = 'Run: pgorthanc status';
     END IF;
 
@@ -52,16 +55,17 @@ BEGIN
                 WHERE datname = current_database() AND locktype = 'advisory' AND classid = 0
                     AND objid IN (42, 43) AND objsubid = 1 AND pid <> pg_backend_pid()) THEN
         RAISE EXCEPTION 'an Orthanc works on database %', current_database()
-            USING ERRCODE = 'object_in_use', HINT = 'Stop every Orthanc that uses it, then run this script again.';
+            USING ERRCODE = 'object_in_use', HINT = 'Stop every Orthanc that uses it, then run it again.';
     END IF;
 END
 $$;
 
 -- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
-LOCK TABLE resources, metadata, auditlogs, globalintegers, globalintegerschanges, invalidchildcounts IN SHARE ROW EXCLUSIVE MODE;
+LOCK TABLE resources, metadata, auditlogs, globalintegers, globalintegerschanges, invalidchildcounts
+    IN SHARE ROW EXCLUSIVE MODE;
 
 
--- Audit logs: kept aside, as they are --------------------------------------------------------------------------
+-- Audit logs: kept aside, as they are -----------------------------------------------------------------------
 
 -- The table and its indexes are only renamed, whatever their size.
 DO $$
@@ -87,7 +91,7 @@ $$;
 DROP TABLE IF EXISTS auditlogs;
 
 
--- The recycling order and the protection of patients: out of the metadata, into a table of its own -------------
+-- The recycling order and the protection of patients: out of the metadata, into a table of its own ----------
 
 DO $$
 DECLARE
@@ -116,7 +120,7 @@ DROP TABLE IF EXISTS pgorthanc_kept_recycling;
 CREATE TABLE pgorthanc_kept_recycling (id bigint PRIMARY KEY, seq bigint, isprotected text);
 
 -- All patients are numbered in one order, the protected ones leave gaps: so their places mean the same later.
--- A patient that is neither protected nor in the order goes to its end, for without a row it would be protected.
+-- A patient that is neither protected nor in the order goes to its end: without a row it would be protected.
 WITH patients AS (
     SELECT id, isprotected, place, row_number() OVER (ORDER BY place, id) AS seq
         FROM (SELECT internalid AS id,
@@ -148,10 +152,10 @@ $$;
 
 CREATE INDEX patientrecyclingindex ON patientrecyclingorder (patientid);
 
-DROP SEQUENCE patientrecyclingordersequence;
-DROP FUNCTION protectpatient(bigint);
-DROP FUNCTION unprotectpatient(bigint);
-DROP FUNCTION patientaddedorupdated(bigint);
+DROP SEQUENCE IF EXISTS patientrecyclingordersequence;
+DROP FUNCTION IF EXISTS protectpatient(bigint);
+DROP FUNCTION IF EXISTS unprotectpatient(bigint);
+DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 
 -- Puts the patient at the end of the order. A protected one (no row) stays protected by an update.
 CREATE OR REPLACE FUNCTION patientaddedorupdated(patient_id bigint, is_update bigint) RETURNS void
@@ -215,13 +219,13 @@ END
 $$;
 
 
--- Deleting: the foreign key takes the descendants, a trigger the ancestors -------------------------------------
+-- Deleting: the foreign key takes the descendants, a trigger the ancestors ----------------------------------
 
 CREATE OR REPLACE FUNCTION resourcedeletedfunc() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO deletedresources (resourcetype, publicid) VALUES (OLD.resourcetype, OLD.publicid);
-    -- Locked before anybody looks for its children: without the lock, two sessions that delete the last instances
-    -- of two sibling series would each see the other's series, and leave the study childless.
+    -- Locked before anybody looks for its children: without the lock, two sessions that delete the last
+    -- instances of two sibling series would each see the other's series, and leave the study childless.
     PERFORM FROM resources WHERE internalid = OLD.parentid FOR UPDATE;
     IF FOUND AND NOT EXISTS (SELECT FROM resources WHERE parentid = OLD.parentid) THEN
         DELETE FROM resources WHERE internalid = OLD.parentid;
@@ -254,10 +258,10 @@ BEGIN
 END
 $$;
 
-DROP FUNCTION deleteattachment(bigint, integer);
+DROP FUNCTION IF EXISTS deleteattachment(bigint, integer);
 
 
--- Counters and numbers of children -----------------------------------------------------------------------------
+-- Counters and numbers of children --------------------------------------------------------------------------
 
 -- Moves all notes of a counter into it. Without the counter's row they stay, and the answer is NULL.
 CREATE OR REPLACE FUNCTION updatesinglestatistic(statistics_key integer, OUT new_value bigint)
@@ -297,7 +301,7 @@ $$;
 DROP INDEX IF EXISTS invalidchildcountsid;
 
 
--- What older scripts may have left behind ----------------------------------------------------------------------
+-- What older scripts may have left behind -------------------------------------------------------------------
 
 ALTER TABLE queues DROP COLUMN IF EXISTS reserveduntil;
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
@@ -306,7 +310,7 @@ INSERT INTO globalproperties (property, value) VALUES (11, '3')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 
 
--- The tree of resources: what is below a deleted resource goes with it -----------------------------------------
+-- The tree of resources: what is below a deleted resource goes with it --------------------------------------
 
 -- The new constraint first, and readers wait only from the first trigger on. One that was made beforehand
 -- (NOT VALID, then validated beside a working Orthanc) is used.
@@ -314,8 +318,8 @@ DO $$
 DECLARE
     older text;
 BEGIN
-    IF NOT EXISTS (
-            SELECT FROM pg_constraint WHERE conrelid = 'resources'::regclass AND conname = 'pgorthanc_cascade') THEN
+    IF NOT EXISTS (SELECT FROM pg_constraint
+                       WHERE conrelid = 'resources'::regclass AND conname = 'pgorthanc_cascade') THEN
         ALTER TABLE resources ADD CONSTRAINT pgorthanc_cascade
             FOREIGN KEY (parentid) REFERENCES resources ON DELETE CASCADE NOT VALID;
     END IF;
@@ -334,6 +338,6 @@ CREATE TRIGGER patientadded AFTER INSERT ON resources FOR EACH ROW EXECUTE FUNCT
 CREATE TRIGGER resourcedeleted AFTER DELETE ON resources FOR EACH ROW EXECUTE FUNCTION resourcedeletedfunc();
 
 
--- The revision, last -------------------------------------------------------------------------------------------
+-- The revision, last ----------------------------------------------------------------------------------------
 
 UPDATE globalproperties SET value = '5' WHERE property = 4;

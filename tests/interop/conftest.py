@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from psycopg2.extensions import make_dsn
-from servers import free_port
+from real_servers import free_port
 
 from interop.archive import Archive
 from interop.orthanc import HOW_TO_GET, Program, programs

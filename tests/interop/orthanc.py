@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servers import free_port, wait_until
+from real_servers import free_port, wait_until
 
 ROOTS = "PGORTHANC_ORTHANC_ROOTS"
 HOW_TO_GET = (

@@ -1,0 +1,128 @@
+"""What the real Orthanc must answer, and be able to do, on an archive that holds certain files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from importing import check_area
+from schemas import rows
+
+from interop import files
+from interop.archive import Archive
+from interop.files import Dicom
+from interop.orthanc import Rest
+
+LEVELS = ("patients", "studies", "series", "instances")
+
+
+def read(rest: Rest, held: Sequence[Dicom]) -> None:
+    """Orthanc lists, counts, finds and serves exactly these files."""
+    for level, name in enumerate(LEVELS):
+        assert set(rest.get(f"/{name}")) == {file.ids[level] for file in held}
+    _statistics(rest, held)
+    for file in held:
+        _served(rest, file)
+    for file in {file.ids[1]: file for file in held}.values():
+        _found(rest, file)
+    added = [change["ID"] for change in changes(rest) if change["ChangeType"] == "NewInstance"]
+    assert sorted(added) == sorted(file.ids[3] for file in held)
+
+
+def _statistics(rest: Rest, held: Sequence[Dicom]) -> None:
+    found = rest.get("/statistics")
+    counts = {f"Count{name.capitalize()}": len(rest.get(f"/{name}")) for name in LEVELS}
+    size = str(sum(len(file.content) for file in held))
+    wanted = {**counts, "TotalDiskSize": size, "TotalUncompressedSize": size}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def _served(rest: Rest, file: Dicom) -> None:
+    place = f"/instances/{file.ids[3]}"
+    assert rest.send("GET", f"{place}/file") == file.content
+    assert rest.get(f"{place}/attachments") == ["dicom"]
+    assert rest.send("GET", f"{place}/attachments/dicom/md5").decode() == hashlib.md5(file.content).hexdigest()
+    rest.send("POST", f"{place}/attachments/dicom/verify-md5", b"")
+    assert rest.get(f"{place}/simplified-tags")["SOPInstanceUID"] == file.tags.SOPInstanceUID
+
+
+def _found(rest: Rest, file: Dicom) -> None:
+    patient, study = file.ids[:2]
+    tags = file.tags
+    assert rest.find("Study", StudyInstanceUID=tags.StudyInstanceUID) == {study}
+    assert rest.find("Patient", PatientID=tags.PatientID) == {patient}
+    assert study in rest.find("Study", PatientID=tags.PatientID, PatientName="*")
+    assert study in rest.find("Study", StudyInstanceUID=f"{tags.StudyInstanceUID[:-2]}*")
+
+
+def changes(rest: Rest) -> list[dict[str, Any]]:
+    found = rest.get("/changes?limit=100000")
+    assert found["Done"]
+    listed: list[dict[str, Any]] = found["Changes"]
+    return listed
+
+
+def work(archive: Archive, rest: Rest, held: Sequence[Dicom]) -> list[Dicom]:
+    """Read, delete a study, a series and an instance, add them and a patient again; what is held afterwards."""
+    read(rest, held)
+    left = list(held)
+    for level in (3, 2, 1):
+        gone = left[0].ids[level]
+        rest.delete(f"/{LEVELS[level]}/{gone}")
+        left = [file for file in left if file.ids[level] != gone]
+        read(rest, left)
+        check_storage(archive)
+    added = [*(file for file in held if file not in left), *files.patient("9001")]
+    assert [rest.upload(file.content) for file in added] == [file.ids[3] for file in added]
+    assert rest.post("/instances", added[0].content)["Status"] == "AlreadyStored"
+    rest.put(f"/patients/{added[-1].ids[0]}/protected", "1")
+    assert rest.send("GET", f"/patients/{added[-1].ids[0]}/protected") == b"1"
+    rest.put(f"/patients/{added[-1].ids[0]}/metadata/1024", "of the user")
+    read(rest, [*left, *added])
+    check_storage(archive)
+    return [*left, *added]
+
+
+def recycled(archive: Archive, protected: Sequence[str], count: int) -> list[str]:
+    """The patients that a full Orthanc gives up, in this order, for as many new ones."""
+    with archive.orthanc() as rest:
+        most = len(rest.get("/patients"))
+    victims = []
+    with archive.orthanc(MaximumPatientCount=most) as rest:
+        for number in range(count):
+            before = set(rest.get("/patients"))
+            new = files.patient(str(9100 + number), 1, 1, 1)[0]
+            assert rest.upload(new.content) == new.ids[3]
+            [victim] = before - set(rest.get("/patients"))
+            victims.append(victim)
+        assert not set(protected) & set(victims)
+    return victims
+
+
+def answers(rest: Rest) -> dict[str, Any]:
+    """Everything that Orthanc says about what it holds."""
+    said: dict[str, Any] = {"statistics": rest.get("/statistics"), "changes": changes(rest)}
+    for name in LEVELS:
+        for public_id in sorted(rest.get(f"/{name}")):
+            place = f"/{name}/{public_id}"
+            said[place] = rest.get(place)
+            kinds = rest.get(f"{place}/metadata")
+            said[f"{place}/metadata"] = {
+                kind: rest.send("GET", f"{place}/metadata/{kind}") for kind in sorted(kinds)
+            }
+            said[f"{place}/attachments"] = rest.get(f"{place}/attachments")
+            if name == "patients":
+                said[f"{place}/protected"] = rest.send("GET", f"{place}/protected")
+    return said
+
+
+def check_storage(archive: Archive) -> None:
+    """Each attachment of the index has its bytes in the storage area, and nothing else is there."""
+    if not archive.section["EnableStorage"]:
+        check_area(archive.target, archive.storage)
+        return
+    indexed = rows(archive.target, "SELECT uuid, compressedsize, compressedhash FROM attachedfiles ORDER BY 1")
+    stored = "SELECT uuid, length(lo_get(content)), md5(lo_get(content)) FROM storagearea ORDER BY 1"
+    assert rows(archive.target, stored) == indexed
+    assert rows(archive.target, "SELECT count(*) FROM pg_largeobject_metadata") == [(len(indexed),)]
