@@ -33,10 +33,7 @@ def emit(result: object, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = [
-        (field.name.replace("_", " "), cell(field.name, getattr(result, field.name)))
-        for field in _fields(result)
-    ]
+    rows = [(_label(field.name), cell(field.name, getattr(result, field.name))) for field in _fields(result)]
     if not sys.stdout.isatty():  # no folding, no padding: made for grep and awk
         width = max(len(name) for name, _ in rows)
         margin = "\n" + " " * (width + 2)
@@ -120,7 +117,7 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rates]}", markup=False),
         TimeRemainingColumn(),
@@ -172,6 +169,10 @@ def cell(name: str, value: object) -> str:
         more = [f"... and {len(value) - _LINES:,} more"] if len(value) > _LINES else []
         return "\n".join([*lines, *more]) or "none"
     return str(value)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").replace("mb per", "MB per")
 
 
 def _fields(result: object) -> tuple[dataclasses.Field[Any], ...]:

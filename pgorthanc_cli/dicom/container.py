@@ -69,10 +69,8 @@ def read(data: Buffer, wanted: Container[int]) -> DataSet:
         return _read(data, 132, wanted)
     try:
         return _read(data, 0, wanted)
-    except Refused as refused:
-        raise Refused(
-            f"not a DICOM file: no DICM at byte 128, and no bare data set: {refused.reason}"
-        ) from None
+    except Refused:
+        raise Refused("not a DICOM file: no DICM at byte 128, and no data set at byte 0") from None
 
 
 def _read(data: Buffer, start: int, wanted: Container[int]) -> DataSet:

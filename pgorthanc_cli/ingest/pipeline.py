@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import threading
 import zipfile
@@ -23,6 +24,8 @@ from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+
+_log = logging.getLogger(__name__)
 
 BATCH_FILES = 200
 BATCH_BYTES = 32 << 20
@@ -112,22 +115,34 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
 @contextmanager
 def _workers(work: worker.Work, jobs: int) -> Iterator[_Submit]:
     """The way to have batches prepared: by processes of their own, or by this one if it works alone."""
-    if jobs == 1:
-        alone = worker.Worker(work)
-
-        def inline(name: str, sources: Sequence[Source]) -> Future[list[Result]]:
-            future: Future[list[Result]] = Future()
-            try:
-                future.set_result(alone.prepare(name, sources))
-            except Exception as error:  # noqa: BLE001 - as a pool does it: raised by future.result()
-                future.set_exception(error)
-            return future
-
-        yield inline
+    pool = _pool(work, jobs) if jobs > 1 else None
+    if pool is None:
+        yield _inline(worker.Worker(work))
         return
-    context = multiprocessing.get_context("spawn")  # a connection must never be shared across a fork
-    with ProcessPoolExecutor(jobs, context, initializer=worker.start, initargs=(work,)) as pool:
+    with pool:
         yield lambda name, sources: pool.submit(worker.prepare, name, sources)
+
+
+def _pool(work: worker.Work, jobs: int) -> ProcessPoolExecutor | None:
+    """None where the system lacks semaphores, as some containers do: without a writable /dev/shm, for one."""
+    context = multiprocessing.get_context("spawn")  # a connection must never be shared across a fork
+    try:
+        return ProcessPoolExecutor(jobs, context, initializer=worker.start, initargs=(work,))
+    except OSError as error:
+        _log.warning("no worker processes (%s; is /dev/shm writable?): importing with one", error.strerror)
+        return None
+
+
+def _inline(alone: worker.Worker) -> _Submit:
+    def submit(name: str, sources: Sequence[Source]) -> Future[list[Result]]:
+        future: Future[list[Result]] = Future()
+        try:
+            future.set_result(alone.prepare(name, sources))
+        except Exception as error:  # noqa: BLE001 - as a pool does it: raised by future.result()
+            future.set_exception(error)
+        return future
+
+    return submit
 
 
 class _Pipeline:

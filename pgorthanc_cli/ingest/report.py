@@ -73,11 +73,11 @@ class Report:
     known: int
     overwritten: int
     refused: int
-    refusals: list[Refusal]
     instances_per_s: float
     mb_per_s: float
     elapsed_s: float
     bytes: int
+    refusals: list[Refusal]
 
 
 class Tally:
@@ -106,9 +106,9 @@ class Tally:
             known=self._known,
             overwritten=self._overwritten,
             refused=len(self.refusals),
-            refusals=self.refusals,
             instances_per_s=round(instances / elapsed, 1),
             mb_per_s=round(self._bytes / elapsed / 1e6, 3),
             elapsed_s=round(elapsed, 3),
             bytes=self._bytes,
+            refusals=self.refusals,
         )
