@@ -14,6 +14,8 @@ from pgorthanc_cli import db, embedded, revision
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import samples
 
+PER_FOLDER = 1000  # the names of one folder are held while it is walked
+
 # Runs a command and tells the largest resident set of it and of its workers, in kB (ru_maxrss on Linux).
 WATCH = """
 import json, os, resource, subprocess, sys
@@ -26,7 +28,8 @@ def peak(folder: Path, files: int, jobs: int) -> int:
     """Peak resident set of one import into a new index, in kB; the largest of its processes."""
     source = folder / f"files-{files}"
     if not source.exists():
-        samples.folder(source, files, patients=max(files // 500, 1), per_series=100)
+        for number in range(files // PER_FOLDER):
+            samples.folder(source / str(number), PER_FOLDER, 20, 100, first=number * PER_FOLDER)
     with embedded.attach(folder / f"server-{files}-{jobs}") as target:
         with db.session(target) as conn:
             revision.init(conn, schema=target.schema)

@@ -40,11 +40,11 @@ def instance(
     return out.getvalue()
 
 
-def folder(where: Path, count: int, patients: int = 2, per_series: int = 5) -> list[Path]:
-    """A folder of instances: `00000.dcm`, … spread over patients and series."""
+def folder(where: Path, count: int, patients: int = 2, per_series: int = 5, first: int = 0) -> list[Path]:
+    """A folder of instances, numbered from `first`: `00000.dcm`, … spread over patients and series."""
     where.mkdir(parents=True, exist_ok=True)
     made = []
-    for n in range(count):
+    for n in range(first, first + count):
         patient = n // per_series % patients + 1
         series = n // per_series
         path = where / f"{n:05}.dcm"

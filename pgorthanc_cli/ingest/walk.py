@@ -56,8 +56,10 @@ def _walk(path: str, above: tuple[tuple[int, int], ...], area: tuple[int, int] |
                 problem="the storage area itself" if here == area else "symbolic link to a folder above it",
             )
             return
-        for name in sorted(os.listdir(path), key=os.fsencode):
-            yield from _walk(os.path.join(path, name), (*above, here), area)
+        names = os.listdir(os.fsencode(path))  # bytes: half the memory, and the order of their bytes
+        names.sort()
+        for name in names:
+            yield from _walk(os.path.join(path, os.fsdecode(name)), (*above, here), area)
     except OSError as error:
         yield Source(path, problem=error.strerror or str(error))
 
