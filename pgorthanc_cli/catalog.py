@@ -167,7 +167,7 @@ def layout(found: Catalog, schema: str) -> Layout | None:
     Raises:
         RevisionError: There is something of that name, but of no known layout.
     """
-    known = next((entry for entry in _layouts() if entry.fits(found)), None)
+    known = next((entry for entry in layouts() if entry.fits(found)), None)
     core = [name for name in ("resources", "globalproperties") if f"table {name}" in found]
     if known is None and core:
         raise RevisionError(
@@ -177,10 +177,40 @@ def layout(found: Catalog, schema: str) -> Layout | None:
     return known
 
 
+def layouts() -> list[Layout]:
+    """All known layouts, the newest first."""
+    entries = json.loads((_folder() / "layouts.json").read_text(encoding="utf-8"))
+    return [Layout(e["revision"], e["plugins"], tuple(e["has"]), tuple(e["lacks"])) for e in entries]
+
+
 def revisions() -> list[int]:
     """The revisions whose catalog is known, in ascending order."""
     names = (re.fullmatch(r"rev(\d+)\.json", entry.name) for entry in _folder().iterdir())
     return sorted(int(name[1]) for name in names if name)
+
+
+def plugins(revision: int) -> str:
+    """The releases of the plugin that work with a revision."""
+    return ", ".join(layout.plugins for layout in reversed(layouts()) if layout.revision == revision)
+
+
+def of_plugin(release: str) -> int:
+    """The revision that a release of the plugin works with, as in `9.0` or `10.3.1`.
+
+    Raises:
+        RevisionError: The release is not known, or it is older than revision 1.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)(?:\.|$)", release)
+    if numbers:
+        wanted = int(numbers[1]), int(numbers[2])
+        for layout in layouts():
+            known = [tuple(map(int, number.split("."))) for number in re.findall(r"\d+\.\d+", layout.plugins)]
+            if layout.revision and known[0] <= wanted <= known[-1]:
+                return layout.revision
+    releases = ", ".join(layout.plugins for layout in reversed(layouts()) if layout.revision)
+    raise RevisionError(
+        f"no revision is known for release {release} of the plugin", f"known are the releases {releases}"
+    )
 
 
 def wanted(revision: int, *, with_storage: bool) -> Catalog:
@@ -271,8 +301,3 @@ def _folder() -> Path:
 def _load(name: str) -> Catalog:
     catalog: Catalog = json.loads((_folder() / name).read_text(encoding="utf-8"))
     return catalog
-
-
-def _layouts() -> list[Layout]:
-    entries = json.loads((_folder() / "layouts.json").read_text(encoding="utf-8"))
-    return [Layout(e["revision"], e["plugins"], tuple(e["has"]), tuple(e["lacks"])) for e in entries]

@@ -16,10 +16,13 @@ from pgorthanc_cli.errors import Interrupted, PgOrthancError
 # Name on the command line -> module in pgorthanc_cli.commands. A module is imported when its command runs
 # (or when the list of commands is shown), and imports its room when the command is called.
 COMMANDS = {
+    "downgrade": "downgrade",
     "import": "import_",
     "init": "init",
     "server": "server",
     "status": "status",
+    "upgrade": "upgrade",
+    "verify": "verify",
 }
 
 

@@ -37,11 +37,14 @@ LOCK_INDEX = 42
 LOCK_STORAGE = 43
 LOCK_DATABASE_SETUP = 44
 LOCK_CREATE_INSTANCE = 45
+# Ours: whoever brings the index to another revision, in whatever phase, holds it. Orthanc does not know it.
+LOCK_TRANSITION = 0x50474F52
 LOCK_NAMES = {
     LOCK_INDEX: "index",
     LOCK_STORAGE: "storage",
     LOCK_DATABASE_SETUP: "database set-up",
     LOCK_CREATE_INSTANCE: "create instance",
+    LOCK_TRANSITION: "upgrade",
 }
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 6
 """What Orthanc calls the version of its database (global property 1); the same for all revisions."""
 
-_TRIGRAM_WARNINGS = {
+TRIGRAM_WARNINGS = {
     "unavailable": "no trigram index, so searches with wildcards are slow: the server lacks the extension pg_trgm "
     "(package postgresql-contrib)",
     "missing": "no trigram index, so searches with wildcards are slow; have an administrator run CREATE EXTENSION IF "
@@ -61,7 +61,7 @@ class Initialised:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the administrator should know."""
-        return tuple(filter(None, [_TRIGRAM_WARNINGS.get(self.trigram)]))
+        return tuple(filter(None, [TRIGRAM_WARNINGS.get(self.trigram)]))
 
 
 def current() -> int:
@@ -112,7 +112,7 @@ def init(
     """
     revision = current() if revision is None else revision
     scripts = _scripts(revision)
-    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), _driver_errors(), conn:
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), driver_errors(), conn:
         result = _establish(conn, schema, revision, scripts, with_storage=with_storage)
         if dry_run:
             conn.rollback()
@@ -170,7 +170,7 @@ def _establish(
     missing = [d for d in catalog.differences(found, wanted) if d.matters]
     if missing:
         _require_rights(conn, schema, wanted)
-        _require_idle(conn)
+        require_idle(conn)
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
         _require_equal(found, wanted, revision)
@@ -232,7 +232,12 @@ def _require_rights(conn: Connection, schema: str, wanted: catalog.Catalog) -> N
         )
 
 
-def _require_idle(conn: Connection) -> None:
+def require_idle(conn: Connection) -> None:
+    """Make sure that no Orthanc works on the database, as far as its locks tell.
+
+    Raises:
+        InUseError: Somebody holds the lock of the index or of the storage area.
+    """
     holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE)
     if holders:
         raise InUseError(
@@ -280,7 +285,7 @@ def _listed(things: Sequence[object], most: int = 5) -> str:
 
 
 @contextmanager
-def _driver_errors() -> Iterator[None]:
+def driver_errors() -> Iterator[None]:
     """What our own scripts refuse, and whom they waited for in vain; the rest is left to `db.session`."""
     try:
         yield

@@ -373,13 +373,17 @@ $$;
 
 CREATE OR REPLACE FUNCTION computemissingchildcount(batch_size bigint, OUT updated_rows_count bigint)
 LANGUAGE plpgsql AS $$
+DECLARE
+    missing bigint[];
 BEGIN
-    -- The last condition is for a row that somebody else has counted while this statement waited for it.
+    missing := ARRAY(
+        SELECT internalid FROM resources WHERE resourcetype < 3 AND childcount IS NULL
+            LIMIT batch_size FOR NO KEY UPDATE);
+    -- A statement of its own, hence a snapshot taken under the locks: who has added a child and locked its
+    -- parent before is seen, and who does so now finds the number.
     UPDATE resources parent
         SET childcount = (SELECT count(*) FROM resources child WHERE child.parentid = parent.internalid)
-        WHERE parent.internalid = ANY (ARRAY(
-                SELECT internalid FROM resources WHERE resourcetype < 3 AND childcount IS NULL LIMIT batch_size))
-            AND parent.childcount IS NULL;
+        WHERE parent.internalid = ANY (missing);
     GET DIAGNOSTICS updated_rows_count = ROW_COUNT;
 END
 $$;

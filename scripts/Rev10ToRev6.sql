@@ -35,7 +35,8 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('globalintegerschanges.pk', true), ('invalidchildcounts.pk', true),
-                     ('queues.reserveduntil', true), ('patientrecyclingorder.seq', false))
+                     ('queues.reserveduntil', true), ('patientrecyclingorder.seq', false),
+                     ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute

@@ -34,7 +34,7 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('patientrecyclingorder.seq', true), ('globalintegerschanges.key', true),
-                     ('resources.childcount', false))
+                     ('resources.childcount', false), ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute
@@ -123,7 +123,7 @@ CREATE TRIGGER countresourcestracker AFTER INSERT OR DELETE ON resources
     FOR EACH ROW EXECUTE FUNCTION countresourcestrackerfunc();
 
 
--- The recycling order: numbered by its own sequence, which starts behind all that was given by counter 7 ----
+-- The recycling order: numbered by its sequence, which goes on where counter 7 stands -----------------------
 
 DO $$
 BEGIN
@@ -181,7 +181,8 @@ BEGIN
     isnewinstance := 1;
 
     IF patientkey IS NULL THEN
-        INSERT INTO resources (resourcetype, publicid) VALUES (0, patient) RETURNING internalid INTO patientkey;
+        INSERT INTO resources (resourcetype, publicid) VALUES (0, patient)
+            RETURNING internalid INTO patientkey;
     END IF;
     IF studykey IS NULL THEN
         INSERT INTO resources (resourcetype, publicid, parentid) VALUES (1, study, patientkey)

@@ -2,6 +2,9 @@
 --
 -- The numbers of children go; Rev2ToRev3.sql counts them anew. Nothing else is lost.
 --
+-- What takes time on a large index can be made beforehand, beside a working Orthanc; it is used if it is valid:
+--   CREATE INDEX CONCURRENTLY childrenindex ON resources (parentid);
+--
 -- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev3ToRev2.sql
 -- while no Orthanc works on the database. It fails as a whole, or leaves an index at revision 2.
@@ -34,7 +37,7 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('patientrecyclingorder.seq', true), ('resources.childcount', true),
-                     ('attachedfiles.customdata', false))
+                     ('attachedfiles.customdata', false), ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute
@@ -128,7 +131,8 @@ $$;
 
 INSERT INTO globalintegers (key, value)
     SELECT 7, greatest((SELECT max(seq) FROM patientrecyclingorder),
-                       (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM patientrecyclingorder_seq_seq))
+                       (SELECT CASE WHEN is_called THEN last_value ELSE 0 END
+                            FROM patientrecyclingorder_seq_seq))
     ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value;
 
 -- Puts the patient at the end of the order. A protected one (no row) stays protected by an update.

@@ -34,7 +34,7 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('patientrecyclingorder.seq', true), ('invalidchildcounts.id', true),
-                     ('attachedfiles.customdata', false))
+                     ('attachedfiles.customdata', false), ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute
@@ -69,7 +69,7 @@ LOCK TABLE resources, invalidchildcounts
 -- Here they must be right: nothing marks one as out of date any more.
 UPDATE resources parent
     SET childcount = (SELECT count(*) FROM resources child WHERE child.parentid = parent.internalid)
-    WHERE internalid IN (SELECT id FROM invalidchildcounts);
+    WHERE internalid = ANY (ARRAY(SELECT id FROM invalidchildcounts));
 UPDATE resources parent
     SET childcount = (SELECT count(*) FROM resources child WHERE child.parentid = parent.internalid)
     WHERE resourcetype < 3 AND childcount IS NULL;
@@ -77,17 +77,13 @@ UPDATE resources parent
 DROP TABLE invalidchildcounts;
 DROP FUNCTION IF EXISTS updateinvalidchildcounts();
 
--- A number that is not known yet is counted: NULL plus one would be wrong, and lost.
+-- A number that is not known yet stays NULL: the plugin counts, and computemissingchildcount() fills it in.
 CREATE OR REPLACE FUNCTION updatechildcount() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        UPDATE resources
-            SET childcount = coalesce(childcount + 1, (SELECT count(*) FROM resources WHERE parentid = NEW.parentid))
-            WHERE internalid = NEW.parentid;
+        UPDATE resources SET childcount = childcount + 1 WHERE internalid = NEW.parentid;
     ELSE
-        UPDATE resources
-            SET childcount = coalesce(childcount - 1, (SELECT count(*) FROM resources WHERE parentid = OLD.parentid))
-            WHERE internalid = OLD.parentid;
+        UPDATE resources SET childcount = childcount - 1 WHERE internalid = OLD.parentid;
     END IF;
     RETURN NULL;
 END
@@ -98,6 +94,7 @@ $$;
 
 DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
+DELETE FROM globalintegers WHERE key = 7;
 INSERT INTO globalproperties (property, value) VALUES (11, '3')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 

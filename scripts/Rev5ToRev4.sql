@@ -1,7 +1,8 @@
 -- From revision 5 (PostgreSQL plugin 8.0) to revision 4 (plugin 7.2).
 --
--- Kept aside, and brought back by Rev4ToRev5.sql: the data that storage plugins keep with an attachment, the
--- key-value stores and the queues. Files that a storage plugin finds only by such data cannot be read until then.
+-- Kept aside, and brought back by Rev4ToRev5.sql: the data of storage plugins about an attachment, the
+-- key-value stores and the queues. Files that a storage plugin finds only by such data
+-- cannot be read until then.
 --
 -- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev5ToRev4.sql
@@ -35,7 +36,8 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('patientrecyclingorder.seq', true), ('invalidchildcounts.id', true),
-                     ('attachedfiles.customdata', true), ('globalintegerschanges.pk', false))
+                     ('attachedfiles.customdata', true), ('globalintegerschanges.pk', false),
+                     ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute
@@ -87,7 +89,7 @@ $$;
 
 ALTER TABLE attachedfiles DROP COLUMN customdata;
 
--- What a deletion removes is left for Orthanc in two temporary tables of its session, until the next deletion.
+-- What a deletion removes is left for Orthanc in two temporary tables of its session, until the next one.
 CREATE OR REPLACE FUNCTION createdeletedfilestemporarytable() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF to_regclass('pg_temp.deletedfiles') IS NULL THEN
@@ -121,7 +123,7 @@ $$;
 
 ALTER TABLE queues DROP COLUMN IF EXISTS reserveduntil;  -- left behind by an older script
 
--- The tables and what belongs to them are only renamed, whatever their size. A queue keeps its sequence, so that
+-- The tables and what belongs to them are only renamed, whatever their size. The queues keep their sequence:
 -- no number is given twice.
 DO $$
 DECLARE
@@ -129,13 +131,14 @@ DECLARE
 BEGIN
     -- An earlier downgrade may have kept some, and the plugin has upgraded the index since.
     IF to_regclass('pgorthanc_kept_keyvaluestores') IS NOT NULL THEN
-        INSERT INTO pgorthanc_kept_keyvaluestores (storeid, key, value) SELECT storeid, key, value FROM keyvaluestores
+        INSERT INTO pgorthanc_kept_keyvaluestores (storeid, key, value)
+            SELECT storeid, key, value FROM keyvaluestores
             ON CONFLICT (storeid, key) DO UPDATE SET value = EXCLUDED.value;
-        DROP TABLE keyvaluestores;
+        TRUNCATE keyvaluestores;
     END IF;
     IF to_regclass('pgorthanc_kept_queues') IS NOT NULL THEN
         INSERT INTO pgorthanc_kept_queues (queueid, value) SELECT queueid, value FROM queues ORDER BY id;
-        DROP TABLE queues;
+        TRUNCATE queues RESTART IDENTITY;
     END IF;
 
     FOR relation IN
@@ -147,7 +150,8 @@ BEGIN
         SELECT oid::regclass AS id, relname AS name FROM pg_class
             WHERE oid IN (SELECT id FROM kept
                           UNION ALL SELECT indexrelid FROM pg_index JOIN kept ON indrelid = id
-                          UNION ALL SELECT to_regclass('queues_id_seq') FROM kept WHERE id = to_regclass('queues'))
+                          UNION ALL SELECT objid FROM pg_depend JOIN kept ON refobjid = id
+                                        WHERE classid = 'pg_class'::regclass AND deptype = 'a')
     LOOP
         EXECUTE format('ALTER TABLE %s RENAME TO %I', relation.id, 'pgorthanc_kept_' || relation.name);
     END LOOP;
@@ -161,6 +165,7 @@ DROP TABLE IF EXISTS keyvaluestores, queues;
 
 DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
+DELETE FROM globalintegers WHERE key = 7;
 DROP INDEX IF EXISTS invalidchildcountsid;
 INSERT INTO globalproperties (property, value) VALUES (11, '3')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;

@@ -3,6 +3,10 @@
 -- Kept aside, and brought back by Rev5ToRev6.sql: the audit logs, and the places of protected patients in the
 -- recycling order. The order and the protection of all patients stay as they are.
 --
+-- What takes time on a large index can be made beforehand, beside a working Orthanc; it is used if it is valid:
+--   ALTER TABLE resources ADD CONSTRAINT pgorthanc_cascade FOREIGN KEY (parentid) REFERENCES resources ON DELETE CASCADE NOT VALID;
+--   ALTER TABLE resources VALIDATE CONSTRAINT pgorthanc_cascade;
+--
 -- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev6ToRev5.sql
 -- while no Orthanc works on the database. It fails as a whole, or leaves an index at revision 5.
@@ -35,7 +39,8 @@ BEGIN
     SELECT string_agg(attribute || CASE WHEN wanted THEN ' is missing' ELSE ' is there' END, ', ')
         INTO differs
         FROM (VALUES ('invalidchildcounts.id', true), ('attachedfiles.customdata', true),
-                     ('globalintegerschanges.pk', false), ('patientrecyclingorder.seq', false))
+                     ('globalintegerschanges.pk', false), ('patientrecyclingorder.seq', false),
+                     ('metadata.revision', true))
              AS layout (attribute, wanted)
         WHERE wanted <> EXISTS (
             SELECT FROM pg_attribute
@@ -114,8 +119,8 @@ CREATE TABLE patientrecyclingorder (
     patientid bigint CONSTRAINT uniquepatientid UNIQUE REFERENCES resources ON DELETE CASCADE
 );
 
--- Kept aside: the places of protected patients, which have no row in the order below revision 6, and a metadata
--- 18 that does not mean protection. Those of an earlier downgrade are out of date.
+-- Kept aside: the places of protected patients, which have no row in the order below revision 6, and a
+-- metadata 18 that does not mean protection. Those of an earlier downgrade are out of date.
 DROP TABLE IF EXISTS pgorthanc_kept_recycling;
 CREATE TABLE pgorthanc_kept_recycling (id bigint PRIMARY KEY, seq bigint, isprotected text);
 
@@ -244,7 +249,10 @@ DECLARE
 BEGIN
     PERFORM createdeletedfilestemporarytable();
     IF to_regclass('pg_temp.deletedresources') IS NULL THEN
-        CREATE TEMPORARY TABLE deletedresources (resourcetype integer NOT NULL, publicid varchar(64) NOT NULL);
+        CREATE TEMPORARY TABLE deletedresources (
+            resourcetype integer NOT NULL,
+            publicid varchar(64) NOT NULL
+        );
     ELSE
         DELETE FROM pg_temp.deletedresources;
     END IF;
@@ -284,10 +292,10 @@ DECLARE
     marked bigint[];
 BEGIN
     marked := ARRAY(
-        SELECT internalid FROM resources WHERE internalid IN (SELECT id FROM invalidchildcounts)
+        SELECT internalid FROM resources WHERE internalid = ANY (ARRAY(SELECT id FROM invalidchildcounts))
             ORDER BY internalid FOR UPDATE);
-    -- A statement of its own, hence a snapshot taken under the locks: nobody has counted since. It sees a child
-    -- if and only if it sees that child's mark.
+    -- A statement of its own, hence a snapshot taken under the locks: nobody has counted since. It sees a
+    -- child if and only if it sees that child's mark.
     WITH unmarked AS (
         DELETE FROM invalidchildcounts WHERE id = ANY (marked)
     )

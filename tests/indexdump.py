@@ -1,4 +1,4 @@
-"""An index as plain values that two equal archives have in common: no internal ids, and on request no dates or UUIDs."""
+"""An index as plain values that two equal archives have in common: no internal ids, by default no dates or UUIDs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def _recycling(metadata: _Rows, rows: Callable[[str], _Rows]) -> dict[str, list[
         protected = [patient for patient, position in order if position is None]
     else:
         protected = [i for i, t, v, _ in metadata if t == _PROTECTED and v == "true"]
-        order = sorted(((i, int(v)) for i, t, v, _ in metadata if t == _RECYCLING_ORDER), key=lambda row: row[1])
+        order = sorted(
+            ((i, int(v)) for i, t, v, _ in metadata if t == _RECYCLING_ORDER), key=lambda row: row[1]
+        )
     return {
         "recycling": [patient for patient, _ in order if patient not in protected],
         "protected": sorted(protected),

@@ -32,6 +32,8 @@ ALLOWED = {
     "revision": {"catalog", "steps"},
     "status": {"catalog"},
     "provision": set(),
+    "duplicates": set(),
+    "verify": {"catalog", "steps", "revision", "duplicates"},
     "dicom": set(),
     "index": set(),
     "storage": set(),

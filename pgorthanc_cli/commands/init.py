@@ -13,6 +13,7 @@ from pgorthanc_cli.errors import UsageError
 
 @commands.command("init")
 @click.option("--revision", type=int, metavar="N", help="Revision of the index.  [default: the newest]")
+@click.option("--plugin", metavar="V", help="Or the release of Orthanc's plugin that it is wanted for.")
 @click.option(
     "--with-storage/--no-storage",
     "storage",
@@ -37,6 +38,7 @@ def command(
     call: Call,
     *,
     revision: int | None,
+    plugin: str | None,
     storage: bool | None,
     create_database: bool,
     role: str | None,
@@ -45,9 +47,13 @@ def command(
     dry_run: bool,
 ) -> None:
     """Make an Orthanc index in an empty schema, or mend what is missing in one."""
-    from pgorthanc_cli import db, provision
+    from pgorthanc_cli import catalog, db, provision
     from pgorthanc_cli import revision as room
 
+    if plugin is not None:
+        if revision is not None:
+            raise UsageError("--revision and --plugin both say which revision is wanted", "give one of them")
+        revision = catalog.of_plugin(plugin)
     if (create_database or role) and (print_sql or dry_run):
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import make_dsn
 from real_servers import free_port
+from schemas import run
 
 from interop.archive import Archive
 from interop.orthanc import HOW_TO_GET, Program, programs
 from pgorthanc_cli import db, embedded
-from schemas import run
 
 REQUIRED = "PGORTHANC_REQUIRE_INTEROP"
+FOUND: list[Program | None] = [*programs()] or [None]
 
 
-@pytest.fixture(scope="session", params=programs() or [None], ids=lambda p: p.label if p else "none")
+@pytest.fixture(scope="session", params=FOUND, ids=lambda found: found.label if found else "none")
 def program(request: pytest.FixtureRequest) -> Program:
     """An Orthanc of this machine."""
     found: Program | None = request.param
@@ -48,7 +49,7 @@ def new_archive(
     made: list[str] = []
     with embedded.attach(Path(server.directory), superuser=True) as admin:
 
-        def make(*, postgresql_storage: bool = False) -> Archive:
+        def make(*, postgresql_storage: bool = False, **options: object) -> Archive:
             name = f"archive_{len(made)}"
             made.append(name)
             run(admin, f"CREATE DATABASE {name} OWNER {server.role}")
@@ -56,13 +57,13 @@ def new_archive(
             folder.mkdir()
             target = db.Target(make_dsn(server.dsn, dbname=name))
             section = {**server.orthanc["PostgreSQL"], "Database": name, "EnableStorage": postgresql_storage}
-            return Archive(program, folder, target, section)
+            return Archive(program, folder, target, section, options)
 
         yield make
         run(admin, *(f"DROP DATABASE {name} WITH (FORCE)" for name in made))
 
 
-@pytest.fixture
-def archive(new_archive: Callable[..., Archive]) -> Archive:
-    """An archive whose files are in the filesystem."""
-    return new_archive()
+@pytest.fixture(params=[False, True], ids=["filesystem", "postgresql"])
+def archive(request: pytest.FixtureRequest, new_archive: Callable[..., Archive]) -> Archive:
+    """An empty archive, for each storage area."""
+    return new_archive(postgresql_storage=request.param)

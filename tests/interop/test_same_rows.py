@@ -1,12 +1,12 @@
-"""What import writes for a file is what the real Orthanc writes for it, row by row."""
+"""What import writes for a file is what the real Orthanc writes for it, and each reads the other's files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from schemas import rows
 
 from interop import files, lifecycle
 from interop.archive import Archive
@@ -14,19 +14,45 @@ from pgorthanc_cli import db, storage
 
 pytestmark = pytest.mark.interop
 
+OWN_FILES = sorted(
+    path for folder in ("charset_files", "test_files") for path in (files.DATA / folder).glob("*.dcm")
+)
 
-@pytest.mark.parametrize("postgresql_storage", [False, True], ids=["filesystem", "postgresql"])
-@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
-def test_rows_and_files(
-    new_archive: Callable[..., Archive], tmp_path: Path, postgresql_storage: bool, compressed: bool
+
+@pytest.mark.parametrize(
+    ("postgresql_storage", "compressed"),
+    [(False, False), (True, False), (True, True)],
+    ids=["filesystem", "postgresql", "postgresql-compressed"],
+)
+def test_import_writes_what_orthanc_writes(
+    new_archive: Callable[..., Archive], postgresql_storage: bool, compressed: bool
 ) -> None:
-    by_orthanc, by_import = (new_archive(postgresql_storage=postgresql_storage) for _ in range(2))
-    paths = sorted(path for name in ("test_files", "charset_files") for path in (files.DATA / name).glob("*.dcm"))
-    with by_import.orthanc(StorageCompression=compressed):
+    by_orthanc, by_import = (
+        new_archive(postgresql_storage=postgresql_storage, StorageCompression=compressed) for _ in range(2)
+    )
+    with by_orthanc.orthanc() as rest:
+        refused = {str(path) for path in OWN_FILES if rest.upload(path.read_bytes()) is None}
+        served = lifecycle.served(rest)
+    with by_import.orthanc():
         pass  # it makes its index
-    with by_orthanc.orthanc(StorageCompression=compressed) as rest:
-        refused = {str(path) for path in paths if rest.upload(path.read_bytes()) is None}
-    result = by_import.pgorthanc("import", "--orthanc-version", by_import.program.version(), "--json", *paths)
-    report = json.loads(result.stdout)
-    assert {refusal["path"] for refusal in report["refusals"]} == refused
+    result = by_import.pgorthanc(
+        "import", "--json", "--orthanc-version", by_import.program.version(), *OWN_FILES
+    )
+    assert {refusal["path"] for refusal in json.loads(result.stdout)["refusals"]} == refused
     assert by_import.dump() == by_orthanc.dump()
+    lifecycle.check_storage(by_import)
+    with by_import.orthanc() as rest:
+        assert lifecycle.served(rest) == served
+    assert read_by_pgorthanc(by_orthanc) == served
+
+
+def read_by_pgorthanc(archive: Archive) -> dict[str, bytes]:
+    """Public id -> DICOM file, as pgorthanc finds it in the storage area of Orthanc."""
+    query = """SELECT r.publicid, a.uuid, a.compressiontype FROM attachedfiles a
+               JOIN resources r ON r.internalid = a.id WHERE a.filetype = 1"""
+    named = rows(archive.target, query)
+    with db.session(archive.target, readonly=True) as conn:
+        large_objects = archive.section["EnableStorage"]
+        area = storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(archive.storage)
+        stored = [(public_id, area.get(uuid, 1), kind) for public_id, uuid, kind in named]
+    return {public_id: storage.decode(data) if kind == 2 else data for public_id, data, kind in stored}

@@ -1,0 +1,43 @@
+"""`pgorthanc upgrade`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pgorthanc_cli import commands
+from pgorthanc_cli.commands import Call, changing
+
+
+@commands.command("upgrade")
+@changing.options
+@click.option("--repair-duplicates", is_flag=True, help="Merge resources that have the same public id.")
+def command(
+    call: Call,
+    *,
+    to: int | None,
+    plugin: str | None,
+    planned: bool,
+    sql: bool,
+    yes: bool,
+    **given: Any,
+) -> None:
+    """Bring an index to a higher revision, by default the newest, with almost no downtime.
+
+    Three phases: prepare and finish run beside a working Orthanc; for the switch, a second or so, everybody else
+    has to leave. Each can be interrupted and run again. What other tools have left behind is mended on the way.
+    See docs/upgrade.md.
+    """
+    from pgorthanc_cli import catalog, transition
+
+    wanted = changing.wanted(to, plugin)
+    wanted = catalog.revisions()[-1] if wanted is None else wanted
+    settings = changing.settings(**given)
+    with call.target() as target:
+        if planned or sql:
+            changing.show_plan(call, target, wanted, as_sql=sql)
+            return
+        if settings.terminate:
+            changing.confirm_termination(target, yes=yes)
+        changing.run(call, transition.upgrade(target, to=wanted, settings=settings))

@@ -1,0 +1,382 @@
+"""Public ids that occur more than once, and how their rows become one.
+
+Below revision 2 nothing keeps two writers from storing the same patient, study, series or instance twice, and the
+step to revision 2 makes public ids unique. Nothing is thrown away unseen: what only one of the rows has moves to the
+row that stays; what differs, and each file that no row names any more, is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pgorthanc_cli.errors import RevisionError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
+
+LEVELS = ("patient", "study", "series", "instance")
+
+_FIND = """
+    SELECT resource.publicid, min(resource.resourcetype), count(*), count(DISTINCT resource.resourcetype),
+           count(DISTINCT parent.publicid)
+        FROM (SELECT publicid FROM resources GROUP BY publicid HAVING count(*) > 1) repeated
+        JOIN resources resource USING (publicid)
+        LEFT JOIN resources parent ON parent.internalid = resource.parentid
+        GROUP BY resource.publicid ORDER BY 2, 1"""
+
+# Which row stays: the one with most below it, as then the fewest rows change; among instances one that has its DICOM
+# file; then the oldest one. UNION, not UNION ALL: a damaged tree may have a circle.
+_PAIRS = """
+    CREATE TEMPORARY TABLE pgorthanc_merge ON COMMIT DROP AS
+    WITH RECURSIVE repeated AS (
+        SELECT internalid, publicid, resourcetype FROM resources
+            WHERE publicid IN (SELECT publicid FROM resources GROUP BY publicid HAVING count(*) > 1)
+    ), tree (root, id) AS (
+        SELECT internalid, internalid FROM repeated
+        UNION
+        SELECT root, child.internalid FROM tree JOIN resources child ON child.parentid = tree.id
+    ), ranked AS (
+        SELECT repeated.*, row_number() OVER (
+                PARTITION BY publicid
+                ORDER BY size.number DESC, (dicom.id IS NULL), internalid) AS place
+            FROM repeated
+            JOIN (SELECT root, count(*) AS number FROM tree GROUP BY root) size ON size.root = internalid
+            LEFT JOIN attachedfiles dicom ON dicom.id = internalid AND dicom.filetype = 1
+    )
+    SELECT loser.internalid AS loser, survivor.internalid AS survivor, publicid, loser.resourcetype, loser.place
+        FROM ranked loser JOIN ranked survivor USING (publicid) WHERE loser.place > 1 AND survivor.place = 1"""
+
+# Tables whose rows belong to a resource: what tells its rows apart, what they say, and which of them never move.
+# The files 1 to 3 and the metadata 14 and 17 describe one DICOM file: they stay with theirs.
+_BELONGINGS = {
+    "maindicomtags": (("taggroup", "tagelement"), ("value",), "false"),
+    "dicomidentifiers": (("taggroup", "tagelement"), ("value",), "false"),
+    "metadata": (("type",), ("value",), "lost.type IN (14, 17)"),
+    "attachedfiles": (("filetype",), ("uncompressedsize", "uncompressedhash"), "lost.filetype IN (1, 2, 3)"),
+    "labels": (("label",), (), "false"),
+}
+_MOVE = """
+    UPDATE {table} moved SET id = candidate.survivor FROM (
+        SELECT DISTINCT ON (survivor, {keys}) loser, survivor, {keys}
+            FROM pg_temp.pgorthanc_merge JOIN {table} lost ON lost.id = loser
+            WHERE NOT ({fixed}) AND NOT EXISTS (
+                SELECT FROM {table} kept WHERE kept.id = survivor AND ({kept}) = ({lost}))
+            ORDER BY survivor, {keys}, place) candidate
+        WHERE moved.id = candidate.loser AND ({moved}) = ({candidate})"""
+_DIFFERING = """
+    SELECT publicid, resourcetype, '{name} ' || {label}
+        FROM pg_temp.pgorthanc_merge
+        JOIN {table} lost ON lost.id = loser JOIN {table} kept ON kept.id = survivor AND ({kept}) = ({lost})
+        WHERE ({kept_values}) IS DISTINCT FROM ({lost_values})"""
+_DIFFERENCES = """
+    SELECT publicid, resourcetype, array_agg(what ORDER BY what)
+        FROM ({union}) AS one (publicid, resourcetype, what) GROUP BY 1, 2 ORDER BY 2, 1"""
+_HEX_TAG = "lpad(to_hex(lost.taggroup), 4, '0') || ',' || lpad(to_hex(lost.tagelement), 4, '0')"
+# How a report names such a row: never its value.
+_LABELS = {
+    "maindicomtags": ("main DICOM tag", _HEX_TAG),
+    "dicomidentifiers": ("DICOM identifier", _HEX_TAG),
+    "metadata": ("metadata", "lost.type"),
+    "attachedfiles": ("attachment", "lost.filetype"),
+}
+
+_CHILDREN = """
+    UPDATE resources SET parentid = survivor FROM pg_temp.pgorthanc_merge WHERE parentid = loser"""
+# A study without a patient (see revision 2's createinstance of the plugin) finds it again in its double.
+_PARENTS = """
+    UPDATE resources SET parentid = known.parentid FROM (
+        SELECT DISTINCT ON (survivor) survivor, lost.parentid
+            FROM pg_temp.pgorthanc_merge JOIN resources lost ON lost.internalid = loser
+            WHERE lost.parentid IS NOT NULL ORDER BY survivor, place) known
+        WHERE internalid = survivor AND resources.parentid IS NULL"""
+_CHANGES = "UPDATE changes SET internalid = survivor FROM pg_temp.pgorthanc_merge WHERE internalid = loser"
+
+# A patient without a row in the recycling order is protected. Of doubles that disagree, the protection counts:
+# losing it could cost the patient's files. Else the latest place is that of the last use.
+_PATIENTS = """
+    CREATE TEMPORARY TABLE pgorthanc_patients ON COMMIT DROP AS
+    SELECT survivor, patient, publicid, bool_or(ranks.seq IS NULL) OVER same AS isprotected,
+           bool_or(ranks.seq IS NOT NULL) OVER same AS isordered, max(ranks.seq) OVER same AS seq
+        FROM (SELECT survivor, loser AS patient, publicid FROM pg_temp.pgorthanc_merge WHERE resourcetype = 0
+              UNION SELECT survivor, survivor, publicid FROM pg_temp.pgorthanc_merge WHERE resourcetype = 0) one
+        LEFT JOIN (SELECT patientid, max(seq) AS seq FROM patientrecyclingorder GROUP BY patientid) ranks
+            ON ranks.patientid = patient
+        WINDOW same AS (PARTITION BY survivor)"""
+_PROTECTED = (
+    """SELECT DISTINCT publicid FROM pg_temp.pgorthanc_patients WHERE isprotected AND isordered ORDER BY 1"""
+)
+_LEAVE_ORDER = """
+    DELETE FROM patientrecyclingorder ranked USING pg_temp.pgorthanc_patients known
+        WHERE patientid = patient AND (isprotected OR ranked.seq < known.seq)"""
+_KEEP_PLACE = """
+    UPDATE patientrecyclingorder SET patientid = survivor FROM pg_temp.pgorthanc_patients
+        WHERE patientid = patient AND patient <> survivor"""
+
+_SURPLUS = """
+    CREATE TEMPORARY TABLE pgorthanc_surplus ON COMMIT DROP AS
+    SELECT uuid, publicid, filetype, compressedsize, uncompressedsize
+        FROM pg_temp.pgorthanc_merge JOIN attachedfiles ON id = loser"""
+_COUNT = """
+    UPDATE globalintegers SET value = value - fewer.number
+        FROM (SELECT resourcetype + 2 AS counter, count(*) AS number FROM pg_temp.pgorthanc_merge GROUP BY 1
+              UNION ALL SELECT 0, sum(coalesce(compressedsize, 0)) FROM pg_temp.pgorthanc_surplus
+              UNION ALL SELECT 1, sum(coalesce(uncompressedsize, 0)) FROM pg_temp.pgorthanc_surplus) fewer
+        WHERE key = fewer.counter AND fewer.number IS NOT NULL"""
+# Two rows may name the same file: it is none too many while one of them stays.
+_UNNAMED = """
+    SELECT DISTINCT uuid, publicid, filetype FROM pg_temp.pgorthanc_surplus gone
+        WHERE NOT EXISTS (SELECT FROM attachedfiles kept WHERE kept.uuid = gone.uuid) ORDER BY 2, 3, 1"""
+_STILL_PARENTS = """
+    SELECT count(*) FROM pg_temp.pgorthanc_merge JOIN resources child ON child.parentid = loser"""
+_REMOVE = "DELETE FROM resources USING pg_temp.pgorthanc_merge WHERE internalid = loser"
+
+_TRIGGERS = """
+    SELECT format('ALTER TABLE %I %s TRIGGER %I', relname, '{action}', tgname)
+        FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid
+        WHERE tgrelid IN ('resources'::regclass, 'attachedfiles'::regclass) AND NOT tgisinternal
+            AND tgenabled = 'O' ORDER BY 1"""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A public id that occurs more than once.
+
+    Attributes:
+        public_id: Orthanc's identifier.
+        level: patient, study, series or instance; that of the highest row if they differ.
+        rows: How many resources have it.
+        obstacle: Why they cannot be merged; None if they can.
+    """
+
+    public_id: str
+    level: str
+    rows: int
+    obstacle: str | None
+
+    def __str__(self) -> str:
+        """As a message names it."""
+        return f"{self.level} {self.public_id} {self.rows} times" + (
+            f" ({self.obstacle})" if self.obstacle else ""
+        )
+
+
+@dataclass(frozen=True)
+class Differing:
+    """What the rows of one public id said differently; the row that stayed has the last word.
+
+    Attributes:
+        public_id: Orthanc's identifier.
+        level: patient, study, series or instance.
+        what: As in `metadata 7`, `main DICOM tag 0008,0020`, `attachment 1`; no values.
+    """
+
+    public_id: str
+    level: str
+    what: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """As a report names it."""
+        return f"{self.level} {self.public_id}: {', '.join(self.what)}"
+
+
+@dataclass(frozen=True)
+class SurplusFile:
+    """A file, or a large object, of the storage area that no row of the index names any more."""
+
+    uuid: str
+    public_id: str
+    file_type: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What `merge` did.
+
+    Attributes:
+        merged: The public ids that were not unique.
+        removed: How many rows went, by level.
+        moved: How many rows of other tables moved to the row that stayed, by table.
+        differing: What was not the same in all rows; that of the row that stayed was kept.
+        surplus_files: What to remove from the storage area once the transaction is committed.
+        protected: Patients of which only some rows were protected from recycling; they are protected now.
+    """
+
+    merged: tuple[Duplicate, ...]
+    removed: dict[str, int]
+    moved: dict[str, int]
+    differing: tuple[Differing, ...]
+    surplus_files: tuple[SurplusFile, ...]
+    protected: tuple[str, ...]
+
+
+def find(conn: Connection) -> list[Duplicate]:
+    """The public ids that occur more than once, patients first. Reads all of resources; writes nothing."""
+    with conn.cursor() as cur:
+        cur.execute(_FIND)
+        return [
+            Duplicate(public_id, _level(level), number, _obstacle(levels, parents))
+            for public_id, level, number, levels, parents in cur.fetchall()
+        ]
+
+
+def merge(conn: Connection) -> Merged:
+    """Make one row of all rows that share a public id, in the transaction of the caller.
+
+    The row with the most below it stays. Children, changes, labels, and the tags, metadata and attachments that it
+    lacks move to it. Statistics and recycling order are right afterwards. The caller makes sure that no Orthanc
+    works on the database, and commits; until then writers wait.
+
+    Args:
+        conn: A connection whose search_path is the schema of an index below revision 2.
+
+    Raises:
+        RevisionError: Public ids are unique in this layout, or rows of one public id are of different levels or lie
+            below different parents. Nothing is changed then.
+    """
+    with conn.cursor() as cur:
+        tables = _tables(cur)
+        if "globalintegerschanges" in tables:
+            raise RevisionError(
+                "duplicate public ids can only be merged below revision 2",
+                "run: pgorthanc verify schema",
+            )
+        cur.execute(
+            f"LOCK TABLE resources, patientrecyclingorder, changes, {', '.join(_owned(tables))}"
+            " IN SHARE ROW EXCLUSIVE MODE"
+        )
+        found = find(conn)
+        _refuse_obstacles(found)
+        if not found:
+            return Merged((), {}, {}, (), (), ())
+        # Their triggers would count one row after the other, and delete a parent between two of its children.
+        enable = _commands(cur, "ENABLE")
+        for statement in _commands(cur, "DISABLE"):
+            cur.execute(statement)
+        result = _merge(cur, tuple(found), tables)
+        for statement in enable:
+            cur.execute(statement)
+    _prove(conn)
+    return result
+
+
+def _merge(cur: Cursor, found: tuple[Duplicate, ...], tables: set[str]) -> Merged:
+    cur.execute(_PAIRS)
+    cur.execute("CREATE INDEX ON pg_temp.pgorthanc_merge (loser)")
+    cur.execute("ANALYZE pg_temp.pgorthanc_merge")
+    removed = dict(
+        _rows(cur, "SELECT resourcetype, count(*) FROM pg_temp.pgorthanc_merge GROUP BY 1 ORDER BY 1")
+    )
+    moved = {"resources": _changed(cur, _CHILDREN), "changes": _changed(cur, _CHANGES)}
+    cur.execute(_PARENTS)
+    for table in _owned(tables):
+        moved[table] = _changed(cur, _statement(_MOVE, table))
+    differing = _differing(cur)
+    cur.execute(_PATIENTS)
+    protected = tuple(name for (name,) in _rows(cur, _PROTECTED))
+    for statement in (_LEAVE_ORDER, _KEEP_PLACE, _SURPLUS):
+        cur.execute(statement)
+    if "globalintegers" in tables:
+        cur.execute(_COUNT)
+    _remove(cur)
+    return Merged(
+        merged=found,
+        removed={_level(level): number for level, number in removed.items()},
+        moved={table: number for table, number in moved.items() if number},
+        differing=differing,
+        surplus_files=tuple(SurplusFile(*row) for row in _rows(cur, _UNNAMED)),
+        protected=protected,
+    )
+
+
+def _remove(cur: Cursor) -> None:
+    """Delete the rows that were merged: by then nothing may be below them, for it would go with them."""
+    ((below,),) = _rows(cur, _STILL_PARENTS)
+    if below:
+        raise RevisionError(
+            f"{below} resources are their own ancestors", "restore the database from a backup"
+        )
+    cur.execute(_REMOVE)
+
+
+def _prove(conn: Connection) -> None:
+    left = find(conn)
+    if left:
+        raise RevisionError(
+            f"{len(left)} public ids still occur more than once, as {left[0]}: nothing may be committed",
+            "stop every Orthanc that uses this database, then run the same command again",
+        )
+
+
+def _refuse_obstacles(found: Sequence[Duplicate]) -> None:
+    stuck = [duplicate for duplicate in found if duplicate.obstacle]
+    if stuck:
+        more = f" and {len(stuck) - 5} more" if len(stuck) > 5 else ""
+        raise RevisionError(
+            f"these duplicate public ids cannot be merged: {'; '.join(map(str, stuck[:5]))}{more}",
+            "delete one of each in Orthanc (DELETE /patients/{id}, /studies/{id} ...), then run it again",
+        )
+
+
+def _obstacle(levels: int, parents: int) -> str | None:
+    if levels > 1:
+        return "of different levels"
+    return "below different parents" if parents > 1 else None
+
+
+def _differing(cur: Cursor) -> tuple[Differing, ...]:
+    union = " UNION ".join(_statement(_DIFFERING, table) for table in _LABELS)
+    rows = _rows(cur, _DIFFERENCES.format(union=union))
+    return tuple(Differing(name, _level(level), tuple(what)) for name, level, what in rows)
+
+
+def _statement(template: str, table: str) -> str:
+    """A statement for one of the tables whose rows belong to a resource."""
+    keys, values, fixed = _BELONGINGS[table]
+    name, label = _LABELS.get(table, ("", ""))
+
+    def columns(alias: str, names: tuple[str, ...]) -> str:
+        return ", ".join(f"{alias}.{column}" for column in names)
+
+    return template.format(
+        table=table,
+        keys=", ".join(keys),
+        fixed=fixed,
+        name=name,
+        label=label,
+        kept_values=columns("kept", values),
+        lost_values=columns("lost", values),
+        **{alias: columns(alias, keys) for alias in ("kept", "lost", "moved", "candidate")},
+    )
+
+
+def _owned(tables: set[str]) -> list[str]:
+    """Plugins before 5.0 have no labels."""
+    return [table for table in _BELONGINGS if table in tables]
+
+
+def _tables(cur: Cursor) -> set[str]:
+    query = """SELECT relname FROM pg_class
+        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'"""
+    return {name for (name,) in _rows(cur, query)}
+
+
+def _commands(cur: Cursor, action: str) -> list[str]:
+    """The statements that switch the triggers of both tables, all that are on now."""
+    return [statement for (statement,) in _rows(cur, _TRIGGERS.format(action=action))]
+
+
+def _rows(cur: Cursor, query: str) -> list[tuple[Any, ...]]:
+    cur.execute(query)
+    return cur.fetchall()
+
+
+def _changed(cur: Cursor, statement: str) -> int:
+    cur.execute(statement)
+    return int(cur.rowcount)
+
+
+def _level(resource_type: int) -> str:
+    return LEVELS[resource_type] if 0 <= resource_type < len(LEVELS) else f"resource type {resource_type}"

@@ -1,0 +1,89 @@
+"""The part after the switch, beside a working Orthanc: what Orthanc does not have to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2 import sql
+
+from pgorthanc_cli import catalog
+from pgorthanc_cli.transition import childcounts, kept, prepare, statistics, survey
+from pgorthanc_cli.transition.model import Progress, Settings
+from pgorthanc_cli.transition.preparation import Preparation, left_over
+from pgorthanc_cli.transition.statements import patiently, watched
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+PHASE = "finish"
+_EXTENSION = "CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public"  # where the plugin looks for it
+_OPERATOR_CLASS = """
+    SELECT quote_ident(nspname) || '.gin_trgm_ops' FROM pg_extension
+        JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'pg_trgm'
+"""
+
+
+def finish(
+    conn: Connection, worker: Connection, schema: str, settings: Settings, *, trigram: bool
+) -> Iterator[Progress | str | int]:
+    """Count children, merge and correct the statistics, drop what was not needed, build what searches like to have.
+
+    Args:
+        conn: A connection to look with; nothing is left open on it.
+        worker: A connection that commits each statement.
+        schema: PostgreSQL namespace of the index.
+        settings: What becomes of rows that are kept aside.
+        trigram: Build the trigram index if it is missing.
+
+    Yields:
+        What goes on; as text what was mended; as a number how many resources have got their number of children.
+    """
+    found = catalog.snapshot(conn, schema)
+    kept.settle(conn, settings)
+    conn.commit()
+    yield from childcounts.fill(worker, found, PHASE)
+    yield from childcounts.drain(worker, found, PHASE)
+    yield from statistics.drain(worker, found, PHASE)
+    yield from statistics.correct(worker, found)
+    for preparation in left_over(found):
+        yield from _drop(worker, preparation)
+    if trigram:
+        yield from _trigram(conn, worker, found)
+    yield from _analyze(conn, worker, found)
+
+
+def _drop(worker: Connection, made: Preparation) -> Iterator[Progress]:
+    if made.validate:
+        yield from patiently(worker, f"ALTER TABLE {made.table} DROP CONSTRAINT {made.name}", PHASE)
+    else:
+        prepare.drop_index(worker, made.name)
+
+
+def _trigram(conn: Connection, worker: Connection, found: catalog.Catalog) -> Iterator[Progress]:
+    """Build the trigram index, or leave it: Orthanc works without it."""
+    state = catalog.trigram(conn, found)
+    conn.commit()
+    if state not in ("missing", "invalid"):
+        return
+    with worker.cursor() as cur:
+        try:
+            cur.execute(_EXTENSION)
+        except psycopg2.Error:  # not allowed: `Changed.warnings` says what an administrator has to do
+            return
+        cur.execute(_OPERATOR_CLASS)
+        (operators,) = cur.fetchone() or ("gin_trgm_ops",)
+    statement = (
+        f"CREATE INDEX CONCURRENTLY {catalog.TRIGRAM_INDEX} ON dicomidentifiers USING gin (value {operators})"
+    )
+    if state == "invalid":
+        prepare.drop_index(worker, catalog.TRIGRAM_INDEX)
+    wanted = Preparation(catalog.TRIGRAM_INDEX, "dicomidentifiers", statement)
+    yield from prepare.build(conn, worker, wanted, PHASE)
+
+
+def _analyze(conn: Connection, worker: Connection, found: catalog.Catalog) -> Iterator[Progress]:
+    for table in survey.index_tables(found):
+        statement = sql.SQL("ANALYZE {}").format(sql.Identifier(table)).as_string(worker)
+        yield from watched(conn, worker, statement, f"analysing table {table}", PHASE)

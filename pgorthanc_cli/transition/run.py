@@ -1,0 +1,158 @@
+"""From one revision to another, in three phases, each of which can be run by itself, interrupted and run again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psycopg2.errors
+
+from pgorthanc_cli import catalog, db, duplicates, steps
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.transition import kept, survey
+from pgorthanc_cli.transition.finish import finish
+from pgorthanc_cli.transition.mend import diagnose
+from pgorthanc_cli.transition.model import Changed, Event, Progress, Settings
+from pgorthanc_cli.transition.plan import require_direction
+from pgorthanc_cli.transition.prepare import prepare
+from pgorthanc_cli.transition.statements import settle_in
+from pgorthanc_cli.transition.switch import Switched, switch
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_SHOWN = 5
+
+
+def upgrade(target: db.Target, *, to: int | None = None, settings: Settings | None = None) -> Iterator[Event]:
+    """Bring an index to a higher revision, or mend what is wrong with it at its revision.
+
+    Args:
+        target: The database; connections of our own are opened.
+        to: The revision that is wanted; default: the newest one.
+        settings: How to do it; default: all phases, and nobody else's session is touched.
+
+    Yields:
+        What goes on, and at the end what has become of the index.
+
+    Raises:
+        ConnectError: The server cannot be reached, takes no writes, or the schema is missing.
+        InUseError: Somebody works on the database, or another upgrade or downgrade does.
+        RevisionError: The index cannot be brought there, or something would have been lost.
+    """
+    to = catalog.revisions()[-1] if to is None else to
+    yield from _Change(target, to, settings or Settings(), down=False).run()
+
+
+def downgrade(target: db.Target, *, to: int, settings: Settings | None = None) -> Iterator[Event]:
+    """Bring an index to a lower revision; what that cannot hold is kept aside, and an upgrade brings it back.
+
+    Arguments, events and errors are those of `upgrade`.
+    """
+    yield from _Change(target, to, settings or Settings(), down=True).run()
+
+
+@dataclass
+class _Change:
+    """One call: its phases, and what they have told so far."""
+
+    target: db.Target
+    to: int
+    settings: Settings
+    down: bool
+    repaired: list[str] = field(default_factory=list)
+    child_counts: int = 0
+    switched: Switched | None = None
+
+    def run(self) -> Iterator[Event]:
+        """All phases that are asked for, on two sessions: one holds our lock and looks, the other works."""
+        started = time.monotonic()
+        schema = self.target.schema
+        with ExitStack() as stack:
+            conn = stack.enter_context(db.session(self.target))
+            worker = stack.enter_context(db.session(self.target, autocommit=True))
+            stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION, wait_s=0))
+            settle_in(conn)
+            settle_in(worker)
+            before, way = self._way(conn)
+            kept_before = kept.rows(conn)
+            conn.commit()
+            if "prepare" in self.settings.phases:
+                yield from self._told(self._prepare(conn, worker, way))
+            if "switch" in self.settings.phases:
+                yield from self._told(
+                    switch(conn, schema, self.to, self.settings, ours=[worker.info.backend_pid])
+                )
+            kept_after = kept.rows(conn)
+            conn.commit()
+            if "finish" in self.settings.phases:
+                yield from self._told(finish(conn, worker, schema, self.settings, trigram=not self.down))
+            trigram = catalog.trigram(conn, catalog.snapshot(conn, schema))
+            conn.commit()
+        merged = self.switched.merged if self.switched else None
+        yield Changed(
+            schema=schema,
+            before=before,
+            revision=self.to if self.switched else before,
+            phases=self.settings.phases,
+            repaired=tuple(self.repaired),
+            kept=_more(kept_before, kept_after),
+            restored=_more(kept_after, kept_before),
+            merged=merged.merged if merged else (),
+            differing=merged.differing if merged else (),
+            surplus_files=merged.surplus_files if merged else (),
+            child_counts=self.child_counts,
+            trigram=trigram,
+            blocked_s=self.switched.blocked_s if self.switched else 0.0,
+            elapsed_s=time.monotonic() - started,
+        )
+
+    def _way(self, conn: Connection) -> tuple[int, list[steps.Step]]:
+        """The revision that the index has, and the steps from there."""
+        found = catalog.snapshot(conn, self.target.schema)
+        start = diagnose(conn, self.target.schema).start
+        survey.require_rights(conn, found)
+        conn.commit()
+        require_direction(start, self.to, self.target.schema, down=self.down)
+        return start, steps.path(start, self.to)
+
+    def _prepare(
+        self, conn: Connection, worker: Connection, way: list[steps.Step]
+    ) -> Iterator[Progress | str]:
+        """The first phase; where it cannot make public ids unique, because they are not, it says which."""
+        schema, repair = self.target.schema, self.settings.repair_duplicates
+        try:
+            yield from prepare(conn, worker, schema, way, repair_duplicates=repair)
+        except psycopg2.errors.UniqueViolation:
+            raise refuse_duplicates(duplicates.find(conn)) from None
+
+    def _told(self, events: Iterator[Progress | str | int | Switched]) -> Iterator[Progress]:
+        """Pass on the progress, and keep the rest."""
+        for event in events:
+            if isinstance(event, Progress):
+                yield event
+            elif isinstance(event, str):
+                self.repaired.append(event)
+            elif isinstance(event, int):
+                self.child_counts += event
+            else:
+                self.switched = event
+                self.repaired += event.repaired
+
+
+def refuse_duplicates(found: list[duplicates.Duplicate]) -> RevisionError:
+    """Public ids are no longer unique, and who wants to merge them has to say so."""
+    shown = "; ".join(map(str, found[:_SHOWN]))
+    more = f"; and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
+    return RevisionError(
+        f"{len(found):,} public ids occur more than once, and revision 2 wants them unique: {shown}{more}",
+        "stop Orthanc, and run: pgorthanc upgrade --repair-duplicates",
+    )
+
+
+def _more(less: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    """How many rows each table has gained, without those that have not."""
+    return {table: count - less.get(table, 0) for table, count in more.items() if count > less.get(table, 0)}

@@ -1,0 +1,104 @@
+"""Statements that take their time, or have to wait for others, beside a working Orthanc."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import psycopg2
+import psycopg2.errors
+
+from pgorthanc_cli.errors import InUseError
+from pgorthanc_cli.transition.model import Progress
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_POLL_S = 0.5
+# A statement that locks a table waits at most so long: until it gives up, all others wait behind it.
+_LOCK_WAIT_MS = 100
+_RETRY_S = 0.5
+_ATTEMPTS_S = 300.0
+
+_PROGRESS = """
+    SELECT phase, CASE WHEN blocks_total > 0 THEN blocks_done ELSE tuples_done END,
+           CASE WHEN blocks_total > 0 THEN blocks_total ELSE nullif(tuples_total, 0) END
+        FROM pg_stat_progress_create_index WHERE pid = %s
+"""
+
+
+def settle_in(worker: Connection) -> None:
+    """Make a session fit for long work: no time limits, and its work ends soon after we are gone."""
+    with worker.cursor() as cur:
+        cur.execute(
+            """SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' ELSE '0' END, false)
+               FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout',
+                   'idle_in_transaction_session_timeout', 'transaction_timeout', 'client_connection_check_interval')"""
+        )
+
+
+def execute(worker: Connection, statement: str) -> None:
+    """Run a statement."""
+    with worker.cursor() as cur:
+        cur.execute(statement)
+
+
+def watched(
+    conn: Connection, worker: Connection, statement: str, what: str, phase: str
+) -> Iterator[Progress]:
+    """Run a long statement on `worker`, and tell how far it is, as seen through `conn`.
+
+    When the caller is interrupted, so is the statement.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(execute, worker, statement)
+        try:
+            while not wait([future], timeout=_POLL_S).done:
+                yield _progress(conn, worker, what, phase)
+            future.result()
+        finally:
+            _cancel(worker, future)
+
+
+def patiently(worker: Connection, statement: str, phase: str) -> Iterator[Progress]:
+    """Run a short statement that locks a table against writers, giving way to them again and again.
+
+    Raises:
+        InUseError: The table was never free.
+    """
+    deadline = time.monotonic() + _ATTEMPTS_S
+    while True:
+        try:
+            execute(worker, f"SET lock_timeout = {_LOCK_WAIT_MS}")
+            execute(worker, statement)
+            return
+        except psycopg2.errors.LockNotAvailable:
+            if time.monotonic() > deadline:
+                raise InUseError(
+                    f"a table was never free for {_LOCK_WAIT_MS} ms in {_ATTEMPTS_S:.0f} s: {statement}",
+                    "run the same command again when less is going on",
+                ) from None
+            yield Progress(phase, f"waiting for long transactions of others: {statement}")
+            time.sleep(_RETRY_S)
+        finally:
+            with suppress(psycopg2.Error):
+                execute(worker, "SET lock_timeout = 0")
+
+
+def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Progress:
+    with conn.cursor() as cur:
+        cur.execute("SELECT pg_stat_clear_snapshot()")
+        cur.execute(_PROGRESS, (worker.info.backend_pid,))
+        stage, done, total = cur.fetchone() or (None, None, None)
+    conn.commit()
+    return Progress(phase, f"{what}: {stage}" if stage else what, done, total)
+
+
+def _cancel(worker: Connection, future: Future[None]) -> None:
+    if not future.done():
+        with suppress(psycopg2.Error):
+            worker.cancel()
+        wait([future])

@@ -1,0 +1,182 @@
+"""The part for which everybody else is out: one transaction from one revision to another, proved before the commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg2.errors
+from psycopg2 import sql
+
+from pgorthanc_cli import catalog, db, duplicates, steps
+from pgorthanc_cli.errors import InUseError, RevisionError
+from pgorthanc_cli.transition import mend, proof, sessions, survey
+from pgorthanc_cli.transition.model import Progress, Settings
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+# Whoever wants to read a table queues up behind us while we wait for it: we give way after this time.
+_LOCK_WAIT_S = 1.5
+_RETRY_S = 0.5
+_ATTEMPTS_S = 10.0
+_SHOWN = 5
+_UNIQUE = 2  # from this revision on, public ids are unique
+
+# A transaction of the administrator's defaults would end in the middle.
+_NO_TIMEOUTS = """
+    SELECT set_config(name, '0', true) FROM pg_settings
+        WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+
+
+@dataclass(frozen=True)
+class Switched:
+    """What a switch has done: see `model.Changed`."""
+
+    before: int
+    repaired: tuple[str, ...]
+    merged: duplicates.Merged | None
+    blocked_s: float
+
+
+def switch(
+    conn: Connection, schema: str, to: int, settings: Settings, *, ours: Sequence[int] = ()
+) -> Iterator[Progress | Switched]:
+    """Bring an index to another revision; afterwards it is entirely there, or as it was.
+
+    Holds Orthanc's locks 44, 42 and 43, so that none can start meanwhile, and all tables of the index.
+
+    Args:
+        conn: A connection; what it has open is committed first.
+        schema: PostgreSQL namespace of the index.
+        to: The revision that is wanted.
+        settings: How to do it.
+        ours: Pids of further sessions of ours.
+
+    Raises:
+        InUseError: Somebody works on the database, or started to in the middle.
+        RevisionError: The index cannot be brought there, or something would have been lost.
+    """
+    conn.commit()
+    yield from sessions.vacate(conn, ours=ours, wait_s=settings.wait_s, terminate=settings.terminate)
+    with ExitStack() as locks:
+        for lock in (db.LOCK_DATABASE_SETUP, db.LOCK_INDEX, db.LOCK_STORAGE):
+            locks.enter_context(db.advisory_lock(conn, lock))
+        yield from sessions.vacate(conn, ours=ours, terminate=settings.terminate)
+        yield Progress("switch", f"to revision {to}: nobody else works on the index now")
+        with refusals(), conn:
+            switched = _transaction(conn, schema, to, settings)
+    yield switched
+
+
+def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> Switched:
+    found = catalog.snapshot(conn, schema)
+    _lock_tables(conn, survey.index_tables(found))
+    started = time.monotonic()
+    role = _role(conn)
+    damage, repaired = mend.mend(conn, schema)
+    merged = duplicates.merge(conn) if settings.repair_duplicates and damage.start < _UNIQUE else None
+    found = catalog.snapshot(conn, schema)
+    before = proof.collect(conn, found)
+    run(conn, steps.path(damage.start, to), role)
+    found = catalog.snapshot(conn, schema)
+    _require_equal(found, to)
+    _require_nothing_lost(before, proof.collect(conn, found), to)
+    _require_alone(conn, settings)
+    return Switched(damage.start, repaired, merged, time.monotonic() - started)
+
+
+def run(conn: Connection, way: Sequence[steps.Step], role: str) -> None:
+    """Run the scripts, each as the role that owns the index, and be ourselves again afterwards."""
+    with conn.cursor() as cur:
+        # NULL is as good for Orthanc, which counts then; `finish` fills it beside Orthanc.
+        cur.execute("SELECT set_config('pgorthanc.childcounts', 'later', true)")
+        for step in way:
+            cur.execute(steps.text(step.script))
+            cur.execute("SELECT set_config('role', %s, true)", (role,))
+
+
+def _lock_tables(conn: Connection, tables: Sequence[str]) -> None:
+    """Lock all tables against everybody, giving way again and again to those who wait behind us."""
+    deadline = time.monotonic() + _ATTEMPTS_S
+    while True:
+        try:
+            _try_lock(conn, tables)
+            return
+        except psycopg2.errors.LockNotAvailable:
+            conn.rollback()
+            found = sessions.blocking(conn, tables)
+            conn.rollback()
+            if time.monotonic() >= deadline:
+                raise sessions.in_use(found, "keeps tables of the index locked") from None
+            time.sleep(_RETRY_S)
+
+
+def _try_lock(conn: Connection, tables: Sequence[str]) -> None:
+    """One attempt; the time to wait is for all tables together."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    with conn.cursor() as cur:
+        cur.execute(_NO_TIMEOUTS)
+        for table in tables:
+            left_ms = max(1, int(1000 * (deadline - time.monotonic())))
+            cur.execute("SELECT set_config('lock_timeout', %s, true)", (f"{left_ms}ms",))
+            cur.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.Identifier(table)))
+        cur.execute("SELECT set_config('lock_timeout', %s, true)", (f"{int(1000 * _LOCK_WAIT_S)}ms",))
+
+
+def _role(conn: Connection) -> str:
+    with conn.cursor() as cur:
+        cur.execute("SELECT current_setting('role')")
+        return str((cur.fetchone() or ("none",))[0])
+
+
+def _require_equal(found: catalog.Catalog, revision: int) -> None:
+    wanted = catalog.wanted(revision, with_storage="table storagearea" in found)
+    left = [str(difference) for difference in catalog.differences(found, wanted) if difference.matters]
+    if left:
+        raise RevisionError(
+            f"the schema would not be what revision {revision} must be, so it was left as it was: {_listed(left)}",
+            "run: pgorthanc verify schema",
+        )
+
+
+def _require_nothing_lost(before: proof.Evidence, after: proof.Evidence, revision: int) -> None:
+    words = proof.lost(before, after)
+    if words:
+        raise RevisionError(
+            f"the change to revision {revision} would have altered data, so it was rolled back: {_listed(words)}",
+            "nothing was changed; please report this",
+        )
+
+
+def _require_alone(conn: Connection, settings: Settings) -> None:
+    """Whoever waits for our tables now has worked with the old revision, and would go on as if nothing had happened."""
+    found = sessions.waiting(conn)
+    if found and not settings.terminate:
+        raise sessions.in_use(found, "began to work with the index in the middle, so nothing was changed")
+    sessions.end(conn, found)
+
+
+def _listed(words: Sequence[str]) -> str:
+    shown = "; ".join(words[:_SHOWN])
+    return shown if len(words) <= _SHOWN else f"{shown}; and {len(words) - _SHOWN} more"
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What our scripts refuse, and whom they waited for in vain; other driver errors are left to `db.session`."""
+    try:
+        yield
+    except psycopg2.errors.RaiseException as error:
+        raise RevisionError(str(error.diag.message_primary), error.diag.message_hint) from None
+    except psycopg2.errors.ObjectInUse as error:
+        raise InUseError(str(error.diag.message_primary), error.diag.message_hint) from None
+    except psycopg2.errors.LockNotAvailable:
+        raise InUseError(
+            "another session kept a table of the index locked, so nothing was changed",
+            "stop every Orthanc that uses this database, then run the same command again",
+        ) from None
