@@ -249,11 +249,11 @@ def differences(found: Catalog, wanted: Catalog) -> list[Difference]:
     """How a schema differs from what it must consist of.
 
     Not counted, because the plugin works with it: what has a name of ours (`pgorthanc_...`), a trigram index that
-    is not there or not ready, and the shape of childrenindex2 that the plugin makes on servers whose version it
-    cannot read.
+    is not there or not ready (and what revision 1 records of it), and the shape of childrenindex2 that the plugin
+    makes on servers whose version it cannot read.
     """
     names = sorted(found.keys() | wanted.keys())
-    changed = (n for n in names if found.get(n) != wanted.get(n) and not _tolerated(n, found.get(n)))
+    changed = (n for n in names if found.get(n) != wanted.get(n) and not _tolerated(n, found.get(n), wanted))
     return [
         Difference(n, found.get(n), wanted.get(n), n in wanted or _intrudes(n, found[n], wanted))
         for n in changed
@@ -265,7 +265,9 @@ def dump(catalog: Catalog) -> str:
     return json.dumps(catalog, indent=0, ensure_ascii=False) + "\n"
 
 
-def _tolerated(name: str, found: str | None) -> bool:
+def _tolerated(name: str, found: str | None, wanted: Catalog) -> bool:
+    if name == "property 10":  # plugins up to 5.1 write 0 where pg_trgm is missing, and try again at each start
+        return found == "0" and wanted.get("property 4") == "1"
     if "pgorthanc_" in name:
         return any(part.startswith("pgorthanc_") for part in re.split(r"[ .]", name))
     if name == f"index {TRIGRAM_INDEX}":

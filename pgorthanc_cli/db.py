@@ -262,7 +262,9 @@ def primary_message(error: psycopg2.Error) -> str:
 def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
-    if conn.closed or state.startswith(_LOST):
+    # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
+    gone = not state and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+    if conn.closed or gone or state.startswith(_LOST):
         return ConnectError(
             f"the connection to {_place(conn)} was lost: {primary}",
             "see whether the server still runs (its log says what happened), then run the same command again",

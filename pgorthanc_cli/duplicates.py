@@ -94,6 +94,17 @@ _PARENTS = """
         WHERE internalid = survivor AND resources.parentid IS NULL"""
 _CHANGES = "UPDATE changes SET internalid = survivor FROM pg_temp.pgorthanc_merge WHERE internalid = loser"
 
+# What a downgrade from revision 5 keeps aside about a file goes with it: without it an advanced storage loses the file.
+_KEPT = "pgorthanc_kept_customdata"
+_FORGET_KEPT = """
+    DELETE FROM pgorthanc_kept_customdata kept USING pg_temp.pgorthanc_merge, attachedfiles file
+        WHERE kept.id = survivor AND file.id = survivor AND file.filetype = kept.filetype AND file.uuid <> kept.uuid"""
+_MOVE_KEPT = """
+    UPDATE pgorthanc_kept_customdata kept SET id = survivor FROM pg_temp.pgorthanc_merge, attachedfiles file
+        WHERE kept.id = loser AND file.id = survivor AND (file.filetype, file.uuid) = (kept.filetype, kept.uuid)
+            AND NOT EXISTS (
+                SELECT FROM pgorthanc_kept_customdata own WHERE own.id = survivor AND own.filetype = kept.filetype)"""
+
 # A patient without a row in the recycling order is protected. Of doubles that disagree, the protection counts:
 # losing it could cost the patient's files. Else the latest place is that of the last use.
 _PATIENTS = """
@@ -273,6 +284,9 @@ def _merge(cur: Cursor, found: tuple[Duplicate, ...], tables: set[str]) -> Merge
     cur.execute(_PARENTS)
     for table in _owned(tables):
         moved[table] = _changed(cur, _statement(_MOVE, table))
+    if _KEPT in tables:
+        cur.execute(_FORGET_KEPT)
+        moved[_KEPT] = _changed(cur, _MOVE_KEPT)
     differing = _differing(cur)
     cur.execute(_PATIENTS)
     protected = tuple(name for (name,) in _rows(cur, _PROTECTED))

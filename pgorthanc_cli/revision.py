@@ -275,7 +275,7 @@ def _require_equal(found: catalog.Catalog, wanted: catalog.Catalog, revision: in
 def _damaged(differences: list[catalog.Difference], revision: int) -> RevisionError:
     return RevisionError(
         f"the schema is not what revision {revision} must be, and was left as it was: {_listed(differences)}",
-        "undo these changes by hand, or restore the schema from a backup",
+        "run: pgorthanc verify schema --repair",
     )
 
 

@@ -61,7 +61,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, queues, globalintegers, globalintegerschanges, invalidchildcounts
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -114,6 +114,9 @@ DROP FUNCTION IF EXISTS countresourcestrackerfunc();
 DELETE FROM globalintegers WHERE key = 7;
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
+INSERT INTO globalproperties (property, value)
+    VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')
+    ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 UPDATE globalproperties SET value = '6' WHERE property = 4;

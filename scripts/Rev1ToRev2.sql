@@ -63,7 +63,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, attachedfiles, changes, patientrecyclingorder, globalintegers
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -386,7 +386,7 @@ DROP FUNCTION IF EXISTS computestatisticsreadonly(integer);
 DELETE FROM globalproperties WHERE property = 14;
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 INSERT INTO globalproperties (property, value)
     VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1')

@@ -59,7 +59,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, attachedfiles, changes, patientrecyclingorder, globalintegers, globalintegerschanges
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -246,9 +246,10 @@ DROP FUNCTION IF EXISTS computestatisticsreadonly(integer);
 DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 DELETE FROM globalproperties WHERE property = 14;
-INSERT INTO globalproperties (property, value) VALUES (11, '2')
+INSERT INTO globalproperties (property, value)
+    VALUES (6, '1'), (10, '1'), (11, '2'), (12, '1'), (13, '1')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 UPDATE globalproperties SET value = '1' WHERE property = 4;

@@ -64,7 +64,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, dicomidentifiers, patientrecyclingorder, globalintegers
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -92,7 +92,7 @@ DROP INDEX IF EXISTS childrenindex;
 
 -- Resources: numbers of children ----------------------------------------------------------------------------
 
-ALTER TABLE resources ADD COLUMN IF NOT EXISTS childcount integer;
+ALTER TABLE resources ADD COLUMN childcount integer;
 
 -- A number that is not known yet stays NULL: the plugin counts, and computemissingchildcount() fills it in.
 CREATE OR REPLACE FUNCTION updatechildcount() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -226,7 +226,7 @@ DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 INSERT INTO globalproperties (property, value)
     VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')

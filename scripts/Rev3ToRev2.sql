@@ -62,7 +62,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, patientrecyclingorder, globalintegers
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -163,10 +163,11 @@ DROP TABLE IF EXISTS invalidchildcounts;
 DROP FUNCTION IF EXISTS updateinvalidchildcounts();
 DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
-INSERT INTO globalproperties (property, value) VALUES (11, '3')
+
+
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
+
+INSERT INTO globalproperties (property, value)
+    VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
-
-
--- The revision, last ----------------------------------------------------------------------------------------
-
 UPDATE globalproperties SET value = '2' WHERE property = 4;

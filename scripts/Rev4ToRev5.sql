@@ -60,14 +60,14 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE attachedfiles
     IN SHARE ROW EXCLUSIVE MODE;
 
 
 -- Attachments: data of storage plugins ----------------------------------------------------------------------
 
-ALTER TABLE attachedfiles ADD COLUMN IF NOT EXISTS customdata bytea;
+ALTER TABLE attachedfiles ADD COLUMN customdata bytea;
 
 -- What Rev5ToRev4.sql kept aside, for the attachments that are still the same file.
 CREATE TABLE IF NOT EXISTS pgorthanc_kept_customdata (
@@ -162,7 +162,7 @@ DROP INDEX IF EXISTS invalidchildcountsid;
 DELETE FROM globalintegers WHERE key = 7;
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 INSERT INTO globalproperties (property, value)
     VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')

@@ -1,8 +1,8 @@
 -- From revision 5 (PostgreSQL plugin 8.0) to revision 4 (plugin 7.2).
 --
 -- Kept aside, and brought back by Rev4ToRev5.sql: the data of storage plugins about an attachment, the
--- key-value stores and the queues. Files that a storage plugin finds only by such data
--- cannot be read until then.
+-- key-value stores and the queues. Files that a storage plugin finds only by such data cannot be read until
+-- then.
 --
 -- No schema is named: the index is in the first one of search_path. PostgreSQL 12 or newer. Run it with
 --   psql -1 -v ON_ERROR_STOP=1 -f Rev5ToRev4.sql
@@ -62,7 +62,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE attachedfiles, keyvaluestores, queues, globalintegers
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -167,10 +167,11 @@ DROP FUNCTION IF EXISTS patientaddedorupdated(bigint);
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
 DELETE FROM globalintegers WHERE key = 7;
 DROP INDEX IF EXISTS invalidchildcountsid;
-INSERT INTO globalproperties (property, value) VALUES (11, '3')
+
+
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
+
+INSERT INTO globalproperties (property, value)
+    VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
-
-
--- The revision, last ----------------------------------------------------------------------------------------
-
 UPDATE globalproperties SET value = '4' WHERE property = 4;

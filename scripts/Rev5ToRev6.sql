@@ -65,7 +65,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, metadata, patientrecyclingorder, invalidchildcounts, globalintegers,
         globalintegerschanges
     IN SHARE ROW EXCLUSIVE MODE;
@@ -399,7 +399,7 @@ DROP FUNCTION IF EXISTS patientaddedfunc();
 DROP FUNCTION IF EXISTS resourcedeletedfunc();
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 INSERT INTO globalproperties (property, value)
     VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')

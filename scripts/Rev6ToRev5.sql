@@ -65,7 +65,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, metadata, auditlogs, globalintegers, globalintegerschanges, invalidchildcounts
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -314,8 +314,6 @@ DROP INDEX IF EXISTS invalidchildcountsid;
 ALTER TABLE queues DROP COLUMN IF EXISTS reserveduntil;
 DROP FUNCTION IF EXISTS countresourcestrackerfunc();
 DELETE FROM globalintegers WHERE key = 7;
-INSERT INTO globalproperties (property, value) VALUES (11, '3')
-    ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 
 
 -- The tree of resources: what is below a deleted resource goes with it --------------------------------------
@@ -346,6 +344,9 @@ CREATE TRIGGER patientadded AFTER INSERT ON resources FOR EACH ROW EXECUTE FUNCT
 CREATE TRIGGER resourcedeleted AFTER DELETE ON resources FOR EACH ROW EXECUTE FUNCTION resourcedeletedfunc();
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
+INSERT INTO globalproperties (property, value)
+    VALUES (6, '1'), (10, '1'), (11, '3'), (12, '1'), (13, '1'), (14, '1')
+    ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value;
 UPDATE globalproperties SET value = '5' WHERE property = 4;

@@ -60,7 +60,7 @@ BEGIN
 END
 $$;
 
--- Nobody writes until the end of the transaction. (Outside of one, this is an error.)
+-- Nobody else writes to these until the end of the transaction. (Outside of one, this is an error.)
 LOCK TABLE resources, metadata, attachedfiles, changes
     IN SHARE ROW EXCLUSIVE MODE;
 
@@ -213,7 +213,7 @@ END
 $$;
 
 
--- The revision, last ----------------------------------------------------------------------------------------
+-- What the plugin looks for, and the revision, last --------------------------------------------------------
 
 INSERT INTO globalproperties (property, value)
     VALUES (4, '1'), (6, '1'), (10, '1'), (11, '2'), (12, '1'), (13, '1')

@@ -228,7 +228,8 @@ DAMAGES = [
     damage(
         2,
         "function computestatisticsreadonly(statistics_key integer, OUT accumulated_value bigint)",
-        f"CREATE FUNCTION computestatisticsreadonly(statistics_key integer, OUT accumulated_value bigint) LANGUAGE sql {ONE}",
+        "CREATE FUNCTION computestatisticsreadonly(statistics_key integer, OUT accumulated_value bigint) "
+        f"LANGUAGE sql {ONE}",
         matters=False,
     ),
     damage(1, "counter 7", "INSERT INTO globalintegers VALUES (7, 5)", matters=False),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,7 +89,7 @@ Open = Callable[[], Session]
 
 
 @contextmanager
-def opening(index: db.Target) -> Iterator[Open]:
+def opening(index: db.Target, kind: type[Session] = Session) -> Iterator[Open]:
     """Opens sessions on an index, which moves from public to another schema before."""
     with db.session(index) as conn, conn.cursor() as cur:
         cur.execute(sql.SQL("ALTER SCHEMA public RENAME TO {}").format(sql.Identifier(SCHEMA)))
@@ -95,7 +97,7 @@ def opening(index: db.Target) -> Iterator[Open]:
     opened: list[Session] = []
 
     def open_one() -> Session:
-        opened.append(Session(db.Target(index.dsn, schema=SCHEMA)))
+        opened.append(kind(db.Target(index.dsn, schema=SCHEMA)))
         return opened[-1]
 
     yield open_one
@@ -106,3 +108,16 @@ def opening(index: db.Target) -> Iterator[Open]:
 def flags(created: dict[str, int | None]) -> tuple[int | None, ...]:
     """Which levels a call of createinstance has made."""
     return tuple(value for name, value in created.items() if name.startswith("is_new"))
+
+
+@contextmanager
+def waiting(watcher: Session, session: Session, query: str, *arguments: object) -> Iterator[Future[Any]]:
+    """Run a query in another session, and come back when it waits for a lock; then the block lets it go on."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(session.rows, query, *arguments)
+        pause = threading.Event()
+        state = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s"
+        while not future.done() and watcher.value(state, session.conn.info.backend_pid) != "Lock":
+            pause.wait(0.005)
+        assert not future.done(), future.result()
+        yield future

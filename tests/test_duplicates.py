@@ -279,6 +279,36 @@ def test_nothing_is_left_for_orthanc_to_delete(old: db.Target) -> None:
         assert rows(old, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
+def test_what_a_downgrade_kept_aside_goes_with_its_file(old: db.Target) -> None:
+    loser = ID.format("s")
+    run(
+        old,
+        f"INSERT INTO attachedfiles SELECT {loser}, 1024, 'report', 5, 5, 1, 'x', 'x', 0",
+        "CREATE TABLE pgorthanc_kept_customdata (id bigint, filetype integer, uuid text, customdata bytea)",
+        f"INSERT INTO pgorthanc_kept_customdata SELECT {loser}, 1024, 'report', 'place'",
+        DOUBLE,
+    )
+    merge(old)
+    assert rows(old, "SELECT id, uuid FROM pgorthanc_kept_customdata") == rows(
+        old, f"SELECT {ID.format('s')}, 'report'"
+    )
+
+
+def test_the_oldest_layout(old: db.Target) -> None:
+    """Plugin 2.2: no labels, no counters."""
+    run(
+        old,
+        "DROP TABLE labels, globalintegers, serverproperties",
+        "DROP FUNCTION createinstance, countresourcestrackerfunc, insertedchangefunc CASCADE",
+        "DROP FUNCTION attachedfileincrementsizefunc, attachedfiledecrementsizefunc CASCADE",
+        "ALTER TABLE metadata DROP revision",
+        "ALTER TABLE attachedfiles DROP revision",
+        DOUBLE,
+    )
+    assert merge(old).removed == {"patient": 1, "study": 1, "series": 1, "instance": 1}
+    assert find(old) == []
+
+
 def test_many_at_once(old: db.Target) -> None:
     many = 2000
     run(

@@ -31,6 +31,7 @@ ALLOWED = {
     "catalog": set(),
     "revision": {"catalog", "steps"},
     "status": {"catalog"},
+    "transition": {"catalog", "duplicates", "steps", "verify"},
     "provision": set(),
     "duplicates": set(),
     "verify": {"catalog", "steps", "revision", "duplicates"},

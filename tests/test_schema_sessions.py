@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
-from plugin import SERIES, TREE, Open, Session, flags, opening
+from plugin import SERIES, TREE, Open, flags, opening, waiting
 from psycopg2 import errors
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE
 
@@ -21,19 +17,6 @@ def sessions(fresh: db.Target) -> Iterator[Open]:
     """Opens sessions on a new index."""
     with opening(fresh) as open_one:
         yield open_one
-
-
-@contextmanager
-def waiting(watcher: Session, session: Session, query: str, *arguments: object) -> Iterator[Future[Any]]:
-    """Run a query in another session, and come back when it waits for a lock; then the block lets it go on."""
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(session.rows, query, *arguments)
-        pause = threading.Event()
-        state = "SELECT wait_event_type FROM pg_stat_activity WHERE pid = %s"
-        while not future.done() and watcher.value(state, session.conn.info.backend_pid) != "Lock":
-            pause.wait(0.005)
-        assert not future.done(), future.result()
-        yield future
 
 
 CREATE = "SELECT * FROM createinstance(%s, %s, %s, %s)"

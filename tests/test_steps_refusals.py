@@ -142,8 +142,8 @@ def test_all_scripts_look_at_the_index_in_the_same_way() -> None:
     assert len(alike) == 1
 
 
-def psql(target: db.Target, *arguments: str, options: str = "") -> subprocess.CompletedProcess[str]:
-    command = ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", make_dsn(target.dsn, options=options), *arguments]
+def psql(target: db.Target, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["psql", "-X", "-v", "ON_ERROR_STOP=1", "-d", target.dsn, *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 

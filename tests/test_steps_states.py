@@ -12,7 +12,11 @@ from stepwalk import REVISIONS, at, kept, require_revision, step, walk
 
 from pgorthanc_cli import catalog, db, steps
 
-_ORPHANS = ("CREATE FUNCTION countresourcestrackerfunc() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",)
+_EVERYWHERE = (
+    "CREATE FUNCTION countresourcestrackerfunc() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN END'",
+    "DELETE FROM globalproperties WHERE property IN (6, 13)",
+    "UPDATE globalproperties SET value = '0' WHERE property = 10",
+)
 _BELOW_6 = (
     "CREATE FUNCTION patientaddedorupdated(patient_id bigint) RETURNS void LANGUAGE sql AS ''",
     "DELETE FROM globalproperties WHERE property = 11",
@@ -38,15 +42,15 @@ LEFT_BEHIND = {
         "CREATE FUNCTION patientaddedorupdated(patient_id bigint, is_update bigint) RETURNS void LANGUAGE sql AS ''",
         "INSERT INTO globalproperties VALUES (11, '2')",
     ),
-    2: (*_ORPHANS, *_BELOW_6, *_BELOW_4, *_BELOW_3, "UPDATE globalintegers SET value = 3 WHERE key = 7"),
-    3: (*_ORPHANS, *_BELOW_6, *_BELOW_4, _STALE_COUNTER),
-    4: (*_ORPHANS, *_BELOW_6, _STALE_COUNTER, "CREATE INDEX invalidchildcountsid ON invalidchildcounts (id)"),
+    2: (*_EVERYWHERE, *_BELOW_6, *_BELOW_4, *_BELOW_3, "UPDATE globalintegers SET value = 3 WHERE key = 7"),
+    3: (*_EVERYWHERE, *_BELOW_6, *_BELOW_4, _STALE_COUNTER),
+    4: (*_EVERYWHERE, *_BELOW_6, _STALE_COUNTER, "CREATE INDEX invalidchildcountsid ON invalidchildcounts (id)"),
     5: (
-        *_ORPHANS, *_BELOW_6, _STALE_COUNTER, "CREATE INDEX invalidchildcountsid ON invalidchildcounts (id)",
+        *_EVERYWHERE, *_BELOW_6, _STALE_COUNTER, "CREATE INDEX invalidchildcountsid ON invalidchildcounts (id)",
         "ALTER TABLE queues ADD reserveduntil bigint", "UPDATE queues SET reserveduntil = 1",
     ),
-    6: (*_ORPHANS, _STALE_COUNTER, "ALTER TABLE queues ADD reserveduntil bigint"),
-    10: (*_ORPHANS, _STALE_COUNTER),
+    6: (*_EVERYWHERE, _STALE_COUNTER, "ALTER TABLE queues ADD reserveduntil bigint"),
+    10: (*_EVERYWHERE, _STALE_COUNTER),
 }  # fmt: skip
 NEIGHBOURS = [pair for pair in itertools.permutations(REVISIONS, 2) if len(steps.path(*pair)) == 1]
 
@@ -63,7 +67,8 @@ def test_what_older_scripts_left_behind_is_gone_after_a_step(fresh: db.Target, s
         differences = catalog.differences(found, catalog.wanted(end, with_storage=True))
         assert {difference.name for difference in differences} == extra
         assert indexstate.problems(conn) == []
-        assert indexstate.differing(before, indexstate.state(conn)) == []
+        after = indexstate.state(conn)
+        assert set(indexstate.differing(before, after)) <= {"properties"}
 
 
 @pytest.mark.parametrize(("start", "end"), [(1, 2), (2, 1), (6, 10)])

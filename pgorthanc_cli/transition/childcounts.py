@@ -92,7 +92,7 @@ def fill_script() -> str:
 
 def drain(worker: Connection, found: catalog.Catalog, phase: str) -> Iterator[Progress]:
     """Count the children of the resources that are marked, and remove the marks, except those of busy ones."""
-    if "table invalidchildcounts" not in found:
+    if not {"column resources.childcount", "table invalidchildcounts"} <= found.keys():
         return
     counted = 0
     with worker.cursor() as cur:

@@ -108,6 +108,20 @@ def settle(conn: Connection, settings: Settings) -> None:
                 cur.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(table)))
 
 
+def require_new(file: Path) -> None:
+    """Make sure, before anything is done, that a file can be written.
+
+    Raises:
+        PgOrthancError: It is there already, or its folder is not, or may not be written.
+    """
+    if file.exists() or not os.access(file.parent, os.W_OK):
+        raise PgOrthancError(
+            f"cannot write {file}: "
+            + ("it is there already" if file.exists() else "no such folder, or not allowed"),
+            "name a new file in a folder that may be written",
+        )
+
+
 def export(conn: Connection, file: Path) -> None:
     """Write all rows that are kept aside, one JSON document `{"table": ..., "row": ...}` per line, and sync the file.
 

@@ -62,7 +62,7 @@ class Damage:
     @property
     def repairs(self) -> list[verify.Finding]:
         """What is mended on the way."""
-        return [finding for finding in self.findings if finding.repair or finding.name in _LEFT_COLUMNS]
+        return [finding for finding in self.findings if finding.repair or _left_column(finding)]
 
     @property
     def obstacles(self) -> list[verify.Finding]:
@@ -118,10 +118,17 @@ def mend(conn: Connection, schema: str) -> tuple[Damage, tuple[str, ...]]:
 
 
 def statements(repairs: list[verify.Finding]) -> list[str]:
-    """What mends findings, in an order that runs."""
-    fixes = verify.model.ordered(fix for finding in repairs for fix in finding.repair)
-    columns = [statement for finding in repairs for statement in _LEFT_COLUMNS.get(finding.name, ())]
-    return [_OWNER, *columns, *(fix.sql for fix in fixes)] if repairs else []
+    """What mends findings, in an order that runs; a column takes along the key and the sequence named after it."""
+    columns = [finding.name for finding in repairs if _left_column(finding)]
+    gone = [name.removeprefix("column ").replace(".", "_") for name in columns]
+    left = [finding for finding in repairs if not any(name in finding.name for name in gone)]
+    fixes = verify.model.ordered(fix for finding in left for fix in finding.repair)
+    dropped = [statement for name in columns for statement in _LEFT_COLUMNS[name]]
+    return [_OWNER, *dropped, *(fix.sql for fix in fixes)] if repairs else []
+
+
+def _left_column(finding: verify.Finding) -> bool:
+    return finding.wanted is None and finding.name in _LEFT_COLUMNS
 
 
 def _without_revision(found: catalog.Catalog) -> verify.Finding:

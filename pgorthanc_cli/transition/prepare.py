@@ -49,7 +49,8 @@ def prepare(
         try:
             yield from _make(conn, worker, preparation, found)
         except psycopg2.errors.UniqueViolation:
-            if not repair_duplicates:
+            # A patient that is twice in the recycling order is mended in the switch.
+            if preparation.table == "resources" and not repair_duplicates:
                 raise
     yield from statistics.drain(worker, found, PHASE)
     if way:

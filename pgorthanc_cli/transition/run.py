@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psycopg2.errors
@@ -17,6 +17,7 @@ from pgorthanc_cli.transition.finish import finish
 from pgorthanc_cli.transition.mend import diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Progress, Settings
 from pgorthanc_cli.transition.plan import require_direction
+from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
 from pgorthanc_cli.transition.statements import settle_in
 from pgorthanc_cli.transition.switch import Switched, switch
@@ -70,7 +71,8 @@ class _Change:
     def run(self) -> Iterator[Event]:
         """All phases that are asked for, on two sessions: one holds our lock and looks, the other works."""
         started = time.monotonic()
-        schema = self.target.schema
+        if self.settings.export:
+            kept.require_new(self.settings.export)
         with ExitStack() as stack:
             conn = stack.enter_context(db.session(self.target))
             worker = stack.enter_context(db.session(self.target, autocommit=True))
@@ -80,44 +82,77 @@ class _Change:
             before, way = self._way(conn)
             kept_before = kept.rows(conn)
             conn.commit()
-            if "prepare" in self.settings.phases:
-                yield from self._told(self._prepare(conn, worker, way))
-            if "switch" in self.settings.phases:
-                yield from self._told(
-                    switch(conn, schema, self.to, self.settings, ours=[worker.info.backend_pid])
-                )
+            yield from self._told(self._before_finish(conn, worker, way))
             kept_after = kept.rows(conn)
             conn.commit()
             if "finish" in self.settings.phases:
-                yield from self._told(finish(conn, worker, schema, self.settings, trigram=not self.down))
-            trigram = catalog.trigram(conn, catalog.snapshot(conn, schema))
-            conn.commit()
+                yield from self._told(
+                    finish(conn, worker, self.target.schema, self.settings, trigram=not self.down)
+                )
+            trigram = catalog.trigram(conn, catalog.snapshot(conn, self.target.schema))
+        changed = self._changed(before, trigram, time.monotonic() - started)
+        yield replace(changed, kept=_more(kept_before, kept_after), restored=_more(kept_after, kept_before))
+
+    def _before_finish(
+        self, conn: Connection, worker: Connection, way: list[steps.Step]
+    ) -> Iterator[Progress | str | Switched]:
+        """The first two phases; the last one alone makes sense only behind them."""
+        phases = self.settings.phases
+        if way and "switch" not in phases and "finish" in phases:
+            raise RevisionError(
+                f"the index is at revision {way[0].start} still, not at {self.to}",
+                f"run before: pgorthanc {'downgrade' if self.down else 'upgrade'} --to {self.to} --phase switch",
+            )
+        if "prepare" in phases:
+            yield from self._prepare(conn, worker, way)
+        if "switch" in phases:
+            yield from self._unprepared(conn, way)
+            ours = [worker.info.backend_pid]
+            yield from switch(conn, self.target.schema, self.to, self.settings, ours=ours)
+
+    def _unprepared(self, conn: Connection, way: list[steps.Step]) -> Iterator[Progress]:
+        """Tell what will take its time although nobody else can work."""
+        found = catalog.snapshot(conn, self.target.schema)
+        conn.commit()
+        missing = [made.name for made in beforehand(way) if made.state(found) in ("missing", "invalid")]
+        if missing:
+            yield Progress(
+                "switch", f"not prepared, so it is made while nobody can work: {', '.join(missing)}"
+            )
+
+    def _changed(self, before: int, trigram: str, elapsed_s: float) -> Changed:
         merged = self.switched.merged if self.switched else None
-        yield Changed(
-            schema=schema,
+        return Changed(
+            schema=self.target.schema,
             before=before,
             revision=self.to if self.switched else before,
             phases=self.settings.phases,
             repaired=tuple(self.repaired),
-            kept=_more(kept_before, kept_after),
-            restored=_more(kept_after, kept_before),
             merged=merged.merged if merged else (),
             differing=merged.differing if merged else (),
             surplus_files=merged.surplus_files if merged else (),
             child_counts=self.child_counts,
             trigram=trigram,
             blocked_s=self.switched.blocked_s if self.switched else 0.0,
-            elapsed_s=time.monotonic() - started,
+            elapsed_s=elapsed_s,
         )
 
     def _way(self, conn: Connection) -> tuple[int, list[steps.Step]]:
-        """The revision that the index has, and the steps from there."""
-        found = catalog.snapshot(conn, self.target.schema)
-        start = diagnose(conn, self.target.schema).start
+        """The revision that the index has, and the steps from there; refuses what only an administrator can settle."""
+        schema = self.target.schema
+        found = catalog.snapshot(conn, schema)
+        damage = diagnose(conn, schema)
+        require_direction(damage.start, self.to, schema, down=self.down)
+        way = steps.path(damage.start, self.to)
         survey.require_rights(conn, found)
+        in_the_way = survey.obstacles(conn, found, damage, self.to)
         conn.commit()
-        require_direction(start, self.to, self.target.schema, down=self.down)
-        return start, steps.path(start, self.to)
+        if in_the_way:
+            raise RevisionError(
+                f"something is in the way of revision {self.to}: {'; '.join(in_the_way[:_SHOWN])}",
+                "nothing was changed; settle that, then run the same command again",
+            )
+        return damage.start, way
 
     def _prepare(
         self, conn: Connection, worker: Connection, way: list[steps.Step]

@@ -24,7 +24,8 @@ _SHOWN = 5
 _DUPLICATES_WAIT = "20s"
 
 _SIZES = """
-    SELECT c.relname, greatest(c.reltuples, 0)::bigint, pg_table_size(c.oid), pg_indexes_size(c.oid),
+    SELECT c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE pg_relation_size(c.oid) / 100 END::bigint,
+           pg_table_size(c.oid), pg_indexes_size(c.oid),
            coalesce(t.spcname, (SELECT spcname FROM pg_database d JOIN pg_tablespace s ON s.oid = d.dattablespace
                                     WHERE d.datname = current_database()))
         FROM pg_class c LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
@@ -140,7 +141,7 @@ def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()
     surveyed = Survey(
         schema=schema,
         damage=damage,
-        obstacles=(*mend.words(damage.obstacles), *_views(conn, damage.start, to)),
+        obstacles=obstacles(conn, found, damage, to),
         trigram=catalog.trigram(conn, found),
         tables=tuple(Table(*row) for row in _rows(conn, _SIZES, names)),
         patients=_patients(conn, found),
@@ -195,6 +196,16 @@ def require_rights(conn: Connection, found: catalog.Catalog) -> None:
             f"role {role} lacks rights to change the index in schema {name}",
             f"log in as the owner of its tables, or have an administrator run: {' '.join(grants)}",
         )
+
+
+def obstacles(conn: Connection, found: catalog.Catalog, damage: mend.Damage, to: int) -> tuple[str, ...]:
+    """What no step can go past: objects of an administrator, and rows that nobody can read."""
+    wanted = catalog.wanted(to, with_storage="table storagearea" in found)
+    wrong = {difference.name for difference in catalog.differences(found, wanted) if difference.matters}
+    left = [
+        finding for finding in damage.obstacles if finding.name in wrong or finding.name not in found | wanted
+    ]
+    return (*mend.words(left), *_views(conn, damage.start, to))
 
 
 def _views(conn: Connection, start: int, to: int) -> list[str]:

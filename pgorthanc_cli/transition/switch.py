@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import psycopg2
 import psycopg2.errors
 from psycopg2 import sql
 
@@ -68,7 +69,7 @@ def switch(
             locks.enter_context(db.advisory_lock(conn, lock))
         yield from sessions.vacate(conn, ours=ours, terminate=settings.terminate)
         yield Progress("switch", f"to revision {to}: nobody else works on the index now")
-        with refusals(), conn:
+        with refusals(), _committed(conn):
             switched = _transaction(conn, schema, to, settings)
     yield switched
 
@@ -88,6 +89,18 @@ def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> 
     _require_nothing_lost(before, proof.collect(conn, found), to)
     _require_alone(conn, settings)
     return Switched(damage.start, repaired, merged, time.monotonic() - started)
+
+
+@contextmanager
+def _committed(conn: Connection) -> Iterator[None]:
+    """A block that is committed at its end, or rolled back; a lost connection is not reported a second time."""
+    try:
+        yield
+        conn.commit()
+    except BaseException:
+        with suppress(psycopg2.Error):
+            conn.rollback()
+        raise
 
 
 def run(conn: Connection, way: Sequence[steps.Step], role: str) -> None:

@@ -12,7 +12,7 @@ from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.verify import data
 from pgorthanc_cli.verify.functions import Bodies, bare, bodies
 from pgorthanc_cli.verify.judge import Judge, of_body
-from pgorthanc_cli.verify.mend import Mender
+from pgorthanc_cli.verify.mend import Mender, without_lock
 from pgorthanc_cli.verify.model import Finding, Fix, SchemaReport
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _findings(differences: list[Difference], judge: Judge, mender: Mender) -> li
 def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
     judged, why = judge.verdict(difference)
     repair = () if judge.stood_in(judged.name) else mender.fixes(judged)
-    advice = None if repair else judge.advice(judged)
+    advice = without_lock(repair) if repair else judge.advice(judged)
     return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice)
 
 

@@ -210,6 +210,14 @@ class Mender:
         return [Fix(phase, _PROPERTY.format(key=rest, value=wanted))]
 
 
+def without_lock(repair: tuple[Fix, ...]) -> str | None:
+    """How to have an index made beside a working Orthanc, which a transaction cannot; None if it is none."""
+    if [fix.phase for fix in repair] != [Phase.INDEX]:
+        return None
+    statement = re.sub(r"^(CREATE INDEX|REINDEX INDEX)", r"\1 CONCURRENTLY", repair[0].sql)
+    return f"on a big index, beside a working Orthanc: {statement}"
+
+
 def recount(key: int, *, deltas: bool) -> Fix:
     """Set a counter to what there is, less what is still to be added to it."""
     counted = _COUNTED.get(key, _COUNTED_RESOURCES.format(level=key - 2))

@@ -44,7 +44,7 @@ class Finding:
         matters: Whether the plugin stumbles over it, now or at its next upgrade, or becomes slow.
         why: What it means for the operator.
         repair: The statements that mend it; empty if that is not safe, or if nothing needs mending.
-        advice: What to do where `repair` is empty; None if nothing.
+        advice: What to do where `repair` is empty, or instead of it; None if nothing.
     """
 
     name: str

@@ -54,9 +54,9 @@ class Program:
 
 
 def programs() -> list[Program]:
-    """The installed Orthanc, and those unpacked in the folders of PGORTHANC_ORTHANC_ROOTS (as in PATH)."""
+    """Those unpacked in the folders of PGORTHANC_ORTHANC_ROOTS (separated as in PATH), else the installed one."""
     roots = [Path(name) for name in os.environ.get(ROOTS, "").split(os.pathsep) if name]
-    return [*_installed(), *map(_unpacked, roots)]
+    return [_unpacked(root) for root in roots] or _installed()
 
 
 def _installed() -> list[Program]:
