@@ -89,7 +89,9 @@ $$;
 -- others, and so does a metadata 18 that does not mean protection.
 CREATE TABLE IF NOT EXISTS pgorthanc_kept_recycling (id bigint PRIMARY KEY, seq bigint, isprotected text);
 
-DELETE FROM metadata USING resources WHERE resourcetype = 0 AND id = internalid AND type IN (18, 19);
+-- = ANY (ARRAY(...)) keeps to the primary key: the metadata of an archive are many, and have no index on type.
+DELETE FROM metadata
+    WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type IN (18, 19);
 
 -- A patient without a row in the order is protected. The places are given anew, from 1 on: the plugin reads
 -- them as 32-bit integers.
@@ -111,8 +113,9 @@ DO $$
 DECLARE
     places bigint;
 BEGIN
-    SELECT count(*) INTO places FROM resources
-        WHERE resourcetype = 0 AND EXISTS (SELECT FROM metadata WHERE id = internalid AND type = 19);
+    -- Not fewer than the places that were given.
+    SELECT (SELECT count(*) FROM patientrecyclingorder)
+           + (SELECT count(*) FROM pgorthanc_kept_recycling WHERE seq IS NOT NULL) INTO places;
     PERFORM setval('patientrecyclingordersequence', greatest(places, 1), places > 0);
 END
 $$;

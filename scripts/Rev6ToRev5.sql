@@ -141,7 +141,8 @@ WITH patients AS (
             FROM patients
             WHERE isprotected <> 'true' OR isprotected = 'true' AND place IS NOT NULL
 )
-DELETE FROM metadata USING patients WHERE metadata.id = patients.id AND type IN (18, 19);
+-- = ANY (ARRAY(...)) keeps to the primary key: the metadata of an archive are many, and have no index on type.
+DELETE FROM metadata WHERE id = ANY (ARRAY(SELECT id FROM patients)) AND type IN (18, 19);
 
 DO $$
 BEGIN

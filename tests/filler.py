@@ -1,7 +1,8 @@
 """Fills an index at revision 1 with as many instances as are wanted, set-based: a million in some seconds.
 
-The rows are those that the plugin writes for CT studies: 1 patient, 2 studies, 8 series and 96 instances belong
-together; 5 main DICOM tags and metadata each and 1 attachment per instance.
+The rows are those that the plugin writes: 1 patient, 2 studies, 8 series and 240 instances belong together (archives
+of which sizes are published hold some 400 instances per study); 1 identifier, 2 main DICOM tags and 5 metadata for
+each resource, 1 attachment for each instance.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-SERIES, STUDY, PATIENT = 12, 4, 2  # instances per series, series per study, studies per patient
+SERIES, STUDY, PATIENT = 30, 4, 2  # instances per series, series per study, studies per patient
 
 # 5 groups of 8 digits, as Orthanc writes the SHA-1.
 _PUBLIC_ID = """substr(md5({seed}), 1, 8) || '-' || substr(md5({seed}), 9, 8) || '-' || substr(md5({seed}), 17, 8)

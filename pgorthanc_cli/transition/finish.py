@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import psycopg2
-from psycopg2 import sql
 
 from pgorthanc_cli import catalog
-from pgorthanc_cli.transition import childcounts, kept, prepare, statistics, survey
-from pgorthanc_cli.transition.model import Progress, Settings
+from pgorthanc_cli.transition import childcounts, kept, prepare, statistics
+from pgorthanc_cli.transition.model import ANALYZED, Progress, Settings
 from pgorthanc_cli.transition.preparation import Preparation, left_over
 from pgorthanc_cli.transition.statements import patiently, watched
 
@@ -51,7 +50,18 @@ def finish(
         yield from _drop(worker, preparation)
     if trigram:
         yield from _trigram(conn, worker, found)
-    yield from _analyze(conn, worker, found)
+    yield from _analyze(conn, worker)
+
+
+def unfinished(conn: Connection, found: catalog.Catalog) -> bool:
+    """Whether this phase has something to do that shows without a scan of a big table."""
+    if left_over(found):
+        return True
+    if "column resources.childcount" not in found:
+        return False
+    with conn.cursor() as cur:
+        cur.execute("SELECT EXISTS (SELECT FROM resources WHERE resourcetype < 3 AND childcount IS NULL)")
+        return bool((cur.fetchone() or (False,))[0])
 
 
 def _drop(worker: Connection, made: Preparation) -> Iterator[Progress]:
@@ -83,7 +93,6 @@ def _trigram(conn: Connection, worker: Connection, found: catalog.Catalog) -> It
     yield from prepare.build(conn, worker, wanted, PHASE)
 
 
-def _analyze(conn: Connection, worker: Connection, found: catalog.Catalog) -> Iterator[Progress]:
-    for table in survey.index_tables(found):
-        statement = sql.SQL("ANALYZE {}").format(sql.Identifier(table)).as_string(worker)
-        yield from watched(conn, worker, statement, f"analysing table {table}", PHASE)
+def _analyze(conn: Connection, worker: Connection) -> Iterator[Progress]:
+    for table in ANALYZED:
+        yield from watched(conn, worker, f"ANALYZE {table}", f"analysing table {table}", PHASE)

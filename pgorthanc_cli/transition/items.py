@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import catalog, steps, verify
 from pgorthanc_cli.transition import childcounts, mend, statistics
+from pgorthanc_cli.transition.model import ANALYZED
 from pgorthanc_cli.transition.preparation import Preparation, beforehand
-from pgorthanc_cli.transition.survey import Survey, index_tables
+from pgorthanc_cli.transition.survey import Survey
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -122,7 +123,6 @@ def finishing(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
     parents = max(there.rows("resources") - there.rows("attachedfiles"), 0)
     identifiers = there.rows("dicomidentifiers")
     then = catalog.wanted(to, with_storage=False)
-    tables = tuple(index_tables(then))
     items = [
         _beside(
             "count the children of patients, studies and series that have no number yet",
@@ -136,7 +136,7 @@ def finishing(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
             "build the trigram index concurrently, if the extension may be created", ("dicomidentifiers",),
             estimate.seconds(identifiers, _TRIGRAM_S), identifiers * _TRIGRAM_BYTES,
         ),
-        _beside("analyse", tables, len(tables) * _ANALYZE_S, 0, *(f"ANALYZE {table}" for table in tables)),
+        _beside("analyse", ANALYZED, len(ANALYZED) * _ANALYZE_S, 0, *(f"ANALYZE {table}" for table in ANALYZED)),
     ]  # fmt: skip
     wanted = (
         "column resources.childcount" in then,

@@ -8,6 +8,8 @@ from pathlib import Path
 from pgorthanc_cli.duplicates import Differing, Duplicate, SurplusFile
 
 PHASES = ("prepare", "switch", "finish")
+ANALYZED = ("resources", "metadata")
+"""The tables in which a change writes so many rows that the planner has to know."""
 
 
 @dataclass(frozen=True)

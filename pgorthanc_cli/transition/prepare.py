@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PHASE = "prepare"
 _POLL_S = 0.5
 _CLEAN_UP = "5s"
+
+_log = logging.getLogger(__name__)
 
 _BUILDER = "SELECT pid FROM pg_stat_progress_create_index WHERE index_relid = to_regclass(%s) AND pid <> %s"
 
@@ -64,9 +66,12 @@ def build(conn: Connection, worker: Connection, wanted: Preparation, phase: str)
     try:
         yield from watched(conn, worker, wanted.statement, f"building index {wanted.name}", phase)
     except BaseException:
-        with suppress(psycopg2.Error):
+        try:
             execute(worker, f"SET statement_timeout = '{_CLEAN_UP}'")
             drop_index(worker, wanted.name)
+            execute(worker, "SET statement_timeout = 0")
+        except psycopg2.Error:  # the session is gone, or a long transaction reads the table
+            _log.warning("index %s could not be removed now; the next run will do it", wanted.name)
         raise
 
 

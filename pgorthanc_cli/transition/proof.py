@@ -42,15 +42,17 @@ _ORDER_BY_TABLE = """
         SELECT patientid, max(seq) AS seq FROM patientrecyclingorder WHERE patientid IS NOT NULL GROUP BY patientid
     ) patient
 """
-# By the index on resourcetype and the primary key of metadata: there is no index on the type of metadata.
+# = ANY (ARRAY(...)) keeps to the primary key of metadata: there is no index on their type.
 _ORDER_BY_METADATA = """
-    SELECT count(*), md5(string_agg(id::text, ',' ORDER BY place NULLS LAST, id)) FROM (
-        SELECT internalid AS id,
-               (SELECT CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END
-                    FROM metadata WHERE id = internalid AND type = 19) AS place
-            FROM resources WHERE resourcetype = 0
-                AND (SELECT value FROM metadata WHERE id = internalid AND type = 18) IS DISTINCT FROM 'true'
-    ) patient
+    SELECT count(*), md5(string_agg(internalid::text, ',' ORDER BY place NULLS LAST, internalid))
+        FROM resources LEFT JOIN (
+            SELECT id, max(CASE WHEN type = 19 AND value ~ '^[0-9]{1,18}$' THEN value::bigint END) AS place,
+                   bool_or(type = 18 AND value = 'true') AS isprotected
+                FROM metadata
+                WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type IN (18, 19)
+                GROUP BY id
+        ) known ON id = internalid
+        WHERE resourcetype = 0 AND isprotected IS NOT TRUE
 """
 _CHANGED_ROWS = """
     SELECT relname, pg_stat_get_xact_tuples_inserted(oid), pg_stat_get_xact_tuples_deleted(oid) FROM pg_class

@@ -13,12 +13,13 @@ import psycopg2.errors
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.transition import kept, survey
-from pgorthanc_cli.transition.finish import finish
-from pgorthanc_cli.transition.mend import diagnose
+from pgorthanc_cli.transition.finish import finish, unfinished
+from pgorthanc_cli.transition.mend import Damage, diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Progress, Settings
 from pgorthanc_cli.transition.plan import require_direction
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
+from pgorthanc_cli.transition.sessions import others
 from pgorthanc_cli.transition.statements import settle_in
 from pgorthanc_cli.transition.switch import Switched, switch
 
@@ -79,22 +80,22 @@ class _Change:
             stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION, wait_s=0))
             settle_in(conn)
             settle_in(worker)
-            before, way = self._way(conn)
+            damage, way = self._way(conn)
             kept_before = kept.rows(conn)
             conn.commit()
-            yield from self._told(self._before_finish(conn, worker, way))
+            yield from self._told(self._before_finish(conn, worker, damage, way))
             kept_after = kept.rows(conn)
             conn.commit()
-            if "finish" in self.settings.phases:
+            if self._to_finish(conn):
                 yield from self._told(
                     finish(conn, worker, self.target.schema, self.settings, trigram=not self.down)
                 )
             trigram = catalog.trigram(conn, catalog.snapshot(conn, self.target.schema))
-        changed = self._changed(before, trigram, time.monotonic() - started)
+        changed = self._changed(damage.start, trigram, time.monotonic() - started)
         yield replace(changed, kept=_more(kept_before, kept_after), restored=_more(kept_after, kept_before))
 
     def _before_finish(
-        self, conn: Connection, worker: Connection, way: list[steps.Step]
+        self, conn: Connection, worker: Connection, damage: Damage, way: list[steps.Step]
     ) -> Iterator[Progress | str | Switched]:
         """The first two phases; the last one alone makes sense only behind them."""
         phases = self.settings.phases
@@ -105,10 +106,25 @@ class _Change:
             )
         if "prepare" in phases:
             yield from self._prepare(conn, worker, way)
-        if "switch" in phases:
+        ours = [worker.info.backend_pid]
+        if "switch" in phases and self._to_switch(conn, damage, way, ours):
             yield from self._unprepared(conn, way)
-            ours = [worker.info.backend_pid]
             yield from switch(conn, self.target.schema, self.to, self.settings, ours=ours)
+
+    def _to_switch(self, conn: Connection, damage: Damage, way: list[steps.Step], ours: list[int]) -> bool:
+        """Whether there is anything to do: nobody has to leave because of left-overs that do no harm."""
+        harm = bool(way) or any(finding.matters for finding in damage.repairs)
+        needed = harm or (bool(damage.repairs) and not others(conn, ours))
+        conn.commit()
+        return needed
+
+    def _to_finish(self, conn: Connection) -> bool:
+        """Whether the last phase is asked for, or an earlier call may not have come to its end."""
+        asked = self.settings.phases == ("finish",) or self.settings.export or self.settings.discard
+        found = catalog.snapshot(conn, self.target.schema)
+        needed = "finish" in self.settings.phases and (asked or self.switched or unfinished(conn, found))
+        conn.commit()
+        return bool(needed)
 
     def _unprepared(self, conn: Connection, way: list[steps.Step]) -> Iterator[Progress]:
         """Tell what will take its time although nobody else can work."""
@@ -137,7 +153,7 @@ class _Change:
             elapsed_s=elapsed_s,
         )
 
-    def _way(self, conn: Connection) -> tuple[int, list[steps.Step]]:
+    def _way(self, conn: Connection) -> tuple[Damage, list[steps.Step]]:
         """The revision that the index has, and the steps from there; refuses what only an administrator can settle."""
         schema = self.target.schema
         found = catalog.snapshot(conn, schema)
@@ -152,7 +168,7 @@ class _Change:
                 f"something is in the way of revision {self.to}: {'; '.join(in_the_way[:_SHOWN])}",
                 "nothing was changed; settle that, then run the same command again",
             )
-        return damage.start, way
+        return damage, way
 
     def _prepare(
         self, conn: Connection, worker: Connection, way: list[steps.Step]

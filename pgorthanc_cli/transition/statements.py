@@ -23,6 +23,18 @@ _LOCK_WAIT_MS = 100
 _RETRY_S = 0.5
 _ATTEMPTS_S = 300.0
 
+# jit: to compile the queries takes longer than to run them, as they touch few rows by their indexes.
+_SETTINGS = """
+    SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' WHEN 'jit' THEN 'off'
+                            ELSE '0' END, false)
+        FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'jit',
+            'idle_in_transaction_session_timeout', 'transaction_timeout', 'client_connection_check_interval')
+"""
+# For the construction of indexes; a server that is set to more keeps that.
+_MEMORY = """
+    SELECT set_config(name, greatest(setting::bigint, 256 * 1024)::text, false) FROM pg_settings
+        WHERE name = 'maintenance_work_mem'
+"""
 _PROGRESS = """
     SELECT phase, CASE WHEN blocks_total > 0 THEN blocks_done ELSE tuples_done END,
            CASE WHEN blocks_total > 0 THEN blocks_total ELSE nullif(tuples_total, 0) END
@@ -33,11 +45,8 @@ _PROGRESS = """
 def settle_in(worker: Connection) -> None:
     """Make a session fit for long work: no time limits, and its work ends soon after we are gone."""
     with worker.cursor() as cur:
-        cur.execute(
-            """SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '2s' ELSE '0' END, false)
-               FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout',
-                   'idle_in_transaction_session_timeout', 'transaction_timeout', 'client_connection_check_interval')"""
-        )
+        cur.execute(_SETTINGS)
+        cur.execute(_MEMORY)
 
 
 def execute(worker: Connection, statement: str) -> None:

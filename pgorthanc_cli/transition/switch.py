@@ -83,12 +83,24 @@ def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> 
     merged = duplicates.merge(conn) if settings.repair_duplicates and damage.start < _UNIQUE else None
     found = catalog.snapshot(conn, schema)
     before = proof.collect(conn, found)
+    _spare_checks(conn)
     run(conn, steps.path(damage.start, to), role)
     found = catalog.snapshot(conn, schema)
     _require_equal(found, to)
     _require_nothing_lost(before, proof.collect(conn, found), to)
     _require_alone(conn, settings)
     return Switched(damage.start, repaired, merged, time.monotonic() - started)
+
+
+def _spare_checks(conn: Connection) -> None:
+    """Let the steps insert without checks of foreign keys, if the role may (a superuser): they take most of the time.
+
+    The steps insert ids only that they have just read from resources, which is locked; and they need no trigger.
+    """
+    with conn.cursor() as cur:
+        cur.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        if cur.fetchone() == (True,):
+            cur.execute("SET LOCAL session_replication_role = replica")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ _REPEATED = """
 _PLACES = """
     SELECT coalesce(max(CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END), 0),
            count(*) FILTER (WHERE value IS NULL OR value !~ '^[0-9]{1,18}$')
-        FROM resources JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0"""
+        FROM metadata WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type = 19"""
 _RENUMBER = """UPDATE metadata SET value = place::text FROM (
         SELECT id, row_number() OVER (ORDER BY value::bigint, id) AS place
             FROM resources JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0) patient

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -41,7 +42,7 @@ class Killer:
     def before(self, cursor: psycopg2.extensions.cursor) -> None:
         if next(self.count) == self.at:
             self.fired = True
-            super(KilledCursor, cursor).execute(KILL)
+            psycopg2.extensions.cursor.execute(cursor, KILL)
 
 
 class KilledCursor(psycopg2.extensions.cursor):
@@ -49,10 +50,10 @@ class KilledCursor(psycopg2.extensions.cursor):
 
     killer: Killer | None = None
 
-    def execute(self, query: object, vars: object = None) -> None:  # type: ignore[override]  # noqa: A002
+    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002
         if KilledCursor.killer:
             KilledCursor.killer.before(self)
-        super().execute(query, vars)  # type: ignore[arg-type]
+        super().execute(query, vars)
 
 
 @contextmanager

@@ -7,14 +7,15 @@ from contextlib import suppress
 
 import indexstate
 import pytest
-from schemas import snapshot
+from schemas import run, snapshot
 
 from pgorthanc_cli import catalog, db, steps, transition
 from pgorthanc_cli.errors import ConnectError
 from transition.changing import Filled, change, require_revision, state
 from transition.statements import KILL, killing, split
+from transition.test_states import BEFORE_REVISIONS
 
-STEPS = [(step.start, step.end, step.script) for step in steps.found() if step.start]
+STEPS = [(step.start, step.end, step.script) for step in steps.found()]
 
 
 def entirely(target: db.Target, *numbers: int) -> int:
@@ -34,7 +35,9 @@ def test_the_server_ends_the_session_at_each_statement_of_a_step(
     filled: Filled, monkeypatch: pytest.MonkeyPatch, start: int, end: int, script: str
 ) -> None:
     """The index is the same after each of them, so one database and one rerun do for all."""
-    target = filled(start)
+    target = filled(max(start, 1))
+    if start == 0:
+        run(target, *BEFORE_REVISIONS)
     before = state(target), snapshot(target)
     text = steps.text(script)
     statements = split(text)

@@ -50,6 +50,15 @@ def test_the_last_phase_needs_nobody_to_leave(filled: Filled) -> None:
     require_revision(target, 10)
 
 
+def test_nobody_has_to_leave_where_nothing_is_to_be_done(filled: Filled) -> None:
+    """A job that runs at every start of a container."""
+    target = filled(6)
+    upgrade(target)
+    with connected(target) as orthanc, orthanc.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(42)")
+        assert upgrade(target).revision == 10
+
+
 def test_waiting_for_a_session_to_end(filled: Filled) -> None:
     target = filled(6)
     with connected(target) as other, ThreadPoolExecutor(1) as pool:
@@ -129,6 +138,7 @@ BEGIN
 END
 $$;
 CREATE EVENT TRIGGER pause ON ddl_command_start EXECUTE FUNCTION pause();
+ALTER EVENT TRIGGER pause ENABLE ALWAYS;
 """
 
 
@@ -141,6 +151,7 @@ BEGIN
 END
 $$;
 CREATE EVENT TRIGGER slow ON ddl_command_start EXECUTE FUNCTION slow();
+ALTER EVENT TRIGGER slow ENABLE ALWAYS;
 """
 _CANCEL = """
     SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = %s AND application_name = 'paused'
@@ -215,6 +226,7 @@ def test_time_limits_of_the_administrator_do_not_end_it(filled: Filled, setting:
     target = filled(5)
     run(target, _SLOW, f"ALTER DATABASE {db.parse(target.dsn)['dbname']} SET {setting} = '500ms'")
     upgrade(target)
+    run(target, "DROP EVENT TRIGGER slow", "DROP FUNCTION slow()")
     require_revision(target, 10)
 
 

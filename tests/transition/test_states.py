@@ -10,7 +10,7 @@ from pgorthanc_cli import db, steps
 from pgorthanc_cli.errors import RevisionError
 from transition.changing import Filled, connected, downgrade, invoke, require_revision, state, upgrade
 
-_BEFORE_REVISIONS = (
+BEFORE_REVISIONS = (
     "ALTER TABLE metadata DROP revision",
     "ALTER TABLE attachedfiles DROP revision",
     "DROP TABLE labels, serverproperties",
@@ -64,10 +64,10 @@ STATES: dict[str, tuple[int, tuple[str, ...]]] = {
     "B3 stale counter 7": (2, ("UPDATE globalintegers SET value = 1 WHERE key = 7",)),
     "B3 counter 7 at 10": (10, ("INSERT INTO globalintegers VALUES (7, 700)",)),
     "B6 wrong child counts of 3": (3, ("UPDATE resources SET childcount = 1 WHERE resourcetype = 2",)),
-    "B7 plugin 3.3": (1, _BEFORE_REVISIONS),
-    "B7 plugin 3.3 without a stamp": (1, (*_BEFORE_REVISIONS, stamp(None))),
-    "B7 plugin 3.3 taken for 1 by plugin 7.2": (4, _BEFORE_REVISIONS),
-    "B7 plugin 3.3 taken for 1 by plugin 8.0": (5, _BEFORE_REVISIONS),
+    "B7 plugin 3.3": (1, BEFORE_REVISIONS),
+    "B7 plugin 3.3 without a stamp": (1, (*BEFORE_REVISIONS, stamp(None))),
+    "B7 plugin 3.3 taken for 1 by plugin 7.2": (4, BEFORE_REVISIONS),
+    "B7 plugin 3.3 taken for 1 by plugin 8.0": (5, BEFORE_REVISIONS),
     "B8 a counter is missing": (4, ("DELETE FROM globalintegers WHERE key = 5",)),
     "B9 NULL counters": (1, ("UPDATE globalintegers SET value = NULL WHERE key < 2",)),
     "B10 garbage deltas": (

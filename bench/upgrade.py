@@ -1,0 +1,203 @@
+"""An upgrade from revision 1 to 10 beside its plain scripts, and what others notice of it.
+
+    upgrade.py [INSTANCES ...]        default: 200000
+
+The server is that of PGORTHANC_TEST_DSN (a superuser), or a private one. For each size two copies of one index are
+upgraded in turn: by the scripts one after the other, and by the tool, phase by phase, while a reader and a writer work
+beside the first and the last phase. Their longest statement is set beside the longest one without any upgrade.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import catalog, db, embedded, revision, steps, transition
+from pgorthanc_cli.transition import childcounts
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import filler
+
+IDLE_S = 5.0
+READS = (
+    "SELECT internalid FROM resources WHERE publicid = (SELECT publicid FROM resources WHERE internalid = %(id)s)",
+    "SELECT publicid FROM resources WHERE parentid = %(id)s",
+    "SELECT type, value FROM metadata WHERE id = %(id)s",
+)
+WRITES = (
+    """SELECT * FROM createinstance('bench-p' || %(n)s %% 7, 'bench-s' || %(n)s %% 7, 'bench-e' || %(n)s %% 7,
+                                  'i' || %(n)s)""",
+    """INSERT INTO metadata (id, type, value, revision)
+        SELECT internalid, 2, 'now', 0 FROM resources WHERE publicid = 'i' || %(n)s""",
+    """INSERT INTO attachedfiles (id, filetype, uuid, compressedsize, uncompressedsize)
+        SELECT internalid, 1, 'u' || %(n)s, 1, 1 FROM resources WHERE publicid = 'i' || %(n)s""",
+)
+
+
+@dataclass
+class Waits:
+    """How long the statements of a session took, in seconds."""
+
+    taken: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        ordered = sorted(self.taken)
+        if not ordered:
+            return "nothing"
+        worst, usual = 1000 * ordered[-1], 1000 * ordered[len(ordered) // 2]
+        return f"longest {worst:6.0f} ms, median {usual:5.1f} ms, {len(ordered):,} statements"
+
+
+@contextmanager
+def working(target: db.Target, first: int) -> Iterator[dict[str, Waits]]:
+    """A reader and a writer, each on its own session, for the length of a block."""
+    stop = threading.Event()
+    waits = {"reader": Waits(), "writer": Waits()}
+
+    def work(name: str, statements: tuple[str, ...]) -> None:
+        with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
+            n = first
+            while not stop.is_set():
+                n += 1
+                for statement in statements:
+                    started = time.perf_counter()
+                    cur.execute(statement, {"id": 1 + n * 7919 % 100_000, "n": n})
+                    waits[name].taken.append(time.perf_counter() - started)
+                stop.wait(0.001)
+
+    threads = [
+        threading.Thread(target=work, args=("reader", READS)),
+        threading.Thread(target=work, args=("writer", WRITES)),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield waits
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def phase(target: db.Target, name: str) -> transition.Changed:
+    """One phase of the tool."""
+    *_, changed = transition.upgrade(target, settings=transition.Settings(phases=(name,)))
+    assert isinstance(changed, transition.Changed)
+    return changed
+
+
+def plain(target: db.Target) -> None:
+    """The scripts as an administrator runs them, one transaction each, and nothing else."""
+    with db.session(target) as conn:
+        for step in steps.path(1, revision.current()):
+            with conn, conn.cursor() as cur:
+                cur.execute(steps.text(step.script))
+
+
+def by_phases(target: db.Target, plain_s: float) -> None:
+    """Upgrade with the tool and tell what it took."""
+    with working(target, 1_000_000_000) as alone:
+        time.sleep(IDLE_S)
+    with working(target, 1_100_000_000) as beside_prepare:
+        prepare_s = seconds(lambda: phase(target, "prepare"))
+    switched: list[transition.Changed] = []
+    switch_s = seconds(lambda: switched.append(phase(target, "switch")))
+    finished: list[transition.Changed] = []
+    with working(target, 1_200_000_000) as beside_finish:
+        finish_s = seconds(lambda: finished.append(phase(target, "finish")))
+    total_s = prepare_s + switch_s + finish_s
+    print(f"  plain scripts          {plain_s:8.2f} s")
+    print(f"  prepare                {prepare_s:8.2f} s")
+    print(f"  switch                 {switch_s:8.2f} s, nobody can work for {switched[0].blocked_s:.3f} s")
+    print(f"  finish                 {finish_s:8.2f} s")
+    print(f"  all phases             {total_s:8.2f} s, {total_s / plain_s:.2f} x the plain scripts")
+    for name in ("reader", "writer"):
+        print(f"  {name} without upgrade {alone[name]}")
+        print(f"  {name} beside prepare  {beside_prepare[name]}")
+        print(f"  {name} beside finish   {beside_finish[name]}")
+    print(f"  child counts           {finished[0].child_counts:,}")
+
+
+def child_counts(target: db.Target) -> None:
+    """How fast they are counted with nobody else about."""
+    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
+        cur.execute(
+            "ALTER TABLE resources DROP COLUMN childcount; ALTER TABLE resources ADD COLUMN childcount integer"
+        )
+        cur.execute("VACUUM ANALYZE resources")
+    counted = 0
+    with db.session(target, autocommit=True) as conn:
+        found = catalog.snapshot(conn, target.schema)
+        started = time.perf_counter()
+        for event in childcounts.fill(conn, found, "finish"):
+            counted = event if isinstance(event, int) else counted
+        taken_s = time.perf_counter() - started
+    print(f"  child counts alone     {counted:,} in {taken_s:.2f} s: {counted / taken_s:,.0f} per second")
+
+
+def measure(admin: Connection, dsn: str, instances: int) -> None:
+    """One size."""
+    print(f"{instances:,} instances")
+    names = [f"pgorthanc_bench_{kind}_{os.getpid()}" for kind in ("filled", "plain", "phases")]
+    targets = [db.Target(make_dsn(dsn, dbname=name)) for name in names]
+    try:
+        create(admin, names[0])
+        with db.session(targets[0]) as conn:
+            revision.init(conn, schema="public", revision=1, with_storage=False)
+            print(f"  filled in              {seconds(lambda: filler.fill(conn, instances)):8.2f} s")
+        for name in names[1:]:
+            create(admin, name, names[0])
+        by_phases(targets[2], seconds(lambda: plain(targets[1])))
+        child_counts(targets[1])
+    finally:
+        with admin.cursor() as cur:
+            for name in names:
+                cur.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def create(admin: Connection, name: str, template: str = "template1") -> None:
+    """A database, as a copy."""
+    with admin.cursor() as cur:
+        cur.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+        cur.execute("CHECKPOINT")
+
+
+def main(sizes: list[int]) -> None:
+    """All sizes, on one server."""
+    given = os.environ.get("PGORTHANC_TEST_DSN")
+    with tempfile.TemporaryDirectory() as folder:
+        if given:
+            run(given, sizes)
+            return
+        with embedded.attach(Path(folder) / "server", superuser=True) as target:
+            run(target.dsn, sizes)
+
+
+def run(dsn: str, sizes: list[int]) -> None:
+    """All sizes, on the server of a DSN."""
+    with db.session(db.Target(dsn), autocommit=True, need_schema=False) as admin:
+        for instances in sizes:
+            measure(admin, dsn, instances)
+
+
+if __name__ == "__main__":
+    main([int(size) for size in sys.argv[1:]] or [200_000])
