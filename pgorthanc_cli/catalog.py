@@ -266,7 +266,9 @@ def dump(catalog: Catalog) -> str:
 
 
 def _tolerated(name: str, found: str | None, wanted: Catalog) -> bool:
-    if name == "property 10":  # plugins up to 5.1 write 0 where pg_trgm is missing, and try again at each start
+    if (
+        name == "property 10"
+    ):  # plugins up to 5.1 write 0 where pg_trgm is missing, and try again at each start
         return found == "0" and wanted.get("property 4") == "1"
     if "pgorthanc_" in name:
         return any(part.startswith("pgorthanc_") for part in re.split(r"[ .]", name))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import output
+from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import Interrupted, UsageError
 
@@ -107,16 +107,18 @@ def confirm_termination(target: Target, *, yes: bool) -> None:
 
 
 def run(call: Call, events: Iterator[Event]) -> None:
-    """Tell what goes on, and show the result."""
+    """Tell what goes on, and show the result; Ctrl-C ends it at the next safe point."""
     from pgorthanc_cli import revision, transition
 
     teller = _Teller(quiet=call.quiet)
-    with closing(events):  # type: ignore[type-var]
+    with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
         for event in events:
-            if isinstance(event, transition.Progress):
-                teller.tell(event)
-            else:
+            if isinstance(event, transition.Changed):
                 changed = event
+            elif stop.is_set():
+                raise Interrupted("interrupted; what was done stays, or was undone", "run it again to go on")
+            else:
+                teller.tell(event)
     for warning in _warnings(changed, revision.TRIGRAM_WARNINGS):
         call.warn(warning)
     call.emit(changed)

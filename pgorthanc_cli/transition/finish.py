@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -11,7 +12,7 @@ from pgorthanc_cli import catalog
 from pgorthanc_cli.transition import childcounts, kept, prepare, statistics
 from pgorthanc_cli.transition.model import ANALYZED, Progress, Settings
 from pgorthanc_cli.transition.preparation import Preparation, left_over
-from pgorthanc_cli.transition.statements import patiently, watched
+from pgorthanc_cli.transition.statements import execute, patiently, watched
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -45,7 +46,8 @@ def finish(
     yield from childcounts.fill(worker, found, PHASE)
     yield from childcounts.drain(worker, found, PHASE)
     yield from statistics.drain(worker, found, PHASE)
-    yield from statistics.correct(worker, found)
+    correct = partial(statistics.correct, worker, found)
+    yield from (yield from watched(conn, worker, correct, "comparing the counters with what there is", PHASE))
     for preparation in left_over(found):
         yield from _drop(worker, preparation)
     if trigram:
@@ -95,4 +97,5 @@ def _trigram(conn: Connection, worker: Connection, found: catalog.Catalog) -> It
 
 def _analyze(conn: Connection, worker: Connection) -> Iterator[Progress]:
     for table in ANALYZED:
-        yield from watched(conn, worker, f"ANALYZE {table}", f"analysing table {table}", PHASE)
+        analyze = partial(execute, worker, f"ANALYZE {table}")
+        yield from watched(conn, worker, analyze, f"analysing table {table}", PHASE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -46,7 +47,8 @@ def prepare(
     """
     found = catalog.snapshot(conn, schema)
     conn.commit()
-    yield from statistics.complete(worker, found)
+    complete = partial(statistics.complete, worker, found)
+    yield from (yield from watched(conn, worker, complete, "looking for missing counters", PHASE))
     for preparation in beforehand(way):
         try:
             yield from _make(conn, worker, preparation, found)
@@ -64,7 +66,8 @@ def prepare(
 def build(conn: Connection, worker: Connection, wanted: Preparation, phase: str) -> Iterator[Progress]:
     """Build an index CONCURRENTLY; whatever goes wrong, no invalid one stays behind."""
     try:
-        yield from watched(conn, worker, wanted.statement, f"building index {wanted.name}", phase)
+        build_it = partial(execute, worker, wanted.statement)
+        yield from watched(conn, worker, build_it, f"building index {wanted.name}", phase)
     except BaseException:
         try:
             execute(worker, f"SET statement_timeout = '{_CLEAN_UP}'")
@@ -90,7 +93,8 @@ def _make(
     if wanted.validate:
         if state == "missing":
             yield from patiently(worker, wanted.statement, PHASE)
-        yield from watched(conn, worker, wanted.validate, f"validating constraint {wanted.name}", PHASE)
+        validate = partial(execute, worker, wanted.validate)
+        yield from watched(conn, worker, validate, f"validating constraint {wanted.name}", PHASE)
         return
     if state == "invalid":
         yield from _outlast_builder(conn, wanted)

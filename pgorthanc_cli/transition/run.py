@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg2.errors
 
 from pgorthanc_cli import catalog, db, duplicates, steps
-from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.transition import kept, survey
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
@@ -77,6 +77,7 @@ class _Change:
         with ExitStack() as stack:
             conn = stack.enter_context(db.session(self.target))
             worker = stack.enter_context(db.session(self.target, autocommit=True))
+            _require_alone(conn)
             stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION, wait_s=0))
             settle_in(conn)
             settle_in(worker)
@@ -192,6 +193,17 @@ class _Change:
             else:
                 self.switched = event
                 self.repaired += event.repaired
+
+
+def _require_alone(conn: Connection) -> None:
+    """Name another upgrade or downgrade; the lock that is taken next is what keeps it out."""
+    holders = db.lock_holders(conn, db.LOCK_TRANSITION)
+    conn.commit()
+    if holders:
+        raise InUseError(
+            f"another upgrade or downgrade of this database goes on: {'; '.join(map(str, holders))}",
+            "wait until it is done, then run the same command again",
+        )
 
 
 def refuse_duplicates(found: list[duplicates.Duplicate]) -> RevisionError:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _POLL_S = 0.2
-_TELL_EVERY_S = 5.0
 _SHOWN = 5
 
 # What a role may not see of others (client_addr, backend_type, ...) is NULL; background workers have no role.
@@ -129,19 +128,16 @@ def vacate(
     Raises:
         InUseError: Somebody is still connected; the message says who.
     """
-    started = told = time.monotonic()
+    started = time.monotonic()
     patience = max(wait_s, 5.0) if terminate else wait_s
     while True:
         found = others(conn, ours)
         if found and terminate:
             end(conn, found)
         conn.commit()
-        now = time.monotonic()
         if not found:
             return
-        if now - started >= patience:
+        if time.monotonic() - started >= patience:
             raise in_use(found)
-        if now - told >= _TELL_EVERY_S:
-            told = now
-            yield Progress("switch", f"waiting for {len(found)} sessions to end: {found[0]}")
+        yield Progress("switch", f"waiting for {len(found)} sessions to end, such as pid {found[0].pid}")
         time.sleep(_POLL_S)

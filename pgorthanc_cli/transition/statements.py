@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg2
 import psycopg2.errors
@@ -16,6 +16,8 @@ from pgorthanc_cli.transition.model import Progress
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+
+T = TypeVar("T")
 
 _POLL_S = 0.5
 # A statement that locks a table waits at most so long: until it gives up, all others wait behind it.
@@ -56,18 +58,18 @@ def execute(worker: Connection, statement: str) -> None:
 
 
 def watched(
-    conn: Connection, worker: Connection, statement: str, what: str, phase: str
-) -> Iterator[Progress]:
-    """Run a long statement on `worker`, and tell how far it is, as seen through `conn`.
+    conn: Connection, worker: Connection, action: Callable[[], T], what: str, phase: str
+) -> Generator[Progress, None, T]:
+    """Let `worker` do something long, and tell how far it is, as seen through `conn`; returns what the action does.
 
-    When the caller is interrupted, so is the statement.
+    When the caller is interrupted, so is the work.
     """
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(execute, worker, statement)
+        future = pool.submit(action)
         try:
             while not wait([future], timeout=_POLL_S).done:
                 yield _progress(conn, worker, what, phase)
-            future.result()
+            return future.result()
         finally:
             _cancel(worker, future)
 
@@ -106,7 +108,7 @@ def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Pr
     return Progress(phase, f"{what}: {stage}" if stage else what, done, total)
 
 
-def _cancel(worker: Connection, future: Future[None]) -> None:
+def _cancel(worker: Connection, future: Future[T]) -> None:
     if not future.done():
         with suppress(psycopg2.Error):
             worker.cancel()

@@ -38,7 +38,8 @@ def test_the_server_ends_the_session_at_each_statement_of_a_step(
     target = filled(max(start, 1))
     if start == 0:
         run(target, *BEFORE_REVISIONS)
-    before = state(target), snapshot(target)
+    look = state if start else snapshot
+    before = look(target), snapshot(target)
     text = steps.text(script)
     statements = split(text)
     assert "".join(statements).strip() == text.strip()
@@ -49,11 +50,12 @@ def test_the_server_ends_the_session_at_each_statement_of_a_step(
         with pytest.raises(ConnectError, match="lost"):
             change(target, end, phases=("switch",))
         assert snapshot(target) == before[1], statements[k - 1]
-        assert state(target) == before[0], statements[k - 1]
+        assert look(target) == before[0], statements[k - 1]
     monkeypatch.setattr(steps, "text", original)
     change(target, end)
     require_revision(target, end)
-    assert indexstate.differing(before[0], state(target)) == []
+    if start:
+        assert indexstate.differing(before[0], state(target)) == []
 
 
 @pytest.mark.parametrize(("start", "end"), [(1, 10), (10, 1)])
