@@ -46,7 +46,7 @@ def command(
     print_sql: bool,
     dry_run: bool,
 ) -> None:
-    """Make an Orthanc index in an empty schema, or mend what is missing in one."""
+    """Make an Orthanc index in an empty schema, or mend one."""
     from pgorthanc_cli import catalog, db, provision
     from pgorthanc_cli import revision as room
 

@@ -24,9 +24,9 @@ _DIRECTORY = click.option(
 
 @click.group("server")
 def command() -> None:
-    """A PostgreSQL server that needs no administrator, kept up for others.
+    """Keep a private PostgreSQL up for others.
 
-    Other commands use the same server with --embedded DIR, whether it is kept up or not.
+    It needs no administrator. Other commands use the same server with --embedded DIR, whether it is kept up or not.
     """
 
 

@@ -8,7 +8,10 @@ from pgorthanc_cli.commands import Call
 
 @commands.command("status")
 def command(call: Call) -> None:
-    """Show the revision of an index, what it holds, who works on it, and what is still to be done."""
+    """Show what an index is and holds.
+
+    Its revision, counts and sizes, who works on it, and what is still to be done. Reads only.
+    """
     from pgorthanc_cli import db
     from pgorthanc_cli import status as room
 

@@ -23,7 +23,9 @@ def command(
     yes: bool,
     **given: Any,
 ) -> None:
-    """Bring an index to a higher revision, by default the newest, with almost no downtime.
+    """Bring an index to a higher revision.
+
+    By default to the newest, and with almost no downtime.
 
     Three phases: prepare and finish run beside a working Orthanc; for the switch, a second or so, everybody else
     has to leave. Each can be interrupted and run again. What other tools have left behind is mended on the way.
