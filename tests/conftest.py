@@ -24,6 +24,14 @@ from pgorthanc_cli import db, revision
 _numbers = itertools.count(1)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where all that tests need is installed, a skipped one is a failure: PGORTHANC_NO_SKIPS says so."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("PGORTHANC_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
+        reporter.write_line("nothing may be skipped here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The DSN of a server where databases may be created."""
