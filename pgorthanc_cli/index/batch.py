@@ -323,14 +323,15 @@ class _Batch:
 
     def _upsert_metadata(self, rows: list[tuple[int, int, str]]) -> None:
         """In ascending order of ids, so that two writers cannot wait for each other."""
-        execute_values(
-            self.cur,
-            """INSERT INTO metadata (id, type, value, revision) VALUES %s
-               ON CONFLICT (id, type) DO UPDATE SET value = excluded.value, revision = excluded.revision""",
-            sorted(rows),
-            template="(%s, %s, %s, 0)",
-            page_size=max(len(rows), 1),
-        ) if rows else None
+        if rows:
+            execute_values(
+                self.cur,
+                """INSERT INTO metadata (id, type, value, revision) VALUES %s
+                   ON CONFLICT (id, type) DO UPDATE SET value = excluded.value, revision = excluded.revision""",
+                sorted(rows),
+                template="(%s, %s, %s, 0)",
+                page_size=len(rows),
+            )
 
     def _recycle(self, patients: Sequence[_Node]) -> None:
         """Move patients to the end of the recycling order, in this order; protected ones stay as they are."""

@@ -43,7 +43,7 @@ def read(source: Source, spool_dir: Path | None = None) -> bytes | mmap.mmap:
     try:
         with _member(source) if source.member is not None else _file(source) as stream:
             return _read(stream, source.size, spool_dir)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise Unreadable(_reason(error)) from error
 
 
