@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from pgorthanc_cli import __version__, output
-from pgorthanc_cli.errors import Interrupted, PgOrthancError
+from pgorthanc_cli import __version__, commands, output
+from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 
 # Name on the command line -> module in pgorthanc_cli.commands. A module is imported when its command runs
 # (or when the list of commands is shown), and imports its room when the command is called.
@@ -43,14 +43,23 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error becomes a message on stderr and the exit code of its class."""
+        monitored = "--nagios" in ctx.args
         try:
             return super().invoke(ctx)
         except PgOrthancError as error:
             failure = error
+        except click.UsageError as error:
+            if not monitored:
+                raise
+            failure = UsageError(error.format_message())
         except KeyboardInterrupt:
             failure = Interrupted(
                 "interrupted; everything that was counted is committed", "run it again to go on"
             )
+        if monitored:
+            status = "CRITICAL" if isinstance(failure, ConnectError) else "UNKNOWN"
+            output.nagios(ctx.invoked_subcommand or "pgorthanc", status, failure.message, {})
+            raise click.exceptions.Exit(commands.NAGIOS[status])
         output.fail(failure, as_json=bool(ctx.meta.get("json")))
         raise click.exceptions.Exit(failure.exit_code)
 

@@ -10,16 +10,17 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
+    from rich.table import Table
 
 _LOG_EVERY_S = 5.0
 _LINES = 10  # of a list in a table; --json has all of it
@@ -30,21 +31,108 @@ def emit(result: object, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n")
         return
+    if sys.stdout.isatty():
+        console(sys.stdout).print(_grid(result))
+    else:
+        sys.stdout.write(_lines(result))
+
+
+def watch(make: Callable[[], object], *, as_json: bool, every_s: float = 2.0) -> None:
+    """Show `make()` again and again until Ctrl-C: a live picture on a terminal, elsewhere each state that is new.
+
+    With `as_json` a state is one line.
+    """
+    with suppress(KeyboardInterrupt):
+        if as_json or not sys.stdout.isatty():
+            _print_changes(make, as_json=as_json, every_s=every_s)
+        from rich.live import Live
+
+        with Live(_grid(make()), console=console(sys.stdout), auto_refresh=False) as live:
+            while True:
+                time.sleep(every_s)
+                live.update(_grid(make()), refresh=True)
+
+
+def _print_changes(make: Callable[[], object], *, as_json: bool, every_s: float) -> NoReturn:
+    shown = None
+    while True:
+        state = make()
+        now = json.dumps(plain(state), ensure_ascii=False) + "\n" if as_json else _lines(state)
+        if now != shown:
+            sys.stdout.write(now if as_json or shown is None else "\n" + now)
+            sys.stdout.flush()
+            shown = now
+        time.sleep(every_s)
+
+
+def nagios(service: str, status: str, summary: str, figures: Mapping[str, object]) -> None:
+    """The one line of a monitoring plugin on stdout: `SERVICE STATUS - summary | name=value`.
+
+    `status` is OK, WARNING, CRITICAL or UNKNOWN; a figure may carry its unit and limits (`12s;30;60`). See the
+    Monitoring Plugins Development Guidelines, "Plugin Output for Nagios".
+    """
+    said = " ".join(summary.replace("|", "/").split())
+    measured = " ".join(
+        f"'{name}'={value}" if " " in name else f"{name}={value}" for name, value in figures.items()
+    )
+    sys.stdout.write(f"{service.upper()} {status} - {said}{' | ' + measured if measured else ''}\n")
+
+
+def _grid(result: object) -> Table:
+    """A result for a terminal: names and values, and a table for each list of records."""
     from rich.table import Table
     from rich.text import Text
 
-    rows = [(_label(field.name), cell(field.name, getattr(result, field.name))) for field in _fields(result)]
-    if not sys.stdout.isatty():  # no folding, no padding: made for grep and awk
-        width = max(len(name) for name, _ in rows)
-        margin = "\n" + " " * (width + 2)
-        sys.stdout.writelines(f"{name:<{width}}  {value.replace(chr(10), margin)}\n" for name, value in rows)
-        return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(name), Text(value))
-    console(sys.stdout).print(table)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for field in _fields(result):
+        value = getattr(result, field.name)
+        shown: Table | Text = Text(cell(field.name, value))
+        if _are_records(value):
+            shown = Table(box=None, pad_edge=False, header_style="dim")
+            for column in _fields(value[0]):
+                shown.add_column(Text(_label(column.name)), overflow="fold")
+            for row in _records(value):
+                shown.add_row(*map(Text, row))
+        grid.add_row(Text(_label(field.name)), shown)
+    return grid
+
+
+def _lines(result: object) -> str:
+    """A result for grep and awk: one line for a value, no folding, columns aligned."""
+    rows = []
+    for field in _fields(result):
+        value = getattr(result, field.name)
+        if _are_records(value):
+            table = [[_label(column.name) for column in _fields(value[0])], *_records(value)]
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            lines = (
+                "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table
+            )
+            rows.append((_label(field.name), "\n".join(lines)))
+        else:
+            rows.append((_label(field.name), cell(field.name, value)))
+    width = max(len(name) for name, _ in rows)
+    margin = "\n" + " " * (width + 2)
+    return "".join(f"{name:<{width}}  {value.replace(chr(10), margin)}\n" for name, value in rows)
+
+
+def _are_records(value: object) -> bool:
+    """Whether this is a list of dataclasses that have no words of their own."""
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and dataclasses.is_dataclass(value[0])
+        and type(value[0]).__str__ is object.__str__
+    )
+
+
+def _records(value: Sequence[object]) -> list[list[str]]:
+    return [
+        [cell(f.name, getattr(record, f.name)).replace("\n", "; ") for f in _fields(record)]
+        for record in value
+    ]
 
 
 def text(content: str) -> None:

@@ -9,12 +9,12 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -75,8 +75,14 @@ _CONNECTION_NAMES = (
     "uri", "host", "port", "dbname", "username", "sslmode", "schema", "config", "password_file", "embedded",
 )  # fmt: skip
 
+# What a monitoring system takes an exit code for; cli.py answers errors with them, too, where --nagios is given.
+NAGIOS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
+nagios_option = click.option(
+    "--nagios", is_flag=True, help="One line and the exit code of a monitoring plugin."
+)
+
 _SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
-    ("as_json", "quiet", "verbose"), "Output"
+    ("as_json", "quiet", "verbose", "nagios"), "Output"
 )
 
 
@@ -142,6 +148,15 @@ class Call:
     def emit(self, result: object) -> None:
         """Show the result: a table, or JSON."""
         output.emit(result, as_json=self.as_json)
+
+    def watch(self, make: Callable[[], object]) -> None:
+        """Show a result again and again until Ctrl-C."""
+        output.watch(make, as_json=self.as_json)
+
+    def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
+        """End with the line and the exit code of a monitoring plugin; `status` is a key of NAGIOS."""
+        output.nagios(self.name, status, summary, figures or {})
+        raise click.exceptions.Exit(NAGIOS[status])
 
     def warn(self, message: str) -> None:
         """Show a warning, unless --quiet."""

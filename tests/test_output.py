@@ -1,0 +1,72 @@
+"""What the user sees of results: tables of records, states that change, lines for a monitoring system."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from pgorthanc_cli import output
+
+
+@dataclass(frozen=True)
+class Held:
+    key: int
+    application: str | None
+
+
+@dataclass(frozen=True)
+class State:
+    database: str
+    locks: tuple[Held, ...]
+
+
+STATE = State("pacs", (Held(42, "[bold]Orthanc[/bold]"), Held(43, None)))
+
+
+def test_a_list_of_records_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    output.emit(STATE, as_json=False)
+    assert capsys.readouterr().out == (
+        "database  pacs\n"
+        "locks     key  application\n"
+        "          42   [bold]Orthanc[/bold]\n"
+        "          43   unknown\n"
+    )
+
+
+def test_on_a_terminal_too_and_nothing_is_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    output.emit(STATE, as_json=False)
+    assert "[bold]Orthanc[/bold]" in screen.getvalue()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_watching_shows_each_state_that_is_new_once(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = [STATE, STATE, State("pacs", ())]
+
+    def make() -> State:
+        if not states:
+            raise KeyboardInterrupt
+        return states.pop(0)
+
+    output.watch(make, as_json=as_json, every_s=0)
+    shown = capsys.readouterr().out
+    if as_json:
+        assert [len(json.loads(line)["locks"]) for line in shown.splitlines()] == [2, 0]
+    else:
+        assert shown.split("\n\n")[1] == "database  pacs\nlocks     none\n"
+
+
+def test_a_monitoring_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    output.nagios("check-lock", "CRITICAL", "held by\npid 7 | psql", {"locks": 2, "oldest session": "12s;30"})
+    assert (
+        capsys.readouterr().out
+        == "CHECK-LOCK CRITICAL - held by pid 7 / psql | locks=2 'oldest session'=12s;30\n"
+    )
