@@ -91,7 +91,7 @@ CREATE TABLE IF NOT EXISTS pgorthanc_kept_recycling (id bigint PRIMARY KEY, seq 
 
 -- = ANY (ARRAY(...)) keeps to the primary key: the metadata of an archive are many, and have no index on type.
 DELETE FROM metadata
-    WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type IN (18, 19);
+    WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type BETWEEN 18 AND 19;
 
 -- A patient without a row in the order is protected. The places are given anew, from 1 on: the plugin reads
 -- them as 32-bit integers.
@@ -106,7 +106,8 @@ WITH patients AS (
 INSERT INTO metadata (id, type, value, revision)
     SELECT id, 18, isprotected, 0 FROM patients WHERE isprotected IS NOT NULL
     UNION ALL
-    SELECT id, 19, row_number() OVER (ORDER BY seq, id)::text, 0 FROM patients WHERE seq IS NOT NULL;
+    SELECT id, 19, row_number() OVER (ORDER BY seq, id)::text, 0 FROM patients WHERE seq IS NOT NULL
+    ORDER BY id; -- as the primary key is: its pages are visited once
 
 CREATE SEQUENCE IF NOT EXISTS patientrecyclingordersequence;
 DO $$

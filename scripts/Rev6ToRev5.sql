@@ -142,7 +142,7 @@ WITH patients AS (
             WHERE isprotected <> 'true' OR isprotected = 'true' AND place IS NOT NULL
 )
 -- = ANY (ARRAY(...)) keeps to the primary key: the metadata of an archive are many, and have no index on type.
-DELETE FROM metadata WHERE id = ANY (ARRAY(SELECT id FROM patients)) AND type IN (18, 19);
+DELETE FROM metadata WHERE id = ANY (ARRAY(SELECT id FROM patients)) AND type BETWEEN 18 AND 19;
 
 DO $$
 BEGIN

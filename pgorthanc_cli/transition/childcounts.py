@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # A batch is as large as can be done in this time; so long another session may wait for one of its rows.
 _BATCH_S = 0.05
-_FIRST_IDS, _LEAST_IDS, _MOST_IDS = 2_000, 500, 2_000_000
+_FIRST_IDS, _LEAST_IDS, _MOST_IDS = 5_000, 500, 2_000_000
 _MARKS = 500
 _TELL_EVERY_S = 0.5
 

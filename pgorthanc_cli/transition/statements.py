@@ -109,7 +109,8 @@ def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Pr
 
 
 def _cancel(worker: Connection, future: Future[T]) -> None:
-    if not future.done():
+    """Until it has ended: a request that comes between two statements cancels nothing."""
+    while not future.done():
         with suppress(psycopg2.Error):
             worker.cancel()
-        wait([future])
+        wait([future], timeout=_POLL_S)

@@ -64,6 +64,8 @@ def switch(
     """
     conn.commit()
     yield from sessions.vacate(conn, ours=ours, wait_s=settings.wait_s, terminate=settings.terminate)
+    proof.warm(conn)
+    conn.commit()
     with ExitStack() as locks:
         for lock in (db.LOCK_DATABASE_SETUP, db.LOCK_INDEX, db.LOCK_STORAGE):
             locks.enter_context(db.advisory_lock(conn, lock))
