@@ -167,6 +167,11 @@ def layout(found: Catalog, schema: str) -> Layout | None:
     Raises:
         RevisionError: There is something of that name, but of no known layout.
     """
+    if "table pgorthanc_migration" in found:
+        raise RevisionError(
+            f"schema {schema} holds a conversion from SQLite that is not complete, and no index yet",
+            "run the same pgorthanc migrate-sqlite again: it goes on; or drop the schema",
+        )
     known = next((entry for entry in layouts() if entry.fits(found)), None)
     core = [name for name in ("resources", "globalproperties") if f"table {name}" in found]
     if known is None and core:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _LOG_EVERY_S = 5.0
+_COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
 _LINES = 10  # of a list in a table; --json has all of it
 
 
@@ -94,7 +95,7 @@ def _grid(result: object) -> Table:
             for column in _fields(value[0]):
                 shown.add_column(Text(_label(column.name)), overflow="fold")
             for row in _records(value):
-                shown.add_row(*map(Text, row))
+                shown.add_row(*(Text(cell, _COLOURS.get(cell, "")) for cell in row))
         grid.add_row(Text(_label(field.name)), shown)
     return grid
 
@@ -129,10 +130,11 @@ def _are_records(value: object) -> bool:
 
 
 def _records(value: Sequence[object]) -> list[list[str]]:
-    return [
-        [cell(f.name, getattr(record, f.name)).replace("\n", "; ") for f in _fields(record)]
-        for record in value
-    ]
+    return [[_in_table(f.name, getattr(record, f.name)) for f in _fields(record)] for record in value]
+
+
+def _in_table(name: str, value: object) -> str:
+    return "-" if value is None else cell(name, value).replace("\n", "; ")
 
 
 def text(content: str) -> None:
@@ -214,6 +216,35 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
         yield Progress(bar, quiet=quiet)
 
 
+@contextmanager
+def transfer(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Progress of one long copy: the block calls it with the bytes that are done, and those in all."""
+    if quiet or not sys.stderr.isatty():
+        yield _LoggedTransfer(quiet=quiet)
+        return
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task("bytes", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _LoggedTransfer:
+    """A line every few seconds, unless quiet."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self._quiet and now - self._told >= _LOG_EVERY_S:
+            self._told = now
+            note(f"{size(done)} of {size(total)}")
+
+
 def console(stream: TextIO) -> Console:
     """A rich console; without a terminal there is no colour, and lines are as long as they need to be."""
     from rich.console import Console
@@ -263,10 +294,11 @@ def _label(name: str) -> str:
     return name.replace("_", " ").replace("mb per", "MB per")
 
 
-def _fields(result: object) -> tuple[dataclasses.Field[Any], ...]:
+def _fields(result: object) -> list[dataclasses.Field[Any]]:
+    """What people see; a field whose metadata says `shown: False` is for programs."""
     if not dataclasses.is_dataclass(result):
         raise TypeError(f"a result is a dataclass, not {type(result).__name__}")
-    return dataclasses.fields(result)
+    return [field for field in dataclasses.fields(result) if field.metadata.get("shown", True)]
 
 
 def size(count: float) -> str:

@@ -33,7 +33,7 @@ def test_a_list_of_records_is_a_table(capsys: pytest.CaptureFixture[str]) -> Non
         "database  pacs\n"
         "locks     key  application\n"
         "          42   [bold]Orthanc[/bold]\n"
-        "          43   unknown\n"
+        "          43   -\n"
     )
 
 

@@ -1,10 +1,10 @@
 """From one revision of the index to another: what is there, what is to be done, and the doing in three phases."""
 
+from pgorthanc_cli.locks import Session, others
 from pgorthanc_cli.transition.model import PHASES, Changed, Event, Progress, Settings
 from pgorthanc_cli.transition.plan import Plan, plan
 from pgorthanc_cli.transition.printed import sql
 from pgorthanc_cli.transition.run import downgrade, upgrade
-from pgorthanc_cli.transition.sessions import Session, others
 
 __all__ = [
     "PHASES", "Changed", "Event", "Plan", "Progress", "Session", "Settings", "downgrade", "others", "plan", "sql",

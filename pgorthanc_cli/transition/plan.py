@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.locks import Session
 from pgorthanc_cli.transition import kept
 from pgorthanc_cli.transition.items import Estimate, Item, finishing, preparing, switching
 from pgorthanc_cli.transition.mend import words
-from pgorthanc_cli.transition.sessions import Session
 from pgorthanc_cli.transition.survey import Replica, Table, find_duplicates, survey
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import psycopg2.errors
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
+from pgorthanc_cli.locks import others
 from pgorthanc_cli.transition import kept, survey
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
@@ -19,7 +20,6 @@ from pgorthanc_cli.transition.model import Changed, Event, Progress, Settings
 from pgorthanc_cli.transition.plan import require_direction
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
-from pgorthanc_cli.transition.sessions import others
 from pgorthanc_cli.transition.statements import settle_in
 from pgorthanc_cli.transition.switch import Switched, switch
 

@@ -1,14 +1,13 @@
-"""Who works on a database, and how to be alone on it."""
+"""How to be alone on a database."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli.errors import InUseError
+from pgorthanc_cli.locks import Session, end, others
 from pgorthanc_cli.transition.model import Progress
 
 if TYPE_CHECKING:
@@ -17,14 +16,6 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 _SHOWN = 5
 
-# What a role may not see of others (client_addr, backend_type, ...) is NULL; background workers have no role.
-_OTHERS = """
-    SELECT pid, application_name, usename, client_addr::text, backend_start, state
-        FROM pg_stat_activity
-        WHERE datname = current_database() AND pid <> pg_backend_pid() AND pid <> ALL (%s)
-            AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
-        ORDER BY backend_start, pid
-"""
 # Not cached for the length of a transaction, as pg_stat_activity is.
 _WAITING = """
     SELECT DISTINCT l.pid FROM pg_locks l
@@ -36,44 +27,6 @@ _BLOCKING = """
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
             AND c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname = ANY (%s)
 """
-
-
-@dataclass(frozen=True)
-class Session:
-    """Another session on the database; None is what the role may not see.
-
-    Attributes:
-        pid: Process of the server that serves it.
-        application: Its application_name.
-        role: The role it has logged in with.
-        address: Where it comes from; None: the local socket, or hidden.
-        since: When it connected.
-        state: `active`, `idle`, `idle in transaction`.
-    """
-
-    pid: int
-    application: str | None
-    role: str | None
-    address: str | None
-    since: datetime | None
-    state: str | None
-
-    def __str__(self) -> str:
-        """As errors name it."""
-        since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
-        state = f", {self.state}" if self.state else ""
-        return (
-            f"pid {self.pid}, application {self.application or 'without a name'}, "
-            f"role {self.role or 'hidden'}, address {self.address or 'local'}{since}{state}"
-        )
-
-
-def others(conn: Connection, ours: Sequence[int] = ()) -> list[Session]:
-    """All other client sessions on this database, without the pids that are ours."""
-    with conn.cursor() as cur:
-        cur.execute("SELECT pg_stat_clear_snapshot()")
-        cur.execute(_OTHERS, (list(ours),))
-        return [Session(*row) for row in cur.fetchall()]
 
 
 def waiting(conn: Connection) -> list[Session]:
@@ -101,17 +54,6 @@ def in_use(found: Sequence[Session], what: str = "is connected with this databas
         "stop every Orthanc that uses it, then run the same command again; "
         "or wait for them with --wait SECONDS, or end their sessions with --terminate",
     )
-
-
-def end(conn: Connection, found: Sequence[Session]) -> None:
-    """Ask the server to end these sessions; those that are gone already do not matter.
-
-    Raises:
-        psycopg2.errors.InsufficientPrivilege: The role may not.
-    """
-    with conn.cursor() as cur:
-        for session in found:
-            cur.execute("SELECT pg_terminate_backend(%s)", (session.pid,))
 
 
 def vacate(

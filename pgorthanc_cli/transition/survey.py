@@ -14,8 +14,8 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.locks import Session, others
 from pgorthanc_cli.transition import mend
-from pgorthanc_cli.transition.sessions import Session, others
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

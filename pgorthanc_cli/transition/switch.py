@@ -14,6 +14,7 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
+from pgorthanc_cli.locks import end
 from pgorthanc_cli.transition import mend, proof, sessions, survey
 from pgorthanc_cli.transition.model import Progress, Settings
 
@@ -185,7 +186,7 @@ def _require_alone(conn: Connection, settings: Settings) -> None:
     found = sessions.waiting(conn)
     if found and not settings.terminate:
         raise sessions.in_use(found, "began to work with the index in the middle, so nothing was changed")
-    sessions.end(conn, found)
+    end(conn, found)
 
 
 def _listed(words: Sequence[str]) -> str:

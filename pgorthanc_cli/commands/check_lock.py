@@ -1,0 +1,82 @@
+"""`pgorthanc check-lock`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.errors import InUseError, UsageError
+
+
+def _which(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
+    if value is None or value == "all":
+        return "all" if value else None
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value} is neither a pid nor all")
+    return int(value)
+
+
+@commands.command("check-lock")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="Wait until the database is free.",
+)
+@click.option("--watch", is_flag=True, help="Show it again and again until Ctrl-C.")
+@click.option(
+    "--terminate",
+    callback=_which,
+    metavar="PID|all",
+    help="End this session, or those of every Orthanc; asks before.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@commands.nagios_option
+def command(
+    call: Call, *, wait_s: float, watch: bool, terminate: int | Literal["all"] | None, yes: bool, nagios: bool
+) -> None:
+    """Show who holds Orthanc's locks, and which Orthancs work without one.
+
+    Explains "The PostgreSQL database is locked by another instance of Orthanc" (locks 42 and 43, option Lock) and
+    "Cannot acquire a transient advisory lock" (lock 44, while tables are made or upgraded). Reads only: no lock is
+    tried, because that could keep an Orthanc from starting.
+
+    Exit code 0: the database is free; 5: somebody holds a lock, or an Orthanc works on it. With --nagios an Orthanc
+    at work is OK, a lost lock or a second Orthanc beside one with a lock is CRITICAL.
+    """
+    from pgorthanc_cli import db, locks
+
+    if watch + nagios + (terminate is not None) > 1:
+        raise UsageError("--watch, --nagios and --terminate exclude each other", "give one of them")
+    with (
+        call.resolved() as settings,
+        db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
+    ):
+        lock = bool(settings.orthanc.postgresql("Lock")) if settings.orthanc else None
+        watcher = locks.Watcher(conn, settings.target.schema, lock=lock)
+        if watch:
+            call.watch(watcher.look)
+            return
+        if terminate is not None:
+            chosen = locks.choose(conn, terminate)
+            if chosen:
+                changing.confirm("End these sessions?", chosen, yes=yes, needed=True)
+            found: locks.Found = locks.terminate(conn, watcher, chosen)
+        else:
+            for found in locks.until_free(watcher, wait_s):
+                if wait_s and not found.free and not call.quiet:
+                    output.note(f"waiting: {found.summary}")
+    if nagios:
+        figures = {"locks": len(found.held), "orthancs": len(found.orthancs)}
+        call.nagios(found.status, "; ".join(found.problems) or found.summary, figures)
+    call.emit(found)
+    if not found.free:
+        raise InUseError(
+            f"somebody works on database {found.database}: {found.summary}",
+            "stop every Orthanc that uses it; wait for it with --wait SECONDS, or end its sessions with --terminate",
+        )

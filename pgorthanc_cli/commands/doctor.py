@@ -1,0 +1,71 @@
+"""`pgorthanc doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pgorthanc_cli import commands
+from pgorthanc_cli.commands import Call
+from pgorthanc_cli.errors import ConnectError, PartialFailure
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.doctor import Health
+
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@commands.command("doctor")
+@click.argument("checks", nargs=-1, metavar="[CHECK]...")
+@click.option(
+    "--deep", is_flag=True, help="Also recount statistics, tree and child counts: reads whole tables."
+)
+@click.option(
+    "--storage-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Orthanc's StorageDirectory, if it is on this machine.  [default: by --config]",
+)
+@click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
+@click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a page to look at.")
+@commands.nagios_option
+def command(
+    call: Call,
+    *,
+    checks: tuple[str, ...],
+    deep: bool,
+    storage_dir: Path | None,
+    prometheus: Path | None,
+    html: Path | None,
+    nagios: bool,
+) -> None:
+    """Look for everything that can be wrong with a server and its index, with the remedy.
+
+    All checks, or those that are named: connection, round-trip, clock, tls, authentication, pooler, settings,
+    connections, transactions, wraparound, replication, disk, rights, revision, schema, locks, indexes, trigram,
+    counters, child-counts, vacuum. Reads only; what this role may not see is UNKNOWN, with the right that it lacks.
+
+    Exit code 0: nothing is wrong; 6: something is; 3: the server cannot be reached.
+    """
+    from pgorthanc_cli import doctor
+
+    with call.resolved() as found:
+        area = storage_dir or (found.orthanc.storage_directory if found.orthanc else None)
+        health = doctor.examine(found.target, checks, deep=deep, storage_dir=area)
+    for path, shown in ((prometheus, doctor.prometheus), (html, doctor.page)):
+        if path:
+            doctor.write(path, shown(health))
+    if nagios:
+        call.nagios(health.status, health.summary, health.figures)
+    call.emit(health)
+    _judge(health)
+
+
+def _judge(health: Health) -> None:
+    for check in health.checks:
+        if check.name == "connection" and check.status == "CRITICAL":
+            raise ConnectError(check.message, check.hint)
+    bad = [check.name for check in health.checks if check.status in ("WARNING", "CRITICAL")]
+    if bad:
+        raise PartialFailure(f"something is wrong with: {', '.join(bad)}", "the hint of each says what to do")

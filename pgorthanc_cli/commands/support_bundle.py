@@ -1,0 +1,32 @@
+"""`pgorthanc support-bundle`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pgorthanc_cli import commands
+from pgorthanc_cli.commands import Call
+
+
+@dataclass(frozen=True)
+class _Written:
+    file: Path
+    holds: tuple[str, ...]
+
+
+@commands.command("support-bundle")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def command(call: Call, *, file: Path) -> None:
+    """Write all that somebody who helps wants to see into one archive, FILE (.tar.gz).
+
+    It holds what doctor, status, verify schema and check-lock say, sizes and activity of tables and indexes,
+    settings and sessions: no row of the index, no statement of a session, no password, nothing about patients.
+    """
+    from pgorthanc_cli import doctor
+
+    with call.target() as target:
+        names = doctor.bundle(target, doctor.examine(target), file)
+    call.emit(_Written(file, names))

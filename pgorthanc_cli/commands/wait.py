@@ -1,0 +1,40 @@
+"""`pgorthanc wait`."""
+
+from __future__ import annotations
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call
+
+
+@commands.command("wait")
+@click.option("--ready", is_flag=True, help="For a server that lets us in and takes changes (default).")
+@click.option("--revision", type=int, metavar="N", help="For an index at this revision.")
+@click.option("--unlocked", is_flag=True, help="Until nobody holds Orthanc's locks 42, 43 and 44.")
+@click.option("--replica", is_flag=True, help="For a standby that receives and has replayed what it got.")
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0), default=60, show_default=True, metavar="SECONDS",
+    help="Give up then; 0: look once.",
+)  # fmt: skip
+def command(
+    call: Call, *, ready: bool, revision: int | None, unlocked: bool, replica: bool, timeout_s: float
+) -> None:
+    """Wait until Orthanc can start: for init containers, ExecStartPre and CI.
+
+    Several conditions must hold at once. A server that is down, a login that is refused, a database that does not
+    exist yet: all of that is waited for, and told on stderr.
+
+    Exit code 0: it is so far; otherwise what was missing when the time was over: 3 the server, 4 the index at this
+    revision, 5 somebody holds a lock.
+    """
+    from pgorthanc_cli import waiting
+
+    ready = ready or not (revision is not None or unlocked or replica)
+    wanted = waiting.Wanted(ready=ready, revision=revision, unlocked=unlocked, replica=replica)
+    with call.target() as target:
+        for event in waiting.wait(target, wanted, timeout_s=timeout_s):
+            if isinstance(event, waiting.Reached):
+                call.emit(event)
+            elif not call.quiet:
+                output.note(f"waiting for {wanted}: {event.missing}")

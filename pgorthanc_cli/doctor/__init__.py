@@ -1,0 +1,8 @@
+"""All that can be wrong with a database of Orthanc, looked at in one go; nothing is changed."""
+
+from pgorthanc_cli.doctor.bundle import bundle
+from pgorthanc_cli.doctor.examine import CHECKS, examine
+from pgorthanc_cli.doctor.model import Check, Health
+from pgorthanc_cli.doctor.shown import page, prometheus, write
+
+__all__ = ["CHECKS", "Check", "Health", "bundle", "examine", "page", "prometheus", "write"]

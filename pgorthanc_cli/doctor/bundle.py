@@ -1,0 +1,150 @@
+"""One archive with everything that somebody who helps wants to see, and nothing that nobody may see.
+
+What goes in is chosen name by name: no row of the index, no statement of a session, no password. Queries of other
+sessions may hold names of patients; values of options may hold secrets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import platform
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psycopg2
+import psycopg2.extensions
+
+from pgorthanc_cli import __version__, catalog, db, locks, status, verify
+from pgorthanc_cli.doctor.model import Health, Subject
+from pgorthanc_cli.doctor.shown import page
+from pgorthanc_cli.errors import PgOrthancError
+
+_PACKAGES = ("click", "psycopg2-binary", "pydicom", "rich")
+_TABLES = """
+    SELECT relname, n_live_tup, n_dead_tup, n_tup_ins, n_tup_upd, n_tup_del, seq_scan, idx_scan, last_vacuum,
+           last_autovacuum, last_analyze, last_autoanalyze, pg_table_size(relid) AS size_bytes,
+           pg_indexes_size(relid) AS index_bytes
+        FROM pg_stat_user_tables WHERE schemaname = current_schema() ORDER BY relname
+"""
+_INDEXES = """
+    SELECT relname, indexrelname, idx_scan, idx_tup_read, pg_relation_size(indexrelid) AS size_bytes
+        FROM pg_stat_user_indexes WHERE schemaname = current_schema() ORDER BY indexrelname
+"""
+# Values that somebody has set may be commands, paths and connection strings: of those only that they are set.
+_SETTINGS = """
+    SELECT name, CASE WHEN vartype = 'string' AND name !~* '^(datestyle|default_transaction_isolation|lc_|server_|'
+                          'shared_preload_libraries|timezone|wal_sync_method)' THEN '(set)' ELSE setting END AS setting,
+           unit, source
+        FROM pg_settings WHERE source NOT IN ('default', 'client', 'session', 'override') ORDER BY name
+"""
+_SESSIONS = """
+    SELECT pid, usename, application_name, client_addr::text, backend_start, xact_start, state_change, state,
+           wait_event_type, wait_event, backend_type
+        FROM pg_stat_activity WHERE datname = current_database() ORDER BY pid
+"""
+_DATABASE = """
+    SELECT datname, numbackends, xact_commit, xact_rollback, blks_read, blks_hit, temp_files, temp_bytes, deadlocks,
+           stats_reset, pg_database_size(datname) AS size_bytes
+        FROM pg_stat_database WHERE datname = current_database()
+"""
+
+
+def bundle(target: db.Target, health: Health, path: Path) -> tuple[str, ...]:
+    """Write the archive (tar, gzip; readable by its owner only); returns the names of the files in it.
+
+    Args:
+        target: The database.
+        health: What an examination of it found.
+        path: The archive; it must not be there yet.
+
+    Raises:
+        PgOrthancError: There is a file of that name, or it cannot be written.
+    """
+    names = []
+    with _created(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in _files(target, health):
+            entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
+            data = content.encode()
+            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
+            archive.addfile(entry, io.BytesIO(data))
+            names.append(name)
+    return tuple(names)
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file that only its owner can read."""
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    except FileExistsError:
+        raise PgOrthancError(f"{path} is there already", "name another file") from None
+    except OSError as error:
+        raise PgOrthancError(f"{path} cannot be written: {error.strerror}", "name another file") from None
+
+
+def _files(target: db.Target, health: Health) -> Iterator[tuple[str, str]]:
+    yield "versions.json", _json(_versions())
+    yield "doctor.json", _json(health)
+    yield "doctor.html", page(health)
+    try:
+        with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
+            subject = Subject(conn, target)
+            for name, query in {
+                "tables": _TABLES, "indexes": _INDEXES, "settings": _SETTINGS, "sessions": _SESSIONS,
+                "database": _DATABASE,
+            }.items():  # fmt: skip
+                yield f"{name}.json", _or_error(partial(_records, subject, query))
+            yield "catalog.json", _or_error(lambda: catalog.snapshot(conn, target.schema))
+            yield "status.json", _or_error(lambda: status.status(conn, target.schema))
+            yield "verify.json", _or_error(lambda: verify.schema(conn, target.schema))
+            yield "locks.json", _or_error(lambda: locks.look(conn, target.schema))
+    except PgOrthancError as error:
+        yield "connection-error.json", _json(_words(error))
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "pgorthanc": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "libpq": psycopg2.extensions.libpq_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _records(subject: Subject, query: str) -> list[dict[str, Any]]:
+    with subject.conn.cursor() as cur:
+        cur.execute(query)
+        names = [column.name for column in cur.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in cur.fetchall()]
+
+
+def _or_error(make: Callable[[], object]) -> str:
+    """What there is, or why not: a bundle is wanted most when things are broken."""
+    try:
+        return _json(make())
+    except PgOrthancError as error:
+        return _json(_words(error))
+    except psycopg2.Error as error:
+        return _json({"error": db.primary_message(error)})
+
+
+def _words(error: PgOrthancError) -> dict[str, str | None]:
+    return {"error": error.message, "hint": error.hint}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, default=_plain, ensure_ascii=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return dict(value) if isinstance(value, Mapping) else str(value)
