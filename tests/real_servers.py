@@ -42,8 +42,8 @@ def free_port() -> int:
 class Server:
     """A server in a folder of its own; `place` is its DSN through the socket, `tcp` that through 127.0.0.1."""
 
-    def __init__(self, hba: str, settings: str) -> None:
-        self.found = programs.find()
+    def __init__(self, hba: str, settings: str, major: int | None = None) -> None:
+        self.found = programs.find(major)
         self.account = programs.service_account() if os.geteuid() == 0 else _myself()
         self.found = programs.usable_by(self.account, self.found)
         self.port = free_port()

@@ -1,0 +1,419 @@
+"""Move one role to md5 or SCRAM: its stored password and the one line of pg_hba.conf that decides for it.
+
+The password stays what it is: the server gets it as a verifier, made here. A line `md5` serves both kinds of stored
+passwords, so it is written before an md5 password is stored, and `scram-sha-256` after a SCRAM one: who knows the new
+method can log in at every moment. A login proves the result; if it fails, everything is put back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg2 import sql
+from psycopg2.extensions import encrypt_password
+
+from pgorthanc_cli import db, hba
+from pgorthanc_cli.authentication import examine, server, verifier
+from pgorthanc_cli.authentication.model import Fixed
+from pgorthanc_cli.authentication.server import value
+from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
+
+METHODS = {"md5": "md5", "scram": "scram-sha-256"}
+_RELOAD_TIMEOUT_S = 20.0
+_RECONNECT_TRIES = 30
+# A verifier is a secret, too: with that of md5 one can log in. So it stays out of the server's log and statistics.
+_SILENT = {
+    "client_min_messages": "error",  # the warning of PostgreSQL 18 about md5; psycopg2 may lose a Ctrl-C over a notice
+    "log_statement": "none",
+    "log_min_duration_statement": "-1",
+    "log_min_error_statement": "panic",
+    "log_transaction_sample_rate": "0",
+    "pg_stat_statements.track_utility": "off",
+}
+_BY_HAND = "do the steps by hand: pgorthanc check-auth --fix {} --print"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done; made by `plan`, shown by `steps`, done by `fix`.
+
+    Attributes:
+        client: The login, as the server sees it.
+        wanted: md5 or scram-sha-256.
+        method: What the server asks now.
+        stored: Kind of the stored password now; None: not to be seen.
+        rule: The line that decides now; None: not to be seen.
+        changes_line: Whether another method has to be written into it.
+        notes: What is left as it is, and why; what could not be seen.
+    """
+
+    client: hba.Client
+    wanted: str
+    method: str
+    stored: str | None
+    rule: hba.Rule | None
+    changes_line: bool
+    notes: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        """The wanted method as the command line names it."""
+        return next(word for word, method in METHODS.items() if method == self.wanted)
+
+    @property
+    def changes(self) -> list[str]:
+        """What `fix` would do, in few words."""
+        password = (
+            f"the same password of role {self.client.role} is stored as {self.wanted}, now {self.stored}"
+        )
+        line = f"the method becomes {self.wanted}: {examine.place(self.rule)}" if self.rule else ""
+        return [password, *([line] if line and self.changes_line else []), *self.notes]
+
+
+def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Plan:
+    """What has to be done to move a role; nothing is changed.
+
+    Args:
+        target: The login of the role.
+        wanted: `md5` or `scram`.
+        admin: The login of a superuser; None: the target's own.
+
+    Raises:
+        ConnectError: The server cannot be reached, or the administrator's login is refused.
+    """
+    target = replace(target, retries=0)
+    found = examine.probe(target)
+    with examine.login_as_asked(target, found) as login, examine.informed(login, admin) as conn:
+        client = examine.hba_client(login, found)
+        seen = server.look(conn, client) if conn else server.Seen()
+        rule, method = seen.rule, METHODS[wanted]
+        needed = rule is None or rule.method != method
+        others = _others_with_md5(conn, rule, client.role) if conn and rule and needed and seen.stored else []
+    keeps = bool(others) and method != "md5"
+    return Plan(
+        client,
+        method,
+        found.answer.method,
+        seen.stored,
+        rule,
+        changes_line=needed and not keeps,
+        notes=(*seen.notes, *([_why_kept(rule, others)] if rule and keeps else [])),
+    )
+
+
+def _others_with_md5(conn: Connection, rule: hba.Rule, role: str) -> list[str]:
+    """Other roles for which the line may decide, and which SCRAM would lock out."""
+    with db.translated(conn), conn.cursor() as cur:
+        cur.execute(
+            """SELECT rolname FROM pg_catalog.pg_authid
+               WHERE rolcanlogin AND starts_with(rolpassword, 'md5') AND rolname <> %s ORDER BY rolname""",
+            (role,),
+        )
+        names = [name for (name,) in cur.fetchall()]
+    return [name for name in names if hba.is_for(rule, name, hba.groups(conn, name))]
+
+
+def _why_kept(rule: hba.Rule, others: list[str]) -> str:
+    names = ", ".join([*others[:5], "..."] if len(others) > 5 else others)
+    return (
+        f"line {rule.line} of pg_hba.conf stays at {rule.method}, which serves both kinds of passwords: it also is for "
+        f"roles with an md5 password ({names})"
+    )
+
+
+def steps(planned: Plan) -> list[str]:
+    """The same, for an administrator to do by hand; no password is in it."""
+    role = '"' + planned.client.role.replace('"', '""') + '"'
+    password = [
+        f"ALTER ROLE {role} SET password_encryption = '{planned.wanted}';",
+        f"SET password_encryption = '{planned.wanted}';",
+        f"\\password {role}",
+        "-- psql asks for the password, the same as before, and sends a verifier of it only",
+    ]
+    line = _line_steps(planned)
+    ordered = [*line, *password] if planned.wanted == "md5" else [*password, *line]
+    notes = [f"-- {note}" for note in planned.notes]
+    return [
+        "-- in psql, as a superuser; nothing is dropped, and all data stay:",
+        *notes,
+        *ordered,
+        "-- then prove it: pgorthanc check-auth",
+    ]
+
+
+def _line_steps(planned: Plan) -> list[str]:
+    if not planned.changes_line:
+        return []
+    client, rule = planned.client, planned.rule
+    if rule and rule.method in METHODS.values():
+        change = [
+            f"-- line {rule.line} of {rule.file or 'pg_hba.conf'} is:  {rule}",
+            f"-- write into it:  {replace(rule, method=planned.wanted)}",
+        ]
+    else:
+        above = f", above line {rule.line}, which says {rule.method}," if rule else ""
+        change = [
+            f"-- pg_hba.conf (SHOW hba_file) needs a line{above} that is for role {client.role}, database "
+            f"{client.database}, address {client.address or 'local'}, with the method {planned.wanted}"
+        ]
+    return [*change, "SELECT pg_reload_conf();"]
+
+
+def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Fixed:
+    """Move a role to `md5` or `scram`, prove it with a login, and put everything back if that fails.
+
+    Args:
+        target: The login of the role, with its password.
+        wanted: `md5` or `scram`.
+        admin: The login of a superuser; None: the target's own.
+
+    Raises:
+        UsageError: No password is known.
+        ConnectError: The server cannot be reached, or the login failed afterwards: everything was put back.
+        PgOrthancError: There is no superuser, the password is not that of the role, or the line of pg_hba.conf
+            cannot be seen, cannot be reached, or asks for no password. Nothing was changed.
+    """
+    target = replace(target, retries=0)
+    planned = plan(target, wanted, admin=admin)
+    found = examine.probe(target)
+    with (
+        examine.login_as_asked(target, found) as login,
+        examine.informed(login, admin, readonly=False) as session,
+    ):
+        password = _password(target, login)
+        conn, rule = _check_first(session, planned)
+        stored = _check_password(conn, planned, password)
+        edit = None
+        with _undone_on_failure(conn, admin or target) as undo:
+            if planned.changes_line and planned.wanted == "md5":
+                edit = _change_line(conn, rule, planned.wanted, undo)
+            _set_password(conn, planned, stored, password, undo)
+            if planned.changes_line and planned.wanted != "md5":
+                edit = _change_line(conn, rule, planned.wanted, undo)
+            method = _prove(target, planned.wanted)
+    return Fixed(
+        role=planned.client.role,
+        wanted=planned.wanted,
+        stored_before=planned.stored,
+        stored=planned.wanted,
+        method_before=planned.method,
+        method=method,
+        hba_line=f"{edit.path}:{edit.line}: {edit.after}" if edit else None,
+        backup=str(edit.backup) if edit else None,
+        notes=planned.notes,
+    )
+
+
+# Before anything is changed
+
+
+def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hba.Rule]:
+    """Make sure that everything is known and within reach."""
+    role, by_hand = planned.client.role, _BY_HAND.format(planned.word)
+    if conn is None or not value(
+        conn, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+    ):
+        raise PgOrthancError(
+            f"moving role {role} to {planned.wanted} takes a superuser's login",
+            f"name it with --admin; or {by_hand}",
+        )
+    conn.set_session(readonly=False)
+    db.check_writable(conn)
+    rule = planned.rule
+    if rule is None:
+        reason = "; ".join(planned.notes) or "no line is for this client"
+        raise PgOrthancError(f"no line of pg_hba.conf can be changed for role {role}: {reason}", by_hand)
+    if rule.method not in METHODS.values():
+        raise PgOrthancError(
+            f"the line that decides for role {role} has the method {rule.method}, wanted md5 or scram-sha-256: "
+            f"{examine.place(rule)}",
+            f"put a line with {planned.wanted} for this role above it; then SELECT pg_reload_conf()",
+        )
+    if not server.explains(rule, planned.method):
+        raise PgOrthancError(
+            f"who answers asks for {planned.method}, which is not what {examine.place(rule)} says",
+            "if a pooler stands between, connect to the server itself",
+        )
+    if planned.changes_line:
+        _check_file(conn, rule, by_hand)
+    return conn, rule
+
+
+def _check_file(conn: Connection, rule: hba.Rule, by_hand: str) -> None:
+    """Make sure that the file here is the server's own, and that a reload brings nothing else."""
+    broken = hba.errors(conn)
+    if broken or server.has_unloaded_rules(conn):
+        raise PgOrthancError(
+            f"{rule.file} {'has errors: ' + '; '.join(broken) if broken else 'was changed, and is not loaded yet'}",
+            "look at it, and load it: SELECT pg_reload_conf(); then run it again",
+        )
+    path = Path(rule.file)
+    try:
+        content, changed = path.read_bytes(), int(path.stat().st_ctime)
+    except OSError as error:
+        raise PgOrthancError(
+            f"{path}, the file of the server, cannot be read here: {error.strerror}",
+            f"run it as the owner of the file, on the machine of the server; or {by_hand}",
+        ) from None
+    query = (
+        "SELECT pg_read_binary_file(%s) = %s AND extract(epoch FROM (pg_stat_file(%s)).change)::bigint = %s"
+    )
+    if not value(conn, query, rule.file, content, rule.file, changed):
+        raise PgOrthancError(
+            f"{path} of this machine is not the file of the server",
+            f"run it on the machine of the server; or {by_hand}",
+        )
+
+
+def _password(target: db.Target, login: examine.Login) -> str:
+    """The one that the login has used, or would use."""
+    known = login.conn.info.password if login.conn else ""
+    password = known or db.effective(target).get("password", "")
+    if not password:
+        raise UsageError(
+            "the password of the role has to be set again, and none is given",
+            "put it into ~/.pgpass, PGORTHANC_PASSWORD or a file for --password-file",
+        )
+    return password
+
+
+def _check_password(conn: Connection, planned: Plan, password: str) -> str | None:
+    """What is stored for the role, made of this password: it would be a change of the password otherwise."""
+    role = planned.client.role
+    stored: str | None = value(conn, "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s", role)
+    if stored and not verifier.matches(stored, role, password):
+        raise PgOrthancError(
+            f"the password given is not that of role {role}; nothing was changed",
+            "give the password that Orthanc uses, or change it first; -v tells where each value came from",
+        )
+    return stored
+
+
+# Changes, each with the way back
+
+
+_Undo = list[Callable[["Connection"], object]]
+
+
+@contextmanager
+def _undone_on_failure(conn: Connection, superuser: db.Target) -> Iterator[_Undo]:
+    """What the block puts on the list is called if it fails, the last first, with a new session if this one is lost."""
+    undo: _Undo = []
+    try:
+        yield undo
+    except BaseException as failure:
+        try:
+            _undo(undo, conn, superuser)
+        except PgOrthancError as error:
+            raise PgOrthancError(
+                f"{failure}; and not everything could be put back: {error}",
+                f"{error.hint}; then look at the role and at pg_hba.conf: pgorthanc check-auth",
+            ) from None
+        if isinstance(failure, KeyboardInterrupt):
+            raise Interrupted("interrupted; everything was put back as it was") from None
+        if isinstance(failure, PgOrthancError):
+            raise type(failure)(f"{failure}; everything was put back as it was", failure.hint) from None
+        raise
+
+
+def _undo(undo: _Undo, conn: Connection, superuser: db.Target) -> None:
+    with ExitStack() as stack:
+        if conn.closed and undo:
+            patient = replace(superuser, retries=_RECONNECT_TRIES, retry_interval_s=1)
+            conn = stack.enter_context(db.session(patient, autocommit=True, need_schema=False))
+        for step in undo:
+            stack.callback(step, conn)
+
+
+def _change_line(conn: Connection, rule: hba.Rule, method: str, undo: _Undo) -> hba.Edit:
+    edit = hba.set_method(Path(rule.file), rule, method)
+    undo.append(lambda conn: _put_line_back(conn, edit))
+    if hba.errors(conn) or (rule.line, method) not in {(seen.line, seen.method) for seen in hba.rules(conn)}:
+        raise PgOrthancError(
+            f"the server does not see {edit.path}:{edit.line} as it was written: {edit.after}"
+        )
+    _reload(conn)
+    return edit
+
+
+def _put_line_back(conn: Connection, edit: hba.Edit) -> None:
+    edit.undo()
+    _reload(conn)
+
+
+def _reload(conn: Connection) -> None:
+    """Have the server load pg_hba.conf, and wait: new connections come after the session has heard of it."""
+    before = value(conn, "SELECT pg_conf_load_time()")
+    value(conn, "SELECT pg_reload_conf()")
+    deadline = time.monotonic() + _RELOAD_TIMEOUT_S
+    while value(conn, "SELECT pg_conf_load_time()") == before:
+        if time.monotonic() > deadline:
+            raise PgOrthancError("the server does not reload its configuration", "see its log")
+        time.sleep(0.02)
+
+
+def _set_password(conn: Connection, planned: Plan, stored: str | None, password: str, undo: _Undo) -> None:
+    """Store the password in the other kind, and have later ones of this role stored so, too."""
+    role = planned.client.role
+    setting = value(
+        conn,
+        """SELECT split_part(entry, '=', 2) FROM pg_catalog.pg_db_role_setting, unnest(setconfig) AS entry
+           WHERE setdatabase = 0 AND setrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s)
+             AND starts_with(entry, 'password_encryption=')""",
+        role,
+    )
+    new = stored
+    if planned.stored != planned.wanted:
+        new = encrypt_password(password, role, scope=conn, algorithm=planned.wanted)
+    undo.append(lambda conn: _store(conn, role, stored, setting))
+    _store(conn, role, new, planned.wanted)
+
+
+def _store(conn: Connection, role: str, stored: str | None, encryption: str | None) -> None:
+    with _silent_transaction(conn) as cur:
+        alter = sql.SQL("ALTER ROLE {} ").format(sql.Identifier(role))
+        cur.execute(alter + sql.SQL("PASSWORD %s"), (stored,))
+        if encryption is None:
+            cur.execute(alter + sql.SQL("RESET password_encryption"))
+        else:
+            cur.execute(alter + sql.SQL("SET password_encryption = %s"), (encryption,))
+
+
+@contextmanager
+def _silent_transaction(conn: Connection) -> Iterator[Cursor]:
+    with db.translated(conn), conn.cursor() as cur:
+        cur.execute("BEGIN")
+        try:
+            for setting in _SILENT.items():
+                cur.execute("SELECT set_config(%s, %s, true)", setting)
+            yield cur
+            cur.execute("COMMIT")
+        except BaseException:
+            if not conn.closed:
+                cur.execute("ROLLBACK")
+            raise
+
+
+def _prove(target: db.Target, wanted: str) -> str:
+    """Log in, by the wanted method and by no other; the method as the server has asked for it.
+
+    Raises:
+        ConnectError: The login fails.
+    """
+    found = examine.probe(target)
+    method = found.answer.method
+    with examine.login_as_asked(target, found) as login:
+        if login.error:
+            raise ConnectError(f"the login failed after the change: {login.error.message}", login.error.hint)
+    if method.removesuffix("-plus") != wanted:
+        raise ConnectError(f"the server asks for {method} after the change, wanted {wanted}")
+    return method
