@@ -218,11 +218,15 @@ def test_nothing_secret_is_in_a_bundle(
         f"INSERT INTO globalproperties VALUES (21, '{peers}')",
         f"INSERT INTO maindicomtags VALUES (1, 16, 16, '{PATIENT}')",
     )
+    configuration = tmp_path / "orthanc.json"
+    configuration.write_text(
+        json.dumps({"PostgreSQL": {"Password": SECRET}, "RegisteredUsers": {"alice": SECRET}, "Name": "pacs"})
+    )
     with psycopg2.connect(fresh.dsn) as conn, conn.cursor() as cur:
         cur.execute(f"SELECT count(*) FROM maindicomtags WHERE value = '{PATIENT}'")
         for target in (fresh, stranger):
             archive = tmp_path / f"{db.parse(target.dsn)['user']}.tar.gz"
-            run = pgorthanc("support-bundle", "--uri", target.dsn, archive)
+            run = pgorthanc("support-bundle", "--uri", target.dsn, "--config", configuration, archive)
             assert run.returncode == 0, run.stderr
             assert stat.S_IMODE(archive.stat().st_mode) == 0o600
             content = {}
@@ -231,7 +235,7 @@ def test_nothing_secret_is_in_a_bundle(
                     file = tar.extractfile(entry)
                     assert file
                     content[entry.name] = file.read().decode()
-            assert len(content) == 12
+            assert len(content) == 13
             for name, text in (*content.items(), ("output", run.stdout + run.stderr)):
                 assert SECRET not in text, name
                 assert PATIENT not in text, name

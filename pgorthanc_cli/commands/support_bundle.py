@@ -23,10 +23,12 @@ def command(call: Call, *, file: Path) -> None:
     """Write all that somebody who helps wants to see into one archive, FILE (.tar.gz).
 
     It holds what doctor, status, verify schema and check-lock say, sizes and activity of tables and indexes,
-    settings and sessions: no row of the index, no statement of a session, no password, nothing about patients.
+    settings and sessions; with --config also Orthanc's options, masked. No row of the index, no statement of a session,
+    no password, nothing about patients.
     """
     from pgorthanc_cli import doctor
 
     with call.target() as target:
-        names = doctor.bundle(target, doctor.examine(target), file)
+        config = call.options["config"]
+        names = doctor.bundle(target, doctor.examine(target), file, Path(config) if config else None)
     call.emit(_Written(file, names))

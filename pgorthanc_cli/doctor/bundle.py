@@ -23,6 +23,7 @@ import psycopg2
 import psycopg2.extensions
 
 from pgorthanc_cli import __version__, catalog, db, locks, status, verify
+from pgorthanc_cli.config import check, files, show
 from pgorthanc_cli.doctor.model import Health, Subject
 from pgorthanc_cli.doctor.shown import page
 from pgorthanc_cli.errors import PgOrthancError
@@ -57,20 +58,23 @@ _DATABASE = """
 """
 
 
-def bundle(target: db.Target, health: Health, path: Path) -> tuple[str, ...]:
+def bundle(
+    target: db.Target, health: Health, path: Path, configuration: Path | None = None
+) -> tuple[str, ...]:
     """Write the archive (tar, gzip; readable by its owner only); returns the names of the files in it.
 
     Args:
         target: The database.
         health: What an examination of it found.
         path: The archive; it must not be there yet.
+        configuration: Orthanc's configuration, a file or a folder; what goes in is masked.
 
     Raises:
         PgOrthancError: There is a file of that name, or it cannot be written.
     """
     names = []
     with _created(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in _files(target, health):
+        for name, content in _files(target, health, configuration):
             entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
             data = content.encode()
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
@@ -89,10 +93,12 @@ def _created(path: Path) -> BinaryIO:
         raise PgOrthancError(f"{path} cannot be written: {error.strerror}", "name another file") from None
 
 
-def _files(target: db.Target, health: Health) -> Iterator[tuple[str, str]]:
+def _files(target: db.Target, health: Health, configuration: Path | None) -> Iterator[tuple[str, str]]:
     yield "versions.json", _json(_versions())
     yield "doctor.json", _json(health)
     yield "doctor.html", page(health)
+    if configuration:
+        yield "configuration.json", _or_error(partial(_configured, configuration))
     try:
         with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
             subject = Subject(conn, target)
@@ -117,6 +123,11 @@ def _versions() -> dict[str, Any]:
         "libpq": psycopg2.extensions.libpq_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
     }
+
+
+def _configured(path: Path) -> show.Shown:
+    folder = path if path.is_dir() else path.parent
+    return show.show(check.subject(files.read(path, os.environ), folder.absolute()))
 
 
 def _records(subject: Subject, query: str) -> list[dict[str, Any]]:
