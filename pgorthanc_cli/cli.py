@@ -16,13 +16,22 @@ from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, Usag
 # Name on the command line -> module in pgorthanc_cli.commands. A module is imported when its command runs
 # (or when the list of commands is shown), and imports its room when the command is called.
 COMMANDS = {
+    "config": "config",
+    "check-lock": "check_lock",
+    "check-auth": "check_auth",
+    "doctor": "doctor",
     "downgrade": "downgrade",
     "import": "import_",
     "init": "init",
+    "migrate-sqlite": "migrate_sqlite",
+    "keepalive-test": "keepalive_test",
+    "replication": "replication",
     "server": "server",
     "status": "status",
+    "support-bundle": "support_bundle",
     "upgrade": "upgrade",
     "verify": "verify",
+    "wait": "wait",
 }
 
 

@@ -20,7 +20,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -108,6 +108,10 @@ class DataFolder:
     def exists(self) -> bool:
         """Whether a server was completely made here."""
         return (self.path / "PG_VERSION").exists() and not (self.path / _MADE).exists()
+
+    def is_standby(self) -> bool:
+        """Whether its server takes no writes, because it follows another one (`replication rejoin`)."""
+        return (self.path / "standby.signal").exists()
 
     def major(self) -> int:
         """The major version of PostgreSQL that the data belong to."""
@@ -315,7 +319,7 @@ class DataFolder:
         """
         deadline = time.monotonic() + _TIMEOUT_S
         file = self.path / "postmaster.pid"
-        while (file.exists() and self.pid() is not None) or _works_in(str(pid), self.path):
+        while (file.exists() and self.pid() is not None) or works_in(str(pid), self.path):
             if time.monotonic() > deadline:
                 raise PgOrthancError(f"the server (pid {pid}) does not stop", f"its log: {self.path / 'log'}")
             time.sleep(0.01)
@@ -347,7 +351,7 @@ class DataFolder:
         if result.returncode:
             shutil.rmtree(making, ignore_errors=True)
             raise PgOrthancError(
-                f"cannot make a server in {self.path}: {_reason(result.stderr)}", self._space_hint()
+                f"cannot make a server in {self.path}: {why_it_failed(result.stderr)}", self._space_hint()
             )
         for name, mode, content in (("pg_hba.conf", "w", _HBA), ("postgresql.conf", "a", _CONFIGURATION)):
             with open(making / name, mode, encoding="utf-8") as file:
@@ -383,7 +387,7 @@ class DataFolder:
     def _start(self, found: programs.Programs) -> None:
         deadline = time.monotonic() + _SURVIVORS_S
         while True:
-            self._disown_pid_files()
+            disown_pid_files(self.path, self.write)
             reason = self._try_start(found)
             if reason is None or self.pid() is not None:
                 return
@@ -425,24 +429,8 @@ class DataFolder:
             return None
         with contextlib.suppress(FileNotFoundError), open(log, "rb") as file:
             file.seek(said_before)
-            return _reason(file.read().decode(errors="replace") or result.stderr)
-        return _reason(result.stderr)
-
-    def _disown_pid_files(self) -> None:
-        """After a crash of the machine or container, the pids in the files may be those of other programs.
-
-        PostgreSQL would then refuse to start. No file is removed, for PostgreSQL finds survivors of an earlier
-        server by the shared memory that postmaster.pid names: only the pid becomes one that nobody has.
-        """
-        if not Path("/proc/self/cwd").exists():
-            return
-        for file in [self.path / "postmaster.pid", *self.path.glob(".s.PGSQL.*.lock")]:
-            if not file.exists():
-                continue
-            pid, _, rest = file.read_text().partition("\n")
-            with contextlib.suppress(PermissionError):  # of another account: PostgreSQL itself ignores it
-                if not _works_in(pid, self.path):
-                    self.write(file.name, f"{_NO_PID}\n{rest}")
+            return why_it_failed(file.read().decode(errors="replace") or result.stderr)
+        return why_it_failed(result.stderr)
 
     def _start_hint(self) -> str:
         return self._space_hint() or f"its log: {self.path / 'log'}"
@@ -458,7 +446,25 @@ class DataFolder:
         return None
 
 
-def _works_in(pid: str, folder: Path) -> bool:
+def disown_pid_files(folder: Path, write: Callable[[str, str], object]) -> None:
+    """After a crash of the machine or container, the pids in the files may be those of other programs.
+
+    PostgreSQL would then refuse to start. No file is removed, for PostgreSQL finds survivors of an earlier
+    server by the shared memory that postmaster.pid names: only the pid becomes one that nobody has. `write` writes
+    a file of the folder, by its name.
+    """
+    if not Path("/proc/self/cwd").exists():
+        return
+    for file in [folder / "postmaster.pid", *folder.glob(".s.PGSQL.*.lock")]:
+        if not file.exists():
+            continue
+        pid, _, rest = file.read_text().partition("\n")
+        with contextlib.suppress(PermissionError):  # of another account: PostgreSQL itself ignores it
+            if not works_in(pid, folder):
+                write(file.name, f"{_NO_PID}\n{rest}")
+
+
+def works_in(pid: str, folder: Path) -> bool:
     """Whether a process has the folder as its current one, as all processes of its server do (Linux)."""
     try:
         return os.path.samefile(f"/proc/{int(pid)}/cwd", folder)
@@ -466,7 +472,7 @@ def _works_in(pid: str, folder: Path) -> bool:
         return False
 
 
-def _reason(said: str) -> str:
+def why_it_failed(said: str) -> str:
     """The line that tells why a program of PostgreSQL gave up, without time and severity."""
     lines = [line for line in said.splitlines() if line.strip()]
     for mark in ("No space left on device", "PANIC:", "FATAL:", "error:", "could not"):

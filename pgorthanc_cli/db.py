@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import select
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
+from psycopg2.extensions import POLL_OK, POLL_READ, TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
 
 from pgorthanc_cli import connect_errors
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
     "MASK", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Target", "advisory_lock", "check_schema",
-    "check_writable", "connect", "lock_holders", "parse", "session", "translated",
+    "check_writable", "connect", "connect_async", "effective", "finish", "lock_holders", "parse", "replication_session",
+    "session", "translated",
 ]  # fmt: skip
 
 # Orthanc's advisory locks: session-level, single-bigint form, one database wide (SCHEMA.md 8).
@@ -149,12 +151,69 @@ def connect(target: Target, *, autocommit: bool = False, readonly: bool = False)
     return conn
 
 
-def _connect_patiently(target: Target) -> Connection:
+def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
+    """Open a connection in psycopg2's asynchronous mode, for work that must never wait for the network.
+
+    No statement is sent, search_path stays the server's: behind a pooler the session may be somebody else's next.
+
+    Raises:
+        ConnectError: As `connect`; also no login within `timeout_s` seconds.
+    """
+
+    def begin(dsn: str) -> Connection:
+        conn = psycopg2.connect(dsn, async_=True)
+        try:
+            finish(conn, timeout_s)
+        except TimeoutError:
+            conn.close()
+            raise psycopg2.OperationalError("timeout expired") from None
+        return conn
+
+    return _connect_patiently(target, begin)
+
+
+def effective(target: Target) -> dict[str, str]:
+    """What libpq makes of a target: with its environment, service file, .pgpass and defaults.
+
+    `host` is always among it, `password` where one is known. Reaches for the server and leaves before the first word.
+
+    Raises:
+        ConnectError: No host of that name, no such socket, no such service.
+    """
+    conn = _connect_patiently(replace(target, retries=0), lambda dsn: psycopg2.connect(dsn, async_=True))
+    try:
+        info = conn.info
+        place = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
+        found = {**place, **info.dsn_parameters, "password": info.password or ""}
+    finally:
+        conn.close()
+    # Before the login psycopg2 has U+FFFD for all that is not ASCII; then the text that libpq has read counts.
+    variables = {"user": "PGUSER", "dbname": "PGDATABASE", "password": "PGPASSWORD"}
+    written = {name: os.environ.get(variable, "") for name, variable in variables.items()} | parse(target.dsn)
+    exact = {name: written.get(name, "") if "\ufffd" in value else value for name, value in found.items()}
+    return {name: value for name, value in exact.items() if value}
+
+
+def finish(conn: Connection, timeout_s: float) -> None:
+    """Wait until an asynchronous connection has done what it was asked.
+
+    Raises:
+        TimeoutError: It has not within that many seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (state := conn.poll()) != POLL_OK:
+        waiting = [conn.fileno()]
+        reads, writes = (waiting, []) if state == POLL_READ else ([], waiting)
+        if not any(select.select(reads, writes, [], max(deadline - time.monotonic(), 0))):
+            raise TimeoutError(f"no answer within {timeout_s:g} s")
+
+
+def _connect_patiently(target: Target, begin: Callable[[str], Connection] = psycopg2.connect) -> Connection:
     """Try `retries` times more, but only after failures that heal by themselves."""
     parameters = target.parameters()
     for left in range(target.retries, -1, -1):
         try:
-            return psycopg2.connect(make_dsn(**parameters))
+            return begin(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)
         except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own
@@ -195,21 +254,41 @@ def session(
         conn.close()
 
 
+@contextmanager
+def replication_session(target: Target) -> Iterator[Connection]:
+    """A connection that speaks the streaming replication protocol: no SQL, but SHOW, IDENTIFY_SYSTEM and slots.
+
+    Raises:
+        ConnectError: As `connect`; pg_hba.conf decides by a line for the database `replication`.
+    """
+    dsn = make_dsn(**{**parse(target.dsn), "replication": "true"})
+    conn = _connect_patiently(replace(target, dsn=dsn))
+    try:
+        with translated(conn):
+            conn.autocommit = True
+            yield conn
+    finally:
+        conn.close()
+
+
 def check_writable(conn: Connection) -> None:
     """Make sure that the server takes changes.
 
     Raises:
         ConnectError: It is a standby, or its sessions are read-only by default.
     """
-    standby, readonly = _row(
-        conn, "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')"
+    standby, readonly, primary = _row(
+        conn,
+        """SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only'),
+                  (SELECT sender_host || ':' || sender_port FROM pg_stat_wal_receiver)""",
     )
     if not standby and readonly == "off":
         return
     what = "is a standby (in recovery)" if standby else "is read-only (default_transaction_read_only is on)"
     raise ConnectError(
         f"the server {_place(conn)} {what}, and this command writes",
-        "name the primary with --host, or list all hosts in the URI beside target_session_attrs=read-write",
+        f"name the primary{f', {primary},' if primary else ''} with --host, "
+        "or list all hosts in the URI beside target_session_attrs=read-write",
     )
 
 
@@ -318,7 +397,7 @@ def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
     wanted = list(locks or LOCK_NAMES)
     with conn.cursor() as cur:
         cur.execute(
-            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, a.client_addr::text,
+            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, host(a.client_addr),
                       a.backend_start, a.state
                FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
                WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted

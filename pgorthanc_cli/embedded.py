@@ -289,7 +289,12 @@ def status(directory: Path) -> Status:
 
 
 def _ensure_database(folder: DataFolder) -> None:
-    """The folder's role and database; both are looked for every time, as a crash may have come between them."""
+    """The folder's role and database; both are looked for every time, as a crash may have come between them.
+
+    A standby has them, and their passwords, from its primary.
+    """
+    if folder.is_standby():
+        return
     settings = folder.settings()
     role, database = sql.Identifier(settings.role), sql.Identifier(settings.database)
     with _administrator(folder) as conn, conn.cursor() as cur:
@@ -311,6 +316,8 @@ def _ensure_database(folder: DataFolder) -> None:
 
 def _set_password(folder: DataFolder, password: str | None) -> None:
     """Give the role its password, and keep it in a file; the server sees only the verifier."""
+    if folder.is_standby():
+        return
     settings, file = folder.settings(), folder.path / _PASSWORD
     if password is None:
         password = _read_password(folder) or secrets.token_urlsafe(24)
@@ -334,7 +341,7 @@ def _running(folder: DataFolder, *, show_password: bool) -> Running:
     fields = (_host(settings), str(settings.port), settings.database, settings.role, password)
     folder.write(_PGPASS, ":".join(f.replace("\\", r"\\").replace(":", r"\:") for f in fields) + "\n")
     shown = password if show_password else db.MASK
-    with _administrator(folder) as conn:
+    with _administrator(folder, readonly=True) as conn:
         [(version, _, _)] = _rows(conn, _FACTS)
     return Running(
         directory=str(folder.path),
@@ -372,10 +379,10 @@ def _host(settings: Settings) -> str:
 
 
 @contextmanager
-def _administrator(folder: DataFolder) -> Iterator[Connection]:
+def _administrator(folder: DataFolder, *, readonly: bool = False) -> Iterator[Connection]:
     """A session of the superuser; a server that still recovers from a crash is waited for."""
     target = replace(folder.target(superuser=True), retries=600, retry_interval_s=0.5)
-    with db.session(target, autocommit=True, need_schema=False) as conn:
+    with db.session(target, autocommit=True, readonly=readonly, need_schema=False) as conn:
         yield conn
 
 

@@ -275,7 +275,7 @@ def cell(name: str, value: object) -> str:
         return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name in ("pid", "port"):
+    if name.lower() in ("pid", "port"):
         return str(value)
     if isinstance(value, int):
         return f"{value:,} ({size(value)})" if name.endswith("bytes") else f"{value:,}"

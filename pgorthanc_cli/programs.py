@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,29 +177,45 @@ def _inspect(folder: Path) -> Programs | None:
 def run(
     programs: Programs, name: str, arguments: Callable[[str], list[str]], folder: Path, account: Account
 ) -> Completed:
-    """Run a program as the account; `arguments` gets the folder's path as that account can use it.
+    """Run a program as the account to its end, see `started`."""
+    with started(programs, name, arguments, folder, account) as process:
+        said, complained = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+
+
+@contextmanager
+def started(
+    programs: Programs, name: str, arguments: Callable[[str], list[str]], folder: Path, account: Account
+) -> Iterator[subprocess.Popen[str]]:
+    """A program that runs as the account; `arguments` gets the folder's path as that account can use it.
 
     The program gets its own session: Ctrl-C on the terminal is for the caller, not for the server. Nothing of
-    the PG* environment reaches it, and it speaks English, so that its messages can be told apart.
+    the PG* environment reaches it, and it speaks English, so that its messages can be told apart. It is killed
+    if the block fails.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG", "POSTGRES"))}
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return subprocess.run(
+        with subprocess.Popen(
             [programs.bin / name, *arguments(_path_for(folder, account, handle))],
             pass_fds=(handle,),
             cwd="/",
             env={**environment, "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            check=False,
             start_new_session=True,
             user=account.uid if account.is_other else None,
             group=account.gid if account.is_other else None,
             extra_groups=[] if account.is_other else None,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                process.kill()
+                raise
     finally:
         os.close(handle)
 

@@ -19,6 +19,10 @@ sys.path.insert(0, str(ROOT / "docs"))
 import reference  # noqa: E402 - it stands beside the page that it writes
 
 KEYS = {
+    "check-auth": "method tls stored password_encryption hba_line plugins remedies",
+    "check-lock": "locks orthancs problems errors notes",
+    "keepalive-test": "ages limit_s parameters",
+    "wait": "reached waited_s",
     "init": "revision schema_version created storage trigram schema",
     "import": "imported known overwritten refused refusals instances_per_s mb_per_s elapsed_s bytes",
     "status": "revision recorded_revision schema_version plugins patients studies series instances"
@@ -48,7 +52,11 @@ def test_every_command_is_found_and_documented() -> None:
 def test_json_contract(empty: db.Target, tmp_path: Path) -> None:
     at = ("--uri", empty.dsn, "--json")
     runs = {
+        "check-auth": pgorthanc("check-auth", *at),
         "init": pgorthanc("init", *at),
+        "check-lock": pgorthanc("check-lock", *at),
+        "keepalive-test": pgorthanc("keepalive-test", *at, "--ages", "0.1s"),
+        "wait": pgorthanc("wait", *at, "--revision", "10"),
         "import": pgorthanc("import", *at, "--storage-dir", tmp_path / "area", samples.REAL),
         "status": pgorthanc("status", *at),
     }

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pgorthanc_cli import config, db
+from pgorthanc_cli.config import ConfigurationError, OrthancConfiguration
+from pgorthanc_cli.config.known import POSTGRESQL_KEYS
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.orthanc_config import POSTGRESQL_KEYS, OrthancConfiguration
-from pgorthanc_cli.orthanc_json import ConfigurationError
 
 SECRET = "s3cr p@ss/'\\\"é%"
 Write = Callable[..., Path]
@@ -95,12 +95,11 @@ def test_variables(write: Write, text: str, environ: dict[str, str], wanted: obj
     [
         ('{\n  "A": 1\n  "B": 2\n}', r"line 3, column 3: not valid JSON"),
         ('{"A": [1,,]}', "line 1, column 1"),
-        ('{"A": 1} {}', r"line 1, column 10: not valid JSON"),
-        ('{"A": NaN}', "NaN is not a number"),
+        ('{"A": NaN}', "line 1, column 7: not valid JSON: a value is expected here"),
         ("[1]", "found a JSON list, wanted an object"),
         ("", "line 1, column 1"),
-        ('{\n\n "A": "${UNSET_X}"}', r"line 3, column 8: the environment variable UNSET_X is not set"),
-        (b'{\n"A": "\xff"}', "line 2: not UTF-8"),
+        ('{\n\n "A": "${UNSET_X}"}', r"line 3: the environment variable UNSET_X is not set"),
+        (b'{\n"A": "\xff"}', "line 2, column 6: not valid JSON: the string is not valid Unicode"),
         ({"PostgreSQL": []}, '"PostgreSQL" is a list, wanted an object'),
         ({"PostgreSQL": {"Port": "5432"}}, "\"Port\" is a string ('5432'), wanted an integer"),
         ({"PostgreSQL": {"Port": True}}, '"Port" is true or false (True), wanted an integer'),
@@ -116,7 +115,7 @@ def test_variables(write: Write, text: str, environ: dict[str, str], wanted: obj
         ({"OverwriteInstances": "Sometimes"}, "wanted one of Never, Always, IfChanged"),
         ({"OverwriteInstances": 1}, "wanted true or false or a string"),
         ({"DefaultEncoding": "Klingon"}, '"DefaultEncoding" is "Klingon", wanted one of Ascii'),
-        ({"ExtraMainDicomTags": {"Image": []}}, 'a level "Image"'),
+        ({"OverwriteInstances": "always"}, "wanted one of Never, Always, IfChanged"),
         ({"ExtraMainDicomTags": {"Study": "x"}}, "wanted a list of tag names"),
     ],
 )
@@ -160,9 +159,11 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_warnings(write: Write) -> None:
     path = write(
         '{"PostgreSQL": {"ConnectionUri": "dbname=x", "Host": "dead", "Enablessl": true, "Foo": 1, "Foo": 2},'
-        ' "storagedirectory": "x"}'
+        ' "storagedirectory": "x", "ExtraMainDicomTags": {"Image": [], "Study": ["PatientAge"]}}'
     )
+    assert config.load(path).extra_main_dicom_tags == {"Study": ("PatientAge",)}
     warnings = "\n".join(config.load(path).warnings)
+    assert 'a level "Image", which Orthanc ignores' in warnings
     assert 'does not know "Enablessl" in section "PostgreSQL"; did you mean "EnableSsl"?' in warnings
     assert 'does not know "Foo" in section "PostgreSQL"\n' in warnings
     assert 'does not know "storagedirectory"; did you mean "StorageDirectory"?' in warnings
@@ -185,7 +186,7 @@ def test_defaults() -> None:
         (True, "always"),
         (False, "never"),
         ("Always", "always"),
-        ("never", "never"),
+        ("Never", "never"),
         ("IfChanged", "if_changed"),
     ],
 )

@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -155,7 +156,7 @@ class Call:
 
     def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
         """End with the line and the exit code of a monitoring plugin; `status` is a key of NAGIOS."""
-        output.nagios(self.name, status, summary, figures or {})
+        output.nagios(self.name.replace(" ", "-"), status, summary, figures or {})
         raise click.exceptions.Exit(NAGIOS[status])
 
     def warn(self, message: str) -> None:
@@ -198,19 +199,36 @@ def _prompt(question: str) -> str:
     return answer
 
 
+class _SectionOption(click.Option):
+    """An option that the help shows under a heading of its own."""
+
+    section = ""
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def section(title: str) -> Callable[..., Callable[[_Function], _Function]]:
+    """`click.option` for options that the help of a command shows together, under a heading of their own."""
+    kind = type(f"_{title}Option", (_SectionOption,), {"section": title})
+    return partial(click.option, cls=kind)
+
+
 class Command(click.Command):
     """A command whose help shows its own options first, then those that all commands share."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Three sections: what is special here, the connection, the output."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": [], "Connection": [], "Output": []}
+        """Three sections: what is special here, the connection, the output; and those that `section` made."""
+        own = dict.fromkeys(p.section for p in self.params if isinstance(p, _SectionOption))
+        sections: dict[str, list[tuple[str, str]]] = {
+            title: [] for title in ("Options", *own, "Connection", "Output")
+        }
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
                 shared = parameter is self.get_help_option(ctx)
-                sections["Output" if shared else _SECTIONS.get(parameter.name or "", "Options")].append(
-                    record
-                )
+                title = "Output" if shared else _SECTIONS.get(parameter.name or "", "Options")
+                sections[parameter.section if isinstance(parameter, _SectionOption) else title].append(record)
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
@@ -241,7 +259,8 @@ def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., No
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             options = {key: own.pop(key) for key in _CONNECTION_NAMES} if connection else {}
-            function(Call(name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
+            path = click.get_current_context().command_path.partition(" ")[2]  # with the names of its groups
+            function(Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
 
         run.__doc__ = function.__doc__
         run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,7 +16,7 @@ from pgorthanc_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.transition import Changed, Event, Progress, Settings
+    from pgorthanc_cli.transition import Changed, Event, Settings
 
 _TELL_EVERY_S = 5.0
 
@@ -110,7 +110,7 @@ def run(call: Call, events: Iterator[Event]) -> None:
     """Tell what goes on, and show the result; Ctrl-C ends it at the next safe point."""
     from pgorthanc_cli import revision, transition
 
-    teller = _Teller(quiet=call.quiet)
+    teller = Teller(quiet=call.quiet)
     with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
         for event in events:
             if isinstance(event, transition.Changed):
@@ -133,7 +133,27 @@ def _warnings(changed: Changed, of_trigram: dict[str, str]) -> list[str]:
     ]
 
 
-class _Teller:
+class Told(Protocol):
+    """Something that goes on."""
+
+    @property
+    def phase(self) -> str:
+        """The part of the work that it belongs to."""
+
+    @property
+    def what(self) -> str:
+        """What is done."""
+
+    @property
+    def done(self) -> int | None:
+        """How much of it, None where nobody can tell."""
+
+    @property
+    def total(self) -> int | None:
+        """Out of how much."""
+
+
+class Teller:
     """A line for each thing that begins, and one every few seconds while it lasts."""
 
     def __init__(self, *, quiet: bool) -> None:
@@ -141,7 +161,7 @@ class _Teller:
         self._last = ""
         self._told = 0.0
 
-    def tell(self, event: Progress) -> None:
+    def tell(self, event: Told) -> None:
         """Tell of it, unless it was told just now."""
         now = time.monotonic()
         if self._quiet or (event.what == self._last and now - self._told < _TELL_EVERY_S):
@@ -150,7 +170,7 @@ class _Teller:
         output.note(f"{event.phase}: {event.what}{_extent(event)}")
 
 
-def _extent(event: Progress) -> str:
+def _extent(event: Told) -> str:
     if event.done is None:
         return ""
     if not event.total:

@@ -2,64 +2,95 @@
 
 from __future__ import annotations
 
-import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
 from pgorthanc_cli import commands, output
-from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
+from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.config import OrthancConfiguration, Resolved
-    from pgorthanc_cli.ingest import Settings
+    from pgorthanc_cli.ingest import Report
+
+_input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
+_file = click.Path(dir_okay=False, path_type=Path)
+_rate = click.FloatRange(min=0, min_open=True)
 
 
 @commands.command("import")
 @click.argument("paths", nargs=-1, type=click.Path(exists=True), metavar="PATH...")
-@click.option(
+@_input(
     "--files-from",
     type=click.File("rb"),
     metavar="FILE",
     help="Also import the paths listed in FILE (- for stdin).",
 )
-@click.option(
+@_input(
+    "--journal", type=_file, metavar="FILE", help="Remember in FILE what files hold; a rerun is quick then."
+)
+@_input("--follow", is_flag=True, help="Go on with what arrives in the folders, until Ctrl-C or SIGTERM.")
+@_input(
+    "--settle",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --follow: how long a file must have stayed the same.",
+)
+@_input("--shard", metavar="I/N", help="Only share I of N; other machines import the others.")
+@_input(
+    "--shard-by",
+    type=click.Choice(["folder", "patient"]),
+    default="folder",
+    show_default=True,
+    help="What is never split.",
+)
+@_archive(
     "--storage",
     type=click.Choice(["filesystem", "postgresql"]),
     help="Where the DICOM files go.  [default: by --config]",
 )
-@click.option(
+@_archive(
     "--storage-dir", type=click.Path(file_okay=False, path_type=Path), help="Orthanc's StorageDirectory."
 )
-@click.option(
-    "--overwrite", type=click.Choice(["never", "always", "if-changed"]), help="What is stored already."
+@_archive(
+    "--link",
+    type=click.Choice(["auto", "reflink", "hardlink", "copy"]),
+    default="auto",
+    show_default=True,
+    help="How files come into --storage-dir; auto: reflink or copy.",
 )
-@click.option(
+@_archive("--overwrite", type=click.Choice(["never", "always", "if-changed"]), help="What is stored already.")
+@_archive(
     "--orthanc-version",
     metavar="X.Y.Z",
     default="1.13.0",
     show_default=True,
     help="Write what this Orthanc would.",
 )
-@click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes."
-)
-@click.option("--concurrent", is_flag=True, help="Work beside Orthancs that use the database.")
-@click.option("--stable-changes", is_flag=True, help="Log the Stable* changes at the end, as Orthanc would.")
-@click.option(
-    "--refused", type=click.File("w"), metavar="FILE", help="Write what was refused, and why, to FILE."
-)
-@click.option("--dry-run", is_flag=True, help="Read and report, write nothing.")
+@_archive("--stable-changes", is_flag=True, help="Log the Stable* changes at the end, as Orthanc would.")
+@_archive("--concurrent", is_flag=True, help="Work beside Orthancs and imports that use the database.")
+@_archive("--dry-run", is_flag=True, help="Read and report, write nothing.")
+@_pace("-j", "--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes.")
+@_pace("--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file.")
+@_pace("--max-files-per-s", type=_rate, metavar="N", help="Read no more files each second.")
+@_pace("--max-mb-per-s", type=_rate, metavar="N", help="Read no more than N million bytes each second.")
+@_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
+@_report("--refused", type=click.File("w"), metavar="FILE", help="Write what was refused, and why, to FILE.")
+@_report("--report", type=_file, metavar="FILE", help="Write a page about the import (HTML) to FILE.")
+@_report("--report-names", is_flag=True, help="Name patients, folders and files on that page, too.")
 def command(
     call: commands.Call,
     paths: tuple[str, ...],
     files_from: BinaryIO | None,
     refused: TextIO | None,
+    report: Path | None,
+    report_names: bool,
     jobs: int,
-    **options: object,
+    dask: str | None,
+    **options: Any,
 ) -> None:
     """Import DICOM files, folders, ZIP and gzip archives.
 
@@ -67,93 +98,26 @@ def command(
     Interrupted at any point, run it again: it goes on where it stopped.
     """
     from pgorthanc_cli import ingest
+    from pgorthanc_cli.commands import importing
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
     with call.resolved() as found, commands.stopping() as stop, output.progress(quiet=call.quiet) as bar:
         tally = ingest.Tally()
-        settings = _settings(found, **options)  # type: ignore[arg-type]
-        if bar.shown and not files_from:
+        feed = importing.feed(paths, files_from, options)
+        settings = importing.settings(found, options, concurrent=bool(feed.shard or dask))
+        run = importing.run(found.target, settings, jobs, dask, stop)
+        if bar.shown and not (files_from or feed.follow or feed.shard):
             threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
-        for batch in ingest.run(found.target, _all(paths, files_from), settings, jobs=jobs, stop=stop):
-            tally.add(batch)
-            bar.add(batch.files, batch.bytes)
-            for warning in batch.warnings:
-                call.warn(warning)
-    report = tally.report()
-    if refused:
-        refused.writelines(f"{r.path}\t{r.reason}\n" for r in report.refusals)
-    call.emit(report)
-    if stop.is_set():
-        raise Interrupted("interrupted; what was counted is committed", "run it again to go on")
-    if report.refused:
-        raise PartialFailure(
-            f"{report.refused} files were refused", "see refusals in --json, or --refused FILE"
-        )
-
-
-def _settings(
-    found: Resolved,
-    *,
-    storage: str | None,
-    storage_dir: Path | None,
-    overwrite: str | None,
-    orthanc_version: str,
-    **flags: bool,
-) -> Settings:
-    """The options, and Orthanc's configuration for what they leave open."""
-    from pgorthanc_cli import dicom, index, ingest
-    from pgorthanc_cli.config import OrthancConfiguration
-
-    orthanc = found.orthanc or OrthancConfiguration()
-    if orthanc.ingest_transcoding:
-        raise UsageError(
-            f'"IngestTranscoding" is "{orthanc.ingest_transcoding}": Orthanc would convert the files, import does not',
-            "import without it, and let Orthanc transcode afterwards",
-        )
-    profile = dicom.Profile(
-        orthanc_version=_version(orthanc_version),
-        default_encoding=orthanc.default_encoding,
-        extra_main_dicom_tags=tuple(orthanc.extra_main_dicom_tags.items()),
-    )
-    return ingest.Settings(
-        storage_dir=_storage_dir(storage, storage_dir, found.orthanc),
-        profile=profile,
-        compress=orthanc.storage_compression,
-        store_md5=orthanc.store_md5,
-        store_dicom=orthanc.store_dicom,
-        overwrite=index.Overwrite(overwrite.replace("-", "_") if overwrite else orthanc.overwrite_instances),
-        sync=orthanc.sync_storage_area,
-        **flags,
-    )
-
-
-def _version(text: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", text)
-    if match is None:
-        raise UsageError(f"--orthanc-version is {text!r}, wanted three numbers such as 1.13.0")
-    major, minor, patch = map(int, match.groups())
-    return major, minor, patch
-
-
-def _storage_dir(
-    storage: str | None, storage_dir: Path | None, orthanc: OrthancConfiguration | None
-) -> Path | None:
-    """The folder of the filesystem area; None: the files become large objects."""
-    if storage == "postgresql":
-        if storage_dir:
-            raise UsageError(
-                "--storage postgresql and --storage-dir contradict each other", "give one of them"
-            )
-        return None
-    if storage_dir:
-        return storage_dir
-    if orthanc is None:
-        raise UsageError(
-            "where do the DICOM files go?",
-            "give --storage-dir FOLDER, --storage postgresql, or Orthanc's configuration with --config",
-        )
-    return None if orthanc.enable_storage and storage is None else orthanc.storage_directory
+        facts = importing.facts(found.target, settings, {"dask": dask, "jobs": jobs, **options})
+        with importing.reporting(report, paths, stop, facts, names=report_names) as told:
+            for batch in ingest.deliver(found.target, feed, settings, run, stop):
+                tally.add(batch)
+                told(batch)
+                bar.add(batch.files, batch.bytes)
+                for warning in batch.warnings:
+                    call.warn(warning)
+    _end(call, tally.report(), refused, interrupted=stop.is_set())
 
 
 def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) -> None:
@@ -169,9 +133,14 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
     bar.expect(total)
 
 
-def _all(paths: tuple[str, ...], files_from: BinaryIO | None) -> Iterator[str]:
-    from pgorthanc_cli import ingest
-
-    yield from paths
-    if files_from:
-        yield from ingest.listed(files_from)
+def _end(call: commands.Call, result: Report, refused: TextIO | None, *, interrupted: bool) -> None:
+    """Show the result, and say by the exit code how it ended."""
+    if refused:
+        refused.writelines(f"{r.path}\t{r.reason}\n" for r in result.refusals)
+    call.emit(result)
+    if interrupted:
+        raise Interrupted("interrupted; what was counted is committed", "run it again to go on")
+    if result.refused:
+        raise PartialFailure(
+            f"{result.refused} files were refused", "see refusals in --json, or --refused FILE"
+        )

@@ -95,6 +95,11 @@ class Charset:
     extensions: bool
     split: bool
 
+    @property
+    def plain(self) -> bool:
+        """Printable ASCII is what it is."""
+        return self.encoding not in ("Japanese", "JapaneseKanji")
+
     def decode(self, raw: bytes, vr: str) -> str:
         """The text of a value of that VR, without what cannot be decoded."""
         decoder = ENCODINGS[self.encoding]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import tempfile
 import zlib
 from collections.abc import Container
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from pgorthanc_cli.dicom.filemeta import FileMeta
 from pgorthanc_cli.dicom.model import Buffer, Refused
 from pgorthanc_cli.dicom.structure import BIG_ENDIAN, EXPLICIT, IMPLICIT, Element, Encoding, Walker, is_vr
 
@@ -35,13 +38,13 @@ _ENCAPSULATED = frozenset(
 ) - {"1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
 
 MAX_INFLATED = 512 << 20  # bytes of a deflated data set
+_IN_MEMORY = 16 << 20
 
 GROUP_LENGTH, TRANSFER_SYNTAX_UID = 0x00020000, 0x00020010
 _META_TAGS = frozenset((GROUP_LENGTH, TRANSFER_SYNTAX_UID))
 
 
-@dataclass(frozen=True, slots=True)
-class DataSet:
+class DataSet(NamedTuple):
     """A data set that was walked to its end.
 
     Attributes:
@@ -49,41 +52,54 @@ class DataSet:
         elements: the wanted ones of the top level, the first of each tag.
         transfer_syntax: the one that it was read with.
         deepest: number of nested sequences.
+        start: position of the first element.
+        straight: a reader that only jumps from header to header comes to the same elements (see `Walker`).
+        first_late: the first element from the pixel data on: its tag, position and VR.
     """
 
     data: Buffer
     elements: dict[int, Element]
     transfer_syntax: str
     deepest: int
+    start: int
+    straight: bool
+    first_late: tuple[int, int, str] | None
 
 
-def read(data: Buffer, wanted: Container[int]) -> DataSet:
+def read(data: Buffer, wanted: Container[int], meta: FileMeta | None = None) -> DataSet:
     """Walk a whole file, and remember the wanted elements of its data set.
+
+    Args:
+        data: the file.
+        wanted: tags to remember.
+        meta: its file meta information, if it is known already: that saves walking it again.
 
     Raises:
         Refused: DCMTK would not parse the file.
     """
     if not len(data):
         raise Refused("the file is empty")
+    if meta and meta.plain and bytes(data[meta.end : meta.end + 2]) != b"\2\0":
+        return _read(data, _uid(meta.syntax), meta.end, wanted)
     if bytes(data[128:132]) == b"DICM":
-        return _read(data, 132, wanted)
+        return _read(data, *_file_meta(data, 132), wanted)
     try:
-        return _read(data, 0, wanted)
+        return _read(data, *_file_meta(data, 0), wanted)
     except Refused:
         raise Refused("not a DICOM file: no DICM at byte 128, and no data set at byte 0") from None
 
 
-def _read(data: Buffer, start: int, wanted: Container[int]) -> DataSet:
-    uid, pos = _file_meta(data, start)
-    if pos == start == len(data):
-        raise Refused("there is nothing behind the preamble")
+def _read(data: Buffer, uid: str, pos: int, wanted: Container[int]) -> DataSet:
     known = uid in _ENCODINGS or uid in _ENCAPSULATED or uid in _DEFLATED
+    file = data
     if uid in _DEFLATED:
         data, pos = _inflated(data, pos), 0
     encoding = _ENCODINGS.get(uid, EXPLICIT) if known else _guessed(data, pos)
     walker = Walker(data)
     elements = walker.data_set(pos, encoding, wanted, encapsulated=uid in _ENCAPSULATED)
-    return DataSet(data, elements, uid if known else _NATIVE[encoding], walker.deepest)
+    syntax = uid if known else _NATIVE[encoding]
+    straight = walker.straight and data is file
+    return DataSet(data, elements, syntax, walker.deepest, pos, straight, walker.first_late)
 
 
 def _file_meta(data: Buffer, start: int) -> tuple[str, int]:
@@ -102,8 +118,10 @@ def _file_meta(data: Buffer, start: int) -> tuple[str, int]:
         first, pos = pos == start, walker.element(header, encoding, _META_TAGS, kept)
         if first and GROUP_LENGTH in kept:
             stop = pos + _number(data, kept[GROUP_LENGTH])
+    if pos == start == len(data):
+        raise Refused("there is nothing behind the preamble")
     uid = kept.get(TRANSFER_SYNTAX_UID)
-    return ("" if uid is None else _text(data, uid)), pos
+    return ("" if uid is None else _uid(bytes(data[uid.start : uid.start + min(uid.length, 128)]))), pos
 
 
 def _number(data: Buffer, element: Element) -> int:
@@ -111,9 +129,8 @@ def _number(data: Buffer, element: Element) -> int:
     return int.from_bytes(value, "big" if element.order == ">" else "little")
 
 
-def _text(data: Buffer, element: Element) -> str:
-    length = min(element.length, 128)  # a UID has 64 characters at most
-    return bytes(data[element.start : element.start + length]).decode("latin-1").rstrip(" \0")
+def _uid(value: bytes) -> str:
+    return value[:128].decode("latin-1").rstrip(" \0")  # a UID has 64 characters at most
 
 
 def _guessed(data: Buffer, pos: int) -> Encoding:
@@ -124,16 +141,34 @@ def _guessed(data: Buffer, pos: int) -> Encoding:
     return BIG_ENDIAN if len(group) == 2 and group[0] == 0 and group[1] else EXPLICIT
 
 
-def _inflated(data: Buffer, pos: int) -> bytes:
+def _inflated(data: Buffer, pos: int) -> Buffer:
     """The data set of a deflated transfer syntax (PS3.5, A.5); DCMTK ignores what follows the stream."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         with memoryview(data) as whole, whole[pos:] as deflated:
-            inflated = inflater.decompress(deflated, MAX_INFLATED)
+            inflated = inflater.decompress(deflated, min(_IN_MEMORY, MAX_INFLATED))
+        if inflater.unconsumed_tail:
+            return _spooled(inflated, inflater)
     except zlib.error:
         raise Refused("the deflated data set is damaged") from None
-    if inflater.unconsumed_tail or len(inflated) == MAX_INFLATED:
-        raise Refused(f"the deflated data set has more than {MAX_INFLATED >> 20} MiB")
     if not inflater.eof:
         raise Refused("the deflated data set is cut off")
     return inflated
+
+
+def _spooled(head: bytes, inflater: zlib._Decompress) -> mmap.mmap:
+    """A large data set, in a mapped file without a name: memory stays bounded, whatever comes out."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            size = file.write(head)
+            while chunk := inflater.decompress(inflater.unconsumed_tail, _IN_MEMORY):
+                size += file.write(chunk)
+                if size > MAX_INFLATED:
+                    raise Refused(f"the deflated data set has more than {MAX_INFLATED >> 20} MiB")
+            if not inflater.eof:
+                raise Refused("the deflated data set is cut off")
+            file.flush()
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        where = tempfile.gettempdir()
+        raise Refused(f"the deflated data set does not fit into {where}: {error.strerror}") from None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from pgorthanc_cli.dicom import container, metadata, streams, tags
+from pgorthanc_cli.dicom.charset import Charset
+from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
-from pgorthanc_cli.dicom.structure import Element
+from pgorthanc_cli.dicom.structure import SHORT_VRS, Element
 from pgorthanc_cli.dicom.values import LIMIT, Reader, normalized, reader_of
 
 _WARN_DEPTH = 40
@@ -23,6 +26,7 @@ _UIDS = {
     tags.SERIES_UID: "SeriesInstanceUID",
     tags.SOP_INSTANCE_UID: "SOPInstanceUID",
 }
+_IDENTIFIERS = {tags.PATIENT_ID: "PatientID", **_UIDS}
 
 
 def parse(data: Buffer, profile: Profile) -> Instance:
@@ -37,49 +41,105 @@ def parse(data: Buffer, profile: Profile) -> Instance:
         UsageError: the profile is wrong (`check_profile`).
     """
     tables = tags.tables(profile)
-    data_set = container.read(data, tables.wanted)
+    meta = file_meta(data)
+    data_set = container.read(data, tables.wanted, meta)
     elements = data_set.elements
-    reader = reader_of(data_set.data, elements, profile)
-    texts = {tag: text for tag, e in elements.items() if (text := reader.text(e)) is not None}
-    public_ids = _public_ids(elements, texts)
-    pixels = streams.pixel_data(data)
-    expected = metadata.expected_instances(texts)
+    ancestors = _ancestors(data_set, tables, profile)
+    reader = Reader(data_set.data, *ancestors.reading)
+    texts = dict(ancestors.texts)
+    for tag, element in elements.items():
+        if tag not in tables.ancestors and (text := reader.text(element)) is not None:
+            texts[tag] = text
+    _check_identifiers(elements, texts)
+    public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
+    pixels = streams.pixel_data(data, meta, data_set)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
-    own = {2: _series(expected), 3: _instance(data, data_set, texts, index, pixels, profile)}
-    patient, study, series, instance = (
-        _level(public_ids[n], level, own.get(n, {}), elements, texts, reader)
-        for n, level in enumerate(tables.levels)
-    )
+    own = _instance(meta, data_set, texts, index, pixels, profile)
+    instance = _level(public_id, tables.levels[3], own, elements, texts, reader)
     return Instance(
-        levels=(patient, study, series, instance),
-        expected_instances=expected,
+        levels=(*ancestors.levels, instance),
+        expected_instances=ancestors.expected_instances,
         index_in_series=index,
         pixel_data_offset=pixels.offset if pixels else None,
         warnings=_warnings(data_set.deepest),
     )
 
 
-def _public_ids(elements: Mapping[int, Element], texts: Mapping[int, str]) -> list[str]:
-    """The public ids of the four levels: SHA-1 of the identifiers down to that level.
+class _Ancestors(NamedTuple):
+    """What all files of a series have in common, if their elements above the instance are the same bytes."""
 
-    An absent PatientID is an empty one.
-    """
+    levels: tuple[Level, Level, Level]
+    identifiers: str  # joined, as they are hashed
+    texts: dict[int, str]
+    reading: tuple[Charset, bool, bool, bool]  # how to read texts: see `Reader`
+    expected_instances: int | None
+
+
+_recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
+_MAX_RECENT = 64
+
+
+def _ancestors(data_set: container.DataSet, tables: tags.Tables, profile: Profile) -> _Ancestors:
+    """The ancestors, made once for all files of a series that agree in every byte that they are made of."""
+    same = _same(data_set, tables.ancestors)
+    if same is None:
+        return _made(data_set, tables, profile)
+    key = profile, data_set.transfer_syntax, same
+    found = _recent.get(key)
+    if found is None:
+        if len(_recent) >= _MAX_RECENT:
+            _recent.clear()
+        found = _recent[key] = _made(data_set, tables, profile)
+    return found
+
+
+def _same(data_set: container.DataSet, wanted: frozenset[int]) -> bytes | None:
+    """The wanted elements as they are written, tags and VRs included; None if one of them is out of the ordinary."""
+    data, parts = data_set.data, []
+    for tag, vr, start, length, _, _ in data_set.elements.values():
+        if tag in wanted:
+            if vr not in SHORT_VRS or length > LIMIT:
+                return None
+            parts.append(data[start - 8 : start + length])
+    return b"".join(parts)
+
+
+def _made(data_set: container.DataSet, tables: tags.Tables, profile: Profile) -> _Ancestors:
+    elements = data_set.elements
+    reader = reader_of(data_set.data, elements, profile)
+    texts = {
+        tag: text
+        for tag, element in elements.items()
+        if tag in tables.ancestors and (text := reader.text(element)) is not None
+    }
+    expected = metadata.expected_instances(texts)
+    identifiers = [texts.get(tag, "") for tag in (tags.PATIENT_ID, tags.STUDY_UID, tags.SERIES_UID)]
+    ids = [_public_id("|".join(identifiers[: n + 1])) for n in range(3)]
+    patient, study, series = (
+        _level(ids[n], tables.levels[n], _series(expected) if n == 2 else {}, elements, texts, reader)
+        for n in range(3)
+    )
+    reading = reader.charset, reader.signed, reader.trims_nul, reader.all_numbers
+    return _Ancestors((patient, study, series), "|".join(identifiers), texts, reading, expected)
+
+
+def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]) -> None:
+    """The three UIDs must be there, and have a text; PatientID, if it is there, a text that may be empty."""
     if missing := [name for tag, name in _UIDS.items() if tag not in elements]:
         raise Refused(
             f"{', '.join(missing)} missing: no image, or a DICOMDIR or a query file", missing_tag=True
         )
-    for tag, name in {tags.PATIENT_ID: "PatientID", **_UIDS}.items():
+    for tag, name in _IDENTIFIERS.items():
         if tag in elements and tag not in texts:
             raise Refused(f"{name} has no usable text: longer than {LIMIT} bytes, binary, or a sequence")
     if empty := [name for tag, name in _UIDS.items() if not texts[tag]]:
         raise Refused(f"{', '.join(empty)} empty")
-    identifiers = [texts.get(tags.PATIENT_ID, ""), *(texts[tag] for tag in _UIDS)]
-    return [_public_id("|".join(identifiers[: n + 1])) for n in range(4)]
 
 
 def _public_id(identifiers: str) -> str:
-    digest = hashlib.sha1(identifiers.encode(), usedforsecurity=False).hexdigest()
-    return "-".join(digest[n : n + 8] for n in range(0, 40, 8))
+    """SHA-1 of the identifiers down to a level; an absent PatientID is an empty one."""
+    x = hashlib.sha1(identifiers.encode(), usedforsecurity=False).hexdigest()
+    return f"{x[:8]}-{x[8:16]}-{x[16:24]}-{x[24:32]}-{x[32:]}"
 
 
 def _level(
@@ -117,7 +177,7 @@ def _series(expected: int | None) -> dict[int, str]:
 
 
 def _instance(
-    data: Buffer,
+    meta: FileMeta | None,
     data_set: container.DataSet,
     texts: Mapping[int, str],
     index: str | None,
@@ -125,7 +185,7 @@ def _instance(
     profile: Profile,
 ) -> dict[int, str]:
     """The metadata that only the instance level has."""
-    syntax = streams.named_transfer_syntax(data)
+    syntax = streams.named_transfer_syntax(meta)
     if syntax is None and data_set.transfer_syntax in streams.KNOWN:
         syntax = data_set.transfer_syntax
     has_vr = profile.orthanc_version >= _PIXEL_DATA_VR_SINCE

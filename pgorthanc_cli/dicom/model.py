@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 LEVELS = ("patient", "study", "series", "instance")  # the position is Orthanc's resourceType in PostgreSQL
 
@@ -59,8 +59,7 @@ class Profile:
         return tuple(sorted((level, tuple(names)) for level, names in pairs))
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
+class Level(NamedTuple):
     """The rows of one resource, should it be new.
 
     Attributes:
@@ -76,8 +75,7 @@ class Level:
     metadata: dict[int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """Everything that one file determines in the index.
 
     Attributes:

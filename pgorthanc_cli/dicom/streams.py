@@ -6,11 +6,11 @@ its readers give up a row is missing although the file is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from pgorthanc_cli.dicom.container import EXPLICIT_BE, IMPLICIT_LE, TRANSFER_SYNTAX_UID
+from pgorthanc_cli.dicom.container import EXPLICIT_BE, IMPLICIT_LE, DataSet
+from pgorthanc_cli.dicom.filemeta import FileMeta
 from pgorthanc_cli.dicom.model import Buffer
 from pgorthanc_cli.dicom.structure import (
     ITEM,
@@ -28,27 +28,12 @@ KNOWN = frozenset(
     + [f"1.2.840.10008.1.2.4.{n}" for n in _IMAGES]
 )
 
-_LONGEST = {
-    **dict.fromkeys(("AE", "CS", "DS", "SH"), 16),
-    **dict.fromkeys(("LO", "UI"), 64),
-    **dict.fromkeys(("AS", "AT", "UL", "SL", "FL"), 4),
-    **dict.fromkeys(("US", "SS"), 2),
-    **dict.fromkeys(("FD", "SV", "UV"), 8),
-    "DA": 18,
-    "DT": 54,
-    "IS": 12,
-    "LT": 10240,
-    "ST": 1024,
-    "TM": 28,
-}
-
 _SHORT = frozenset(vr.encode() for vr in SHORT_VRS)
 _LONG = frozenset(vr.encode() for vr in LONG_VRS)
 _READ_FIRST = _SHORT | {b"SQ"}
 _HEADER = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
 _TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}
 _LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
-_META = 144  # preamble, DICM and the group length are before it
 
 
 class _Malformed(Exception):
@@ -69,68 +54,36 @@ class PixelData(NamedTuple):
     vr: str
 
 
-class _MetaElement(NamedTuple):
-    tag: int
-    vr: str
-    start: int  # of the value
-    end: int
-
-
-def _meta_elements(data: Buffer) -> Iterator[_MetaElement]:
-    """The elements of the file meta information after the group length; the last one may go beyond it."""
-    if len(data) < _META or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
-        raise _Malformed
-    pos, stop = _META, _META + _LENGTH["<"](data, 140)[0]
-    while pos < stop:
-        if pos + 8 > len(data):
-            raise _Malformed
-        group, element, vr, length = _HEADER["<"](data, pos)
-        pos += 8
-        if vr in _LONG and length == 0 and pos + 4 <= len(data):
-            length, pos = _LENGTH["<"](data, pos)[0], pos + 4
-        elif vr not in _SHORT:
-            raise _Malformed
-        if pos + length > len(data):
-            raise _Malformed
-        end = pos + length
-        yield _MetaElement(group << 16 | element, vr.decode(), pos, end)
-        pos = end
-
-
-def named_transfer_syntax(data: Buffer) -> str | None:
+def named_transfer_syntax(meta: FileMeta | None) -> str | None:
     """The transfer syntax that the file meta information names, "" if it names none that Orthanc knows.
 
     Returns:
         None if there is no file meta information, or it is not strictly well-formed.
     """
-    uid = b""
-    try:
-        for element in _meta_elements(data):
-            if element.end - element.start > _LONGEST.get(element.vr, UNDEFINED):
-                return None
-            if element.tag == TRANSFER_SYNTAX_UID and not uid:
-                uid = bytes(data[element.start : element.end])
-    except _Malformed:
+    if meta is None or meta.overlong:
         return None
-    name = uid.removesuffix(b"\0").translate(None, b" \t\n\x0b\x0c\r").decode("latin-1")
+    name = meta.syntax.removesuffix(b"\0").translate(None, b" \t\n\x0b\x0c\r").decode("latin-1")
     return name if name in KNOWN else ""
 
 
-def pixel_data(data: Buffer) -> PixelData | None:
-    """Find the pixel data from the start of the file, None where Orthanc's reader does not find it."""
-    try:
-        uid, pos = b"", _META
-        for element in _meta_elements(data):
-            pos = element.end
-            if element.tag == TRANSFER_SYNTAX_UID and not uid:
-                uid = bytes(data[element.start : element.end])
-        syntax = (uid[:-1] if uid[-1:] in (b" ", b"\0") else uid).decode("latin-1")
-        if syntax not in KNOWN or pos != _META + _LENGTH["<"](data, 140)[0]:
+def pixel_data(data: Buffer, meta: FileMeta | None, data_set: DataSet) -> PixelData | None:
+    """The pixel data, None where Orthanc's reader does not find it; the data set is that of the file."""
+    if meta is None or not meta.exact:
+        return None
+    syntax = meta.syntax.removesuffix(b"\0") if meta.syntax[-1:] == b"\0" else meta.syntax.removesuffix(b" ")
+    name = syntax.decode("latin-1")
+    if name not in KNOWN:
+        return None
+    if data_set.straight and data_set.start == meta.end and name not in (IMPLICIT_LE, EXPLICIT_BE):
+        found = data_set.first_late  # the walk went where this reader goes
+        if found is None or found[0] != PIXEL_DATA:
             return None
-        found = _forward(data, pos, syntax)
+        return PixelData(found[1], name, found[2])
+    try:
+        forward = _forward(data, meta.end, name)
     except _Malformed:
         return None
-    return None if found is None else PixelData(found[0], syntax, found[1])
+    return None if forward is None else PixelData(forward[0], name, forward[1])
 
 
 def _forward(data: Buffer, pos: int, syntax: str) -> tuple[int, str] | None:

@@ -30,6 +30,8 @@ def vrs(names: str) -> frozenset[str]:
 
 SHORT_VRS = vrs("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US")
 LONG_VRS = vrs("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+_PIXEL_GROUP = PIXEL_DATA >> 16
+_SKIMMED = {vr.encode(): vr for vr in SHORT_VRS}
 _VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True) for vr in LONG_VRS}
 
 
@@ -65,6 +67,7 @@ class Element(NamedTuple):
     items: list[dict[int, Element]] | None = None
 
 
+_new = tuple.__new__  # without the detour over keyword arguments
 _TAG_VR_LENGTH = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
 _TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}
 _LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
@@ -73,13 +76,21 @@ Header = tuple[int, str, int, int]  # tag, VR, position of the value, length
 
 
 class Walker:
-    """Walks one buffer; `deepest` tells how many sequences were nested."""
+    """Walks one buffer.
+
+    Attributes:
+        deepest: how many sequences were nested.
+        straight: up to the pixel data there were only ordinary elements of defined length in explicit little endian.
+        first_late: tag, position and VR of the first element of the top level that is pixel data or comes later.
+    """
 
     def __init__(self, data: Buffer) -> None:
         """Walk `data`, which is not copied."""
         self.data = data
         self.size = len(data)
         self.deepest = 0
+        self.straight = False
+        self.first_late: tuple[int, int, str] | None = None
         self._kept = 0
 
     def data_set(
@@ -98,14 +109,53 @@ class Walker:
         """
         kept: dict[int, Element] = {}
         read, size = self._reader(encoding), self.size
+        self.straight, self.first_late = encoding == EXPLICIT, None
         while pos < size:
+            if encoding == EXPLICIT:
+                pos = self.skim(pos, size, wanted, kept)
+                if pos >= size:
+                    break
             header = read(pos)
             if header[0] == ITEM_END:
                 raise Refused(f"misplaced item delimiter at byte {pos}")
             if encapsulated and header[0] == PIXEL_DATA and header[3] != UNDEFINED:
                 raise Refused(f"native pixel data at byte {pos} in an encapsulated transfer syntax")
-            pos = self.element(header, encoding, wanted, kept)
+            end = self.element(header, encoding, wanted, kept)
+            self._note(pos, header, end)
+            pos = end
         return kept
+
+    def _note(self, pos: int, header: Header, end: int) -> None:
+        """Keep `straight` and `first_late` up to date, until there is such an element."""
+        if self.straight and self.first_late is None:
+            tag, vr, start, length = header
+            reserved = start - pos == 12 and bytes(self.data[pos + 6 : pos + 8]) != b"\0\0"
+            jumped = end == start + length or (length == UNDEFINED and tag == PIXEL_DATA)
+            self.straight = bool(vr) and not reserved and jumped
+            if tag >= PIXEL_DATA:
+                self.first_late = tag, pos, vr
+
+    def skim(self, pos: int, stop: int, wanted: Container[int], kept: dict[int, Element]) -> int:
+        """Step over elements in explicit little endian with short lengths, up to the group of the pixel data.
+
+        Nearly all elements are such, and nothing is to be decided about them: this is the same as `element` for
+        each, in a quarter of the time.
+
+        Returns:
+            The position of the first element that is something else, or does not end before `stop`.
+        """
+        data, unpack = self.data, _TAG_VR_LENGTH["<"]
+        while pos + 8 <= stop:
+            group, number, letters, length = unpack(data, pos)
+            vr = _SKIMMED.get(letters)
+            end = pos + 8 + length
+            if vr is None or end > stop or group >= _PIXEL_GROUP:
+                return pos
+            tag = group << 16 | number
+            if tag in wanted and tag not in kept:
+                kept[tag] = _new(Element, (tag, vr, pos + 8, length, "<", None))
+            pos = end
+        return pos
 
     def header(self, pos: int, encoding: Encoding) -> Header:
         """The header of the element at `pos`."""

@@ -73,6 +73,7 @@ _ALWAYS = frozenset(
         IMAGE_INDEX,
     )
 ).union(*EXPECTED_INSTANCES)
+_OF_INSTANCES = frozenset((SOP_CLASS_UID, INSTANCE_NUMBER, IMAGE_INDEX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,17 @@ class LevelTags:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What is stored of a file, by profile; `wanted` are all tags whose values are needed for it."""
+    """What is stored of a file, by profile.
+
+    Attributes:
+        levels: of the four levels, patient first.
+        wanted: all tags whose values are needed for it.
+        ancestors: those that decide the rows of the patient, study and series, and how texts are read.
+    """
 
     levels: tuple[LevelTags, LevelTags, LevelTags, LevelTags]
     wanted: frozenset[int]
+    ancestors: frozenset[int]
 
 
 @lru_cache(maxsize=16)
@@ -102,7 +110,9 @@ def tables(profile: Profile) -> Tables:
     """
     main, _ = _main_dicom_tags(profile)
     patient, study, series, instance = (_level(profile, name, main) for name in LEVELS)
-    return Tables((patient, study, series, instance), _ALWAYS.union(*main.values()))
+    wanted = _ALWAYS.union(*main.values())
+    ancestors = (_ALWAYS - _OF_INSTANCES).union(*(main[level] for level in LEVELS[:3]))
+    return Tables((patient, study, series, instance), wanted, ancestors)
 
 
 def _level(profile: Profile, name: str, main: dict[str, tuple[int, ...]]) -> LevelTags:

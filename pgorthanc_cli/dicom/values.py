@@ -66,6 +66,10 @@ class Reader:
 
     def text(self, element: Element) -> str | None:
         """The text of an element, None if it is a sequence, binary, a number without value, or too long."""
+        if element.length <= LIMIT and element.vr in TEXT_VRS and self.charset.plain:
+            raw = bytes(self.data[element.start : element.start + element.length])
+            if (text := _plain(raw, element.vr)) is not None:
+                return text
         text = self._whole_text(element)
         return None if text is None or _too_long(element.vr, text) else text
 
@@ -174,6 +178,15 @@ def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -
     if sign is not None and reader.text(sign) == "1":
         reader = replace(reader, signed=True)
     return reader
+
+
+def _plain(raw: bytes, vr: str) -> str | None:
+    """Nearly all texts: printable ASCII and nothing behind it but padding. None for all others."""
+    try:
+        text = raw.rstrip(b"\0" if vr == "UI" else b" ").decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    return text if text.isprintable() and (vr != "UI" or " " not in text) else None
 
 
 def _too_long(vr: str, text: str) -> bool:

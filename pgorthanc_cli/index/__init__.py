@@ -15,6 +15,7 @@ from pgorthanc_cli.index.model import (
     Outcome,
     Overwrite,
     Record,
+    Vanished,
     Written,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "Outcome",
     "Overwrite",
     "Record",
+    "Vanished",
     "Writer",
     "Written",
     "check_sequences",

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from io import StringIO
 from typing import TYPE_CHECKING
 
-from psycopg2.extras import execute_values
-
+from pgorthanc_cli.index.insert import Node, Pending, flush
 from pgorthanc_cli.index.lookup import Layout
 from pgorthanc_cli.index.model import (
     COMPLETED_SERIES,
     INDEX_IN_SERIES,
     INSTANCE,
-    LAST_UPDATE,
     LEVEL_NAMES,
     NEW_INSTANCE,
     NEW_PATIENT,
     NEW_SERIES,
     NEW_STUDY,
     PATIENT,
-    PATIENT_RECYCLING_ORDER,
     RECEPTION_DATE,
     REMOTE_AET,
     SERIES,
@@ -31,9 +27,7 @@ from pgorthanc_cli.index.model import (
     STABLE_SERIES,
     STABLE_STUDY,
     STUDY,
-    Attachment,
     Conflict,
-    LevelRows,
     Outcome,
     Overwrite,
     Record,
@@ -47,17 +41,6 @@ if TYPE_CHECKING:
 _NEW = {PATIENT: NEW_PATIENT, STUDY: NEW_STUDY, SERIES: NEW_SERIES}
 _STABLE = {PATIENT: STABLE_PATIENT, STUDY: STABLE_STUDY, SERIES: STABLE_SERIES}
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-
-
-@dataclass(eq=False, slots=True)
-class _Node:
-    """A resource in play: existing (with its internal id), or to be inserted by the next flush."""
-
-    public_id: str
-    level: int
-    parent: _Node | None
-    internal_id: int = 0
 
 
 @dataclass
@@ -84,53 +67,43 @@ class _SeriesIndex:
         )
 
 
-@dataclass
-class _Pending:
-    """Rows in the order in which Orthanc would write them, waiting for one flush."""
-
-    created: list[tuple[_Node, LevelRows, dict[int, str]]] = field(default_factory=list)
-    attachments: list[tuple[_Node, Attachment]] = field(default_factory=list)
-    changes: list[tuple[int, _Node, str]] = field(default_factory=list)
-    last_update: dict[_Node, str] = field(default_factory=dict)  # in order of the last touch
-
-
 class Writer:
     """Writes batches into one index; make one for each connection."""
 
-    def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
-        """Reads the layout of the index (see `Layout.read`)."""
+    def __init__(
+        self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER, *, concurrent: bool = False
+    ) -> None:
+        """Reads the layout of the index (see `Layout.read`); `concurrent`: others write at the same time."""
         self.conn = conn
         self.overwrite = overwrite
         self.layout = Layout.read(conn)
+        self._serial = concurrent and not self.layout.unique_ids
+        if self._serial:
+            conn.rollback()
+            conn.set_session(isolation_level="SERIALIZABLE")
 
-    def write(
-        self, records: Sequence[Record], store: Callable[[Attachment], None] = lambda _: None
-    ) -> Written:
+    def write(self, records: Sequence[Record]) -> Written:
         """Write the records in the caller's transaction, as if they came one after the other.
-
-        Args:
-            records: The batch.
-            store: Called for each attachment of a record that is stored, inside the transaction.
 
         Raises:
             Conflict: A public id belongs to a resource of another level, or its ancestors are missing.
+            Vanished: Another session has deleted one of their ancestors; the caller rolls back, and tries again.
             psycopg2.Error: The batch is not written; the caller rolls back.
         """
         with self.conn.cursor() as cur:
-            return _Batch(cur, self.layout, self.overwrite, store).run(records)
+            if self._serial:
+                _write_alone(cur)
+            return _Batch(cur, self.layout, self.overwrite).run(records)
 
 
 class _Batch:
-    def __init__(
-        self, cur: Cursor, layout: Layout, overwrite: Overwrite, store: Callable[[Attachment], None]
-    ) -> None:
+    def __init__(self, cur: Cursor, layout: Layout, overwrite: Overwrite) -> None:
         self.cur = cur
         self.layout = layout
         self.overwrite = overwrite
-        self.store = store
-        self.nodes: dict[str, _Node] = {}
+        self.nodes: dict[str, Node] = {}
         self.series: dict[str, _SeriesIndex] = {}
-        self.pending = _Pending()
+        self.pending = Pending()
         self.removed: list[tuple[str, int]] = []
         self.touched: dict[tuple[str, int], None] = {}
 
@@ -148,7 +121,7 @@ class _Batch:
             (list(wanted),),
         )
         rows = self.cur.fetchall()
-        by_id = {row[2]: _Node(row[0], row[1], None, row[2]) for row in rows}
+        by_id = {row[2]: Node(row[0], row[1], None, row[2]) for row in rows}
         for public_id, level, internal_id, parent_id in rows:
             if level != wanted[public_id]:
                 found, expected = LEVEL_NAMES[level], LEVEL_NAMES[wanted[public_id]]
@@ -181,21 +154,19 @@ class _Batch:
             outcome = Outcome.OVERWRITTEN
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
         nodes, new = self._resources(record, now)
-        for attachment in record.attachments:
-            self.pending.attachments.append((nodes[INSTANCE], attachment))
-            self.store(attachment)
+        self.pending.attachments += [(nodes[INSTANCE], attachment) for attachment in record.attachments]
         self._touch(nodes, now)
         self._log(record, nodes, new, now)
         return outcome
 
-    def _resources(self, record: Record, now: str) -> tuple[list[_Node], set[int]]:
+    def _resources(self, record: Record, now: str) -> tuple[list[Node], set[int]]:
         """The nodes of the four levels, patient first, and which of them are new."""
-        nodes: list[_Node] = []
+        nodes: list[Node] = []
         new = set()
         for number, level in enumerate(record.levels):
             node = self.nodes.get(level.public_id)
             if node is None:
-                node = self.nodes[level.public_id] = _Node(
+                node = self.nodes[level.public_id] = Node(
                     level.public_id, number, nodes[-1] if nodes else None
                 )
                 new.add(number)
@@ -203,7 +174,7 @@ class _Batch:
             nodes.append(node)
         return nodes, new
 
-    def _touch(self, nodes: Sequence[_Node], now: str) -> None:
+    def _touch(self, nodes: Sequence[Node], now: str) -> None:
         for node in nodes[:INSTANCE]:
             self.pending.last_update.pop(node, None)
             self.pending.last_update[node] = now
@@ -211,7 +182,7 @@ class _Batch:
             self.touched.pop((node.public_id, node.level), None)
             self.touched[node.public_id, node.level] = None
 
-    def _log(self, record: Record, nodes: Sequence[_Node], new: set[int], now: str) -> None:
+    def _log(self, record: Record, nodes: Sequence[Node], new: set[int], now: str) -> None:
         """The changes of one stored instance, from the instance up (INGEST.md 9)."""
         changes = self.pending.changes
         changes.append((NEW_INSTANCE, nodes[INSTANCE], now))
@@ -253,118 +224,18 @@ class _Batch:
             self.nodes.pop(public_id, None)
         self._load_series(self.series)
 
-    # --- flushing ----------------------------------------------------------------------------------------
-
     def _flush(self) -> None:
-        pending, self.pending = self.pending, _Pending()
-        if not pending.changes:
-            return
-        self._insert_resources([node for node, _, _ in pending.created])
-        self._insert_tags(pending.created)
-        self._insert_metadata(pending)
-        self._copy(
-            "attachedfiles",
-            "id, filetype, uuid, compressedsize, uncompressedsize, compressiontype,"
-            " uncompressedhash, compressedhash, revision",
-            [
-                (
-                    node.internal_id, a.file_type, a.uuid, a.compressed_size, a.uncompressed_size,
-                    a.compression_type, a.uncompressed_hash, a.compressed_hash, 0,
-                )
-                for node, a in pending.attachments
-            ],
-        )  # fmt: skip
-        self._copy(
-            "changes",
-            "changetype, internalid, resourcetype, date",
-            [(kind, node.internal_id, node.level, date) for kind, node, date in pending.changes],
-        )
-        self._recycle([node for node in pending.last_update if node.level == PATIENT])
+        pending, self.pending = self.pending, Pending()
+        flush(self.cur, self.layout, pending)
 
-    def _insert_resources(self, nodes: Sequence[_Node]) -> None:
-        if self.layout.direct_child_count:
-            self._count_children({n.parent.internal_id for n in nodes if n.parent and n.parent.internal_id})
-        for node, internal_id in zip(nodes, self._next("resources_internalid_seq", len(nodes)), strict=True):
-            node.internal_id = internal_id
-        columns = "internalid, resourcetype, publicid, parentid"
-        rows = [(n.internal_id, n.level, n.public_id, n.parent and n.parent.internal_id) for n in nodes]
-        if self.layout.child_count:
-            self._copy("resources", f"{columns}, childcount", [(*row, 0) for row in rows])
-        else:
-            self._copy("resources", columns, rows)
 
-    def _count_children(self, parents: set[int]) -> None:
-        """Revision 3: its trigger would set a childcount of NULL to 1 (UPSTREAM_DEFECTS.md B6)."""
-        self.cur.execute(
-            """UPDATE resources p SET childcount = (SELECT count(*) FROM resources c WHERE c.parentid = p.internalid)
-               WHERE p.internalid = ANY(%s) AND p.childcount IS NULL""",
-            (list(parents),),
-        )
+def _write_alone(cur: Cursor) -> None:
+    """Revision 1 has nothing that keeps a public id from occurring twice, so its writers are serializable.
 
-    def _insert_tags(self, created: Sequence[tuple[_Node, LevelRows, dict[int, str]]]) -> None:
-        columns = "id, taggroup, tagelement, value"
-        main = [(node.internal_id, *tag) for node, level, _ in created for tag in level.main_dicom_tags]
-        identifiers = [(node.internal_id, *tag) for node, level, _ in created for tag in level.identifiers]
-        self._copy("maindicomtags", columns, main)
-        self._copy("dicomidentifiers", columns, identifiers)
-
-    def _insert_metadata(self, pending: _Pending) -> None:
-        new = {node for node, _, _ in pending.created}
-        rows = [
-            (node.internal_id, kind, value, 0)
-            for node, level, reception in pending.created
-            for kind, value in {**level.metadata, **reception}.items()
-        ]
-        rows += [(n.internal_id, LAST_UPDATE, date, 0) for n, date in pending.last_update.items() if n in new]
-        self._copy("metadata", "id, type, value, revision", rows)
-        self._upsert_metadata(
-            [(n.internal_id, LAST_UPDATE, date) for n, date in pending.last_update.items() if n not in new]
-        )
-
-    def _upsert_metadata(self, rows: list[tuple[int, int, str]]) -> None:
-        """In ascending order of ids, so that two writers cannot wait for each other."""
-        if rows:
-            execute_values(
-                self.cur,
-                """INSERT INTO metadata (id, type, value, revision) VALUES %s
-                   ON CONFLICT (id, type) DO UPDATE SET value = excluded.value, revision = excluded.revision""",
-                sorted(rows),
-                template="(%s, %s, %s, 0)",
-                page_size=len(rows),
-            )
-
-    def _recycle(self, patients: Sequence[_Node]) -> None:
-        """Move patients to the end of the recycling order, in this order; protected ones stay as they are."""
-        if not self.layout.recycling_table:
-            ranks = self._next("patientrecyclingordersequence", len(patients))
-            self._upsert_metadata(
-                [
-                    (n.internal_id, PATIENT_RECYCLING_ORDER, str(r))
-                    for n, r in zip(patients, ranks, strict=True)
-                ]
-            )
-            return
-        for node in patients:
-            if self.layout.recycling_function:
-                self.cur.execute("SELECT patientaddedorupdated(%s, 1)", (node.internal_id,))
-                continue
-            self.cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", (node.internal_id,))
-            if self.cur.rowcount:
-                self.cur.execute(
-                    "INSERT INTO patientrecyclingorder (patientid) VALUES (%s)", (node.internal_id,)
-                )
-
-    def _next(self, sequence: str, count: int) -> list[int]:
-        if not count:
-            return []
-        self.cur.execute("SELECT nextval(%s) FROM generate_series(1, %s)", (sequence, count))
-        return [row[0] for row in self.cur.fetchall()]
-
-    def _copy(self, table: str, columns: str, rows: Sequence[tuple[object, ...]]) -> None:
-        """COPY in text format: an order of magnitude less work than INSERT, and the triggers fire all the same."""
-        if rows:
-            text = StringIO("".join("\t".join(map(_copy_cell, row)) + "\n" for row in rows))
-            self.cur.copy_expert(f"COPY {table} ({columns}) FROM STDIN", text)
+    The lock comes first, before the transaction has its snapshot: what is then looked up is there or is not. Another
+    writer that has looked up in vain and inserts after us fails (40001), and Orthanc starts its transaction again.
+    """
+    cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
 
 
 def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:
@@ -396,7 +267,3 @@ def _reception(level: int, origin: Mapping[int, str], now: str) -> dict[int, str
     if level == SERIES and REMOTE_AET in origin:
         return {REMOTE_AET: origin[REMOTE_AET]}
     return {}
-
-
-def _copy_cell(value: object) -> str:
-    return "\\N" if value is None else str(value).translate(_COPY_ESCAPES)

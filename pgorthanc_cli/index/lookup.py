@@ -24,6 +24,8 @@ class Layout:
     direct_child_count: bool  # revision 3 alone: the trigger spoils a childcount of NULL
     delete_function: bool  # from revision 2: deleteresource
     unique_ids: bool  # from revision 2: no public id twice
+    counter_notes: bool  # from revision 2: table GlobalIntegersChanges
+    triggers_off: bool  # this role may switch the triggers off, and they are Orthanc's alone
 
     @classmethod
     def read(cls, conn: Connection) -> Layout:
@@ -41,10 +43,11 @@ class Layout:
                             AND attname = 'childcount' AND NOT attisdropped),
                     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('metadata')
                             AND attname = 'revision' AND NOT attisdropped),
-                    to_regclass('uniquepublicid') IS NOT NULL"""
+                    to_regclass('uniquepublicid') IS NOT NULL,
+                    to_regclass('globalintegerschanges') IS NOT NULL"""
             )
             (row,) = cur.fetchall()
-        index, table, touch, delete, marks, count, revisions, unique = row
+        index, table, touch, delete, marks, count, revisions, unique, notes = row
         if not index:
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
         if not revisions:
@@ -52,7 +55,39 @@ class Layout:
                 "the index is older than revision 1 (made by plugin 3.3 or before), expected 1 to 10",
                 "run: pgorthanc upgrade",
             )
-        return cls(table, touch, count, count and not marks, delete, unique)
+        off = _may_switch_triggers_off(conn) and _only_known_triggers(conn)
+        return cls(table, touch, count, count and not marks, delete, unique, notes, off)
+
+
+# Of all revisions (SCHEMA.md 3), on the tables that a new instance has rows in.
+_TRIGGERS = [
+    "attachedfiledecrementsize", "attachedfiledeleted", "attachedfileincrementsize", "insertedchange",
+    "countresourcestracker", "incrementresourcestracker", "decrementresourcestracker",
+    "incrementchildcount", "decrementchildcount", "patientadded", "resourcedeleted",
+]  # fmt: skip
+_TABLES = ["resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes"]
+
+
+def _may_switch_triggers_off(conn: Connection) -> bool:
+    """A superuser may, and since PostgreSQL 15 whoever was granted SET ON PARAMETER session_replication_role."""
+    granted = "false"
+    if conn.server_version >= 150000:
+        granted = "has_parameter_privilege('session_replication_role', 'SET')"
+    with conn.cursor() as cur:
+        cur.execute(f"SELECT current_setting('is_superuser')::boolean OR {granted}")
+        return cur.fetchone() == (True,)
+
+
+def _only_known_triggers(conn: Connection) -> bool:
+    """Somebody's own trigger, or one that is switched off, means something that we do not know."""
+    with conn.cursor() as cur:
+        cur.execute(
+            """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal
+               AND tgrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%s) name))
+               AND (tgname <> ALL (%s) OR tgenabled <> 'O')""",
+            (_TABLES, _TRIGGERS),
+        )
+        return cur.fetchone() == (0,)
 
 
 def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 LEVEL_NAMES = ("patient", "study", "series", "instance")  # resourceType 0 to 3
 PATIENT, STUDY, SERIES, INSTANCE = range(4)
@@ -37,8 +37,7 @@ class LevelRows(Protocol):
         """What the file decides, by type."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
+class Attachment(NamedTuple):
     """A row of `attachedfiles`; sizes in bytes, hashes are MD5 in hexadecimal or empty."""
 
     file_type: int
@@ -50,8 +49,7 @@ class Attachment:
     compressed_hash: str
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One instance to store: the rows of its four levels, its attachments, and where it came from.
 
     Attributes:
@@ -103,3 +101,7 @@ class Written:
 
 class Conflict(Exception):
     """The index already holds something that contradicts this record; the message says what."""
+
+
+class Vanished(Exception):
+    """Another session has deleted what this batch builds on; written again, it succeeds."""

@@ -10,9 +10,35 @@ transaction. After any interruption, running again completes the work (see `jour
         tally.add(batch)
 """
 
-from pgorthanc_cli.ingest.pipeline import run
+from pgorthanc_cli.ingest.facts import Facts, Item
+from pgorthanc_cli.ingest.feed import Feed, deliver
+from pgorthanc_cli.ingest.limits import Hours, Limits
+from pgorthanc_cli.ingest.link import Link
+from pgorthanc_cli.ingest.pipeline import run, run_sources
 from pgorthanc_cli.ingest.report import Batch, Report, Settings, Tally
-from pgorthanc_cli.ingest.walk import listed, walk
+from pgorthanc_cli.ingest.shard import By, Shard
+from pgorthanc_cli.ingest.walk import Source, listed, shown, walk
 from pgorthanc_cli.ingest.worker import Refusal
 
-__all__ = ["Batch", "Refusal", "Report", "Settings", "Tally", "listed", "run", "walk"]
+__all__ = [
+    "Batch",
+    "By",
+    "Facts",
+    "Feed",
+    "Hours",
+    "Item",
+    "Limits",
+    "Link",
+    "Refusal",
+    "Report",
+    "Settings",
+    "Shard",
+    "Source",
+    "Tally",
+    "deliver",
+    "listed",
+    "run",
+    "run_sources",
+    "shown",
+    "walk",
+]

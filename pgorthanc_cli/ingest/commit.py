@@ -14,7 +14,7 @@ from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import content, journal, walk
+from pgorthanc_cli.ingest import content, facts, journal, walk
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.worker import ZLIB, Known, Prepared, Refusal, Result
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # What the server says about a record that it does not take; an identifier too long for its index is the third.
 _REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
+_COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.Vanished)
 _REPLAYS = 10  # of a batch that collided with another writer (Orthanc's MaximumConnectionRetries)
 
 
@@ -77,14 +78,16 @@ class Committer:
             index.log_stable(cur, self.touched)
 
     def _store(self, prepared: Sequence[Prepared]) -> list[Outcome | Refusal]:
-        """One transaction; when the database refuses a record, halves, down to the one that it refuses."""
+        """One transaction; when the database refuses a record, or others are always faster, halves, down to one."""
         if not prepared:
             return []
         try:
             return list(self._replayed(prepared))
-        except (index.Conflict, content.Unreadable, *_REFUSED) as error:
+        except (index.Conflict, content.Unreadable, *_REFUSED, *_COLLISIONS) as error:
             self.conn.rollback()
             if len(prepared) == 1:
+                if isinstance(error, _COLLISIONS):
+                    raise
                 self._discard(prepared)
                 return [Refusal(walk.shown(prepared[0].source), _reason(error))]
             middle = len(prepared) // 2
@@ -95,21 +98,20 @@ class Committer:
         for attempt in range(1, _REPLAYS):
             try:
                 return self._transaction(prepared)
-            except (pg.SerializationFailure, pg.DeadlockDetected, pg.UniqueViolation, pg.ForeignKeyViolation):
+            except (*_COLLISIONS, pg.UniqueViolation, pg.ForeignKeyViolation):
                 self.conn.rollback()
                 time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
         return self._transaction(prepared)
 
     def _transaction(self, prepared: Sequence[Prepared]) -> list[Outcome]:
-        owners = {a.uuid: p for p in prepared for a in p.record.attachments}
-
-        def store(attachment: index.Attachment) -> None:
-            if self.objects:
-                self.objects.put(
-                    attachment.uuid, attachment.file_type, _stored(owners[attachment.uuid], attachment)
-                )
-
-        written = self.writer.write([p.record for p in prepared], store)
+        written = self.writer.write([p.record for p in prepared])
+        if self.objects:
+            self.objects.put_all(
+                (a.uuid, a.file_type, _stored(p, a))
+                for p, outcome in zip(prepared, written.outcomes, strict=True)
+                if outcome is not Outcome.KNOWN
+                for a in p.record.attachments
+            )
         old = self._before_commit(written.removed)
         self._commit()
         if self.stable_changes:
@@ -180,7 +182,17 @@ def counted(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Bat
         warnings=tuple(
             f"{walk.shown(r.source)}: {w}" for r in results if isinstance(r, Prepared) for w in r.warnings
         ),
+        items=tuple(_items(results, ends)),
     )
+
+
+def _items(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Iterator[facts.Item]:
+    remaining = iter(ends)
+    for r in results:
+        if isinstance(r, Known):
+            yield facts.Item(r.source, Outcome.KNOWN, r.size, r.facts)
+        elif isinstance(r, Prepared) and isinstance(end := next(remaining), Outcome):
+            yield facts.Item(r.source, end, r.size, facts.of(r.record.levels))
 
 
 def _stored(prepared: Prepared, attachment: index.Attachment) -> Iterator[bytes | memoryview]:

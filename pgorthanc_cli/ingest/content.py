@@ -17,6 +17,7 @@ from pgorthanc_cli.ingest.walk import Source
 
 IN_MEMORY_BYTES = 64 << 20  # larger ones are copied to an unnamed temporary file and mapped from there
 _CHUNK_BYTES = 1 << 20
+_MOST_UNPACKED = 100
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 
 
@@ -41,10 +42,32 @@ def read(source: Source, spool_dir: Path | None = None) -> bytes | mmap.mmap:
     if source.problem:
         raise Unreadable(source.problem)
     try:
+        if source.member is None and (whole := _small_file(source.path)) is not None:
+            return whole
         with _member(source) if source.member is not None else _file(source) as stream:
-            return _read(stream, source.size, spool_dir)
+            return _read(stream, source.size, _limit(source, stream), spool_dir)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise Unreadable(_reason(error)) from error
+
+
+def _small_file(path: str) -> bytes | None:
+    """Nearly all files: read at once, neither packed nor too large for memory. None for all others."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        before = os.fstat(descriptor)
+        if before.st_size > IN_MEMORY_BYTES:
+            return None
+        data = os.read(descriptor, before.st_size + 1)
+        if len(data) != before.st_size or data[:2] == GZIP:
+            return None
+        if data[:4] == ZIP:
+            raise Archive
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise Unreadable("it changed while it was read")
+    return data
 
 
 def _file(source: Source) -> IO[bytes]:
@@ -83,13 +106,26 @@ def _archive(path: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _read(stream: IO[bytes], expected_size: int, spool_dir: Path | None) -> bytes | mmap.mmap:
+def _limit(source: Source, stream: IO[bytes]) -> int | None:
+    """How large packed content may become: images do not shrink to a hundredth, what is made to do harm does."""
+    if source.member is not None:
+        packed = _archive(source.path).infolist()[source.member].compress_size
+    elif isinstance(stream, _Unzipped):
+        packed = os.fstat(stream.fileno()).st_size
+    else:
+        return None
+    return max(IN_MEMORY_BYTES, _MOST_UNPACKED * packed)
+
+
+def _read(
+    stream: IO[bytes], expected_size: int, limit: int | None, spool_dir: Path | None
+) -> bytes | mmap.mmap:
     before = _state(stream)
     data: bytes | mmap.mmap = _read_some(stream, min(expected_size, IN_MEMORY_BYTES) + 1)
     if len(data) > expected_size:  # gunzipped, or it has grown
         data = bytes(data) + _read_some(stream, IN_MEMORY_BYTES + 1 - len(data))
     if len(data) > IN_MEMORY_BYTES:
-        data = _spool(bytes(data), stream, spool_dir)
+        data = _spool(bytes(data), stream, limit, spool_dir)
     if _state(stream) != before:
         raise Unreadable("it changed while it was read")
     return data
@@ -111,11 +147,13 @@ def _state(stream: IO[bytes]) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _spool(head: bytes, stream: IO[bytes], spool_dir: Path | None) -> mmap.mmap:
+def _spool(head: bytes, stream: IO[bytes], limit: int | None, spool_dir: Path | None) -> mmap.mmap:
     with tempfile.TemporaryFile(dir=spool_dir) as copy:
-        chunk = head
+        chunk, size = head, 0
         while chunk:
-            copy.write(chunk)
+            size += copy.write(chunk)
+            if limit is not None and size > limit:
+                raise Unreadable(f"it unpacks to more than {_MOST_UNPACKED} times its size")
             chunk = stream.read(_CHUNK_BYTES)
         copy.flush()
         return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgorthanc_cli import storage
+from pgorthanc_cli import durable, storage
 
 FOLDER = ".pgorthanc"
 _WORKERS = "workers"  # a lock in the folder of a run that its workers share
@@ -53,7 +53,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(final)
-        storage.sync_folder(self.folder)
+        durable.sync_folder(self.folder)
 
     def forget(self, name: str) -> None:
         """The batch is settled: its rows are committed, and files without a row are gone."""

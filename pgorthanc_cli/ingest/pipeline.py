@@ -6,6 +6,7 @@ import itertools
 import logging
 import multiprocessing
 import threading
+import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, dicom, index, storage
-from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import journal, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
 from pgorthanc_cli.ingest.report import Batch, Settings
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-BATCH_FILES = 200
+BATCH_FILES = 500
 BATCH_BYTES = 32 << 20
+BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
 
 _Submit = Callable[[str, Sequence[Source]], "Future[list[Result]]"]
 
@@ -41,11 +43,24 @@ def run(
     jobs: int = 2,
     stop: threading.Event | None = None,
 ) -> Iterator[Batch]:
-    """Import files, folders and archives; yields what has become of them, batch by batch.
+    """Import files, folders and archives; as `run_sources` with what `walk` finds under `paths`."""
+    yield from run_sources(target, walk.walk(paths, settings.storage_dir), settings, jobs=jobs, stop=stop)
+
+
+def run_sources(
+    target: db.Target,
+    sources: Iterable[Source | Batch],
+    settings: Settings,
+    *,
+    jobs: int = 2,
+    stop: threading.Event | None = None,
+) -> Iterator[Batch]:
+    """Import sources; yields what has become of them, batch by batch.
 
     Args:
         target: The database of the index; any revision from 1 on.
-        paths: Files and folders, in the order to import; consumed while working.
+        sources: What to import, in order; consumed while working. A `Batch` among them says what has become of
+            files that need no work, and is passed on.
         settings: How to import.
         jobs: Worker processes; the result does not depend on it.
         stop: Set it to end after the batch at hand; what was yielded is committed.
@@ -62,21 +77,14 @@ def run(
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
-        writer = index.Writer(conn, settings.overwrite)
-        if settings.concurrent and not writer.layout.unique_ids:
-            raise UsageError(
-                "revision 1 cannot keep two writers from creating a patient twice: --concurrent needs revision 2",
-                "stop the Orthancs and import without --concurrent; or run: pgorthanc upgrade",
-            )
+        writer = index.Writer(conn, settings.overwrite, concurrent=settings.concurrent)
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
         if settings.dry_run:
             work = _work(target, settings, None)
             with _workers(work, jobs) as submit:
                 pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
-                yield from pipeline.run(
-                    walk.walk(paths, settings.storage_dir), ahead=jobs + 2 if jobs > 1 else 0
-                )
+                yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
             return
         journals = _journals(conn, settings, stack)
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
@@ -84,7 +92,7 @@ def run(
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
         with _workers(_work(target, settings, journals), jobs) as submit:
             pipeline = _Pipeline(submit, committer, stop or threading.Event())
-            yield from pipeline.run(walk.walk(paths, settings.storage_dir), ahead=jobs + 2 if jobs > 1 else 0)
+            yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
 
 
@@ -107,6 +115,7 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
         compress=settings.compress,
         store_md5=settings.store_md5,
         store_dicom=settings.store_dicom,
+        link=settings.link,
         skip_known=settings.overwrite is index.Overwrite.NEVER,
         write=not settings.dry_run,
     )
@@ -154,11 +163,16 @@ class _Pipeline:
         self.stop = stop
         self.names = (f"{number:08}" for number in itertools.count(1))
 
-    def run(self, sources: Iterable[Source], ahead: int) -> Iterator[Batch]:
+    def run(self, sources: Iterable[Source | Batch], ahead: int) -> Iterator[Batch]:
         """Import the sources, with up to `ahead` batches prepared or in preparation."""
         waiting: deque[tuple[str, Future[list[Result]]]] = deque()
         try:
-            for batch in _batches(sources):
+            for batch in batched(sources):
+                if isinstance(batch, Batch):
+                    yield batch
+                    if self.stop.is_set():
+                        return
+                    continue
                 name = next(self.names)
                 waiting.append((name, self.submit(name, batch)))
                 if len(waiting) > ahead:
@@ -211,14 +225,21 @@ def _result(future: Future[list[Result]]) -> list[Result]:
         ) from error
 
 
-def _batches(sources: Iterable[Source]) -> Iterator[list[Source]]:
-    """Sources in order, as many together as one transaction should take."""
+def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]:
+    """Sources in order, as many together as one transaction should take; fewer when they come slowly."""
     batch: list[Source] = []
     size = 0
+    started = time.monotonic()
     for source in sources:
+        if isinstance(source, Batch):
+            yield source
+            continue
+        if not batch:
+            started = time.monotonic()
         batch.append(source)
         size += source.size
-        if len(batch) >= BATCH_FILES or size >= BATCH_BYTES:
+        full = len(batch) >= BATCH_FILES or size >= BATCH_BYTES
+        if full or time.monotonic() - started > BATCH_S:
             yield batch
             batch, size = [], 0
     if batch:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from pgorthanc_cli import dicom, index
+from pgorthanc_cli.ingest.facts import Item
+from pgorthanc_cli.ingest.link import Link
 from pgorthanc_cli.ingest.worker import Refusal
 
 
@@ -20,6 +22,7 @@ class Settings:
         compress: StorageCompression.
         store_md5: StoreMD5ForAttachments.
         store_dicom: StoreDicom.
+        link: How files come into the filesystem area.
         overwrite: OverwriteInstances.
         sync: SyncStorageArea.
         concurrent: Work beside Orthancs that use the database, instead of keeping them out by lock 42.
@@ -32,6 +35,7 @@ class Settings:
     compress: bool = False
     store_md5: bool = True
     store_dicom: bool = True
+    link: Link = Link.AUTO
     overwrite: index.Overwrite = index.Overwrite.NEVER
     sync: bool = True
     concurrent: bool = False
@@ -50,6 +54,8 @@ class Batch:
         refusals: Files that were not imported, and why.
         bytes: Size of the instances read, uncompressed.
         warnings: What the operator should know.
+        items: The files that are in the index now, known ones included, in the order of the sources; empty for
+            those that were known without being read.
     """
 
     imported: int = 0
@@ -58,6 +64,11 @@ class Batch:
     refusals: tuple[Refusal, ...] = ()
     bytes: int = 0
     warnings: tuple[str, ...] = ()
+    items: tuple[Item, ...] = ()
+
+    def __add__(self, other: Batch) -> Batch:
+        """Both together."""
+        return Batch(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def files(self) -> int:

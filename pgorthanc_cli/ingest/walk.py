@@ -6,12 +6,10 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """One thing to import: a file, or a member of a ZIP archive.
 
     Attributes:
@@ -19,6 +17,7 @@ class Source:
         member: The position of the member in the archive, if the file is one.
         member_name: Its name there.
         size: Its bytes, as far as known: for batches and progress.
+        mtime_ns: When it was last changed, by the file system.
         problem: Why it cannot be read at all, found while walking.
     """
 
@@ -26,6 +25,7 @@ class Source:
     member: int | None = None
     member_name: str = ""
     size: int = 0
+    mtime_ns: int = 0
     problem: str | None = None
 
 
@@ -47,7 +47,7 @@ def _walk(path: str, above: tuple[tuple[int, int], ...], area: tuple[int, int] |
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             problem = None if stat.S_ISREG(status.st_mode) else "not a regular file"
-            yield Source(path, size=status.st_size, problem=problem)
+            yield Source(path, size=status.st_size, mtime_ns=status.st_mtime_ns, problem=problem)
             return
         here = _identity(status)
         if here in (*above, area):

@@ -6,6 +6,7 @@ parent and ends when the parent is gone.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -16,10 +17,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing import parent_process
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, dicom, index, storage
-from pgorthanc_cli.ingest import content, journal
+from pgorthanc_cli.ingest import content, facts, journal
+from pgorthanc_cli.ingest.link import Link, Linker
 from pgorthanc_cli.ingest.walk import Source, shown
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Work:
         compress: StorageCompression.
         store_md5: StoreMD5ForAttachments.
         store_dicom: StoreDicom; false: the rows are written, the DICOM file is not.
+        link: How files come into the filesystem area.
         skip_known: Known instances need not be stored (OverwriteInstances is Never).
         write: False for a dry run.
     """
@@ -53,12 +56,12 @@ class Work:
     compress: bool
     store_md5: bool
     store_dicom: bool
+    link: Link
     skip_known: bool
     write: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """An instance ready for the index.
 
     Attributes:
@@ -79,12 +82,12 @@ class Prepared:
     contents: tuple[bytes, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """The instance is stored already, and stays as it is."""
 
     source: Source
     size: int
+    facts: facts.Facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Worker:
         """The worker's own connection is opened when it is needed."""
         self.work = work
         self._conn: Connection | None = None
+        self._linker = Linker(work.journals.area, work.link) if work.journals and not work.compress else None
 
     def prepare(self, name: str, sources: Sequence[Source]) -> list[Result]:
         """Results in the order of the sources; `name` is that of the batch's journal.
@@ -137,7 +141,10 @@ class Worker:
         fresh = [p for p in parsed if p.instance.levels[index.INSTANCE].public_id not in known]
         prepared = dict(zip(fresh, self._prepare(name, fresh), strict=True))
         return [
-            prepared.get(r) or Known(r.source, len(r.data)) if isinstance(r, _Parsed) else r for r in results
+            prepared.get(r) or Known(r.source, len(r.data), facts.of(r.instance.levels))
+            if isinstance(r, _Parsed)
+            else r
+            for r in results
         ]
 
     def _read(self, source: Source) -> _Parsed | Refusal | Opened:
@@ -171,15 +178,20 @@ class Worker:
     def _put_all(
         self, name: str, fresh: Sequence[_Parsed], parts: Sequence[_Parts], journals: journal.Journal
     ) -> list[Prepared]:
-        uuids = [[str(uuid.uuid4()) for _ in pieces] for pieces in parts]
-        every = [each for group in uuids for each in group]
+        every = storage.new_uuids(sum(map(len, parts)))
+        names = iter(every)
         try:
             journals.record(name, every)
-            return [self._put(*each, journals.area) for each in zip(fresh, parts, uuids, strict=True)]
-        except OSError as error:
+            with journals.area.batch():
+                return [
+                    self._put(p, pieces, names, journals.area) for p, pieces in zip(fresh, parts, strict=True)
+                ]
+        except BaseException as error:
             journals.discard(every)
             journals.forget(name)
-            raise storage.unusable(journals.area.root, error) from error
+            if isinstance(error, OSError):
+                raise storage.unusable(journals.area.root, error) from error
+            raise
 
     def _parts(self, parsed: _Parsed) -> _Parts:
         """File type and content of each attachment (INGEST.md 8): ranges cannot be read from compressed files."""
@@ -189,11 +201,20 @@ class Worker:
             return [(DICOM, whole), (DICOM_UNTIL_PIXEL_DATA, whole[:offset])]
         return [(DICOM, whole)]
 
-    def _put(self, parsed: _Parsed, parts: _Parts, uuids: Sequence[str], area: storage.Area) -> Prepared:
+    def _put(
+        self, parsed: _Parsed, parts: _Parts, names: Iterator[str], area: storage.FilesystemArea
+    ) -> Prepared:
         attachments = []
-        for (file_type, view), name in zip(parts, uuids, strict=True):
-            meter = _Meter(storage.encode(view, compress=self.work.compress))
-            if self.work.store_dicom or file_type != DICOM:
+        for file_type, view in parts:
+            name = next(names)
+            meter = self._encoded(parsed, view)
+            if (
+                self.work.store_dicom
+                and self._linker
+                and self._linker.place(name, parsed.source, bytes(view[:64]))
+            ):
+                meter.drain()
+            elif self.work.store_dicom or file_type != DICOM:
                 area.put(name, file_type, meter)
             else:
                 meter.drain()
@@ -204,7 +225,7 @@ class Worker:
         """For large objects: the parent stores them, in the transaction that writes their rows."""
         attachments, contents = [], []
         for file_type, view in parts:
-            meter = _Meter(storage.encode(view, compress=self.work.compress))
+            meter = self._encoded(parsed, view)
             if isinstance(parsed.data, bytes):
                 contents.append(b"".join(meter))
             else:
@@ -212,8 +233,13 @@ class Worker:
             attachments.append(self._attachment(parsed, file_type, str(uuid.uuid4()), view, meter))
         return self._prepared(parsed, attachments, tuple(contents) or None)
 
+    def _encoded(self, parsed: _Parsed, view: memoryview) -> _AsItIs | _Meter:
+        if self.work.compress:
+            return _Meter(storage.encode(view, compress=True))
+        return _AsItIs(view, parsed.md5)
+
     def _attachment(
-        self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _Meter
+        self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _AsItIs | _Meter
     ) -> index.Attachment:
         md5 = parsed.md5 if file_type == DICOM else _md5(view)
         return index.Attachment(
@@ -238,6 +264,24 @@ class Worker:
             REST_ORIGIN,
         )
         return Prepared(parsed.source, len(parsed.data), parsed.md5, record, instance.warnings, contents)
+
+
+class _AsItIs:
+    """A whole file that is stored without compression: what a `_Meter` would find is known."""
+
+    def __init__(self, view: memoryview, md5: str) -> None:
+        self._view = view
+        self._md5 = md5
+        self.size = len(view)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self._view
+
+    def drain(self) -> None:
+        """There is nothing to be measured."""
+
+    def md5(self) -> str:
+        return self._md5
 
 
 class _Meter:
@@ -278,6 +322,8 @@ def start(work: Work) -> None:
     if work.journals:
         work.journals.join()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()
+    gc.set_threshold(50_000)  # a batch is many small things, and none of them hangs together in a circle
     _worker = Worker(work)
 
 

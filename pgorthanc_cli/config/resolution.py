@@ -25,10 +25,9 @@ from pathlib import Path
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
+from pgorthanc_cli.config.known import DISCRETE_KEYS
+from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.orthanc_config import DISCRETE_KEYS, OrthancConfiguration, load
-
-__all__ = ["OrthancConfiguration", "Resolved", "Setting", "load", "resolve"]
 
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
@@ -94,9 +93,12 @@ def resolve(
     schema: str | None = None,
     config: str | Path | None = None,
     password_file: str | Path | None = None,
+    orthanc: OrthancConfiguration | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Resolved:
     """The target that the options (None: not given) and the environment mean, and where each value came from.
+
+    `orthanc` is a configuration that is already read, instead of `config`.
 
     Raises:
         UsageError: Sources of one level that contradict each other, values out of range, an unreadable file.
@@ -105,8 +107,8 @@ def resolve(
     fields = {"host": host, "port": port, "dbname": dbname, "username": username, "sslmode": sslmode}
     options = {"uri": uri, **fields, "schema": schema, "config": config, "password_file": password_file}
     levels = (_options_level(options), _environment_level((*options, "password"), environ))
-    named = _first(levels, "config")
-    orthanc = load(named.value, environ) if named else None
+    named = _Part(str(orthanc.path), "given") if orthanc else _first(levels, "config")
+    orthanc = load(named.value, environ) if named and orthanc is None else orthanc
     sources = [source for level in levels for source in _level_sources(level)]
     warnings = [warning for level in levels for warning in _level_warnings(level)]
     target = db.Target("", application=application)

@@ -1,0 +1,310 @@
+"""Import beside the real Orthanc, in one run on one server: rates, and CPU seconds per 1,000 instances.
+
+    ingest.py [--files N] [--size BYTES] [--storage filesystem|postgresql] [--clients 1,2,4,8] [--stored N,N]
+
+A private PostgreSQL server with default settings (fsync on) on this machine. The same CT-like files (40 elements,
+100 per patient) go to Orthanc over HTTP, with each number of clients, and through `pgorthanc import`, into a new
+database each. Needs the real Orthanc (see tests/interop). With --stored the rate of the import is measured again into
+an index that holds so many instances already. Rates include the start of the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import filler
+from ctseries import write
+from interop import orthanc
+
+from pgorthanc_cli import db, durable, embedded, revision, steps, storage
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_TABLES = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes")
+
+
+@dataclass(frozen=True)
+class Server:
+    """The PostgreSQL server: its administrator's connection and DSN, and its process."""
+
+    admin: Connection
+    dsn: str
+    pid: int
+
+    def create(self, name: str, number: int | None = None, owner: str = "") -> db.Target:
+        """A new database of a role (ours); with an index at that revision, or empty."""
+        with self.admin.cursor() as cur:
+            cur.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            cur.execute(f"CREATE DATABASE {name}" + (f" OWNER {owner}" if owner else ""))
+            cur.execute("CHECKPOINT")
+        target = db.Target(make_dsn(self.dsn, dbname=name, **({"user": owner} if owner else {})))
+        if number is not None:
+            with db.session(target) as conn:
+                revision.init(conn, schema="public", revision=number)
+        return target
+
+    def cpu_s(self) -> float:
+        return cpu_s(lambda pid, parent: self.pid in (pid, parent), ended=self.pid)
+
+
+def cpu_s(chosen: Callable[[int, int], bool], ended: int = 0) -> float:
+    """CPU seconds of processes, chosen by id and parent; also those of the ended children of one of them."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        if chosen(int(folder.name), int(fields[1])):
+            ticks += sum(map(int, fields[11 : 15 if int(folder.name) == ended else 13]))
+    return ticks / _TICKS
+
+
+@contextmanager
+def measured(label: str, server: Server, count: int, client_s: Callable[[], float]) -> Iterator[None]:
+    """Prints the rate of the block, and its CPU seconds per 1,000 instances."""
+    os.sync()
+    before, client, started = server.cpu_s(), client_s(), time.perf_counter()
+    yield
+    elapsed_s = time.perf_counter() - started
+    each = 1000 / count
+    mine, its = (client_s() - client) * each, (server.cpu_s() - before) * each
+    print(
+        f"  {label:34} {count / elapsed_s:8.0f} /s   CPU s per 1,000: {mine + its:6.3f}"
+        f"  (program {mine:6.3f}, PostgreSQL {its:6.3f})",
+        flush=True,
+    )
+
+
+# --- the real Orthanc --------------------------------------------------------------------------------------------
+
+
+def by_orthanc(
+    program: orthanc.Program,
+    server: Server,
+    folder: Path,
+    files: list[Path],
+    clients: int,
+    large_objects: bool,
+) -> None:
+    """Send the files to a new Orthanc, whole patients to each client."""
+    target = server.create("bench_orthanc")
+    with db.session(target, need_schema=False) as conn, conn, conn.cursor() as cur:
+        cur.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
+    place = folder / f"orthanc-{clients}"
+    place.mkdir()
+    given = target.parameters()
+    uri = (
+        f"postgresql://{given['user']}@/{given['dbname']}?host={given['host']}&port={given.get('port', 5432)}"
+    )
+    section = {"EnableIndex": True, "EnableStorage": large_objects, "ConnectionUri": uri}
+    configuration = {
+        "DicomServerEnabled": False, "AuthenticationEnabled": False, "RemoteAccessAllowed": False,
+        "StorageDirectory": str(place / "storage"), "IndexDirectory": str(place), "PostgreSQL": section,
+    }  # fmt: skip
+    mine = os.getpid()
+    senders: set[int] = set()
+
+    def program_s() -> float:
+        return cpu_s(lambda pid, parent: parent == mine and pid not in senders)
+
+    with orthanc.running(Quiet(**vars(program)), configuration, place) as rest:
+        parts = [files[n * len(files) // clients : (n + 1) * len(files) // clients] for n in range(clients)]
+        go = multiprocessing.get_context("fork").Barrier(clients + 1)
+        processes = [
+            multiprocessing.get_context("fork").Process(target=send, args=(rest.url, part, go))
+            for part in parts
+        ]
+        for process in processes:
+            process.start()
+            senders.add(process.pid or 0)
+        with measured(f"Orthanc {program.version()}, {clients} clients", server, len(files), program_s):
+            go.wait()
+            for process in processes:
+                process.join()
+        if any(process.exitcode for process in processes):
+            raise SystemExit("Orthanc refused a file")
+
+
+class Quiet(orthanc.Program):
+    """An Orthanc that writes no verbose log, which would slow it down."""
+
+    def run(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        return super().run(*(a for a in arguments if a != "--verbose"), **options)
+
+
+def send(url: str, files: list[Path], go: Any) -> None:
+    """One client: a connection that is kept alive."""
+    conn = http.client.HTTPConnection(urlsplit(url).netloc)
+    go.wait()
+    for file in files:
+        conn.request("POST", "/instances", file.read_bytes())
+        answer = conn.getresponse()
+        if answer.status != 200:
+            raise SystemExit(answer.read().decode(errors="replace"))
+        answer.read()
+
+
+# --- pgorthanc -----------------------------------------------------------------------------------------------------
+
+
+def by_import(label: str, server: Server, target: db.Target, folder: Path, count: int, *options: str) -> None:
+    """Run the program on a folder."""
+    tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "-q"]
+
+    def program_s() -> float:
+        found = os.times()
+        return found.children_user + found.children_system
+
+    with measured(label, server, count, program_s):
+        done = subprocess.run([*tool, *options, str(folder)], capture_output=True, text=True)
+    if done.returncode or json.loads(done.stdout)["imported"] != count:
+        raise SystemExit(f"import ended with {done.returncode}: {done.stderr}")
+
+
+def filled(server: Server, instances: int) -> db.Target:
+    """An index at the current revision that holds so many instances."""
+    target = server.create("bench_filled", 1)
+    with db.session(target) as conn:
+        filler.fill(conn, instances)
+        for step in steps.path(1, revision.current()):
+            with conn, conn.cursor() as cur:
+                cur.execute(steps.text(step.script))
+    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
+        cur.execute("VACUUM ANALYZE")
+        cur.execute("CHECKPOINT")
+    return target
+
+
+# --- the limits ----------------------------------------------------------------------------------------------------
+
+
+def copy_files(root: Path, files: list[Path]) -> None:
+    """Nothing but read, hash, write and sync, as large batches as the import has."""
+    area = storage.FilesystemArea(root)
+    for start in range(0, len(files), 500):
+        batch = files[start : start + 500]
+        with durable.Group(root) as group:
+            paths = []
+            for uuid, file in zip(storage.new_uuids(len(batch)), batch, strict=True):
+                content = file.read_bytes()
+                hashlib.md5(content, usedforsecurity=False).hexdigest()
+                path = area.path(uuid)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                paths.append(str(path))
+            group.sync(paths)
+
+
+def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -> None:
+    """The same bytes without a database, and the same rows without triggers and files."""
+    (folder / "raw").mkdir()
+    half = len(files) // 2
+    context = multiprocessing.get_context("fork")
+    started = time.perf_counter()
+    processes = [
+        context.Process(target=copy_files, args=(folder / "raw", part))
+        for part in (files[:half], files[half:])
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    print(
+        f"  {'read, MD5, write, sync: 2 processes':34} {len(files) / (time.perf_counter() - started):8.0f} /s"
+    )
+    rows: dict[str, BytesIO] = {}
+    with db.session(source, readonly=True) as conn, conn.cursor() as cur:
+        for table in _TABLES:
+            cur.copy_expert(f"COPY {table} TO STDOUT", rows.setdefault(table, BytesIO()))
+    empty = server.create("bench_raw", revision.current())
+    started = time.perf_counter()
+    with db.session(empty) as conn, conn, conn.cursor() as cur:
+        cur.execute("SET LOCAL session_replication_role = replica")
+        for table, text in rows.items():
+            text.seek(0)
+            cur.copy_expert(f"COPY {table} FROM STDIN", text)
+    print(
+        f"  {'COPY of the same rows, no triggers':34} {len(files) / (time.perf_counter() - started):8.0f} /s"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)  # noqa: S103 - PostgreSQL runs as another user when this runs as root
+        folder = Path(name)
+        files = write(folder / "in", arguments.files, arguments.size)
+        print(f"{len(files)} files of {files[0].stat().st_size:,} bytes, {arguments.storage}")
+        with embedded.attach(folder / "server", superuser=True) as target:
+            admin = psycopg2.connect(target.dsn)
+            admin.autocommit = True
+            status = embedded.status(folder / "server")
+            assert status.pid
+            measure(Server(admin, target.dsn, status.pid), folder, files, arguments)
+            admin.close()
+
+
+def measure(server: Server, folder: Path, files: list[Path], arguments: argparse.Namespace) -> None:
+    large_objects = arguments.storage == "postgresql"
+
+    def area(name: str) -> list[str]:
+        if large_objects:
+            return ["--storage", "postgresql"]
+        return ["--storage-dir", str(folder / name)]
+
+    for program in orthanc.programs()[:1]:
+        for clients in arguments.clients:
+            by_orthanc(program, server, folder, files, clients, large_objects)
+    count = len(files)
+    for number in (1, revision.current()):
+        target = server.create("bench_import", number)
+        by_import(f"import, revision {number}", server, target, folder / "in", count, *area(f"a{number}"))
+    if not large_objects:
+        limits(server, target, folder, files)
+    alone = server.create("bench_alone", revision.current())
+    by_import("import --jobs 1", server, alone, folder / "in", count, "-j", "1", *area("alone"))
+    beside = server.create("bench_concurrent", revision.current())
+    by_import("import --concurrent", server, beside, folder / "in", count, "--concurrent", *area("beside"))
+    with server.admin.cursor() as cur:
+        cur.execute("ALTER ROLE orthanc NOSUPERUSER")
+    plain = server.create("bench_plain", revision.current(), owner="orthanc")
+    by_import("import by an ordinary role", server, plain, folder / "in", count, *area("plain"))
+    for stored in arguments.stored:
+        target = filled(server, stored)
+        by_import(f"import into {stored:,} stored", server, target, folder / "in", count, *area(f"s{stored}"))
+
+
+if __name__ == "__main__":
+    numbers = lambda text: [int(word) for word in text.split(",") if word]  # noqa: E731
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--files", type=int, default=4000)
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--storage", choices=("filesystem", "postgresql"), default="filesystem")
+    parser.add_argument("--clients", type=numbers, default=[1, 4, 8])
+    parser.add_argument("--stored", type=numbers, default=[])
+    main(parser.parse_args())

@@ -1,0 +1,248 @@
+"""`pgorthanc config`: Orthanc's configuration read, judged, and edited."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call
+from pgorthanc_cli.errors import PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.config.check import Subject
+    from pgorthanc_cli.config.files import Problem
+
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(exists=True, path_type=Path),
+    envvar="PGORTHANC_CONFIG",
+    show_envvar=True,
+    metavar="PATH",
+    help="Orthanc's configuration: a JSON file, or a folder of them.",
+)
+_READER = (
+    click.option(
+        "--plugin", metavar="RELEASE", help="Release of Orthanc's PostgreSQL plugin.  [default: read from it]"
+    ),
+    click.option(
+        "--container", is_flag=True, help="Read variables and secrets as the image orthancteam/orthanc does."
+    ),
+    click.option(
+        "--env-file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="With --container: its variables, one NAME=value a line.  [default: the environment]",
+    ),
+    click.option(
+        "--secrets",
+        type=click.Path(file_okay=False, path_type=Path),
+        metavar="DIR",
+        default="/run/secrets",
+        show_default=True,
+        help="With --container: its secrets.",
+    ),
+)
+
+
+def _reader(function: Callable[..., None]) -> Callable[..., None]:
+    """The options that say who reads the configuration."""
+    for option in reversed((_CONFIG, *_READER)):
+        function = option(function)
+    return function
+
+
+@click.group("config")
+def command() -> None:
+    """Read, check and edit Orthanc's own configuration; only `set` writes."""
+
+
+@commands.command("check", connection=False)
+@_reader
+@click.option(
+    "--containers",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="Orthancs with this configuration.",
+)
+@click.option("--offline", is_flag=True, help="Do not look at the database.")
+@commands.nagios_option
+def check(call: Call, *, containers: int, offline: bool, nagios: bool, **reader: Any) -> None:
+    """Say what is wrong with a configuration before Orthanc is started with it.
+
+    Misspelt and unknown options, wrong types, options that the plugin's release does not know, values that the
+    plugin garbles on their way to libpq, contradictions, weak passwords. Then, in the database that it names:
+    what the plugin will do with the revision it finds, connection limits, a pooler in between. Reads only.
+
+    Exit code 0: nothing but remarks; 6: something is wrong.
+    """
+    from pgorthanc_cli.config import check as room
+
+    found = _subject(containers=containers, **reader)
+    further = (*_strangers(reader), *(() if offline else _live(call, found)))
+    checked = room.check(found, further)
+    wrong = checked.wrong
+    if nagios:
+        summary = f"{wrong[0].key}: {wrong[0].message}" if wrong else "nothing is wrong"
+        call.nagios(checked.status, summary, {"problems": len(wrong)})
+    call.emit(checked)
+    if wrong:
+        raise PartialFailure(f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''} in the configuration")
+
+
+@commands.command("show", connection=False)
+@_reader
+@click.option(
+    "--all", "everything", is_flag=True, help="Every option that is given, those of other plugins, too."
+)
+def show(call: Call, *, everything: bool, **reader: Any) -> None:
+    """Print the merged configuration, each value with the file and line or the variable it comes from.
+
+    Passwords and other secrets are masked.
+    """
+    from pgorthanc_cli.config import show as room
+
+    shown = room.show(_subject(**reader), everything=everything)
+    call.emit(shown if call.as_json else shown.readable())
+
+
+@commands.command("uri")
+@click.option("--fields", is_flag=True, help='Print the section "PostgreSQL" with single fields instead.')
+@click.option("--show-password", is_flag=True, help="Print the password instead of ***.")
+def uri(call: Call, *, fields: bool, show_password: bool) -> None:
+    """Print the ConnectionUri for a connection, correctly encoded; or with --fields the single fields.
+
+    The connection is the one that the options, the environment and --config mean, as for every other command.
+    """
+    from pgorthanc_cli import config, db
+    from pgorthanc_cli.config import conninfo
+
+    options = {name: value for name, value in call.options.items() if name != "embedded"}
+    if call.options["embedded"]:
+        raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
+    found = config.resolve(application=f"pgorthanc {call.name}", **options)
+    parameters = db.parse(found.target.dsn)
+    if not fields:
+        text = conninfo.uri(parameters, show_password=show_password)
+        output.text(json.dumps({"uri": text}) if call.as_json else text)
+        return
+    section, problems = conninfo.fields(parameters)
+    if "Password" in section and not show_password:
+        section["Password"] = db.MASK
+    output.text(json.dumps({"PostgreSQL": section}, indent=2, ensure_ascii=False))
+    for problem in problems:
+        call.warn(problem.warning)
+    if any(problem.severity == "error" for problem in problems):
+        raise PartialFailure("the single fields cannot carry this connection", "run: pgorthanc config uri")
+
+
+@commands.command("set", connection=False)
+@_CONFIG
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--unset", is_flag=True, help="Remove the option instead.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+def set_(call: Call, *, config: Path | None, key: str, value: str | None, unset: bool, dry_run: bool) -> None:
+    """Change one option in the JSON file; comments and layout stay, and the old file is kept beside it.
+
+    KEY is an option of the section "PostgreSQL", such as Host or PostgreSQL.Host, or one of Orthanc itself.
+    VALUE is the text, number, true or false; - reads it from standard input, as a password has to be.
+    """
+    from pgorthanc_cli.config import edit
+
+    if config is None:
+        raise UsageError("no configuration is named", "name it with --config")
+    keys = edit.key_of(key)
+    if (value is None) != unset:
+        raise UsageError("give a VALUE, or --unset", "run: pgorthanc config set --help")
+    new = None if value is None else edit.value_of(keys, _text(keys[-1], value))
+    call.emit(edit.set_option(config, keys, new, environ=os.environ, dry_run=dry_run))
+
+
+def _text(key: str, value: str) -> str:
+    """The value, from standard input if it is `-`; a password on the command line can be read by everybody."""
+    if value == "-":
+        return sys.stdin.readline().rstrip("\r\n")
+    from pgorthanc_cli import db
+
+    if key == "Password" or (key == "ConnectionUri" and "password" in db.parse(value, key)):
+        raise UsageError(
+            "a password on the command line can be read by every user of this machine",
+            f"give it on standard input: pgorthanc config set {key} - < FILE",
+        )
+    return value
+
+
+def _subject(
+    *,
+    config: Path | None,
+    plugin: str | None,
+    container: bool,
+    env_file: Path | None,
+    secrets: Path,
+    containers: int = 1,
+) -> Subject:
+    """The configuration that the options name, and what is known about its reader."""
+    from pgorthanc_cli.config import check, files
+    from pgorthanc_cli.config import container as image
+
+    if env_file and not container:
+        raise UsageError("--env-file without --container: only the image reads variables", "add --container")
+    if container:
+        document = image.read(config, image.variables(env_file) if env_file else os.environ, secrets)
+    elif config:
+        document = files.read(config, os.environ)
+    else:
+        raise UsageError(
+            "no configuration is named", "name it with --config, or read a container's with --container"
+        )
+    folder = (config if config and config.is_dir() else config.parent if config else Path()).absolute()
+    return check.subject(document, folder, release=plugin, containers=containers, in_image=container)
+
+
+def _strangers(reader: dict[str, Any]) -> tuple[Problem, ...]:
+    """Variables of the container image where nobody reads them."""
+    from pgorthanc_cli.config import container as image
+    from pgorthanc_cli.config.files import Problem
+
+    names = sorted(name for name in os.environ if name.startswith(image.PREFIX))
+    if reader["container"] or not names:
+        return ()
+    said = f"{names[0]} and {len(names) - 1} more are set" if len(names) > 1 else f"{names[0]} is set"
+    return (
+        Problem(
+            "",
+            "warning",
+            f"{said}, but only the image {image.IMAGE} reads it",
+            "add --container if that is it",
+        ),
+    )
+
+
+def _live(call: Call, found: Subject) -> tuple[Problem, ...]:
+    """What the database says, if the configuration is good enough to connect with."""
+    from pgorthanc_cli import config
+    from pgorthanc_cli.config import ConfigurationError, live
+    from pgorthanc_cli.config.orthanc import accept
+
+    try:
+        orthanc = accept(Path("the configuration"), found.document)
+    except ConfigurationError:
+        return ()
+    if not (found.option("EnableIndex") or found.option("EnableStorage")):
+        return ()
+    # Nothing but this configuration counts here, and nobody waits for a server that is down.
+    target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
+    return live.problems(found, replace(target, retries=0))
+
+
+for _command in (check, show, uri, set_):
+    command.add_command(_command)

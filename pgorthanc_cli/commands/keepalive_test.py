@@ -1,0 +1,71 @@
+"""`pgorthanc keepalive-test`."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call
+from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.keepalive import Report, Trial
+
+
+@commands.command("keepalive-test")
+@click.option("--ages", metavar="LIST", help="Idle times to try, such as 1m,4m,6m.")
+@click.option("--up-to", metavar="TIME", help="Try usual idle times up to this one.  [default: 15m]")
+@click.option(
+    "--answer", metavar="TIME", default="10s", show_default=True, help="Wait so long for an answer."
+)
+@click.option("--in-transaction", is_flag=True, help="Leave a transaction open on the idle connections.")
+@click.option("--confirm", is_flag=True, help="Then try the recommended parameters again, as long.")
+def command(
+    call: Call, *, ages: str | None, up_to: str | None, answer: str, in_transaction: bool, confirm: bool
+) -> None:
+    """Find out after how long an idle connection dies, and what keeps it alive.
+
+    For each idle time three connections wait at once: one silent, one with keep-alive probes from this client,
+    one with probes from the server. So the test lasts as long as the longest time. It tells who died and how,
+    the limit, and the parameters for ConnectionUri that pass. Run it on Orthanc's machine.
+
+    Exit code 0: every connection lived; 6: some died.
+    """
+    from pgorthanc_cli import keepalive
+
+    if ages and up_to:
+        raise UsageError("--ages and --up-to contradict each other", "name one of them")
+    plan = keepalive.Plan(
+        ages_s=keepalive.ages(ages) if ages else keepalive.ages_up_to(keepalive.duration(up_to or "15m")),
+        answer_s=keepalive.duration(answer),
+        in_transaction=in_transaction,
+        confirm=confirm,
+    )
+    with call.target() as target:
+        trial = keepalive.Trial(target, plan)
+        try:
+            _run(call, trial)
+        except KeyboardInterrupt:
+            call.emit(trial.report())
+            raise Interrupted("interrupted; what is known by now is shown", "run it again") from None
+    found = trial.report()
+    call.emit(found)
+    _judge(found)
+
+
+def _run(call: Call, trial: Trial) -> None:
+    with closing(trial.run()) as events:
+        for event in events:
+            if not call.quiet:
+                output.note(event.told())
+
+
+def _judge(found: Report) -> None:
+    if found.died:
+        raise PartialFailure(
+            f"{found.died} of {len(found.ages) + len(found.confirmation)} idle connections died",
+            f"add to ConnectionUri: {found.connection_uri}" if "client" in found.passed else "see the advice",
+        )

@@ -1,0 +1,333 @@
+"""`pgorthanc replication`: a primary and its standbys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.errors import PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.db import Target
+
+_ALLOW = click.option(
+    "--allow", multiple=True, metavar="ADDR", help="Address or network of the standby; may be repeated."
+)
+_ROLE = click.option(
+    "--role", default="pgorthanc_replication", show_default=True, help="Role that the standby logs in with."
+)
+_SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
+_LIMIT = click.option(
+    "--slot-limit",
+    "limit",
+    default="10GB",
+    show_default=True,
+    metavar="SIZE",
+    help="WAL that slots may hold back; beyond, a standby that stays away is given up.",
+)
+_SYNCHRONOUS = click.option(
+    "--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."
+)
+_FROM = click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="DSN",
+    help="The primary, by the replication role; its password by passfile= or PGPASSWORD.",
+)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_NAME = click.option("--name", default="", help="Its application_name.  [default: the slot's name]")
+_NO_START = click.option("--no-start", is_flag=True, help="Leave the start to a service manager.")
+
+
+@click.group("replication")
+def command() -> None:
+    """Keep a copy of the database on a second server, and switch to it.
+
+    First `plan` and `primary` on the primary, then `standby` on the other machine. See docs/replication.md.
+    """
+
+
+@contextmanager
+def _administrator(call: commands.Call) -> Iterator[Target]:
+    """The server by the login of the options; one of --embedded as its superuser."""
+    directory = call.options["embedded"]
+    if not directory:
+        with call.target() as target:
+            yield target
+        return
+    from pgorthanc_cli import embedded
+
+    with embedded.attach(Path(directory), superuser=True) as target:
+        yield target
+
+
+@commands.command("replication plan")
+@_ALLOW
+@_ROLE
+@_SLOT
+@_LIMIT
+@_SYNCHRONOUS
+@click.option(
+    "--print",
+    "form",
+    type=click.Choice(["steps", "compose", "systemd"]),
+    help="Print what an administrator would run by hand, or files for the standby.",
+)
+def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
+    """Show what a primary needs before a standby can follow it. Reads only.
+
+    Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing, advice, or hidden from the login.
+    """
+    from pgorthanc_cli import db, replication
+
+    wanted = replication.Asked(**asked)  # type: ignore[arg-type]
+    with (
+        _administrator(call) as target,
+        db.session(target, autocommit=True, readonly=True, need_schema=False) as conn,
+    ):
+        found = replication.plan(conn, wanted)
+    if form:
+        output.text(replication.printed(found, wanted, form))
+    else:
+        call.emit(found)
+
+
+@commands.command("replication primary")
+@_ALLOW
+@_ROLE
+@_SLOT
+@_LIMIT
+@_SYNCHRONOUS
+@click.option(
+    "--passfile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("replication.pgpass"),
+    show_default=True,
+    help="File for the role's password, made if it is missing (mode 0600).",
+)
+@click.option("--new-password", is_flag=True, help="Give the role another password.")
+@click.option(
+    "--restart", is_flag=True, help="Restart the server if a setting needs it; only with --embedded."
+)
+def primary(
+    call: commands.Call, *, passfile: Path, new_password: bool, restart: bool, **asked: object
+) -> None:
+    """Make a server ready for a standby: role, settings, pg_hba.conf, slot, and a login that proves it.
+
+    Needs a superuser. Run again, it does what is still missing. The line of pg_hba.conf is written where the file is
+    on this machine (a copy is kept), else it is printed; exit code 6: something is left to do by hand.
+    """
+    from pgorthanc_cli import replication
+
+    if restart and not call.options["embedded"]:
+        raise UsageError(
+            "--restart is for a server of --embedded", "restart others with their service manager"
+        )
+    with _administrator(call) as target:
+        prepared = replication.prepare(
+            target,
+            replication.Asked(**asked),  # type: ignore[arg-type]
+            passfile=passfile,
+            new_password=new_password,
+            folder=Path(call.options["embedded"]) if restart else None,
+        )
+    call.emit(prepared)
+    if not prepared.ready:
+        raise PartialFailure(
+            "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
+        )
+
+
+@commands.command("replication standby")
+@click.option(
+    "--dir", "directory", type=_FOLDER, required=True, help="Its data folder: empty, or to be made."
+)
+@_FROM
+@_SLOT
+@_NAME
+@click.option("--listen", default="127.0.0.1", show_default=True, metavar="ADDR", help="Its TCP address.")
+@click.option(
+    "--listen-port", type=click.IntRange(1, 65535), default=5432, show_default=True, help="Its TCP port."
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="ADDR",
+    help="Who else may log in to it with a password: Orthanc, the primary.",
+)
+@click.option(
+    "--feedback", is_flag=True, help="The primary keeps rows that long finds on the standby still see."
+)
+@_NO_START
+def standby(
+    call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **wanted: object
+) -> None:
+    """Copy a running primary into an empty folder, verify the copy, start it, and wait until it streams.
+
+    With connection options for Orthanc's database on the primary (--config, --uri) it also compares what both hold;
+    exit code 6: they differ.
+    """
+    from pgorthanc_cli import replication
+
+    login = _login(call, source)
+    with _compared_database(call) as database, output.transfer(quiet=call.quiet) as progress:
+        made = replication.create(
+            directory,
+            login,
+            replication.Wanted(**wanted, port=listen_port, start=not no_start),  # type: ignore[arg-type]
+            database=database,
+            progress=progress,
+        )
+    call.emit(made)
+    _refuse_difference(made.difference, "none" if database and not no_start else "not compared")
+
+
+def _login(call: commands.Call, source: str) -> Target:
+    """The replication login; our own command line is no place for its password."""
+    from pgorthanc_cli import db
+
+    if "password" in db.parse(source, "--from"):
+        raise UsageError(
+            "--from holds a password, which everybody on this machine can read in the list of processes",
+            "write passfile=FILE instead (a line *:*:*:ROLE:PASSWORD, mode 0600), or set PGPASSWORD",
+        )
+    return db.Target(source, application=f"pgorthanc {call.name}")
+
+
+@contextmanager
+def _compared_database(call: commands.Call) -> Iterator[Target | None]:
+    """Orthanc's database on the primary, if any option or variable names it."""
+    with call.resolved() as found:
+        named = [setting for setting in found.provenance if setting.name in ("host", "dbname", "service")]
+        yield found.target if any(setting.origin != "libpq's default" for setting in named) else None
+
+
+def _refuse_difference(found: str, wanted: str) -> None:
+    if found != wanted:
+        raise PartialFailure(
+            f"the standby is there; the comparison of the index says: {found}",
+            "if somebody imports now, that may be all; watch it: pgorthanc replication status",
+        )
+
+
+@commands.command("replication status")
+@commands.nagios_option
+@click.option("--warning", default="64MB", show_default=True, metavar="SIZE", help="Lag that is a warning.")
+@click.option("--critical", default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical.")
+@click.option("--watch", is_flag=True, help="Show it again and again.")
+def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, watch: bool) -> None:
+    """Show a primary and its standbys: lag, slots, conflicts, and whether a read-only Orthanc can use them.
+
+    Looks at every host of the URI (host=a,b). Log in with a role that has pg_monitor to see everything. Reads only.
+    """
+    from pgorthanc_cli import replication
+
+    limits = replication.Limits(_bytes("--warning", warning), _bytes("--critical", critical))
+    with _administrator(call) as target:
+        targets = replication.hosts(target)
+        if watch:
+            call.watch(lambda: replication.status(targets, limits))
+            return
+        found = replication.status(targets, limits)
+    if nagios:
+        call.nagios(found.verdict, "; ".join(found.problems) or "all standbys stream", found.figures())
+    call.emit(found)
+
+
+def _bytes(option: str, text: str) -> int:
+    found = re.fullmatch(r"(\d+)(kB|MB|GB|TB)", text)
+    if found is None:
+        raise UsageError(f"{option} is {text!r}, wanted a size such as 64MB")
+    return int(found[1]) << (10 + 10 * ("kB", "MB", "GB", "TB").index(found[2]))
+
+
+@commands.command("replication promote")
+@click.option(
+    "--dir", "directory", type=_FOLDER, help="The standby by its folder on this machine, without a login."
+)
+@click.option(
+    "--fence",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Stop the old primary, whose folder on this machine this is, and mark it to start as a standby only.",
+)
+@click.option(
+    "--old-is-gone", is_flag=True, help="The old primary is silent, and you have made sure that it is off."
+)
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Promote though the folder of --fence has commits that are missing here.",
+)
+@click.option(
+    "--slot", "slots", multiple=True, help="Slot to make for another standby.  [default: its own one]"
+)
+@click.option("--wait", "wait_s", type=float, default=300, show_default=True, metavar="SECONDS")
+def promote(
+    call: commands.Call,
+    *,
+    directory: Path | None,
+    fence: Path | None,
+    old_is_gone: bool,
+    accept_loss: bool,
+    slots: tuple[str, ...],
+    wait_s: float,
+) -> None:
+    """Make a standby the primary, once the old one is known to be gone.
+
+    The standby is the server of the connection options, or the folder of --dir. With --fence nothing that was
+    committed is lost: the old primary is stopped first, and the standby gets the rest.
+    """
+    from pgorthanc_cli import db, replication
+
+    wanted = replication.Fence(fence, old_is_gone, accept_loss)
+    with call.resolved() as found:
+        parameters = db.parse(found.target.dsn)
+        if directory:
+            way = replication.by_folder(directory)
+            call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
+            return
+    with _administrator(call) as target, replication.by_sql(target) as way:
+        call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
+
+
+@commands.command("replication rejoin")
+@click.option(
+    "--dir", "directory", type=_FOLDER, required=True, help="Data folder of the old primary, stopped."
+)
+@_FROM
+@_SLOT
+@_NAME
+@click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
+@_NO_START
+def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **wanted: object) -> None:
+    """Make the old primary a standby of the new one.
+
+    With connection options for a superuser on the new primary it is rewound (pg_rewind), else copied anew; the old
+    data are then kept beside it. Its own configuration stays. Commits that only it has are counted first.
+    """
+    from pgorthanc_cli import replication
+
+    login = _login(call, source)
+    with _compared_database(call) as administrator, output.transfer(quiet=call.quiet) as progress:
+        found = replication.rejoin(
+            directory,
+            login,
+            administrator=administrator,
+            start=not no_start,
+            progress=progress,
+            **wanted,  # type: ignore[arg-type]
+        )
+    call.emit(found)
+    _refuse_difference(found.difference, "none" if found.index else found.difference)
+
+
+for _command in (plan, primary, standby, status, promote, rejoin):
+    command.add_command(_command, str(_command.name).rpartition(" ")[2])

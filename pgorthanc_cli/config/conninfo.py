@@ -1,0 +1,185 @@
+"""What libpq understands of the "PostgreSQL" section: the plugin joins its values without quotes.
+
+Found with the plugins 4.0 and 5.0 of Debian: `sslmode user host port password dbname`, in this order, separated by
+spaces; password and dbname are left out when empty, user and host are not. The ApplicationName of plugin 10.0 and
+later comes last here; its place was not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from pgorthanc_cli import db
+from pgorthanc_cli.config.files import Problem
+from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION
+from pgorthanc_cli.errors import UsageError
+
+# The plugin's keys in the order in which it joins them -> libpq's words.
+FIELDS = {
+    "EnableSsl": "sslmode", "Username": "user", "Host": "host", "Port": "port", "Password": "password",
+    "Database": "dbname", "ApplicationName": "application_name",
+}  # fmt: skip
+_LEFT_OUT_WHEN_EMPTY = ("Password", "Database", "ApplicationName")
+_CHARACTERS = {" ": "a space", "\t": "a tab", "\n": "a line end", "\r": "a line end", "\\": "a backslash"}
+_TEXTS = ("user", "host", "password", "dbname", "application_name")
+_BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+def intended(section: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters of libpq as the single fields mean them, with the plugin's defaults."""
+    given = {key: section.get(key, POSTGRESQL_KEYS[key].default) for key in FIELDS}
+    given["EnableSsl"] = "require" if given["EnableSsl"] else "disable"
+    return {FIELDS[key]: str(value) for key, value in given.items() if value != ""}
+
+
+def joined(section: Mapping[str, Any]) -> str:
+    """The connection string that the plugin makes of the single fields; holds the password."""
+    values = intended(section)
+    kept = {
+        word: values.get(word, "")
+        for key, word in FIELDS.items()
+        if word in values or key not in _LEFT_OUT_WHEN_EMPTY
+    }
+    return " ".join(f"{word}={value}" for word, value in kept.items())
+
+
+def mangled(section: Mapping[str, Any], place: Callable[[str], str]) -> Iterator[Problem]:
+    """Single fields that libpq will not get as they are written, and what it will understand."""
+    wanted = intended(section)
+    reasons = {word: _reason(word, wanted.get(word, "")) for word in _TEXTS}
+    keys = {word: key for key, word in FIELDS.items()}
+    guilty = {keys[word]: reason for word, reason in reasons.items() if reason}
+    if not guilty:
+        return
+    outcome = _outcome(section, wanted)
+    if outcome is None:
+        return
+    said = ", ".join(f'"{key}" {reason}' for key, reason in guilty.items())
+    first = next(iter(guilty))
+    message = f"{said}; the plugin joins its fields without quotes, so {outcome}"
+    yield Problem(
+        f"{SECTION}.{first}",
+        "error",
+        message,
+        "use ConnectionUri instead; run: pgorthanc config uri",
+        place(first),
+    )
+
+
+def _reason(word: str, value: str) -> str | None:
+    if not value and word in ("user", "host"):
+        return "is empty and swallows what follows"
+    found = [name for character, name in _CHARACTERS.items() if character in value]
+    if value.startswith("'"):
+        found.append("a quote at its start")
+    return "holds " + " and ".join(dict.fromkeys(found)) if found else None
+
+
+def _outcome(section: Mapping[str, Any], wanted: Mapping[str, str]) -> str | None:
+    """What becomes of it; None if libpq understands what is meant all the same."""
+    try:
+        got = db.parse(joined(section), "the string")
+    except UsageError as error:
+        return f"libpq cannot read them: {error.message.partition(': ')[2]}"
+    differing = [word for word in (*wanted, *got) if wanted.get(word) != got.get(word)]
+    shown = _reason("password", wanted.get("password", "")) is None
+    changes = [_change(word, got.get(word), shown=shown) for word in dict.fromkeys(differing)]
+    return f"libpq understands {', '.join(changes)}" if changes else None
+
+
+def _change(word: str, value: str | None, *, shown: bool) -> str:
+    """What a parameter has become; its text may be a piece of the password that has moved in."""
+    if value is None:
+        return f"no {word}"
+    return f"{word} = {value}" if shown and "password" not in f"{word}{value}" else f"another {word}"
+
+
+def uri(parameters: Mapping[str, str], *, show_password: bool = False) -> str:
+    """The parameters of libpq as a connection URI, percent-encoded; a password is `***` unless it may be shown.
+
+    Raises:
+        UsageError: libpq would understand something else.
+    """
+    hidden = () if show_password else db.SECRETS
+    given = {word: db.MASK if word in hidden else value for word, value in parameters.items()}
+    text = _uri(given)
+    if db.parse(text, "the URI") != given:
+        raise UsageError("these parameters cannot be written as a URI", "use keyword/value pairs")
+    return text
+
+
+def _uri(given: Mapping[str, str]) -> str:
+    encoded = {word: quote(value, safe="*") for word, value in given.items()}
+    login = encoded.get("user", "")
+    if "password" in encoded:
+        login += ":" + encoded["password"]
+    hosts = given.get("host", "")
+    listed = "," in hosts or not re.fullmatch(r"[\w.-]*", hosts)
+    inline = bool(hosts) and not listed and "," not in given.get("port", "")
+    place = encoded.get("host", "") if inline else ""
+    if inline and "port" in encoded:
+        place += ":" + encoded["port"]
+    taken = {"user", "password", "dbname"} | ({"host", "port"} if inline else set())
+    rest = "&".join(f"{word}={value}" for word, value in encoded.items() if word not in taken)
+    return f"postgresql://{login + '@' if login else ''}{place}/{encoded.get('dbname', '')}{'?' + rest if rest else ''}"
+
+
+def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
+    """The plugin's single fields for libpq's parameters, and what is lost on the way."""
+    keys = {word: key for key, word in FIELDS.items()}
+    section: dict[str, Any] = {}
+    problems = []
+    for word, value in parameters.items():
+        if word == "sslmode":
+            section["EnableSsl"] = value != "disable"
+            if value not in ("require", "disable"):
+                message = f"sslmode={value} becomes {'require' if section['EnableSsl'] else 'disable'}"
+                problems.append(Problem("EnableSsl", "warning", message, "keep the ConnectionUri"))
+        elif word == "port" and value.isdecimal():
+            section["Port"] = int(value)
+        elif word in keys:
+            section[keys[word]] = value
+        else:
+            problems.append(
+                Problem("", "warning", f"the fields have no place for {word}", "keep the ConnectionUri")
+            )
+    if "sslmode" not in parameters:
+        section["EnableSsl"] = False
+        problems.append(
+            Problem("EnableSsl", "info", "no sslmode is given (libpq: prefer); false means no TLS")
+        )
+    problems.extend(mangled(section, lambda _: ""))
+    return section, problems
+
+
+def connection_uri(value: str, place: str) -> Iterator[Problem]:
+    """Mistakes in a ConnectionUri: what libpq refuses, and what it probably misunderstands."""
+    key = f"{SECTION}.ConnectionUri"
+    if not value:
+        message = '"ConnectionUri" is empty: libpq connects as the system user through the local socket'
+        yield Problem(key, "error", message, "remove it to use the single fields, or fill it", place)
+        return
+    if value.startswith(("postgresql://", "postgres://")) and _BROKEN_PERCENT.search(value):
+        message = "a % in the URI is not followed by two hexadecimal digits"
+        yield Problem(key, "error", message, "write %25 for %", place)
+        return
+    try:
+        found = db.parse(value, '"ConnectionUri"')
+    except UsageError as error:
+        yield Problem(key, "error", error.message, error.hint, place)
+        return
+    ports = found.get("port", "5432").split(",")
+    if not all(port == "" or (port.isdecimal() and 1 <= int(port) <= 65535) for port in ports):
+        message = "the port in the URI is no number: a /, # or ? in the password ends it too early"
+        yield Problem(
+            key, "error", message, "write %2F for /, %23 for # and %3F for ? in the password", place
+        )
+    for word, what in (("host", "a host"), ("dbname", "a database"), ("user", "a role")):
+        if word not in found and "service" not in found:
+            message = (
+                f'"ConnectionUri" names no {what.split()[1]}: libpq takes its default or PG{word.upper()}'
+            )
+            yield Problem(key, "warning", message, f"name {what}", place)

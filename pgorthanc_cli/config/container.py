@@ -1,0 +1,144 @@
+"""The configuration that the container image orthancteam/orthanc gives to its Orthanc.
+
+Lowest first: files, JSON files among the secrets, ORTHANC_JSON, variables `ORTHANC__SECTION__OPTION_NAME`, secrets
+named like such variables; then the image's own defaults. From the published description of the image, not measured.
+Orthanc itself and other images know nothing of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pgorthanc_cli.config import files, jsontext
+from pgorthanc_cli.config.files import ConfigurationError, Document, Problem, Source
+from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION, named
+
+IMAGE = "orthancteam/orthanc"
+PREFIX = "ORTHANC__"
+SECRETS = Path("/run/secrets")
+_DEFAULTS = {"EnableIndex": True, "Lock": False}
+_LOGIN_DEFAULTS = {"Database": "postgres", "Username": "postgres", "Password": "postgres"}
+
+
+def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS) -> Document:
+    """The merged configuration, each value with its file or variable.
+
+    Args:
+        path: A file or a folder of files; None if the container has none.
+        environ: The environment of the container.
+        secrets: The folder of its secrets; it need not exist.
+
+    Raises:
+        ConfigurationError: A file, ORTHANC_JSON or a secret that cannot be read or is not JSON where it must be.
+    """
+    document = Document()
+    for file in (*(files.files(path) if path else ()), *_secret_files(secrets, ".json")):
+        _merge_text(document, files.load(file, environ))
+    given = environ.get("ORTHANC_JSON")
+    if given:
+        _merge_text(document, Source(Path("ORTHANC_JSON"), given, given, (), ()))
+    for name in sorted(name for name in environ if name.startswith(PREFIX)):
+        _set(document, name, environ[name], name)
+    for file in _secret_files(secrets, ""):
+        if file.name.startswith(PREFIX) and file.suffix != ".json":
+            _set(document, file.name, _secret(file), str(file))
+    _add_defaults(document)
+    return document
+
+
+def variables(file: Path) -> dict[str, str]:
+    """The variables of a file of lines `NAME=value`, as `docker run --env-file` reads it.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    lines = [line.strip() for line in _text(file).splitlines()]
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def _secret_files(folder: Path, ending: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.name.endswith(ending) and file.is_file())
+
+
+def _secret(file: Path) -> str:
+    return _text(file).rstrip("\r\n")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigurationError(f"{file}: cannot be read: {reason}") from None
+
+
+def _merge_text(document: Document, source: Source) -> None:
+    root = files.parse(source, document.problems)
+    document.sources.append(source)
+    places = Document()
+    files.record(root, source, places)
+    _merge(document, document.values, root.value, (), places.place)
+
+
+def _set(document: Document, variable: str, text: str, origin: str) -> None:
+    """What a variable says: JSON if it is JSON, else text."""
+    keys = named(variable)
+    if not all(keys):
+        return
+    value = _meaning(text)
+    key = POSTGRESQL_KEYS.get(keys[1]) if len(keys) == 2 and keys[0] == SECTION else None
+    if key and key.types == (str,) and not isinstance(value, str):
+        said = f"{variable} must be text, and it reads like JSON"
+        hint = "put it in double quotes within the variable"
+        document.problems.append(Problem(".".join(keys), "warning", said, hint, origin))
+        value = text
+    for key_name in reversed(keys):
+        value = {key_name: value}
+    _merge(document, document.values, value, (), lambda *_: origin)
+
+
+def _meaning(text: str) -> Any:
+    try:
+        found = jsontext.parse(text)
+    except jsontext.JsonError:
+        return text
+    return text if found.rest is not None else found.root.value
+
+
+def _merge(
+    document: Document, into: dict[str, Any], new: Any, above: files.Keys, place: Callable[..., str]
+) -> None:
+    """Objects are merged member by member; of anything else the later one counts."""
+    for name, value in new.items():
+        keys = (*above, name)
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(document, into[name], value, keys, place)
+            continue
+        if name in into and into[name] != value:
+            said = f'"{name}" is given twice: this one counts, not that of {document.place(*keys)}'
+            document.problems.append(Problem(".".join(keys), "info", said, None, place(*keys)))
+        into[name] = value
+        document.places[keys] = place(*keys)
+        for inner in _inner(value):
+            document.places[keys + inner] = place(*keys, *inner)
+
+
+def _inner(value: Any) -> Iterator[files.Keys]:
+    for name, member in value.items() if isinstance(value, dict) else ():
+        yield (name,)
+        yield from ((name, *keys) for keys in _inner(member))
+
+
+def _add_defaults(document: Document) -> None:
+    section = document.values.get(SECTION)
+    if not isinstance(section, dict):
+        return
+    for name, value in (_DEFAULTS | ({} if "ConnectionUri" in section else _LOGIN_DEFAULTS)).items():
+        if name not in section:
+            section[name] = value
+            document.places[SECTION, name] = f"default of the image {IMAGE}"

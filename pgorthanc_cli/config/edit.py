@@ -1,0 +1,301 @@
+"""Change one option in a configuration file and nothing else in it: comments and layout stay."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pgorthanc_cli import db
+from pgorthanc_cli.config import files, jsontext, show
+from pgorthanc_cli.config.files import Source
+from pgorthanc_cli.config.jsontext import Node
+from pgorthanc_cli.config.known import (
+    POSTGRESQL_KEYS,
+    ROOT_KEYS,
+    ROOT_NAMES,
+    SECTION,
+    Key,
+    complaint,
+    nearest,
+)
+from pgorthanc_cli.errors import PgOrthancError, UsageError
+
+_NOT_GIVEN = "not given"
+# What may follow on the line of a member so that a new one can begin the next line.
+_REST_OF_LINE = re.compile(r"[ \t]*(?:/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)*(?://[^\r\n]*)?(?=\r?\n)")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What was, or would be, changed.
+
+    Attributes:
+        file: The file.
+        key: The option, as in `PostgreSQL.Host`.
+        before: Its value as JSON, passwords masked; `not given` if it was not there.
+        after: Its new value in the same way.
+        backup: Where the file as it was is kept; `none` if nothing was written.
+        changed: Whether the file was written.
+    """
+
+    file: str
+    key: str
+    before: str
+    after: str
+    backup: str
+    changed: bool
+
+
+def key_of(name: str) -> tuple[str, ...]:
+    """The keys that lead to an option: `Host` and `PostgreSQL.Host` -> PostgreSQL, Host; `StorageDirectory` -> itself.
+
+    Raises:
+        UsageError: Neither Orthanc nor the plugin knows it; with the nearest right one.
+    """
+    section, dot, inner = name.partition(".")
+    if dot and section == SECTION and inner in POSTGRESQL_KEYS:
+        return SECTION, inner
+    if not dot and name in POSTGRESQL_KEYS:
+        return SECTION, name
+    if not dot and name in ROOT_NAMES:
+        return (name,)
+    meant = nearest(inner or name, (*POSTGRESQL_KEYS, *ROOT_NAMES))
+    raise UsageError(
+        f'neither Orthanc nor its PostgreSQL plugin knows an option "{name}"',
+        f'did you mean "{meant}"?' if meant else "see the options of the plugin: pgorthanc config show",
+    )
+
+
+def value_of(keys: tuple[str, ...], text: str) -> Any:
+    """What a text means for an option: itself where text is wanted, else JSON.
+
+    Raises:
+        UsageError: Orthanc would not start with it.
+    """
+    known = POSTGRESQL_KEYS if keys[0] == SECTION and len(keys) > 1 else ROOT_KEYS
+    key = known.get(keys[-1])
+    value: Any = text
+    if key is None or str not in key.types or (bool in key.types and text in ("true", "false")):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+    said = complaint(key, value) if key else None
+    if said:
+        raise UsageError(said, _example(key))
+    if keys[-1] == "ConnectionUri":
+        db.parse(value, '"ConnectionUri"')
+    return value
+
+
+def _example(key: Key | None) -> str | None:
+    return "write true or false" if key and key.types == (bool,) else None
+
+
+def set_option(
+    path: Path, keys: tuple[str, ...], value: Any, *, environ: Mapping[str, str], dry_run: bool = False
+) -> Edited:
+    """Give an option a value, or with None remove it, in the file of a configuration that holds it.
+
+    The file is replaced in one step, and what it was is kept beside it.
+
+    Raises:
+        ConfigurationError: The configuration cannot be read or understood.
+        PgOrthancError: The place for the option cannot be told, or the file cannot be written.
+    """
+    source, root = _home(path, keys, environ)
+    said = complaint(Key(SECTION, (dict,), None), root.value.get(SECTION, {})) if len(keys) > 1 else None
+    if said:
+        raise files.ConfigurationError(f"{source.path}: {said}")
+    before = _member(root, keys)
+    if before is None and value is None:
+        return Edited(str(source.path), ".".join(keys), _NOT_GIVEN, _NOT_GIVEN, "none", changed=False)
+    raw = _removed(source, root, keys) if value is None else _with(source, root, keys, value)
+    _prove(source, raw, root, keys, value, environ)
+    same = raw == source.raw
+    backup = None if dry_run or same else _write(source, raw)
+    return Edited(
+        file=str(source.path),
+        key=".".join(keys),
+        before=_shown(keys, before.value) if before else _NOT_GIVEN,
+        after=_NOT_GIVEN if value is None else _shown(keys, value),
+        backup=str(backup or "none"),
+        changed=backup is not None,
+    )
+
+
+def _shown(keys: tuple[str, ...], value: Any) -> str:
+    return json.dumps(show.masked(keys, value), ensure_ascii=False)
+
+
+def _home(path: Path, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
+    """The file that holds the option, or the section that it belongs to, or the only one there is."""
+    read = [
+        (source, files.parse(source, [])) for source in (files.load(f, environ) for f in files.files(path))
+    ]
+    holding = [pair for pair in read if keys[0] in pair[1].members]
+    if not holding and len(keys) == 1:
+        holding = [pair for pair in read if SECTION in pair[1].members]
+    home = (holding or read)[0]
+    if not holding and len(read) > 1:
+        raise PgOrthancError(
+            f'no file in {path} holds "{keys[0]}", and there are {len(read)} of them',
+            f"name the right one, for instance: --config {home[0].path}",
+        )
+    return home
+
+
+def _member(root: Node, keys: tuple[str, ...]) -> Node | None:
+    node: Node | None = root
+    for key in keys:
+        node = node.members.get(key) if node else None
+    return node
+
+
+def _with(source: Source, root: Node, keys: tuple[str, ...], value: Any) -> str:
+    """The raw text with the option changed or added."""
+    node = _member(root, keys)
+    if node is not None:
+        return _spliced(source, (node.start, node.end, _json(value)))
+    parent = _member(root, keys[:-1])
+    if parent is None:
+        return _with(source, root, keys[:-1], {keys[-1]: value})
+    return _inserted(source, parent, keys[-1], value)
+
+
+def _inserted(source: Source, parent: Node, key: str, value: Any) -> str:
+    """The raw text with a new last member of an object, on a line of its own if the one before has one."""
+    text = source.text
+    newline = "\r\n" if "\r\n" in text else "\n"
+    step = _found(r'\n([ \t]+)"', text) or "  "
+    if not parent.members:
+        outer = _indentation(text, parent.start)
+        start, end = parent.start + 1, parent.end - 1
+        member = f'{newline}{outer}{step}"{key}" : {_json(value, outer + step, newline)}'
+        if text[start:end].strip():  # a comment, which stays
+            return _spliced(source, (start, start, member))
+        return _spliced(source, (start, end, f"{member}{newline}{outer}"))
+    last_key, last = max(parent.members.items(), key=lambda item: item[1].end)
+    colon = _found(r'"([ \t]*:[ \t]*)$', text[parent.keys[last_key] : last.start]) or " : "
+    after = jsontext.skip(text, last.end)
+    comma = text[after] == ","
+    rest = _REST_OF_LINE.match(text, after + 1 if comma else last.end)
+    if rest is None:
+        return _spliced(source, (last.end, last.end, f', "{key}"{colon}{_json(value)}'))
+    inner = _indentation(text, parent.keys[last_key])
+    member = f'{newline}{inner}"{key}"{colon}{_json(value, inner, newline)}'
+    edits = [] if comma else [(last.end, last.end, ",")]
+    return _spliced(source, *edits, (rest.end(), rest.end(), member))
+
+
+def _removed(source: Source, root: Node, keys: tuple[str, ...]) -> str:
+    """The raw text without the option, its comma, and its line if nothing else stands there."""
+    text = source.text
+    parent, node = _member(root, keys[:-1]), _member(root, keys)
+    if parent is None or node is None:
+        return source.raw
+    start, end = parent.keys[keys[-1]], node.end
+    after = jsontext.skip(text, end)
+    edits = []
+    if text[after] == ",":
+        end = after + 1
+    else:
+        before = text[:start].rstrip()
+        if before.endswith(","):
+            edits.append((len(before) - 1, len(before), ""))
+    line = text.rfind("\n", 0, start) + 1
+    rest = re.compile(r"[ \t]*\r?\n").match(text, end)
+    if not text[line:start].strip() and rest:
+        start, end = line, rest.end()
+    return _spliced(source, *edits, (start, end, ""))
+
+
+def _spliced(source: Source, *edits: tuple[int, int, str]) -> str:
+    """The raw text with pieces replaced; positions are those of the text with its variables filled in."""
+    raw = source.raw
+    for start, end, new in reversed(edits):
+        raw_start, raw_end = source.origin(start), source.origin(end)
+        if raw_start is None or raw_end is None:
+            raise PgOrthancError(
+                f"{source.place(start)}: this comes from an environment variable", "change it there"
+            )
+        raw = raw[:raw_start] + new + raw[raw_end:]
+    return raw
+
+
+def _json(value: Any, indentation: str = "", newline: str = "\n") -> str:
+    """JSON in which Orthanc finds no variable."""
+    text = json.dumps(value, ensure_ascii=False, indent=2 if isinstance(value, dict) else None)
+    return text.replace("${", "\\u0024{").replace("\n", newline + indentation)
+
+
+def _indentation(text: str, position: int) -> str:
+    return _found(r"[ \t]*", text[text.rfind("\n", 0, position) + 1 :], 0)
+
+
+def _found(pattern: str, text: str, group: int = 1) -> str:
+    match = re.search(pattern, text)
+    return match[group] if match else ""
+
+
+def _prove(
+    source: Source, raw: str, root: Node, keys: tuple[str, ...], value: Any, environ: Mapping[str, str]
+) -> None:
+    """Make sure that the new text says what the old one says, but for this option.
+
+    Raises:
+        PgOrthancError: It does not; nothing is written.
+    """
+    wanted = copy.deepcopy(root.value)
+    section = wanted
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+    if value is None:
+        section.pop(keys[-1], None)
+    else:
+        section[keys[-1]] = value
+    try:
+        found = files.parse(files.filled(source.path, raw, environ), []).value
+    except files.ConfigurationError:
+        found = None
+    if found != wanted:
+        raise PgOrthancError(
+            f"{source.path}: {'.'.join(keys)} cannot be changed without changing something else",
+            "change it by hand; nothing was written",
+        )
+
+
+def _write(source: Source, raw: str) -> Path:
+    """Replace the file in one step; its owner and mode stay. The path of what it was."""
+    path = source.path.resolve()
+    backup = path.with_name(f"{path.name}.{datetime.now():%Y%m%dT%H%M%S.%f}.bak")
+    try:
+        before = path.stat()
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with open(handle, "wb") as stream:
+                os.fchmod(stream.fileno(), stat.S_IMODE(before.st_mode))
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(stream.fileno(), before.st_uid, before.st_gid)
+                stream.write(raw.encode("utf-8", "surrogateescape"))
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.link(path, backup)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise PgOrthancError(
+            f"{path}: cannot be changed: {error.strerror}", "run it as the owner of the file and its folder"
+        ) from None
+    return backup

@@ -1,0 +1,273 @@
+"""Orthanc's configuration files: environment variables filled in, a folder merged into one document.
+
+Read as Orthanc does it, with two exceptions, because a guess could mean another database: a string that is not
+UTF-8 is refused, and so is, unless the caller asks for what Orthanc would see, a variable that is not set.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from pgorthanc_cli.config import jsontext
+from pgorthanc_cli.errors import UsageError
+
+Severity = Literal["error", "warning", "info"]
+Keys = tuple[str, ...]
+
+# A default may be in quotes; a bare one holds no quote. Anything else is no variable to Orthanc and stays as it is.
+_VARIABLE = re.compile(
+    r"""\$\{(?P<name>[^:}]*)(?::-(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^'"}]*)))?\}"""
+)
+
+
+class ConfigurationError(UsageError):
+    """A configuration file that cannot be read or understood; the message says where."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something about a configuration that an operator should know.
+
+    Attributes:
+        key: The option, as in `PostgreSQL.Host`; empty if it is none in particular.
+        severity: `error`: Orthanc does not start, or works with something else than is written there; `warning`:
+            it works, but probably not as wanted; `info`: worth knowing.
+        message: What is found and what is wanted; never a password.
+        hint: What to do.
+        place: File and line, or variable.
+    """
+
+    key: str
+    severity: Severity
+    message: str
+    hint: str | None = None
+    place: str = ""
+
+    @property
+    def warning(self) -> str:
+        """As a line of text."""
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+
+@dataclass(frozen=True, repr=False)
+class Source:
+    """A file as Orthanc gets to see it.
+
+    Attributes:
+        path: The file.
+        raw: Its text; bytes that are no UTF-8 as in `surrogateescape`.
+        text: The same with all variables filled in.
+        filled: For each variable its start and end in `text`, and its start and end in `raw`, in ascending order.
+        unset: Names of variables without value and default, each with its position in `text`.
+    """
+
+    path: Path
+    raw: str
+    text: str
+    filled: tuple[tuple[int, int, int, int], ...]
+    unset: tuple[tuple[str, int], ...]
+
+    def origin(self, position: int) -> int | None:
+        """The position in `raw` for one in `text`; None within the value of a variable."""
+        before = bisect.bisect_right(self.filled, (position, len(self.text) + 1)) - 1
+        if before < 0:
+            return position
+        start, end, raw_start, raw_end = self.filled[before]
+        if position == start:
+            return raw_start
+        return raw_end + position - end if position >= end else None
+
+    def line(self, position: int) -> int:
+        """The line in the file for a position in `text`, counted from 1."""
+        shift = self.origin(position)
+        if shift is None:
+            shift = next(raw for start, end, raw, _ in self.filled if start <= position < end)
+        return self.raw.count("\n", 0, shift) + 1
+
+    def place(self, position: int) -> str:
+        """File and line for a position in `text`."""
+        return f"{self.path}, line {self.line(position)}"
+
+
+@dataclass(repr=False)
+class Document:
+    """What a file, or all files of a folder, say; it may hold passwords, so it is never shown.
+
+    Attributes:
+        values: The top-level keys of all files.
+        places: Where each key stands, file and line, by the keys that lead to it.
+        problems: What Orthanc passes over in silence.
+        sources: The files.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[Keys, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+    def place(self, *keys: str) -> str:
+        """Where a key stands, or the nearest one above it; empty if nothing is known."""
+        return next((self.places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.places), "")
+
+
+def read(path: Path, environ: Mapping[str, str]) -> Document:
+    """A JSON file, or all `*.json` files of a folder (not of its sub-folders) as one document.
+
+    A variable that is not set counts as empty, as in Orthanc, and is a problem of severity `error`.
+
+    Raises:
+        ConfigurationError: Unreadable or malformed file (with line and column), a key that two files of the
+            folder define.
+    """
+    document = Document()
+    for file in files(path):
+        source = load(file, environ)
+        document.sources.append(source)
+        root = parse(source, document.problems)
+        for key in root.members:
+            if key in document.values:
+                first = document.place(key)
+                _fail(
+                    f'{path}: the configuration section "{key}" is defined in 2 different configuration '
+                    f"files: {Path(first.partition(', line')[0]).name} and {file.name}",
+                    "keep each section in one file: Orthanc does not start with such a folder, either",
+                )
+        record(root, source, document)
+    return document
+
+
+def record(root: jsontext.Node, source: Source, document: Document) -> None:
+    """Put the members of a root and their places into a document."""
+    document.values.update(root.value)
+    for keys, node in root.walk():
+        for name, position in node.keys.items():
+            document.places[keys + (name,)] = source.place(position)  # noqa: RUF005 - Python 3.10 has no * here
+
+
+def files(path: Path) -> list[Path]:
+    """The files that Orthanc reads for a path: the file itself, or the `*.json` files of the folder, by name.
+
+    Raises:
+        ConfigurationError: The folder cannot be read, or holds no such file.
+    """
+    if not path.is_dir():
+        return [path]
+    try:
+        found = sorted(f for f in path.iterdir() if f.name.lower().endswith(".json") and not f.is_dir())
+    except OSError as error:
+        _fail(f"{path}: cannot be read: {error.strerror}")
+    if not found:
+        _fail(
+            f"{path}: no *.json file in this folder",
+            "name Orthanc's configuration file, or the folder that holds it",
+        )
+    return found
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Source:
+    """A file with its variables filled in.
+
+    Raises:
+        ConfigurationError: It cannot be read, or holds a variable without a name.
+    """
+    try:
+        raw = path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        _fail(f"{path}: cannot be read: {error.strerror}")
+    return filled(path, raw, environ)
+
+
+def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
+    """A text with its variables filled in.
+
+    Raises:
+        ConfigurationError: It holds a variable without a name.
+    """
+    parts, places, unset = [], [], []
+    done = length = 0
+    for match in _VARIABLE.finditer(raw):
+        if not match["name"]:
+            _fail(f"{_at(path, raw, match.start())}: ${{}} names no variable; Orthanc does not start with it")
+        value = _value(match, environ)
+        if value is None:
+            unset.append((match["name"], length + match.start() - done))
+        kept = raw[done : match.start()]
+        parts += [kept, value or ""]
+        start = length + len(kept)
+        length = start + len(value or "")
+        places.append((start, length, match.start(), match.end()))
+        done = match.end()
+    return Source(path, raw, "".join([*parts, raw[done:]]), tuple(places), tuple(unset))
+
+
+def _value(match: re.Match[str], environ: Mapping[str, str]) -> str | None:
+    """What stands for a variable; None if it is not set and has no default."""
+    defaults = (match["single"], match["double"], match["bare"])
+    return environ.get(match["name"], next((d for d in defaults if d is not None), None))
+
+
+def parse(source: Source, problems: list[Problem]) -> jsontext.Node:
+    """The root object of a file; what Orthanc passes over in silence is added to `problems`.
+
+    Raises:
+        ConfigurationError: It is not JSON as JsonCpp reads it, or no object.
+    """
+    unset = _unset(source)
+    try:
+        found = jsontext.parse(source.text)
+    except jsontext.JsonError as error:
+        if unset:
+            _fail(unset[0].warning, unset[0].hint)
+        _fail(f"{_at(source.path, source.text, error.position)}: not valid JSON: {error.reason}")
+    root = found.root
+    if not isinstance(root.value, dict):
+        _fail(
+            f"{source.path}: found a JSON {type(root.value).__name__}, wanted an object {{…}} of Orthanc's options"
+        )
+    problems.extend((*unset, *_remarks(source, found)))
+    return root
+
+
+def _unset(source: Source) -> list[Problem]:
+    """A problem for each variable without a value that stands in no comment."""
+    comments = jsontext.comments(source.text) if source.unset else []
+    return [
+        Problem(
+            "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its place",
+            f"set {name}, or give it a default: ${{{name}:-value}}", source.place(position),
+        )
+        for name, position in source.unset
+        if not any(start < position <= end for start, end in comments)
+    ]  # fmt: skip
+
+
+def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
+    remarks = []
+    for keys, node in found.root.walk():
+        for name in sorted(set(node.repeated)):
+            dotted = ".".join((*keys, name))
+            place = source.place(node.keys[name])
+            remarks.append(
+                Problem(dotted, "warning", f"defined twice, the last one counts: {name}", "keep one", place)
+            )
+    if found.rest is not None:
+        text = "Orthanc passes over everything after the closing brace"
+        remarks.append(Problem("", "warning", text, "remove what follows", source.place(found.rest)))
+    if found.control is not None:
+        text = "a control character within a string: Orthanc with JsonCpp 1.9.6 or later does not start"
+        remarks.append(Problem("", "warning", text, "write \\n, \\t or \\u00XX", source.place(found.control)))
+    return remarks
+
+
+def _at(path: Path, text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    return f"{path}, line {line}, column {position - text.rfind(chr(10), 0, position)}"
+
+
+def _fail(message: str, hint: str | None = None) -> NoReturn:
+    raise ConfigurationError(message, hint) from None

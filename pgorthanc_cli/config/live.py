@@ -1,0 +1,150 @@
+"""What the database says to a configuration: its revision, its limits, what stands in between. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli import catalog, db, pooler
+from pgorthanc_cli.config.check import Subject
+from pgorthanc_cli.config.files import Problem
+from pgorthanc_cli.config.known import SECTION, version
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+# From here on no plugin refuses a revision that is newer than its own (SCHEMA.md 10).
+_FIRST_CARELESS = "6.0"
+
+# Superusers, and since PostgreSQL 16 holders of pg_use_reserved_connections, may use what is reserved.
+_ALLOWED = """
+SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+           - coalesce(current_setting('reserved_connections', true)::int, 0),
+       d.datconnlimit, r.rolconnlimit, d.datname, r.rolname
+FROM pg_catalog.pg_database d, pg_catalog.pg_roles r
+WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user"""
+
+
+def problems(found: Subject, target: db.Target) -> tuple[Problem, ...]:
+    """What is wrong, or will go wrong when Orthanc starts; that something could not be looked at is one of it."""
+    said: list[Problem] = []
+    for look in (_index, _limits, _pooler):
+        try:
+            said.extend(look(found, target))  # an error keeps what was found before it
+        except PgOrthancError as error:
+            message = f"the database could not be looked at: {error.message}"
+            said.append(Problem(SECTION, "warning", message, error.hint, found.place()))
+            if isinstance(error, ConnectError):
+                break
+    return tuple(said)
+
+
+def _index(found: Subject, target: db.Target) -> Iterator[Problem]:
+    schema = target.schema if found.knows("Schema") else "public"
+    with db.session(target, readonly=True, need_schema=False) as conn:
+        yield from _schema(found, conn, schema)
+
+
+def _limits(found: Subject, target: db.Target) -> Iterator[Problem]:
+    with db.session(target, readonly=True, need_schema=False) as conn:
+        yield from _connections(found, conn)
+
+
+def _pooler(found: Subject, target: db.Target) -> Iterator[Problem]:
+    seen = pooler.detect(target)
+    if seen.mode == "transaction":
+        said = f"a pooler in transaction mode stands in between ({seen.evidence}): Orthanc needs its own sessions"
+        hint = "connect to the server itself, or let the pooler work in session mode"
+        yield Problem(f"{SECTION}.Host", "error", said, hint, found.place())
+
+
+def _schema(found: Subject, conn: Connection, schema: str) -> Iterator[Problem]:
+    key, place = f"{SECTION}.Schema", found.place("Schema")
+    with conn.cursor() as cur:
+        cur.execute("SELECT catcode FROM pg_catalog.pg_get_keywords() WHERE word = %s", (schema,))
+        if (cur.fetchone() or ("U",))[0] in ("R", "T"):
+            said = f'"{schema}" is a reserved word, and the plugin does not quote it'
+            yield Problem(key, "error", said, "rename the schema", place)
+        cur.execute("SELECT FROM pg_catalog.pg_namespace WHERE nspname = %s", (schema,))
+        missing = cur.fetchone() is None
+    if missing:
+        hint = f"create it: CREATE SCHEMA {schema}; or name another one"
+        yield Problem(
+            key, "error", f"the database has no schema {schema}, and the plugin makes none", hint, place
+        )
+    elif found.release or found.revision:
+        yield from _revision(found, conn, schema)
+
+
+def _revision(found: Subject, conn: Connection, schema: str) -> Iterator[Problem]:
+    """What the plugin will do with the index that it finds."""
+    key, plugin = f"{SECTION}.EnableIndex", f"plugin {found.release or 'mainline'}"
+    wants = _wanted(found)
+    if wants is None:
+        yield Problem(key, "info", f"it is not known which revision {plugin} wants")
+        return
+    try:
+        layout = catalog.layout(catalog.snapshot(conn, schema), schema)
+    except RevisionError as error:
+        yield Problem(key, "error", error.message, error.hint)
+        return
+    here = layout.revision if layout else None
+    state = "holds no index" if here is None else f"is at revision {here or 'unknown (before 1)'}"
+    said = f"{plugin} wants revision {wants}, and schema {schema} {state}"
+    if here == wants:
+        yield Problem(key, "info", f"{said}: it starts")
+    elif found.read_only:
+        yield Problem(key, "error", f'{said}: with "ReadOnly" it refuses to start', "run: pgorthanc upgrade")
+    elif here is None:
+        yield Problem(key, "info", f"{said}: it makes one", "or make it yourself: pgorthanc init")
+    elif here < wants:
+        hint = "see what it costs: pgorthanc upgrade --plan; and run it before, with all Orthancs stopped"
+        yield Problem(
+            key, "warning", f"{said}: it upgrades the index when it starts, and cannot go back", hint
+        )
+    else:
+        starts = found.release is None or version(found.release) >= version(_FIRST_CARELESS)
+        then = (
+            "it starts all the same, and fails or damages the index later"
+            if starts
+            else "it refuses to start"
+        )
+        hint = f"install plugin {catalog.plugins(here)}, or run: pgorthanc downgrade --to {max(wants, 1)}"
+        yield Problem(key, "error", f"{said}: {then}", hint)
+
+
+def _wanted(found: Subject) -> int | None:
+    """The revision that the plugin works with; 0 before revision 1."""
+    if found.release is None:
+        return found.revision
+    if version(found.release) < (4, 0):
+        return 0
+    try:
+        return catalog.of_plugin(found.release)
+    except RevisionError:
+        return found.revision
+
+
+def _connections(found: Subject, conn: Connection) -> Iterator[Problem]:
+    with conn.cursor() as cur:
+        cur.execute(_ALLOWED)
+        [(server, database, role, database_name, role_name)] = cur.fetchall()
+    each = int(found.option("IndexConnectionsCount")) if found.option("EnableIndex") else 0
+    each += 1 if found.option("EnableStorage") else 0
+    needed = each * found.containers
+    limits = (
+        (server, "the server (max_connections without the reserved ones)"),
+        (database, f"database {database_name} (CONNECTION LIMIT)"),
+        (role, f"role {role_name} (CONNECTION LIMIT)"),
+    )
+    for limit, whose in limits:
+        if 0 <= limit < needed:
+            orthancs = "1 Orthanc opens" if found.containers == 1 else f"{found.containers} Orthancs open"
+            said = f"{orthancs} up to {needed} connections, and {whose} allows {limit}"
+            most = max((limit - 1) // found.containers, 1)
+            hint = f'set "IndexConnectionsCount" to {most} or less, or raise the limit'
+            yield Problem(
+                f"{SECTION}.IndexConnectionsCount", "error" if limit < each else "warning", said, hint,
+                found.place("IndexConnectionsCount"),
+            )  # fmt: skip

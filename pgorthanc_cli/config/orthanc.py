@@ -1,0 +1,145 @@
+"""Orthanc's own configuration, typed: what it says, and Orthanc's defaults for the rest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pgorthanc_cli.config import files, review
+from pgorthanc_cli.config.files import ConfigurationError
+from pgorthanc_cli.config.known import LATEST_PLUGIN, LEVELS, POSTGRESQL_KEYS, ROOT_KEYS, SECTION, valued
+
+
+@dataclass(frozen=True, repr=False)
+class OrthancConfiguration:
+    """Orthanc's configuration with Orthanc's defaults; without arguments it is that of an empty file.
+
+    Attributes:
+        path: The file or the folder that was read.
+        root: Its top-level keys, as they are; may hold the password, so it is never shown.
+        warnings: What Orthanc would pass over in silence: unknown keys, dead keys, keys defined twice.
+    """
+
+    path: Path = field(default_factory=lambda: Path("orthanc.json"))
+    root: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Where it is, and nothing of what it says."""
+        return f"OrthancConfiguration({str(self.path)!r})"
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the configuration start from."""
+        return (self.path if self.path.is_dir() else self.path.parent).absolute()
+
+    def given(self, key: str) -> bool:
+        """Whether the "PostgreSQL" section says something about a key."""
+        return key in self.root.get(SECTION, {})
+
+    def postgresql(self, key: str, plugin: str = LATEST_PLUGIN) -> Any:
+        """An option of the "PostgreSQL" section, or its default in that version of the plugin."""
+        return valued(POSTGRESQL_KEYS[key], self.root.get(SECTION, {}), plugin)
+
+    @property
+    def schema(self) -> str:
+        """The PostgreSQL namespace, in lower case as the plugin has it."""
+        return str(self.postgresql("Schema")).lower() or "public"
+
+    @property
+    def enable_storage(self) -> bool:
+        """Whether attachments are large objects of PostgreSQL instead of files."""
+        return bool(self.postgresql("EnableStorage"))
+
+    @property
+    def storage_directory(self) -> Path:
+        """The folder of the attachments, absolute."""
+        return self.folder / str(self._root("StorageDirectory"))
+
+    @property
+    def index_directory(self) -> Path:
+        """The folder of the SQLite index, absolute; that of the attachments unless given."""
+        given = self._root("IndexDirectory")
+        return self.folder / given if given else self.storage_directory
+
+    @property
+    def storage_compression(self) -> bool:
+        """Whether attachments are compressed."""
+        return bool(self._root("StorageCompression"))
+
+    @property
+    def store_md5(self) -> bool:
+        """Whether Orthanc would write MD5 sums of attachments."""
+        return bool(self._root("StoreMD5ForAttachments"))
+
+    @property
+    def overwrite_instances(self) -> Literal["never", "always", "if_changed"]:
+        """What happens to an instance that is already there (INGEST.md 11)."""
+        value = self._root("OverwriteInstances")
+        words: dict[object, Literal["never", "always", "if_changed"]] = {
+            False: "never", True: "always", "Never": "never", "Always": "always", "IfChanged": "if_changed",
+        }  # fmt: skip
+        return words[value]
+
+    @property
+    def extra_main_dicom_tags(self) -> dict[str, tuple[str, ...]]:
+        """Patient, Study, Series, Instance -> further main DICOM tags, names or `gggg,eeee`, in order."""
+        tags: dict[str, list[str]] = self._root("ExtraMainDicomTags") or {}
+        return {level: tuple(names) for level, names in tags.items() if level in LEVELS}
+
+    @property
+    def default_encoding(self) -> str:
+        """The character set of files that name none, one of `ENCODINGS`."""
+        return str(self._root("DefaultEncoding"))
+
+    @property
+    def store_dicom(self) -> bool:
+        """Whether DICOM files are stored at all."""
+        return bool(self._root("StoreDicom"))
+
+    @property
+    def ingest_transcoding(self) -> str | None:
+        """The transfer syntax that Orthanc converts to while receiving, if any."""
+        value: str | None = self._root("IngestTranscoding")
+        return value or None
+
+    @property
+    def sync_storage_area(self) -> bool:
+        """Whether each stored file is synchronised to disk."""
+        return bool(self._root("SyncStorageArea"))
+
+    @property
+    def database_server_identifier(self) -> str | None:
+        """The name under which the Orthanc of this configuration keeps its server properties, if given."""
+        value: str | None = self._root("DatabaseServerIdentifier")
+        return value
+
+    def _root(self, key: str) -> Any:
+        return valued(ROOT_KEYS[key], self.root, LATEST_PLUGIN)
+
+
+def load(path: str | Path, environ: Mapping[str, str] | None = None) -> OrthancConfiguration:
+    """Read and check Orthanc's configuration: a JSON file, or a folder of `*.json` files.
+
+    Raises:
+        ConfigurationError: Malformed file, a wrong type, a value out of range, a variable that is not set: with
+            file, key, found, wanted.
+    """
+    document = files.read(Path(path), os.environ if environ is None else environ)
+    return accept(Path(path), document)
+
+
+def accept(path: Path, document: files.Document) -> OrthancConfiguration:
+    """A document whose values are such that Orthanc starts with them.
+
+    Raises:
+        ConfigurationError: The first one that is not.
+    """
+    problems = [*document.problems, *review.values(document), *review.names(document)]
+    for problem in problems:
+        if problem.severity == "error":
+            raise ConfigurationError(problem.warning, problem.hint)
+    return OrthancConfiguration(path, document.values, tuple(problem.warning for problem in problems))

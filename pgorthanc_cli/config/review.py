@@ -1,0 +1,107 @@
+"""What is wrong with the words and values of a configuration, seen from the configuration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pgorthanc_cli.config.files import Document, Problem
+from pgorthanc_cli.config.known import (
+    DISCRETE_KEYS,
+    LEVELS,
+    POSTGRESQL_KEYS,
+    ROOT_KEYS,
+    ROOT_NAMES,
+    SECTION,
+    Key,
+    complaint,
+    nearest,
+    variable,
+)
+
+
+def section(document: Document) -> Mapping[str, Any]:
+    """The "PostgreSQL" section; empty if there is none, or it is no object."""
+    found = document.values.get(SECTION)
+    return found if isinstance(found, dict) else {}
+
+
+def values(document: Document) -> Iterator[Problem]:
+    """Wrong types and values out of range: Orthanc does not start with these."""
+    for name, value in document.values.items():
+        key = Key(SECTION, (dict,), None) if name == SECTION else ROOT_KEYS.get(name)
+        said = complaint(key, value) if key else None
+        if said:
+            yield Problem(name, "error", said, place=document.place(name))
+    for name, value in section(document).items():
+        said = complaint(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
+        if said:
+            yield Problem(f"{SECTION}.{name}", "error", said, place=document.place(SECTION, name))
+    yield from _tags(document)
+
+
+def _tags(document: Document) -> Iterator[Problem]:
+    name = "ExtraMainDicomTags"
+    tags = document.values.get(name)
+    for level, names in tags.items() if isinstance(tags, dict) else ():
+        place = document.place(name, level)
+        if level not in LEVELS:
+            message = f'"{name}" has a level "{level}", which Orthanc ignores; it knows {", ".join(LEVELS)}'
+            yield Problem(f"{name}.{level}", "warning", message, place=place)
+        elif not isinstance(names, list) or not all(isinstance(tag, str) for tag in names):
+            message = f'"{name}", "{level}": wanted a list of tag names'
+            yield Problem(f"{name}.{level}", "error", message, place=place)
+
+
+def names(document: Document) -> Iterator[Problem]:
+    """Options that nobody reads: misspelt ones, and those that `ConnectionUri` makes dead."""
+    found = section(document)
+    for name in found:
+        if name not in POSTGRESQL_KEYS:
+            meant = nearest(name, POSTGRESQL_KEYS)
+            message = f'the plugin does not know "{name}" in section "{SECTION}"'
+            place = document.place(SECTION, name)
+            yield Problem(
+                f"{SECTION}.{name}",
+                "warning",
+                message + _question(meant),
+                _rename(meant, place, SECTION),
+                place,
+            )
+    dead = [name for name in DISCRETE_KEYS if "ConnectionUri" in found and name in found]
+    if dead:
+        listed = ", ".join(f'"{name}"' for name in dead)
+        yield Problem(
+            f"{SECTION}.ConnectionUri", "warning", f'"ConnectionUri" is given, so the plugin ignores {listed}',
+            "remove what is ignored, or write it into the URI", document.place(SECTION, "ConnectionUri"),
+        )  # fmt: skip
+    for name, value in document.values.items():
+        yield from _root_name(document, name, value)
+
+
+def _root_name(document: Document, name: str, value: object) -> Iterator[Problem]:
+    """A root option that Orthanc does not know; an object is a plugin's section, unless it looks like ours."""
+    if name in ROOT_NAMES or name == SECTION:
+        return
+    place = document.place(name)
+    if name in POSTGRESQL_KEYS and name not in ("Host", "Port", "Username", "Password"):
+        message = f'"{name}" stands outside of section "{SECTION}": nobody reads it there'
+        yield Problem(name, "warning", message, f'move it into "{SECTION}"', place)
+        return
+    known = (SECTION,) if isinstance(value, dict) else (SECTION, *ROOT_NAMES)
+    meant = nearest(name, (*known, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
+    if meant or not isinstance(value, dict):
+        message = f'Orthanc does not know "{name}"'
+        yield Problem(name, "warning", message + _question(meant), _rename(meant, place), place)
+
+
+def _question(meant: str | None) -> str:
+    return f'; did you mean "{meant}"?' if meant else ""
+
+
+def _rename(meant: str | None, place: str, *section: str) -> str | None:
+    if not meant:
+        return None
+    if "ORTHANC__" in place:
+        return f"name the variable {variable(*section, meant)}"
+    return f'write it as "{meant}"'

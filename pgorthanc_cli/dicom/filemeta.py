@@ -1,0 +1,79 @@
+"""The file meta information (PS3.10, 7.1), as Orthanc's own reader finds it at the start of a file."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+from pgorthanc_cli.dicom.model import Buffer
+from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, UNDEFINED
+
+_SYNTAX_ELEMENT = 0x0010  # of group 0002: TransferSyntaxUID
+_START = 144  # preamble, DICM and the group length are before it
+_LONGEST_BY_NAME = {
+    **dict.fromkeys(("AE", "CS", "DS", "SH"), 16),
+    **dict.fromkeys(("LO", "UI"), 64),
+    **dict.fromkeys(("AS", "AT", "UL", "SL", "FL"), 4),
+    **dict.fromkeys(("US", "SS"), 2),
+    **dict.fromkeys(("FD", "SV", "UV"), 8),
+    "DA": 18,
+    "DT": 54,
+    "IS": 12,
+    "LT": 10240,
+    "ST": 1024,
+    "TM": 28,
+}
+
+_LONGEST = {vr.encode(): length for vr, length in _LONGEST_BY_NAME.items()}
+_SHORT = frozenset(vr.encode() for vr in SHORT_VRS)
+_LONG = frozenset(vr.encode() for vr in LONG_VRS)
+_HEADER = Struct("<HH2sH").unpack_from
+_LENGTH = Struct("<I").unpack_from
+
+
+class FileMeta(NamedTuple):
+    """The file meta information, read to the length that it gives itself.
+
+    Attributes:
+        syntax: the value of its (first) TransferSyntaxUID, empty without one.
+        end: position after its last element.
+        exact: that is where its length ends, too.
+        overlong: a value is longer than its VR can be.
+        plain: it is exact, and has one TransferSyntaxUID and elements of group 0002 only.
+    """
+
+    syntax: bytes
+    end: int
+    exact: bool
+    overlong: bool
+    plain: bool
+
+
+def file_meta(data: Buffer) -> FileMeta | None:
+    """The file meta information, None where there is none that is well-formed."""
+    if len(data) < _START or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
+        return None
+    size, header = len(data), _HEADER
+    pos, stop = _START, _START + _LENGTH(data, 140)[0]
+    syntax, overlong, plain, found = b"", False, True, False
+    while pos < stop:
+        if pos + 8 > size:
+            return None
+        group, element, vr, length = header(data, pos)
+        pos += 8
+        if vr in _LONG and length == 0 and pos + 4 <= size:
+            length, pos = _LENGTH(data, pos)[0], pos + 4
+        elif vr not in _SHORT:
+            return None
+        end = pos + length
+        if end > size:
+            return None
+        overlong = overlong or length > _LONGEST.get(vr, UNDEFINED)
+        if group != 2:
+            plain = False
+        elif element == _SYNTAX_ELEMENT:
+            plain = plain and not found
+            found, syntax = True, syntax or bytes(data[pos:end])
+        pos = end
+    exact = pos == stop
+    return FileMeta(syntax, pos, exact, overlong, plain and exact and found)

@@ -1,0 +1,181 @@
+"""Which instance each file holds, remembered from earlier runs, so that a rerun need not read the files again.
+
+A record says "the file of this path, size and time of change holds that instance"; whether the index has the
+instance, the index is asked in every run. So a record that is lost, old, or from another database costs time, and
+never a file. A file whose content is changed without a trace in size and time is the one thing that it misses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from pgorthanc_cli import dicom
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.ingest.facts import Item
+from pgorthanc_cli.ingest.report import Batch
+from pgorthanc_cli.ingest.walk import Source
+
+CHUNK_FILES = 1000
+SETTLED_NS = 2_000_000_000  # a file changed so lately could change again without a new time of change
+_APPLICATION = 0x50474A4C  # what SQLite's application_id says of a file of ours
+_TABLES = """
+CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
+CREATE TABLE files (
+    folder INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, instance BLOB,
+    PRIMARY KEY (folder, name)
+) WITHOUT ROWID;
+CREATE TABLE about (identifiers TEXT NOT NULL);
+"""
+
+Ask = Callable[[list[str]], set[str]]
+_Row = tuple[int, bytes, int, int, bytes | None]  # as in table `files`
+
+
+class Record:
+    """The record of one run, in a file of SQLite, or a temporary one that goes with the run."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        """See `opened`."""
+        self._conn = conn
+        self._folders: dict[str, int] = {}
+
+    def unknown(self, sources: Iterable[Source | Batch], ask: Ask) -> Iterator[Source | Batch]:
+        """The sources without those that the index has already, which come as batches of known files.
+
+        Args:
+            sources: In any order; up to `CHUNK_FILES` of them are held.
+            ask: Tells which of some public ids the index has.
+        """
+        sources = iter(sources)
+        while chunk := list(itertools.islice(sources, CHUNK_FILES)):
+            held = {source: instance for source, instance in self._instances(chunk) if instance}
+            there = ask(list(held.values())) if held else set()
+            known = [s for s in chunk if isinstance(s, Source) and held.get(s) in there]
+            if known:
+                yield Batch(known=len(known), bytes=sum(source.size for source in known))
+            gone = set(known)
+            yield from (each for each in chunk if each not in gone)
+
+    def unseen(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """The sources that are new, or have changed since `seeing` and `add`."""
+        sources = iter(sources)
+        while chunk := list(itertools.islice(sources, CHUNK_FILES)):
+            seen = {source for source, _ in self._instances(chunk)}
+            yield from (source for source in chunk if source not in seen)
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Remember what files hold."""
+        late = time.time_ns() - SETTLED_NS
+        self._put((i.source, _packed(i.facts.public_id)) for i in items if i.source.mtime_ns <= late)
+
+    def seeing(self, sources: Iterable[Source]) -> Iterator[Source]:
+        """The same sources; it is remembered that they were there, whatever they hold."""
+        sources = iter(sources)
+        while chunk := list(itertools.islice(sources, CHUNK_FILES)):
+            self._put((source, None) for source in chunk)
+            yield from chunk
+
+    def _put(self, found: Iterable[tuple[Source, bytes | None]]) -> None:
+        """Write rows; one without an instance leaves a row that is right but for that as it is."""
+        with self._conn:
+            self._conn.executemany(
+                """INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT (folder, name) DO UPDATE
+                   SET size = excluded.size, mtime_ns = excluded.mtime_ns, instance = excluded.instance
+                   WHERE excluded.instance IS NOT NULL
+                      OR (size, mtime_ns) <> (excluded.size, excluded.mtime_ns)""",
+                [
+                    (*self._place(source), source.size, source.mtime_ns, instance)
+                    for source, instance in found
+                    if source.member is None
+                ],
+            )
+
+    def _instances(self, chunk: Sequence[Source | Batch]) -> Iterator[tuple[Source, str | None]]:
+        """Those that are recorded just as they are, and the public id of what they hold."""
+        plain = [s for s in chunk if isinstance(s, Source) and s.member is None]
+        places = [self._place(source) for source in plain]
+        rows: dict[tuple[int, bytes], _Row] = {}
+        for folder, group in itertools.groupby(sorted(places), key=lambda place: place[0]):
+            names = [name for _, name in group]
+            marks = ",".join("?" * len(names))
+            found: Iterable[_Row] = self._conn.execute(
+                f"SELECT * FROM files WHERE folder = ? AND name IN ({marks})",  # noqa: S608 - question marks
+                (folder, *names),
+            )
+            rows.update((row[:2], row) for row in found)
+        for source, place in zip(plain, places, strict=True):
+            row = rows.get(place)
+            if row and row[2:4] == (source.size, source.mtime_ns):
+                yield source, _public_id(row[4]) if row[4] else None
+
+    def _place(self, source: Source) -> tuple[int, bytes]:
+        folder, name = os.path.split(source.path)
+        number = self._folders.get(folder)
+        if number is None:
+            if len(self._folders) >= CHUNK_FILES:
+                self._folders.clear()
+            number = self._folders[folder] = self._folder(os.fsencode(os.path.abspath(folder)))
+        return number, os.fsencode(name)
+
+    def _folder(self, path: bytes) -> int:
+        with self._conn:
+            self._conn.execute("INSERT OR IGNORE INTO folders (path) VALUES (?)", (path,))
+        ((number,),) = self._conn.execute("SELECT id FROM folders WHERE path = ?", (path,))
+        return int(number)
+
+
+@contextmanager
+def opened(path: Path | None, profile: dicom.Profile) -> Iterator[tuple[Record, list[str]]]:
+    """The record in a file, made if it is missing, and warnings; without a path, a temporary one.
+
+    Raises:
+        PgOrthancError: The file is something else, damaged, in use by another import, or cannot be written to.
+    """
+    try:
+        with closing(sqlite3.connect(path or "", timeout=0.5, check_same_thread=False)) as conn:
+            yield Record(conn), _prepare(conn, profile)
+    except sqlite3.Error as error:
+        raise PgOrthancError(
+            f"the journal {path} cannot be used: {error}",
+            "name another file with --journal; a damaged journal may be deleted: files are read again then",
+        ) from None
+
+
+def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:
+    """Make the tables, or see whether they are of use; returns warnings."""
+    (application,), (tables,) = conn.execute(
+        "SELECT application_id FROM pragma_application_id() UNION ALL SELECT count(*) FROM sqlite_master"
+    )
+    if tables and application != _APPLICATION:
+        raise sqlite3.DatabaseError("it is the database of another program")
+    conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA synchronous = NORMAL")
+    if not tables:
+        conn.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION}; {_TABLES} COMMIT;")
+    # What the public id of a file depends on, besides the file.
+    identifiers = f"Orthanc {'.'.join(map(str, profile.orthanc_version))}, {profile.default_encoding}"
+    before = conn.execute("SELECT identifiers FROM about").fetchone()
+    with conn:
+        if before != (identifiers,):
+            conn.execute("DELETE FROM files")
+        conn.execute("DELETE FROM about")
+        conn.execute("INSERT INTO about VALUES (?)", (identifiers,))
+    if before in (None, (identifiers,)):
+        return []
+    return [f"the journal was made for {before[0]}, now it is {identifiers}: all files are read again"]
+
+
+def _packed(public_id: str) -> bytes:
+    return bytes.fromhex(public_id.replace("-", ""))
+
+
+def _public_id(packed: bytes) -> str:
+    digits = packed.hex()
+    return "-".join(digits[n : n + 8] for n in range(0, 40, 8))

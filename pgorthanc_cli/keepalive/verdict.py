@@ -1,0 +1,220 @@
+"""What the fates of the connections mean, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgorthanc_cli.keepalive.idle import ACCIDENTS, UNNAMED
+from pgorthanc_cli.keepalive.model import Age, KeepAlive, Probes, shown
+from pgorthanc_cli.keepalive.surroundings import Surroundings
+
+# Idle limits that the makers document as the default.
+_KNOWN_LIMITS_S = (
+    (60, "AWS Classic Load Balancer (60 s), and proxies with the usual time-out of a minute"),
+    (240, "Azure Load Balancer and Azure NAT (4 min)"),
+    (300, "F5 BIG-IP (5 min)"),
+    (350, "AWS Network Load Balancer, NAT gateway and PrivateLink (350 s)"),
+    (600, "Google Cloud VPC (10 min)"),
+    (900, "Linux IPVS, as in Docker Swarm and Kubernetes (15 min)"),
+    (3600, "firewalls of Cisco, Check Point, Fortinet and Palo Alto (1 h)"),
+)
+_CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
+
+# What PostgreSQL and PgBouncer do of their own accord, whatever our probes do -> what to do about it.
+_SERVER_LIMITS = {
+    "idle_session_timeout": "The server ends sessions that are idle for {limit}, whatever keep-alive does."
+    " Switch that off for Orthanc: ALTER ROLE {role} SET idle_session_timeout = 0;",
+    "idle_in_transaction_session_timeout": "The server ends sessions that leave a transaction open for {limit},"
+    " whatever keep-alive does: ALTER ROLE {role} SET idle_in_transaction_session_timeout = 0;",
+    "PgBouncer's client_idle_timeout": "PgBouncer ends idle clients, whatever keep-alive does:"
+    " set client_idle_timeout = 0 in pgbouncer.ini.",
+    "PgBouncer's idle_transaction_timeout": "PgBouncer ends clients that leave a transaction open,"
+    " whatever keep-alive does: set idle_transaction_timeout = 0 in pgbouncer.ini.",
+    "PgBouncer lost the server": "PgBouncer lost a session of the server, and ended its client. Run this test on"
+    " PgBouncer's machine, to the server; its own probes are tcp_keepidle, tcp_keepintvl and tcp_keepcnt in"
+    " pgbouncer.ini.",
+    UNNAMED: "The server, or a pooler in its name, ended connections of its own accord: the column detail has its"
+    " words.",
+}
+_AFTER_ACCIDENTS = {
+    "terminated": "An administrator ended sessions (pg_terminate_backend), or stopped the server: that is no idle"
+    " limit. The server's log says who; then run the test again.",
+    "restarted": "The server was restarted during the test: that is no idle limit. Run the test again.",
+    "crashed": "A process of the server crashed, or the server was stopped at once, and all sessions ended: that"
+    " is no idle limit. The server's log says why; then run the test again.",
+}  # fmt: skip
+_ORTHANC_SAYS = (
+    'Orthanc finds out when it uses the connection again: "server closed the connection unexpectedly";'
+    ' "no connection to the server" is what libpq says of a connection that it has given up before.'
+)
+_ORTHANC_HANGS = (
+    "Nobody tells Orthanc that the connection is gone: it waits until the kernel gives up, about 15 min"
+    ' (net.ipv4.tcp_retries2), and then says "could not receive data from server: Connection timed out";'
+    " tcp_user_timeout makes that sooner."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What follows from the ages.
+
+    Attributes:
+        limit_s: See `Report.limit_s`.
+        advised: Probes to recommend, None if none help.
+        passed: From which side all connections lived with them.
+        confirmed: See `Report.confirmed`.
+        tried: Whether just these have been tried.
+    """
+
+    limit_s: tuple[float, float | None]
+    advised: KeepAlive | None
+    passed: tuple[Probes, ...]
+    confirmed: bool | None
+    tried: bool
+
+    def advised_from(self, side: Probes) -> KeepAlive | None:
+        """The probes to recommend for that side: none that were tried there in vain."""
+        return self.advised if side in self.passed or not self.tried else None
+
+
+def judge(ages: tuple[Age, ...], again: tuple[Age, ...], tried: KeepAlive) -> Verdict:
+    """Weigh the first pass and, if there was one, the second with the recommended probes."""
+    advised = recommended(ages, tried)
+    settled_again = bool(again) and all(age.outcome != "pending" for age in again)
+    was_tried = bool(again) or advised == tried
+    sides: tuple[Probes, ...] = ("client", "server")
+    return Verdict(
+        limit_s=limit(ages),
+        advised=advised,
+        passed=tuple(side for side in sides if was_tried and _lived(again or ages, side)),
+        confirmed=not any(age.died for age in again) if settled_again else None,
+        tried=was_tried,
+    )
+
+
+def limit(ages: tuple[Age, ...]) -> tuple[float, float | None]:
+    """Between which two idle times a connection without probes dies; the second is None if none did."""
+    silent = [age for age in ages if age.probes == "none"]
+    died = [min(age.age_s, age.idle_s) for age in silent if age.died and age.cause not in ACCIDENTS]
+    high = round(min(died), 1) if died else None
+    lived = [age.age_s for age in silent if age.outcome == "alive" and (high is None or age.age_s < high)]
+    return max(lived, default=0.0), high
+
+
+def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
+    """The probes that were tried if they help, faster ones if they were too slow, None if none can help."""
+    if any(age.cause for age in ages):
+        return None
+    if (
+        not any(age.died and age.keepalive for age in ages)
+        or _lived(ages, "client")
+        or _lived(ages, "server")
+    ):
+        return tried
+    low, high = limit(ages)
+    bound = low or (high or 0) / 2
+    if tried.idle_s < bound / 2:
+        return None
+    faster = max(1, int(bound / 3))
+    return KeepAlive.every(faster, max(1, faster // 3), 3) if faster < tried.idle_s else None
+
+
+def _lived(ages: tuple[Age, ...], probes: Probes) -> bool:
+    """Whether there are connections with probes from that side, and all are alive."""
+    outcomes = {age.outcome for age in ages if age.probes == probes}
+    return outcomes == {"alive"}
+
+
+def advice(ages: tuple[Age, ...], found: Verdict, tried: KeepAlive, around: Surroundings) -> Iterator[str]:
+    """What it means and what to do, a sentence or two each."""
+    yield from _about_the_way(around)
+    pending = sum(age.outcome == "pending" for age in ages)
+    if pending:
+        yield f"{pending} connections were still idle when the test was ended: nothing is known of them."
+    if not any(age.died for age in ages):
+        if not pending:
+            yield f"No connection died within {shown(ages[-1].age_s)}. For a longer time use --up-to."
+        return
+    causes = {age.cause for age in ages if age.died}
+    for cause in sorted(causes - {""}):
+        seconds = around.timeouts_s.get(cause, 0)
+        text = _SERVER_LIMITS.get(cause) or _AFTER_ACCIDENTS[cause]
+        yield text.format(limit=shown(seconds) if seconds else "some time", role=around.role)
+    outcomes = {age.outcome for age in ages}
+    if outcomes & {"closed", "reset"}:
+        yield _ORTHANC_SAYS
+    if "dropped" in outcomes:
+        yield _ORTHANC_HANGS
+    if "" in causes:
+        yield from _about_limits(found.limit_s)
+        if around.tcp:
+            yield from _about_keepalive(found, tried, around)
+
+
+def _about_the_way(around: Surroundings) -> Iterator[str]:
+    if not around.tcp:
+        yield (
+            "The connection is a UNIX socket: keep-alive does not apply, and nothing on the way can drop it."
+            " Only the server's own time limits were tried."
+        )
+    if around.pooler != "none":
+        yield (
+            f"A pooler in {around.pooler} mode is in between: the way to the pooler was tried. The server's"
+            " tcp_keepalives_* act between pooler and server."
+        )
+    if around.pooler == "transaction":
+        yield (
+            "Orthanc needs pool_mode = session: its locks and prepared statements belong to a session, and in"
+            " transaction mode sessions are shared."
+        )
+
+
+def _about_limits(limit_s: tuple[float, float | None]) -> Iterator[str]:
+    low, high = limit_s
+    if high is None:
+        return
+    yield f"A silent connection dies after {shown(low)} to {shown(high)}."
+    fitting = [name for seconds, name in _KNOWN_LIMITS_S if low <= seconds <= high]
+    if fitting:
+        yield f"Known limits that fit: {'; '.join(fitting)}."
+    own_s = _conntrack_s()
+    if own_s and low <= own_s <= high:
+        yield f"This machine's own connection tracking forgets connections after {shown(own_s)}: {_CONNTRACK}."
+
+
+def _conntrack_s() -> int | None:
+    try:
+        return int(_CONNTRACK.read_text())
+    except (OSError, ValueError):  # not loaded, or not Linux
+        return None
+
+
+def _about_keepalive(found: Verdict, tried: KeepAlive, around: Surroundings) -> Iterator[str]:
+    if found.advised is None:
+        yield (
+            f"Probes after {tried.idle_s} s do not help: something on the way (HAProxy, Envoy, PgBouncer, stunnel)"
+            " ends connections itself and counts only data. Raise its time limit."
+        )
+        return
+    if not found.tried:
+        yield (
+            f"Probes after {tried.idle_s} s come too late. Those after {found.advised.idle_s} s have not been"
+            " tried: add --confirm."
+        )
+    elif found.confirmed is False:
+        yield "The recommended parameters were tried again, and connections died: see the server's log and the way."
+    elif "client" in found.passed:
+        yield "With the parameters above every connection lived: add them to ConnectionUri."
+    elif "server" in found.passed:
+        yield "Only probes from the server keep connections alive: use the lines for postgresql.conf."
+    server_s = around.settings.get("tcp_keepalives_idle", 0)
+    if around.pooler == "none" and 0 < server_s < (found.limit_s[1] or 0):
+        yield f"The server itself sends probes after {server_s} s already; the test switched that off in its sessions."
+    yield (
+        "The discrete fields (Host, Port, ...) cannot say keep-alive. With them use the sysctl lines on Orthanc's"
+        f" machine, or on the server postgresql.conf or ALTER ROLE {around.role} SET tcp_keepalives_idle ="
+        f" {found.advised.idle_s};"
+    )
+    yield "Plugins up to 3.2 carry libpq 9.6, which refuses tcp_user_timeout: leave it out there."

@@ -1,0 +1,69 @@
+"""What a conversion has done so far, in a table of the target; each entry is committed with what it speaks of.
+
+While the table is there the index is none: its properties are away, so neither Orthanc nor this tool takes it for one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pgorthanc_cli.sqlite.model import Finding, Outcome
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
+
+TABLE = "pgorthanc_migration"
+_RUN = "run"
+_CREATE = f"CREATE TABLE {TABLE} (name text PRIMARY KEY, content text NOT NULL)"
+_WRITE = f"""INSERT INTO {TABLE} (name, content) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET content = EXCLUDED.content"""
+
+
+def create(cur: Cursor, run: dict[str, Any]) -> None:
+    """Begin a journal, in the transaction of the caller."""
+    cur.execute(_CREATE)
+    cur.execute(_WRITE, (_RUN, json.dumps(run)))
+
+
+def run(conn: Connection) -> dict[str, Any]:
+    """What the conversion was told, and how the index is put together again."""
+    with conn.cursor() as cur:
+        cur.execute(f"SELECT content FROM {TABLE} WHERE name = %s", (_RUN,))
+        (content,) = cur.fetchone() or ("{}",)
+    found: dict[str, Any] = json.loads(content)
+    return found
+
+
+def record(cur: Cursor, name: str, outcome: Outcome) -> None:
+    """Note that a piece of work is done, in the transaction that did it."""
+    cur.execute(_WRITE, (name, json.dumps(asdict(outcome))))
+
+
+def done(conn: Connection) -> Iterator[tuple[str, Outcome]]:
+    """The pieces of work that are done."""
+    with conn.cursor() as cur:
+        cur.execute(f"SELECT name FROM {TABLE} WHERE name <> %s ORDER BY name", (_RUN,))
+        for (name,) in cur.fetchall():
+            cur.execute(f"SELECT content FROM {TABLE} WHERE name = %s", (name,))
+            for (content,) in cur.fetchall():
+                yield name, _outcome(json.loads(content))
+
+
+def begin_again(cur: Cursor, run: dict[str, Any]) -> None:
+    """Nothing is done yet."""
+    cur.execute(f"DELETE FROM {TABLE}")
+    cur.execute(_WRITE, (_RUN, json.dumps(run)))
+
+
+def drop(cur: Cursor) -> None:
+    """The conversion is complete."""
+    cur.execute(f"DROP TABLE {TABLE}")
+
+
+def _outcome(content: dict[str, Any]) -> Outcome:
+    lists = {name: [Finding(**one) for one in content[name]] for name in ("repaired", "skipped")}
+    return Outcome(content["rows"], content["checksum"], **lists)

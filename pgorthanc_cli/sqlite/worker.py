@@ -1,0 +1,220 @@
+"""What one process does: copy a piece of the source, run a statement, read a table back.
+
+A worker is a spawned process with a connection of its own to either side. It leaves Ctrl-C to the parent and ends when
+the parent is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import psycopg2.errors
+
+from pgorthanc_cli import db, storage
+from pgorthanc_cli.sqlite import files as attachments
+from pgorthanc_cli.sqlite import journal, tree
+from pgorthanc_cli.sqlite import source as sources
+from pgorthanc_cli.sqlite.model import Outcome
+from pgorthanc_cli.sqlite.reader import Reader
+from pgorthanc_cli.sqlite.source import Source
+from pgorthanc_cli.sqlite.tables import COPY_OPTIONS
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_PIECE_BYTES = 1 << 18
+_NOWHERE = db.Target("")
+_SETTINGS = (
+    "SET client_encoding = 'UTF8'",
+    "SET bytea_output = hex",
+    "SET synchronous_commit = off",  # the last transaction of all is committed by the parent, and flushes this, too
+    "SET maintenance_work_mem = '256MB'",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker needs to know.
+
+    Attributes:
+        source: The index.
+        tree: The scratch file of the resources that are kept, None if all are.
+        revision: The revision of the target.
+        tables: The tables of PostgreSQL; None: all of the revision.
+        target: The database; nowhere for a mere check.
+    """
+
+    source: Source
+    tree: Path | None
+    revision: int
+    tables: tuple[str, ...] | None = None
+    target: db.Target = _NOWHERE
+
+
+class Worker:
+    """Does the pieces of work; its connections are opened when they are needed."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._reader: Reader | None = None
+        self._conn: Connection | None = None
+
+    @property
+    def reader(self) -> Reader:
+        """The way to SQLite."""
+        if self._reader is None:
+            self._reader = Reader(self.work.source, self.work.tree, self.work.revision, self.work.tables)
+        return self._reader
+
+    @property
+    def conn(self) -> Connection:
+        """The way to PostgreSQL."""
+        if self._conn is None:
+            self._conn = db.connect(self.work.target)
+            with self._conn, self._conn.cursor() as cur:
+                for statement in _SETTINGS:
+                    cur.execute(statement)
+        return self._conn
+
+    def read(self, name: str, after: int, last: int) -> Outcome:
+        """What would become of a piece of a table.
+
+        Raises:
+            PgOrthancError: The source is damaged.
+        """
+        outcome = Outcome()
+        with sources.readable(self.work.source.path):
+            for _ in self.reader.blocks(name, after, last, outcome):
+                pass
+        return outcome
+
+    def convert(self, name: str, after: int, last: int) -> Outcome:
+        """Copy a piece of a table and note that in the journal, in one transaction.
+
+        Raises:
+            PgOrthancError: The source is damaged, or PostgreSQL refuses.
+        """
+        outcome = Outcome()
+        table, columns = self.reader.columns(name)
+        copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH {COPY_OPTIONS}"
+        with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
+            with sources.readable(self.work.source.path):
+                lines = _Lines(self.reader.blocks(name, after, last, outcome))
+                cur.copy_expert(copy, lines, _PIECE_BYTES)
+            journal.record(cur, piece(name, after, last), outcome)
+        return outcome
+
+    def execute(self, statement: str) -> None:
+        """Run one statement.
+
+        Raises:
+            PgOrthancError: PostgreSQL refuses; says what is wrong with the source if that is the reason.
+        """
+        try:
+            with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
+                try:
+                    cur.execute(statement)
+                except psycopg2.errors.UniqueViolation as error:
+                    raise sources.damaged(
+                        self.work.source.path, f"rows of table {error.diag.table_name} have the same key"
+                    ) from None
+        finally:
+            self.conn.rollback()
+
+    def read_back(self, table: str, columns: Sequence[str]) -> tuple[int, int]:
+        """Rows and checksum of a table of PostgreSQL."""
+        counter = _Counter()
+        with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
+            cur.copy_expert(f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH {COPY_OPTIONS}", counter)
+        return counter.rows, counter.checksum
+
+    def survey(self) -> tuple[Path | None, Outcome]:
+        """See `tree.survey`."""
+        file, repaired, skipped = tree.survey(self.work.source)
+        return file, Outcome(repaired=repaired, skipped=skipped)
+
+    def files(self, folder: Path, after: int, last: int, *, hashes: bool) -> attachments.Seen:
+        """See `files.look`."""
+        return attachments.look(storage.FilesystemArea(folder), self._attachments(after, last), hashes=hashes)
+
+    def store(self, folder: Path, after: int, last: int) -> attachments.Seen:
+        """See `files.store`."""
+        with db.translated(self.conn):
+            return attachments.store(
+                self.conn, storage.FilesystemArea(folder), self._attachments(after, last)
+            )
+
+    def _attachments(self, after: int, last: int) -> Iterator[attachments.Attachment]:
+        custom = self.work.source.has("AttachedFiles", "customData")
+        with sources.readable(self.work.source.path):
+            yield from attachments.attachments(self.reader.conn, after, last, custom=custom)
+
+    def check_pages(self, table: str, *, thorough: bool) -> list[str]:
+        """See `source.check_pages`."""
+        with sources.readable(self.work.source.path):
+            return sources.check_pages(self.work.source.file, table, thorough=thorough)
+
+
+def piece(name: str, after: int, last: int) -> str:
+    """The name of a piece of work in the journal."""
+    return f"{name} {after} {last}"
+
+
+class _Lines:
+    """Blocks as the file that COPY reads from; it takes whatever size it is given."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+
+    def read(self, size: int = -1) -> bytes:
+        """The next block."""
+        return next(self._blocks, b"")
+
+    readline = read
+
+
+class _Counter:
+    """Counts and sums up the lines that COPY writes, one by one."""
+
+    def __init__(self) -> None:
+        self.rows = self.checksum = 0
+
+    def write(self, line: bytes) -> None:
+        """Take in a line."""
+        self.rows += 1
+        self.checksum += crc32(line)
+
+
+# --- in a process of its own ---------------------------------------------------------------------------------
+
+_worker: Worker | None = None
+
+
+def start() -> None:
+    """Initializer of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
+
+
+def call(work: Work, method: str, *arguments: object, **options: object) -> Any:
+    """A method of this process's worker; a new one, if it is for other work than the last."""
+    global _worker
+    if _worker is None or _worker.work != work:
+        _worker = Worker(work)
+    return getattr(_worker, method)(*arguments, **options)

@@ -1,0 +1,138 @@
+"""A place where everything may break: a server of its own, disks that can be filled, a network that can be cut."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import make_dsn
+from real_servers import Server
+
+from pgorthanc_cli import db, revision
+
+ROLE = "importer"  # owns its databases, and has no other rights: the triggers stay on
+REVISIONS = (1, 10)
+SERVER, CLIENT = "198.51.100.5", "198.51.100.6"  # TEST-NET-2 of RFC 5737
+_HBA = f"local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all {CLIENT}/32 trust\n"
+# The server, too, is to notice soon that a client is gone.
+_SETTINGS = """
+listen_addresses = '*'
+shared_buffers = 16MB
+max_wal_size = 128MB
+tcp_keepalives_idle = 1
+tcp_keepalives_interval = 1
+tcp_keepalives_count = 2
+tcp_user_timeout = 3000
+"""
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server with a template database of an empty index for each of the `REVISIONS`."""
+
+    server: Server
+
+    @contextmanager
+    def database(self, number: int, *, superuser: bool, tablespace: str = "pg_default") -> Iterator[db.Target]:
+        """A new database with an empty index of that revision, and who logs in."""
+        name = f"archive_{next(_numbers)}"
+        create = f"CREATE DATABASE {name} TEMPLATE revision_{number} OWNER {ROLE} TABLESPACE {tablespace}"
+        self.server.sql(create)
+        try:
+            yield db.Target(self._dsn(name, "postgres" if superuser else ROLE))
+        finally:
+            self.server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _dsn(self, name: str, role: str) -> str:
+        return make_dsn(self.server.place, dbname=name, user=role)
+
+    def make_templates(self) -> None:
+        self.server.sql(f"CREATE ROLE {ROLE} LOGIN")
+        for number in REVISIONS:
+            self.server.sql(f"CREATE DATABASE revision_{number} OWNER {ROLE}")
+            with db.session(db.Target(self._dsn(f"revision_{number}", ROLE))) as conn:
+                revision.init(conn, schema="public", revision=number)
+
+    def answers(self) -> bool:
+        try:
+            return self.server.sql("SELECT 1") == "1"
+        except psycopg2.OperationalError:
+            return False
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    """The server, for the length of the block."""
+    server = Server(_HBA, _SETTINGS)
+    try:
+        made = Site(server.create().start())
+        made.make_templates()
+        yield made
+    finally:
+        server.remove()
+
+
+@contextmanager
+def disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
+    """A small file system of its own in that folder; None where this user may not make one."""
+    size = f"size={megabytes}m"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A client in a namespace of its own, and a cable to the server that can be pulled out."""
+
+    namespace: str
+    device: str
+
+    def command(self, *words: str) -> list[str]:
+        """That command, run on the client's side."""
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    def pull(self) -> None:
+        ip("link", "set", self.device, "down")
+
+    def plug_in(self) -> None:
+        ip("link", "set", self.device, "up")
+
+
+@contextmanager
+def network() -> Iterator[Network | None]:
+    """A cable (a pair of virtual devices) between `CLIENT` and `SERVER`; None where this user may not lay one."""
+    name = f"pgf{os.getpid()}"
+    with ExitStack() as stack:
+        try:
+            if os.geteuid() or shutil.which("ip") is None:
+                yield None
+                return
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "delete", name)
+            ip("link", "add", f"{name}s", "type", "veth", "peer", "name", f"{name}c", "netns", name)
+        except subprocess.CalledProcessError:
+            yield None
+            return
+        ip("address", "add", f"{SERVER}/30", "dev", f"{name}s")
+        ip("link", "set", f"{name}s", "up")
+        ip("-n", name, "address", "add", f"{CLIENT}/30", "dev", f"{name}c")
+        ip("-n", name, "link", "set", f"{name}c", "up")
+        yield Network(name, f"{name}s")
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)

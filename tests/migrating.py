@@ -1,0 +1,49 @@
+"""Running a conversion in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import indexstate
+from schemas import snapshot
+
+from pgorthanc_cli import catalog, db, sqlite
+
+SERVER = "the-server"
+
+
+def convert(target: db.Target, path: Path, **settings: Any) -> sqlite.Converted:
+    """A whole conversion."""
+    given = sqlite.Settings(**{"server_identifier": SERVER, **settings})
+    *_, converted = sqlite.convert(target, path, given)
+    assert isinstance(converted, sqlite.Converted)
+    return converted
+
+
+def check(path: Path, **settings: Any) -> sqlite.Converted:
+    *_, converted = sqlite.check(path, sqlite.Settings(**settings))
+    assert isinstance(converted, sqlite.Converted)
+    return converted
+
+
+def state(target: db.Target) -> indexstate.State:
+    with db.session(target, readonly=True) as conn:
+        return indexstate.state(conn)
+
+
+def require_index(target: db.Target, revision: int) -> None:
+    """It is what its revision must be, and nothing of the conversion is left."""
+    found = snapshot(target)
+    with_storage = "table storagearea" in found
+    assert [
+        str(d) for d in catalog.differences(found, catalog.wanted(revision, with_storage=with_storage))
+    ] == []
+    assert [name for name in found if "pgorthanc" in name] == []
+    with db.session(target, readonly=True) as conn:
+        assert indexstate.problems(conn) == []
+
+
+def what(findings: tuple[sqlite.Finding, ...]) -> list[str]:
+    """Table and text of findings, in order."""
+    return sorted(f"{finding.table}: {finding.what}" for finding in findings)

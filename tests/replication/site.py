@@ -1,0 +1,174 @@
+"""Two real servers of one site: a primary with an index of Orthanc, and its standby."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from psycopg2.extensions import make_dsn
+from real_servers import Server, free_port, wait_until
+
+from pgorthanc_cli import db, replication, revision
+from pgorthanc_cli.datafolder import works_in
+from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
+from pgorthanc_cli.replication.compare import wait_for
+
+PASSWORD = "orthanc:secret"
+HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+SETTINGS = "wal_log_hints=on\nmax_wal_size=128MB\nautovacuum=off\nwal_receiver_status_interval=1\n"
+
+
+class Site:
+    """`primary` is a server of its own; the standby lies in `folder`, once `standby()` has made it."""
+
+    def __init__(
+        self, scratch: Path, template: Path, hba: str = HBA, settings: str = "", major: int | None = None
+    ) -> None:
+        self.scratch = scratch
+        self.primary = Server(hba, SETTINGS + settings, major)
+        subprocess.run(["/bin/cp", "-a", template, self.primary.data], check=True)
+        self.primary.configure()
+        self.primary.start()
+        self.folder = self.primary.folder / "standby"
+        self.port = free_port()
+        self.passfile = scratch / "replication.pgpass"
+
+    def remove(self) -> None:
+        stop(self.folder)
+        stop(self.primary.data)
+        self.primary.remove()
+
+    # Logins
+
+    @property
+    def administrator(self) -> db.Target:
+        return db.Target(f"host={self.primary.folder} port={self.primary.port} user=postgres dbname=orthanc")
+
+    @property
+    def login(self) -> db.Target:
+        """The replication login on the primary."""
+        return db.Target(self.source(self.primary.port))
+
+    def source(self, port: int) -> str:
+        return make_dsn(host="127.0.0.1", port=str(port), user=replication.ROLE, passfile=str(self.passfile))
+
+    def orthanc(self, *ports: int) -> db.Target:
+        """Orthanc's login, on whichever of the servers takes writes if there are several."""
+        more = {"target_session_attrs": "read-write"} if len(ports) > 1 else {}
+        return db.Target(
+            make_dsn(
+                host=",".join(["127.0.0.1"] * len(ports)),
+                port=",".join(map(str, ports)),
+                user="orthanc",
+                dbname="orthanc",
+                password=PASSWORD,
+                **more,
+            )
+        )
+
+    @property
+    def both(self) -> db.Target:
+        return self.orthanc(self.primary.port, self.port)
+
+    def standby_administrator(self) -> db.Target:
+        """The superuser of the standby, by the primary's pg_hba.conf that it has got."""
+        return db.Target(f"host={self.folder}/{SOCKETS} port={self.port} user=postgres dbname=orthanc")
+
+    # Steps
+
+    def prepared(self, **asked: Any) -> replication.Prepared:
+        wanted = replication.Asked(**{"allow": ("127.0.0.1",), **asked})
+        return replication.prepare(self.administrator, wanted, passfile=self.passfile)
+
+    def standby(self, folder: Path | None = None, **wanted: Any) -> replication.Standby:
+        return replication.create(
+            folder or self.folder,
+            self.login,
+            replication.Wanted(**{"port": self.port, **wanted}),
+            database=self.orthanc(self.primary.port),
+        )
+
+    def wait_until_level(self) -> None:
+        """Wait until the standby has replayed what the primary has written."""
+        lsn = self.primary.sql("SELECT pg_current_wal_lsn()")
+        wait_for(self.standby_administrator(), lsn, 20.0)
+
+
+def make_template(major: int | None) -> Server:
+    """A server that is stopped, with Orthanc's role and an empty index: a copy of it costs less than making another."""
+    made = Server(HBA, "", major)
+    words = ("-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8", "--wal-segsize=1")
+    made.run("initdb", "-D", str(made.data), *words)
+    made.configure()
+    made.start()
+    made.sql(f"CREATE ROLE orthanc LOGIN PASSWORD '{PASSWORD}'", "CREATE DATABASE orthanc OWNER orthanc")
+    login = f"{made.place} user=orthanc".replace("dbname=postgres", "dbname=orthanc").replace(
+        "user=postgres", ""
+    )
+    with db.session(db.Target(login)) as conn:
+        revision.init(conn, schema="public")
+    Cluster(made.data).stop()
+    return made
+
+
+def stop(folder: Path) -> None:
+    """End the server of a folder at once, if there is one."""
+    if (folder / "postmaster.pid").exists():
+        cluster = Cluster(folder)
+        if cluster.pid():
+            cluster.run("pg_ctl", "stop", "-m", "immediate", "-D", ".")
+        (folder / "postmaster.pid").unlink(missing_ok=True)
+
+
+def crash(folder: Path) -> None:
+    """SIGKILL for the server of a folder and all of its processes; what they leave behind stays."""
+    pid = Cluster(folder).pid()
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not _kill_children(folder) and not Path(f"/proc/{pid}").exists())
+
+
+def _kill_children(folder: Path) -> list[int]:
+    """The server's other processes, which must not send anything after its death."""
+    time.sleep(0.02)
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(PermissionError):
+            if entry.name.isdecimal() and works_in(entry.name, folder):
+                found.append(int(entry.name))
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def pgorthanc(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pgorthanc_cli", *map(str, words)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def answer(*words: str | Path, **environment: str) -> dict[str, Any]:
+    """What a command that must succeed says in JSON."""
+    done = pgorthanc(*words, "--json", **environment)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def ids(target: db.Target) -> set[str]:
+    """The instances of an index."""
+    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        cur.execute("SELECT publicid FROM resources WHERE resourcetype = 3")
+        return {name for (name,) in cur.fetchall()}

@@ -1,0 +1,242 @@
+"""`replication promote`: only when the old primary is known to be gone, and nothing is lost without a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from psycopg2.extensions import parse_dsn
+from real_servers import wait_until
+
+from pgorthanc_cli import db, replication
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.replication import probe
+from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster
+from pgorthanc_cli.replication.promote import connection_uri
+from replication.site import Site, answer, crash, make_template, pgorthanc
+
+Fence = replication.Fence
+
+
+def promote(site: Site, fence: Fence, **options: object) -> replication.Promoted:
+    with replication.by_sql(site.standby_administrator()) as way:
+        return replication.promote(way, fence, **options)  # type: ignore[arg-type]
+
+
+def written(site: Site, number: int) -> None:
+    """So many transactions on the primary."""
+    with db.session(site.administrator, autocommit=True) as conn, conn.cursor() as cur:
+        for n in range(number):
+            cur.execute("INSERT INTO globalproperties VALUES (%s, 'x')", (1000 + n,))
+
+
+def found(target: db.Target) -> int:
+    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        cur.execute("SELECT count(*) FROM globalproperties WHERE property >= 1000")
+        return int(cur.fetchall()[0][0])
+
+
+def promoted(site: Site, fence: Fence, *, by_folder: bool) -> replication.Promoted:
+    """In one way or the other."""
+    return (
+        replication.promote(replication.by_folder(site.folder), fence) if by_folder else promote(site, fence)
+    )
+
+
+# The old primary
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_a_primary_that_lives_is_never_replaced(pair: Site, by_folder: bool) -> None:
+    with pytest.raises(PgOrthancError, match=f"127.0.0.1:{pair.primary.port} still answers") as refused:
+        promoted(pair, Fence(gone=True), by_folder=by_folder)
+    assert "--fence" in str(refused.value.hint)
+    assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_fenced_nothing_is_lost_and_it_never_takes_writes_again(pair: Site, by_folder: bool) -> None:
+    """A planned switch: the old primary runs until it is stopped, and sends all it has."""
+    written(pair, 200)
+    done = promoted(pair, Fence(pair.primary.data), by_folder=by_folder)
+    assert (done.lost_bytes, done.lost_commits) == (0, 0)
+    assert (done.timeline_before, done.timeline) == (1, 2)
+    assert done.slots == ("pgorthanc_standby",)
+    assert "fenced, its port is closed" in done.old_primary
+    assert found(pair.orthanc(pair.port)) == 200
+    pair.primary.start()
+    with pytest.raises(ConnectError, match="is a standby"), db.session(pair.administrator):
+        pass
+
+
+@contextmanager
+def cut_off(site: Site) -> Iterator[None]:
+    """What is committed in the block never reaches the standby, and the primary is dead afterwards."""
+    os.kill(int(site.primary.sql("SELECT pid FROM pg_stat_replication")), signal.SIGSTOP)
+    yield
+    crash(site.primary.data)
+
+
+def test_what_only_the_old_primary_has_is_counted_first(pair: Site) -> None:
+    written(pair, 10)
+    pair.wait_until_level()
+    with cut_off(pair), db.session(pair.administrator, autocommit=True) as conn, conn.cursor() as cur:
+        for n in range(7):
+            cur.execute("INSERT INTO globalproperties VALUES (%s, 'lost')", (2000 + n,))
+    with pytest.raises(
+        PgOrthancError, match=r"has 7 commits \([\d,]+ bytes of WAL\) that the standby never got"
+    ):
+        promote(pair, Fence(pair.primary.data))
+    done = promote(pair, Fence(pair.primary.data, accept_loss=True))
+    assert done.lost_commits == 7
+    assert done.lost_bytes
+    assert 7 * 100 < done.lost_bytes < 100_000
+    assert found(pair.orthanc(pair.port)) == 10
+
+
+def test_the_folder_of_something_else_is_refused_and_goes_on(
+    pair: Site, new_site: Callable[..., Site]
+) -> None:
+    stranger = make_template(None)
+    try:
+        with pytest.raises(UsageError, match="is the folder of another server"):
+            promote(pair, Fence(stranger.data))
+    finally:
+        stranger.remove()
+    copy = new_site()
+    with pytest.raises(UsageError, match=r"it is a copy of the old primary"):
+        promote(pair, Fence(copy.primary.data))
+    with pytest.raises(UsageError, match="is the folder of a standby"):
+        promote(pair, Fence(pair.folder))
+    assert Cluster(copy.primary.data).pid()
+    assert not (copy.primary.data / STANDBY_SIGNAL).exists()
+    assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
+
+
+def test_silence_is_no_proof(pair: Site) -> None:
+    """Something takes connections on the old port, and says nothing: a broken network looks like that."""
+    crash(pair.primary.data)
+    with listener(pair.primary.port):
+        with pytest.raises(PgOrthancError, match="is silent") as refused:
+            promote(pair, Fence())
+        assert "--old-is-gone" in str(refused.value.hint)
+        done = promote(pair, Fence(gone=True))
+    assert done.old_primary == f"127.0.0.1:{pair.primary.port}: it is silent"
+    assert done.lost_bytes is None
+
+
+@contextmanager
+def listener(port: int) -> Iterator[None]:
+    """It accepts, and hangs up without a word: so the test need not wait for the time-out."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(0.1)
+        end = threading.Event()
+
+        def serve() -> None:
+            while not end.is_set():
+                try:
+                    server.accept()[0].close()
+                except TimeoutError:
+                    continue
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
+
+
+def test_probe(pair: Site) -> None:
+    assert probe.probe("127.0.0.1", pair.primary.port) == probe.ANSWERS
+    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.ANSWERS
+    pair.primary.stop()
+    assert probe.probe("127.0.0.1", pair.primary.port) == probe.REFUSES
+    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.REFUSES
+    assert list(probe.places("host=a,b port=1,2")) == [("a", 1), ("b", 2)]
+    assert list(probe.places("host=a,b port=1")) == [("a", 1), ("b", 1)]
+
+
+# The standby
+
+
+@pytest.mark.parametrize("by_folder", [False, True])
+def test_promoted_twice(pair: Site, by_folder: bool) -> None:
+    pair.primary.stop()
+    promote(pair, Fence())
+    with pytest.raises(UsageError, match=r"is a primary already \(timeline 2\)") as refused:
+        promoted(pair, Fence(), by_folder=by_folder)
+    assert "rejoin" in str(refused.value.hint)
+
+
+def test_a_login_that_may_not(pair: Site) -> None:
+    pair.primary.sql("CREATE ROLE watcher LOGIN")
+    pair.wait_until_level()
+    pair.primary.stop()
+    watcher = db.Target(pair.standby_administrator().dsn.replace("user=postgres", "user=watcher"))
+    with (
+        pytest.raises(PgOrthancError, match="may not see which server") as refused,
+        replication.by_sql(watcher) as way,
+    ):
+        replication.promote(way, Fence())
+    assert "--dir" in str(refused.value.hint)
+
+
+def test_a_standby_that_does_not_run(pair: Site) -> None:
+    Cluster(pair.folder).stop()
+    with pytest.raises(PgOrthancError, match="does not run"):
+        replication.by_folder(pair.folder)
+
+
+def test_slots_for_other_standbys(pair: Site) -> None:
+    pair.primary.stop()
+    done = promote(pair, Fence(), slots=("hall_1", "hall_2"))
+    assert done.slots == ("hall_1", "hall_2")
+    status = replication.status([pair.standby_administrator()])
+    assert [(slot.name, slot.in_use) for slot in status.slots] == [("hall_1", False), ("hall_2", False)]
+    assert status.slots[0].left_bytes  # the limit is that of the old primary
+
+
+def test_the_uri_for_orthanc_finds_the_new_primary(pair: Site) -> None:
+    pair.primary.stop()
+    done = answer(
+        "replication", "promote", "--dir", pair.folder, "--uri", pair.orthanc(pair.primary.port).dsn
+    )
+    uri = done["connection_uri"]
+    assert uri == (
+        f"postgresql://orthanc@127.0.0.1:{pair.port},127.0.0.1:{pair.primary.port}/orthanc"
+        "?target_session_attrs=read-write"
+    )
+    with db.session(db.Target(uri).with_password("orthanc:secret")) as conn:
+        assert conn.info.port == pair.port
+    assert set(done) == {
+        "server", "timeline_before", "timeline", "old_primary", "lost_bytes", "lost_commits", "slots",
+        "connection_uri", "next",
+    }  # fmt: skip
+
+
+def test_a_uri_of_odd_names() -> None:
+    uri = connection_uri(
+        {"user": "o@r", "dbname": "a/b", "sslmode": "verify-full"}, [("::1", 5432), ("db", 6000)]
+    )
+    assert urlsplit(uri).scheme == "postgresql"
+    assert parse_dsn(uri) == {
+        "user": "o@r", "dbname": "a/b", "sslmode": "verify-full", "host": "::1,db", "port": "5432,6000",
+        "target_session_attrs": "read-write",
+    }  # fmt: skip
+
+
+def test_commands_that_write_refuse_a_standby_and_name_the_primary(pair: Site, tmp_path: Path) -> None:
+    wait_until(lambda: replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming")
+    for words in (["init"], ["upgrade"], ["import", tmp_path, "--storage", "postgresql"]):
+        done = pgorthanc(*words, "--uri", pair.standby_administrator().dsn)
+        assert done.returncode == ConnectError.exit_code, (words, done.stderr)
+        assert f"name the primary, 127.0.0.1:{pair.primary.port}," in done.stderr, words

