@@ -51,6 +51,8 @@ LOCK_NAMES = {
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+# A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
+_PATIENCE = {"connect_timeout": "30"}
 
 # libpq's parameters that are never shown, and what is shown instead.
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
@@ -91,11 +93,17 @@ class Target:
     def parameters(self) -> dict[str, str]:
         """The DSN as keywords and values, with our defaults where it says nothing.
 
-        With a service file there is no default keep-alive: a parameter given here would override the file's.
+        With a service file there is none of them: a parameter given here would override the file's.
         """
         given = parse(self.dsn)
         served = "service" in given or os.environ.get("PGSERVICE")
-        return {"fallback_application_name": self.application, **({} if served else KEEPALIVE), **given}
+        patience = {} if served or os.environ.get("PGCONNECT_TIMEOUT") else _PATIENCE
+        defaults = {
+            "fallback_application_name": self.application,
+            **({} if served else KEEPALIVE),
+            **patience,
+        }
+        return {**defaults, **given}
 
     def with_password(self, password: str) -> Target:
         """The same target, logging in with that password."""
@@ -342,7 +350,9 @@ def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
     # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
-    gone = not state and isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError))
+    # In the midst of a COPY it does so as a bare DatabaseError.
+    lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
+    gone = not state and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
     if conn.closed or gone or state.startswith(_LOST):
         return ConnectError(
             f"the connection to {_place(conn)} was lost: {primary}",

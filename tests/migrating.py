@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,9 @@ def require_index(target: db.Target, revision: int) -> None:
 def what(findings: tuple[sqlite.Finding, ...]) -> list[str]:
     """Table and text of findings, in order."""
     return sorted(f"{finding.table}: {finding.what}" for finding in findings)
+
+
+def closed(events: Iterator[sqlite.Event]) -> None:
+    """As the command ends it at Ctrl-C."""
+    assert isinstance(events, Generator)
+    events.close()

@@ -168,11 +168,14 @@ def test_peer_refuses(server: Server) -> None:
     assert "--host localhost" in (error.hint or "")
 
 
-def test_silent_server() -> None:
+@pytest.mark.parametrize("given", ["connect_timeout=2", ""])
+def test_silent_server(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit in the DSN there is one of ours."""
+    monkeypatch.setattr(db, "_PATIENCE", {"connect_timeout": "2" if not given else "299"})
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        error = refused(f"host=127.0.0.1 port={silent.getsockname()[1]} connect_timeout=2 user=x")
+        error = refused(f"host=127.0.0.1 port={silent.getsockname()[1]} user=x {given}")
     assert "the server does not answer: " in error.message
 
 

@@ -52,7 +52,19 @@ MADE = [
     dicom_file(El(0x00080005, "CS", "ISO_IR 13"), El(0x00100010, "PN", "~a\\b")),
 ]
 PIECES = (
-    *(b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xf0\xff\xff\xff", b"SQ", b"UN", b"OB", b"UT", b"AT", b"OF", b"US", b"UI"),
+    *(
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0",
+        b"\xf0\xff\xff\xff",
+        b"SQ",
+        b"UN",
+        b"OB",
+        b"UT",
+        b"AT",
+        b"OF",
+        b"US",
+        b"UI",
+    ),
     *(b"\x08\0\x05\0", b"\xe0\x7f\x10\0", b"\2\0\0\0", b"\xfe\xff\x00\xe0", b"\xfe\xff\x0d\xe0"),
     *(b"\xfe\xff\xdd\xe0", b"\xfc\xff\xfc\xff", b"\x20\x00\x13\x00", b"DICM", b"1.2.840.10008.1.2.1.99"),
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 import samples
 from importing import check_area, dumped, ends
+from psycopg2.extensions import cursor as Cursor
 
 from pgorthanc_cli import db, dicom, index, ingest
 from pgorthanc_cli.errors import PgOrthancError, UsageError
@@ -244,3 +248,50 @@ def record_all(folder: Path) -> None:
             ingest.Item(source, index.Outcome.KNOWN, source.size, facts)
             for source in ingest.walk([str(folder / "in")])
         )
+
+
+@pytest.mark.once
+def test_kill_9_again_and_again_misses_no_file(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path
+) -> None:
+    """The journal, the index and the storage are cut off at different moments each time."""
+    samples.folder(tmp_path / "in", 2000, patients=9)
+    interrupted, whole = new_database(template), new_database(template)
+    command = [
+        sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", interrupted.dsn, "--link", "hardlink",
+        "--storage-dir", str(tmp_path / "area"), "--journal", str(tmp_path / "journal"), str(tmp_path / "in"),
+    ]  # fmt: skip
+    with db.session(interrupted, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
+        for target in (100, 500, 900, 1300):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while process.poll() is None:
+                cur.execute("SELECT count(*) FROM attachedfiles")
+                if cur.fetchall()[0][0] >= target:
+                    process.kill()
+                    break
+            process.wait()
+            wait_for_no_session(cur)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["imported"] + report["known"] == 2000
+    tally = ingest.Tally()
+    for batch in ingest.run(whole, [str(tmp_path / "in")], ingest.Settings(storage_dir=tmp_path / "whole")):
+        tally.add(batch)
+    assert dumped(interrupted) == dumped(whole)
+    check_area(interrupted, tmp_path / "area")
+    assert len(list((tmp_path / "in").iterdir())) == 2000
+
+
+def wait_for_no_session(cur: Cursor) -> None:
+    """Until the server has noticed that its client is gone, and let go of lock 42."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        cur.execute(
+            """SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
+        )
+        if cur.fetchone() == (0,):
+            return
+        time.sleep(0.02)
+    raise AssertionError("a session stays")

@@ -232,3 +232,36 @@ def wait_for_a_session(target: db.Target) -> None:
                 return
             time.sleep(0.02)
     raise AssertionError("the import does not begin")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-files-per-s", "0"], "--max-files-per-s"),
+        (["--schedule", '{"Monday": []}'], "no hour of the week"),
+        (["--shard", "9/2"], "expected one of 1/N to N/N"),
+        (["--follow", "--files-from", "-"], "--follow looks into folders"),
+        (["--link", "hardlink", "--storage", "postgresql"], "the files go into the database"),
+        (["--journal", "/nowhere/journal"], "the journal /nowhere/journal cannot be used"),
+        (["--dask", "/nowhere/scheduler.json"], "no Dask scheduler at /nowhere/scheduler.json"),
+        (["--dask", "tcp://127.0.0.1:1", "--stable-changes"], "log each of them as stable"),
+    ],
+)
+def test_options_that_cannot_be(fresh: db.Target, tmp_path: Path, options: list[str], said: str) -> None:
+    area = [] if "postgresql" in options else ["--storage-dir", str(tmp_path / "area")]
+    command = [
+        sys.executable,
+        "-m",
+        "pgorthanc_cli",
+        "import",
+        "--uri",
+        fresh.dsn,
+        *area,
+        *options,
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode in (1, 2, 3)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "area").exists()

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -301,12 +301,6 @@ def test_a_database_of_another_encoding_is_refused(admin: object, server_dsn: st
             cur.execute("DROP DATABASE pgorthanc_latin")
 
 
-def closed(events: Iterator[sqlite.Event]) -> None:
-    """As the command ends it at Ctrl-C."""
-    assert isinstance(events, Generator)
-    events.close()
-
-
 # --- interruptions -------------------------------------------------------------------------------------------
 
 
@@ -315,7 +309,7 @@ def test_until_it_is_complete_nobody_takes_it_for_an_index(empty: db.Target, sou
     for event in events:
         if isinstance(event, sqlite.Progress) and event.phase == "build":
             break
-    closed(events)
+    migrating.closed(events)
     assert rows(empty, "SELECT count(*) > 0 FROM resources") == [(True,)]
     for command in ("status", "verify schema", "upgrade", "init", f"import {sound} --storage-dir /nowhere"):
         words = [sys.executable, "-m", "pgorthanc_cli", *command.split(), "--uri", empty.dsn]
@@ -330,7 +324,7 @@ def test_an_interrupted_run_goes_on(empty: db.Target, sound: Path, phase: str) -
     for event in events:
         if isinstance(event, sqlite.Progress) and event.phase == phase and (event.done or 5) > 4:
             break
-    closed(events)
+    migrating.closed(events)
     converted = convert(empty, sound)
     assert converted.resumed
     assert converted.verified
@@ -344,7 +338,7 @@ def test_an_unfinished_run_of_another_file_has_to_be_given_up_by_name(
     events = sqlite.convert(empty, sound, sqlite.Settings(server_identifier=SERVER))
     while getattr(next(events), "phase", "") != "prove":
         pass
-    closed(events)
+    migrating.closed(events)
     other = sqliteindex.rich(tmp_path / "index", instances=130)
     with pytest.raises(PgOrthancError, match="which was another index or has changed since") as error:
         convert(empty, other)

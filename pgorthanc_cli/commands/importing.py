@@ -182,7 +182,7 @@ def facts(target: Target, made: Settings, options: Mapping[str, object]) -> dict
     """What the report says about how it was done."""
     told = {
         "database": str(target),
-        "files in": "large objects of the database" if made.storage_dir is None else str(made.storage_dir),
+        "files in": str(made.storage_dir.absolute()) if made.storage_dir else "large objects of the database",
         "rows as written by": f"Orthanc {'.'.join(map(str, made.profile.orthanc_version))}",
         "what is stored already": {
             "never": "stays",

@@ -39,7 +39,7 @@ class FileMeta(NamedTuple):
         end: position after its last element.
         exact: that is where its length ends, too.
         overlong: a value is longer than its VR can be.
-        plain: it is exact, and has one TransferSyntaxUID and elements of group 0002 only.
+        plain: it is exact, and has one TransferSyntaxUID, and elements of group 0002 only, none of them a sequence.
     """
 
     syntax: bytes
@@ -69,9 +69,8 @@ def file_meta(data: Buffer) -> FileMeta | None:
         if end > size:
             return None
         overlong = overlong or length > _LONGEST.get(vr, UNDEFINED)
-        if group != 2:
-            plain = False
-        elif element == _SYNTAX_ELEMENT:
+        plain = plain and group == 2 and vr != b"SQ"
+        if element == _SYNTAX_ELEMENT and group == 2:
             plain = plain and not found
             found, syntax = True, syntax or bytes(data[pos:end])
         pos = end

@@ -75,10 +75,15 @@ def run(
         stop: Set it to end after the tasks at hand.
 
     Raises:
-        UsageError: Dask is not installed, or not with all workers this version of pgorthanc.
+        UsageError: Dask is not installed, or not with all workers this version of pgorthanc; or `stable_changes`.
         ConnectError: There is no scheduler, or no worker.
         PgOrthancError: What `run_sources` raises, on any worker; what was yielded is committed.
     """
+    if settings.stable_changes:
+        raise UsageError(
+            "a cluster imports in pieces, and --stable-changes would log each of them as stable",
+            "leave out --stable-changes or --dask",
+        )
     settings = replace(settings, concurrent=True)
     address = _address(scheduler)
     with _client(address) as client, _job(target, settings, address) as job:

@@ -138,8 +138,9 @@ class Committer:
     def _commit(self) -> None:
         try:
             self.conn.commit()
-        except psycopg2.OperationalError:
-            self._in_doubt = True
+        except psycopg2.Error as error:
+            # After a collision it is rolled back; of everything else that is said here nobody knows.
+            self._in_doubt = not isinstance(error, (*_COLLISIONS, *_REFUSED))
             raise
 
     def _discard(self, prepared: Iterable[Prepared]) -> None:

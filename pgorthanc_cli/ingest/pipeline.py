@@ -128,8 +128,19 @@ def _workers(work: worker.Work, jobs: int) -> Iterator[_Submit]:
     if pool is None:
         yield _inline(worker.Worker(work))
         return
+    others = multiprocessing.active_children()
     with pool:
-        yield lambda name, sources: pool.submit(worker.prepare, name, sources)
+        try:
+            yield lambda name, sources: pool.submit(worker.prepare, name, sources)
+        except BrokenProcessPool as error:
+            # The pool would send SIGTERM to the rest and wait for ever: workers leave that signal to the parent.
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()
+            raise PgOrthancError(
+                "a worker process ended unexpectedly; everything that was counted is committed",
+                "look for the out-of-memory killer in the system log, then run it again with fewer --jobs",
+            ) from error
 
 
 def _pool(work: worker.Work, jobs: int) -> ProcessPoolExecutor | None:
@@ -185,7 +196,7 @@ class _Pipeline:
             self._abandon(waiting)
 
     def _settle(self, name: str, future: Future[list[Result]]) -> Iterator[Batch]:
-        rest = _result(future)
+        rest = future.result()
         try:
             while rest:
                 plain = list(itertools.takewhile(lambda r: not isinstance(r, Opened), rest))
@@ -213,16 +224,6 @@ class _Pipeline:
         for name, future in waiting:
             if not future.cancel() and future.exception() is None:
                 self.committer.forget(name, future.result())
-
-
-def _result(future: Future[list[Result]]) -> list[Result]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise PgOrthancError(
-            "a worker process ended unexpectedly; everything that was counted is committed",
-            "look for the out-of-memory killer in the system log, then run it again with fewer --jobs",
-        ) from error
 
 
 def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 TABLE = "pgorthanc_migration"
 _RUN = "run"
 _CREATE = f"CREATE TABLE {TABLE} (name text PRIMARY KEY, content text NOT NULL)"
-_WRITE = f"""INSERT INTO {TABLE} (name, content) VALUES (%s, %s)
-    ON CONFLICT (name) DO UPDATE SET content = EXCLUDED.content"""
+_WRITE = f"INSERT INTO {TABLE} (name, content) VALUES (%s, %s)"
+_READ = f"SELECT content FROM {TABLE} WHERE name = %s"
 
 
 def create(cur: Cursor, run: dict[str, Any]) -> None:
@@ -32,15 +32,19 @@ def create(cur: Cursor, run: dict[str, Any]) -> None:
 def run(conn: Connection) -> dict[str, Any]:
     """What the conversion was told, and how the index is put together again."""
     with conn.cursor() as cur:
-        cur.execute(f"SELECT content FROM {TABLE} WHERE name = %s", (_RUN,))
+        cur.execute(_READ, (_RUN,))
         (content,) = cur.fetchone() or ("{}",)
     found: dict[str, Any] = json.loads(content)
     return found
 
 
-def record(cur: Cursor, name: str, outcome: Outcome) -> None:
-    """Note that a piece of work is done, in the transaction that did it."""
-    cur.execute(_WRITE, (name, json.dumps(asdict(outcome))))
+def record(cur: Cursor, name: str, found: Outcome) -> None:
+    """Note that a piece of work is done, in the transaction that did it.
+
+    Raises:
+        psycopg2.errors.UniqueViolation: It was done already, by a worker that has outlived its parent.
+    """
+    cur.execute(_WRITE, (name, json.dumps(asdict(found))))
 
 
 def done(conn: Connection) -> Iterator[tuple[str, Outcome]]:
@@ -48,9 +52,16 @@ def done(conn: Connection) -> Iterator[tuple[str, Outcome]]:
     with conn.cursor() as cur:
         cur.execute(f"SELECT name FROM {TABLE} WHERE name <> %s ORDER BY name", (_RUN,))
         for (name,) in cur.fetchall():
-            cur.execute(f"SELECT content FROM {TABLE} WHERE name = %s", (name,))
-            for (content,) in cur.fetchall():
-                yield name, _outcome(json.loads(content))
+            yield name, outcome(cur, name)
+
+
+def outcome(cur: Cursor, name: str) -> Outcome:
+    """What a piece of work found that is done."""
+    cur.execute(_READ, (name,))
+    (text,) = cur.fetchone() or ("",)
+    content = json.loads(text)
+    lists = {kind: [Finding(**one) for one in content[kind]] for kind in ("repaired", "skipped")}
+    return Outcome(content["rows"], content["checksum"], **lists)
 
 
 def begin_again(cur: Cursor, run: dict[str, Any]) -> None:
@@ -62,8 +73,3 @@ def begin_again(cur: Cursor, run: dict[str, Any]) -> None:
 def drop(cur: Cursor) -> None:
     """The conversion is complete."""
     cur.execute(f"DROP TABLE {TABLE}")
-
-
-def _outcome(content: dict[str, Any]) -> Outcome:
-    lists = {name: [Finding(**one) for one in content[name]] for name in ("repaired", "skipped")}
-    return Outcome(content["rows"], content["checksum"], **lists)

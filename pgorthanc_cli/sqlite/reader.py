@@ -33,7 +33,7 @@ from pgorthanc_cli.sqlite.tables import (
 
 _BLOCK_ROWS = 5_000
 _CHUNK_IDS, _CHUNK_FILES = 200_000, 5_000
-_MOST_CHUNKS = 4_000  # of a table: ids may be sparse, or damaged
+_SPARSE = 10  # so many times more ids than rows: much was deleted, or the ids are damaged
 _META = tuple(character.encode() for character in (QUOTE, "\r", "\0"))
 _LAST_PLACE = 2**31 - 1  # the plugin reads a place in the recycling order as a 32-bit integer
 
@@ -119,12 +119,20 @@ class Reader:
             yield _counted(lines, outcome)
 
     def _ranges(self, table: str, key: str = "rowid", step: int = _CHUNK_IDS) -> Iterator[tuple[int, int]]:
-        first, last = self.conn.execute(f"SELECT min({key}), max({key}) FROM {table}").fetchone()
-        if first is None:
+        """Pieces of a table of about so many rows."""
+        query = f"SELECT min({key}), max({key}), count(*) FROM {table}"
+        first, last, rows = self.conn.execute(query).fetchone()
+        if not rows:
             return
-        step = max(step, (last - first) // _MOST_CHUNKS + 1)
-        for start in range(first - 1, last, step):
-            yield start, min(start + step, last)
+        if last - first < _SPARSE * (rows + step):
+            step = step * (last - first + 1) // rows
+            yield from ((start, min(start + step, last)) for start in range(first - 1, last, step))
+            return
+        numbered = f"SELECT {key} AS id, row_number() OVER (ORDER BY {key}) - 1 AS place FROM {table}"
+        ends = self.conn.execute(f"SELECT max(id) FROM ({numbered}) GROUP BY place / ? ORDER BY 1", (step,))
+        for (end,) in ends.fetchall():
+            yield first - 1, end
+            first = end + 1
 
     def _plain(self, name: str) -> Callable[[tuple[Any, ...]], bool]:
         """Tells whether lines of a table can be sent as they are."""

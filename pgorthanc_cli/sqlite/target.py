@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import psycopg2.errors
+
 from pgorthanc_cli import catalog, revision
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.sqlite import journal
@@ -49,6 +51,10 @@ _SET_GLOBAL = """INSERT INTO globalproperties (property, value) VALUES (%s, %s)
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value"""
 _HIGHEST_PLACE = """SELECT max(value::bigint) FROM metadata WHERE type = 19
     AND id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0))"""
+_END_ORPHANS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()
+            AND pid IN (SELECT pid FROM pg_locks WHERE relation = ANY (%s::regclass[]))"""
 _SEQUENCES = {
     "Resources": "resources_internalid_seq",
     "Changes": "changes_seq_seq",
@@ -173,6 +179,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) 
     """
     plan = Plan(**journal.run(conn))
     conn.commit()
+    _end_orphans(conn, plan)
     told = (settings.revision or plan.revision, settings.server_identifier or plan.server_identifier)
     if told != (plan.revision, plan.server_identifier):
         raise PgOrthancError(
@@ -287,6 +294,20 @@ def _slowest_first(index: tuple[Any, ...]) -> tuple[bool, bool]:
 
 def _add_key(table: str, name: str, kind: str, index: str) -> str:
     return f"ALTER TABLE {table} ADD CONSTRAINT {name} {'PRIMARY KEY' if kind == 'p' else 'UNIQUE'} USING INDEX {index}"
+
+
+def _end_orphans(conn: Connection, plan: Plan) -> None:
+    """End what sessions of a killed run still do: a server notices only at the end of a statement."""
+    with conn, conn.cursor() as cur:
+        cur.execute(_END_ORPHANS, ([*plan.tables, journal.TABLE],))
+        cur.execute("SET LOCAL lock_timeout = '60s'")
+        try:
+            cur.execute(f"LOCK TABLE {', '.join(plan.tables)} IN ACCESS EXCLUSIVE MODE")
+        except psycopg2.errors.LockNotAvailable:
+            raise InUseError(
+                "another session works with the tables of the unfinished index",
+                "see who with: pgorthanc check-lock; end that session, then run the same command again",
+            ) from None
 
 
 def _empty(conn: Connection, plan: Plan) -> None:

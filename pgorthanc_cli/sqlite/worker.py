@@ -105,11 +105,16 @@ class Worker:
         outcome = Outcome()
         table, columns = self.reader.columns(name)
         copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH {COPY_OPTIONS}"
-        with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
-            with sources.readable(self.work.source.path):
-                lines = _Lines(self.reader.blocks(name, after, last, outcome))
-                cur.copy_expert(copy, lines, _PIECE_BYTES)
-            journal.record(cur, piece(name, after, last), outcome)
+        with db.translated(self.conn):
+            try:
+                with self.conn, self.conn.cursor() as cur:
+                    with sources.readable(self.work.source.path):
+                        lines = _Lines(self.reader.blocks(name, after, last, outcome))
+                        cur.copy_expert(copy, lines, _PIECE_BYTES)
+                    journal.record(cur, piece(name, after, last), outcome)
+            except psycopg2.errors.UniqueViolation:
+                with self.conn, self.conn.cursor() as cur:
+                    return journal.outcome(cur, piece(name, after, last))
         return outcome
 
     def execute(self, statement: str) -> None:

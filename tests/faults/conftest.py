@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,13 @@ def small_disk(place: Site) -> Iterator[Path | None]:
         yield made
 
 
+@pytest.fixture
+def folder_on_disk(small_disk: Path) -> Iterator[Path]:
+    folder = small_disk / "area"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def tablespace(place: Site, small_disk: Path | None) -> Iterator[str]:
     """The name of the tablespace on it."""
@@ -68,9 +77,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wanted(
-    place: Site, sources: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, dict[str, object]]:
+def wanted(place: Site, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """The index at each revision after an undisturbed import."""
     found = {}
     for number in REVISIONS:

@@ -7,12 +7,12 @@ import hashlib
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import indexstate
 import samples
@@ -26,7 +26,7 @@ from faults.site import SERVER, Network
 from pgorthanc_cli import db, ingest, storage
 
 APPLICATION = "pgorthanc import"
-INSTANCES = 310
+INSTANCES, REPEATED, REFUSED = 310, 12, 12
 # The program as it is, but for its batches: many small ones give many moments to be struck at.
 _PROGRAM = """
 from pgorthanc_cli.cli import main
@@ -49,8 +49,9 @@ def write_sources(folder: Path) -> Path:
     for number in range(2):
         packed = samples.instance("P8", "1.2.8", "1.2.8.1", number)
         (folder / f"c{number}.dcm.gz").write_bytes(gzip.compress(packed))
-    for number in range(12):
+    for number in range(REPEATED):
         (folder / f"d{number}.dcm").write_bytes(plain[number * 7].read_bytes())
+    for number in range(REFUSED):
         (folder / f"e{number}.dcm").write_bytes(b"no DICOM file")
     return folder
 
@@ -90,10 +91,15 @@ class Archive:
     folder: Path | None
     setting: Setting
     sources: Path
-    started: list[subprocess.Popen[str]] = field(default_factory=list, compare=False)
 
     @contextmanager
-    def importing(self, *options: str, network: Network | None = None) -> Iterator[subprocess.Popen[str]]:
+    def importing(
+        self,
+        *options: str,
+        sources: Sequence[Path] | None = None,
+        network: Network | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> Iterator[subprocess.Popen[str]]:
         """The program at work on the sources, from the client's side of the network if there is one."""
         place = ["--storage-dir", str(self.folder)] if self.folder else ["--storage", "postgresql"]
         setting = ["--jobs", str(self.setting.jobs), *(["--concurrent"] if self.setting.concurrent else [])]
@@ -104,7 +110,8 @@ class Archive:
             patience = "keepalives_idle=1 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=2000"
             dsn = make_dsn(f"{dsn} {patience}", host=SERVER)
         with subprocess.Popen(
-            [*command, "--uri", dsn, str(self.sources)],
+            [*command, "--uri", dsn, *map(str, [self.sources] if sources is None else sources)],
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -148,10 +155,15 @@ class Archive:
             content = area.get(uuid, 1)
             assert (len(content), hashlib.md5(content).hexdigest()) == (size, md5)
 
-    def check_finished(self, wanted: dict[str, object]) -> None:
-        """After a run that ended: the index of an undisturbed run, and nothing left over."""
+    def check_finished(self, wanted: dict[str, Any], *, in_order: bool = True) -> None:
+        """After a run that ended: the index of an undisturbed run, and nothing left over.
+
+        Not `in_order`: it does not matter in which order the files were stored.
+        """
         self.check_whole()
         found = dumped(self.target)
+        if not in_order:
+            found, wanted = ({k: sorted(v) for k, v in each.items()} for each in (found, wanted))
         assert [name for name in wanted if found[name] != wanted[name]] == []
         if self.folder is not None:
             check_area(self.target, self.folder)
@@ -175,8 +187,8 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     return found
 
 
-def undisturbed(target: db.Target, sources: Sequence[Path], folder: Path) -> dict[str, object]:
+def undisturbed(target: db.Target, sources: Sequence[Path], folder: Path) -> dict[str, Any]:
     """The index as it must be."""
     report = run(target, sources, folder, jobs=2)
-    assert (report.imported, report.known, report.refused) == (INSTANCES, 12, 12)
+    assert (report.imported, report.known, report.refused) == (INSTANCES, REPEATED, REFUSED)
     return dumped(target)

@@ -41,7 +41,9 @@ class Site:
     server: Server
 
     @contextmanager
-    def database(self, number: int, *, superuser: bool, tablespace: str = "pg_default") -> Iterator[db.Target]:
+    def database(
+        self, number: int, *, superuser: bool, tablespace: str = "pg_default"
+    ) -> Iterator[db.Target]:
         """A new database with an empty index of that revision, and who logs in."""
         name = f"archive_{next(_numbers)}"
         create = f"CREATE DATABASE {name} TEMPLATE revision_{number} OWNER {ROLE} TABLESPACE {tablespace}"

@@ -48,7 +48,7 @@ class Scene:
 
     def await_moment(self) -> None:
         """A random one: after so many instances, and then a little later, to meet every part of a batch."""
-        before = self.archive.stored()
+        before = min(self.archive.stored(), INSTANCES - 1)
         wanted = self.random.randrange(before, INSTANCES)
         wait_until(lambda: self.ended() or self.archive.stored() >= wanted, timeout_s=120)
         time.sleep(self.random.uniform(0, 0.05 if wanted > before else 1.0))

@@ -47,10 +47,25 @@ def site(new_site: Callable[..., Site]) -> Site:
     return new_site()
 
 
+@pytest.fixture(scope="session")
+def stopped_pair(
+    templates: Callable[[int | None], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """A primary with an empty index, and its standby; to be copied."""
+    made = Site(tmp_path_factory.mktemp("pair"), templates(None))
+    try:
+        made.prepared()
+        made.standby()
+        made.wait_until_level()
+        made.stop()
+        yield made
+    finally:
+        made.remove()
+
+
 @pytest.fixture
-def pair(site: Site) -> Site:
+def pair(stopped_pair: Site, tmp_path: Path) -> Iterator[Site]:
     """A primary with an empty index, and its standby, which has all of it."""
-    site.prepared()
-    site.standby()
-    site.wait_until_level()
-    return site
+    made = stopped_pair.copy(tmp_path)
+    yield made
+    made.remove()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,7 +34,7 @@ class Site:
         self, scratch: Path, template: Path, hba: str = HBA, settings: str = "", major: int | None = None
     ) -> None:
         self.scratch = scratch
-        self.primary = Server(hba, SETTINGS + settings, major)
+        self.primary = in_memory(Server(hba, SETTINGS + settings, major))
         subprocess.run(["/bin/cp", "-a", template, self.primary.data], check=True)
         self.primary.configure()
         self.primary.start()
@@ -44,6 +46,24 @@ class Site:
         stop(self.folder)
         stop(self.primary.data)
         self.primary.remove()
+
+    def copy(self, scratch: Path) -> Site:
+        """The same pair again, with folders and ports of its own; this one is stopped."""
+        made = Site(scratch, self.primary.data, hba=(self.primary.data / "pg_hba.conf").read_text())
+        shutil.copy2(self.passfile, made.passfile)
+        subprocess.run(["/bin/cp", "-a", self.folder, made.folder], check=True)
+        standby = Cluster(made.folder)
+        given = db.parse(standby.setting("primary_conninfo"))
+        conninfo = make_dsn(**{**given, "port": str(made.primary.port)})
+        standby.set({"port": str(made.port), "primary_conninfo": conninfo})
+        standby.start()
+        made.wait_until_level()
+        return made
+
+    def stop(self) -> None:
+        """Both servers, the primary first, which sends all it has."""
+        for folder in (self.primary.data, self.folder):
+            Cluster(folder).stop()
 
     # Logins
 
@@ -96,14 +116,30 @@ class Site:
         )
 
     def wait_until_level(self) -> None:
-        """Wait until the standby has replayed what the primary has written."""
+        """Wait until the standby streams, and has replayed what the primary has written."""
+        wait_until(
+            lambda: (
+                self.primary.sql("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "1"
+            )
+        )
         lsn = self.primary.sql("SELECT pg_current_wal_lsn()")
         wait_for(self.standby_administrator(), lsn, 20.0)
 
 
+def in_memory(server: Server) -> Server:
+    """The same with its folder in memory, where there is enough: copies and their fsync cost most of the time."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and shutil.disk_usage(memory).free > 2_000_000_000:
+        server.folder.rmdir()
+        server.folder = Path(tempfile.mkdtemp(prefix="pgorthanc-server-", dir=memory))
+        server.account.own(server.folder)
+        server.data = server.folder / "data"
+    return server
+
+
 def make_template(major: int | None) -> Server:
     """A server that is stopped, with Orthanc's role and an empty index: a copy of it costs less than making another."""
-    made = Server(HBA, "", major)
+    made = in_memory(Server(HBA, "", major))
     words = ("-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8", "--wal-segsize=1")
     made.run("initdb", "-D", str(made.data), *words)
     made.configure()

@@ -11,7 +11,7 @@ from real_servers import free_port, wait_until
 
 from pgorthanc_cli import db, embedded, replication
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import rejoin as room
+from pgorthanc_cli.replication import standby
 from pgorthanc_cli.replication.cluster import Cluster
 from replication.site import Site, answer, crash, make_template, pgorthanc, stop
 from replication.test_promote import cut_off, promote, written
@@ -56,11 +56,13 @@ def test_rewound_it_keeps_its_own_configuration(pair: Site) -> None:
     own = pair.primary.data / "conf.d"
     own.mkdir()
     (own / "ours.conf").write_text("# ours\n")
+    for path in (own, own / "ours.conf"):
+        pair.primary.account.own(path)
     before = {name: (pair.primary.data / name).read_text() for name in ("postgresql.conf", "pg_hba.conf")}
     parted(pair)
     (pair.folder / "theirs.conf").write_text("# of the new primary\n")
     done = rejoin(pair, administrator=pair.standby_administrator(), discard=True)
-    assert (done.method, done.lost_commits) == ("rewind", 5)
+    assert (done.method, done.lost_commits) == ("rewind", 5), done.why
     assert done.lost_bytes > 500
     assert done.forked_at
     wait_until(lambda: level(pair))
@@ -122,7 +124,7 @@ def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(room.standby, "copy", fail)
+        patched.setattr(standby, "copy", fail)
         with pytest.raises(KeyboardInterrupt):
             rejoin(pair, discard=True)
     assert leftovers(pair.primary.data) == []
@@ -151,7 +153,7 @@ def test_wrong_way_round(pair: Site) -> None:
     parted(pair)
     Cluster(pair.folder).stop()
     pair.primary.start()
-    with pytest.raises(UsageError, match="newer than 1 of .*it was promoted after it"):
+    with pytest.raises(UsageError, match=r"newer than 1 of .*it was promoted after it"):
         replication.rejoin(pair.folder, pair.login)
 
 
@@ -201,9 +203,8 @@ def test_a_server_of_ours_fails_over_and_comes_back(tmp_path: Path) -> None:
         def source(at: int) -> str:
             return make_dsn(host="127.0.0.1", port=str(at), user=replication.ROLE, passfile=str(passfile))
 
-        made = answer(
-            "replication", "standby", "--dir", folder, "--from", source(server.port), "--listen-port", str(port), *orthanc
-        )  # fmt: skip
+        there = ("--dir", folder, "--from", source(server.port), "--listen-port", str(port))
+        made = answer("replication", "standby", *there, *orthanc)
         assert made["difference"] == "none"
         done = answer("replication", "promote", "--dir", folder, "--fence", server.directory)
         assert done["lost_commits"] == 0

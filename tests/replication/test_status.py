@@ -184,7 +184,7 @@ def test_nagios(pair: Site, stop: bool, code: int, said: str) -> None:
         wait_until(lambda: seen(pair).servers[1].lag_bytes == 0)
     done = pgorthanc("replication", "status", "--uri", dsn, "--nagios")
     assert done.returncode == code, done.stdout + done.stderr
-    assert done.stdout.startswith(f"REPLICATION STATUS {said}")
+    assert done.stdout.startswith(f"REPLICATION-STATUS {said}")
     assert "slot pgorthanc_standby" in done.stdout
     assert done.stdout.count("\n") == 1
 
