@@ -61,6 +61,7 @@ MASK = "***"
 # A password with a bare @ or / moves the rest of the URI: part of it would become the host or the database.
 _BARE_AT = re.compile(r"postgres(?:ql)?://(?:[^/?]*@[^/?]*@|[^?]*/[^?]*@)")
 _LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
+_SEVERITY = re.compile(r"\S+:  ")  # how a text of the server begins, in whatever language
 
 _URI_HINT = (
     "write it as postgresql://role:password@host:5432/database, "
@@ -340,7 +341,7 @@ def translated(conn: Connection) -> Iterator[None]:
 
 def primary_message(error: psycopg2.Error) -> str:
     """What the server says in one line; never the values of a row, which may be patient data."""
-    primary: str = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
     if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
         primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
     return primary
@@ -350,9 +351,11 @@ def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
     # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
-    # In the midst of a COPY it does so as a bare DatabaseError.
+    # In the midst of a COPY it does so as a bare DatabaseError; of what the server says about a large object it
+    # passes on only the text.
     lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
-    gone = not state and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
+    about_object = _SEVERITY.match(str(error)) and conn.info.status == CONNECTION_OK
+    gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
     if conn.closed or gone or state.startswith(_LOST):
         return ConnectError(
             f"the connection to {_place(conn)} was lost: {primary}",
@@ -372,7 +375,7 @@ def _hint(state: str, primary: str, conn: Connection) -> str | None:
         if denied:
             return f"as its owner: GRANT ALL ON {denied[1].upper()} {denied[2]} TO {role};"
         return f"log in as the owner of the database, or grant role {role} what is missing"
-    if state in ("53100", "53200", "53300"):
+    if state in ("53100", "53200", "53300") or "No space left on device" in primary:
         return "the server lacks disk space, memory or connections: make room, then run it again"
     if state == "25006":
         return (

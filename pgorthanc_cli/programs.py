@@ -70,6 +70,14 @@ class Account:
         except KeyError:
             return f"uid {self.uid}"
 
+    @property
+    def home(self) -> str:
+        """Its home folder, where libpq looks for certificates."""
+        try:
+            return pwd.getpwuid(self.uid).pw_dir
+        except KeyError:
+            return "/"
+
     def own(self, path: Path | int) -> None:
         """Give it a folder, or an open file, of ours; only root ever has to."""
         if self.is_other:
@@ -194,6 +202,8 @@ def started(
     if the block fails.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG", "POSTGRES"))}
+    if account.is_other:
+        environment["HOME"] = account.home
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with subprocess.Popen(

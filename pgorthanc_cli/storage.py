@@ -117,8 +117,9 @@ class FilesystemArea:
         final = self._path(uuid)
         in_batch = self._unsynced is not None
         path = final if in_batch else str(temporary_path(Path(final)))
+        file = self._create(path)
         try:
-            with self._create(path) as file:
+            with file:
                 write(file.fileno())
                 if self.sync and not in_batch:
                     os.fdatasync(file.fileno())

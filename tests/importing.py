@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ from indexdump import attachments, dump
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.ingest.journal import FOLDER
+
+# The program, with batches so small that there are many moments between them.
+SMALL_BATCHES = [
+    sys.executable,
+    "-c",
+    "from pgorthanc_cli.ingest import pipeline; pipeline.BATCH_FILES = 20; from pgorthanc_cli.cli import main; main()",
+]
 
 
 def run(

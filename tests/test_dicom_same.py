@@ -91,7 +91,7 @@ def result(data: bytes, profile: Profile) -> Instance | str:
 
 
 def mutated(data: bytes, random: Random) -> bytes:
-    """Bits, lengths and tags changed, mostly near the start, where the elements are; pieces put in, cut out, cut off."""
+    """Bits, lengths and tags changed, mostly near the start; pieces put in, cut out, cut off."""
     for _ in range(random.choice((1, 1, 1, 2, 4))):
         where = random.randrange(min(len(data), random.choice((400, 1000, 3000, 1 << 30))) or 1)
         piece = random.choice(PIECES)

@@ -23,6 +23,7 @@ from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.ingest import content, pipeline
 from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli.ingest.worker import Refusal
 
 OVERWRITES = list(index.Overwrite)
 
@@ -338,3 +339,13 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
         RevisionError, match="resources_internalid_seq stands at 1, behind the highest internalid 4"
     ):
         run(fresh, [samples.REAL], tmp_path / "area")
+
+
+def test_the_first_refusals_are_kept_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgorthanc_cli.ingest.report._MOST_REFUSALS", 3)
+    tally = ingest.Tally()
+    for number in range(3):
+        tally.add(ingest.Batch(refusals=(Refusal(f"a{number}", "bad"), Refusal(f"b{number}", "bad"))))
+    report = tally.report()
+    assert report.refused == 6
+    assert [refusal.path for refusal in report.refusals] == ["a0", "b0", "a1"]

@@ -6,14 +6,13 @@ import json
 import resource
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import samples
-from importing import check_area, dumped, ends, run
+from importing import SMALL_BATCHES, check_area, dumped, ends, run
 from indexdump import attachments
 
 from pgorthanc_cli import db, index, ingest
@@ -107,7 +106,7 @@ def test_kill_9_leaves_nothing_half_done_after_a_rerun(
     samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
     interrupted, whole = new_database(template), new_database(template)
     command = [
-        sys.executable, "-m", "pgorthanc_cli", "import", "--uri", interrupted.dsn,
+        *SMALL_BATCHES, "import", "--uri", interrupted.dsn,
         "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
     ]  # fmt: skip
     with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
@@ -136,7 +135,7 @@ def test_signals_end_it_with_130_and_right_counts(
 ) -> None:
     samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
     command = [
-        sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", fresh.dsn,
+        *SMALL_BATCHES, "import", "--json", "--uri", fresh.dsn,
         "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
     ]  # fmt: skip
     with db.session(fresh, autocommit=True) as conn, conn.cursor() as cur:
@@ -173,23 +172,3 @@ def test_a_journal_of_another_database_is_left_alone(
     assert (tmp_path / "area" / uuids[0][:2] / uuids[0][2:4] / uuids[0]).exists()
     assert not [w for batch in ingest.run(one, [], settings, jobs=1) for w in batch.warnings]
     check_area(one, tmp_path / "area")
-
-
-def test_two_imports_at_once(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both import the same files: no duplicate, no lost row, every file of the area named by a row."""
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 5)
-    files = samples.folder(tmp_path / "in", 60, patients=3)
-    reports: list[ingest.Report] = []
-
-    def work(order: int) -> None:
-        reports.append(run(fresh, files[::order], tmp_path / "area", concurrent=True))
-
-    threads = [threading.Thread(target=work, args=(order,)) for order in (1, -1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sum(report.imported for report in reports) == 60
-    assert sum(report.known for report in reports) == 60
-    assert len([r for r in dumped(fresh)["resources"] if r[1] == 3]) == 60
-    check_area(fresh, tmp_path / "area")

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ import psycopg2
 import pytest
 import samples
 import servers
-from importing import check_area, dumped, run
+from importing import SMALL_BATCHES, check_area, dumped, run
 from psycopg2.extensions import make_dsn
 from real_servers import Server, wait_until
 from schemas import init
@@ -33,13 +32,6 @@ from pgorthanc_cli.errors import PgOrthancError
 pytestmark = pytest.mark.once
 RUNS = int(os.environ.get("PGORTHANC_FAULT_RUNS", "3"))
 COUNT = 400
-# The program, with batches so small that there are many moments between them.
-PROGRAM = """
-from pgorthanc_cli.ingest import pipeline
-pipeline.BATCH_FILES = 20
-from pgorthanc_cli.cli import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")

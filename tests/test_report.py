@@ -310,21 +310,21 @@ def test_it_looks_right_in_a_browser(fresh: db.Target, archive: Path, tmp_path: 
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1400", f"--screenshot={shot}",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1100", f"--screenshot={shot}",
             (tmp_path / "report.html").as_uri(),
         ],
         check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     seen = Picture(shot.read_bytes())
-    assert (seen.width, seen.height) == (width, 1400)
-    pixels = [seen.colour(x, y) for y in range(0, 1400, 2) for x in range(0, width, 2)]
+    assert (seen.width, seen.height) == (width, 1100)
+    pixels = [seen.colour(x, y) for y in range(0, 1100, 2) for x in range(0, width, 2)]
     share = {colour: pixels.count(colour) / len(pixels) for colour in set(pixels)}
     paper, card, bar, bad = (0xF4, 0xF6, 0xF8), (255, 255, 255), (0x0F, 0x6E, 0x84), (0xB3, 0x39, 0x2F)
     assert share[card] > 0.3
     assert share[bar] > 0.003  # columns and bars
     assert bad in share  # what was refused stands out
     assert len(share) > 100  # text
-    margins = {seen.colour(x, y) for y in range(1400) for x in (*range(5), *range(width - 5, width))}
+    margins = {seen.colour(x, y) for y in range(1100) for x in (*range(5), *range(width - 5, width))}
     assert margins == {paper}  # nothing is wider than the page
 
 

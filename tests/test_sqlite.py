@@ -433,6 +433,7 @@ def test_wrong_usage(sound: Path, empty: db.Target, tmp_path: Path) -> None:
         ((sound, "--verify-files"), "where are the attachments?"),
         ((sound, "--report", tmp_path / "report.txt"), "ends in .json or .html"),
         ((sound, "--report", tmp_path / "none" / "report.json"), "cannot be written"),
+        ((sound, "--server-identifier", "x" * 65), "65 characters, wanted 1 to 64"),
         ((sound, "--to-revision", "6", "--plugin", "9.0"), "both say which revision"),
     ):
         ended = pgorthanc(*words, "--uri", empty.dsn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 from collections import Counter
@@ -60,12 +61,12 @@ def cells(path: Path, dice: random.Random) -> None:
             columns = [name for (name,) in conn.execute("SELECT name FROM pragma_table_info(?)", (table,))]
             value = dice.choice(_CELLS)
             given = "CAST(? AS TEXT)" if isinstance(value, bytes) and dice.random() < 0.7 else "?"
+            ids = [i for (i,) in conn.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
+            chosen = dice.sample(ids, min(len(ids), dice.choice((1, 1, 10))))
+            marks = ", ".join(map(str, chosen))
             with suppress(sqlite3.IntegrityError):
-                conn.execute(
-                    f"UPDATE {table} SET {dice.choice(columns)} = {given} WHERE rowid IN ("
-                    f"SELECT rowid FROM {table} ORDER BY random() LIMIT {dice.choice((1, 1, 10))})",
-                    (value,),
-                )
+                change = f"UPDATE {table} SET {dice.choice(columns)} = {given} WHERE rowid IN ({marks})"
+                conn.execute(change, (value,))
 
 
 def tree(path: Path, dice: random.Random) -> None:
@@ -142,8 +143,9 @@ def inline(jobs: int) -> Iterator[pool.Submit]:
 
 def accounted(path: Path, converted: sqlite.Converted) -> None:
     """Each row that SQLite can read is converted or listed."""
-    skipped = Counter(finding.table for finding in converted.skipped)
-    merged = sum("were merged" in finding.what for finding in converted.repaired)
+    listed = json.loads(path.with_suffix(".json").read_text("utf-8"))["findings"]
+    skipped = Counter(finding["table"] for finding in listed if finding["kind"] == "skipped")
+    merged = sum("were merged" in finding["what"] for finding in listed)
     with closing(sqlite3.connect(path)) as conn:
         there = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         for source, target in _TARGETS.items():
@@ -162,7 +164,7 @@ def accounted(path: Path, converted: sqlite.Converted) -> None:
 def try_it(target: db.Target, path: Path) -> str:
     """How it ends: refused, repaired or sound; an assertion fails if it ends in another way."""
     try:
-        converted = migrating.convert(target, path)
+        converted = migrating.convert(target, path, report=path.with_suffix(".json"))
     except PgOrthancError as error:
         refusal = error
     else:

@@ -115,9 +115,11 @@ def command(
                 tally.add(batch)
                 told(batch)
                 bar.add(batch.files, batch.bytes)
+                if refused:
+                    refused.writelines(f"{r.path}\t{r.reason}\n" for r in batch.refusals)
                 for warning in batch.warnings:
                     call.warn(warning)
-    _end(call, tally.report(), refused, interrupted=stop.is_set())
+    _end(call, tally.report(), interrupted=stop.is_set())
 
 
 def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) -> None:
@@ -133,10 +135,8 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
     bar.expect(total)
 
 
-def _end(call: commands.Call, result: Report, refused: TextIO | None, *, interrupted: bool) -> None:
+def _end(call: commands.Call, result: Report, *, interrupted: bool) -> None:
     """Show the result, and say by the exit code how it ended."""
-    if refused:
-        refused.writelines(f"{r.path}\t{r.reason}\n" for r in result.refusals)
     call.emit(result)
     if interrupted:
         raise Interrupted("interrupted; what was counted is committed", "run it again to go on")

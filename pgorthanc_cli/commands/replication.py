@@ -119,10 +119,11 @@ def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
 def primary(
     call: commands.Call, *, passfile: Path, new_password: bool, restart: bool, **asked: object
 ) -> None:
-    """Make a server ready for a standby: role, settings, pg_hba.conf, slot, and a login that proves it.
+    """Make a server ready for a standby.
 
-    Needs a superuser. Run again, it does what is still missing. The line of pg_hba.conf is written where the file is
-    on this machine (a copy is kept), else it is printed; exit code 6: something is left to do by hand.
+    Role, settings, pg_hba.conf, slot, and a login that proves it. Needs a superuser. Run again, it does what is still
+    missing. The line of pg_hba.conf is written where the file is on this machine (a copy is kept), else it is
+    printed; exit code 6: something is left to do by hand.
     """
     from pgorthanc_cli import replication
 
@@ -169,8 +170,9 @@ def primary(
 def standby(
     call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **wanted: object
 ) -> None:
-    """Copy a running primary into an empty folder, verify the copy, start it, and wait until it streams.
+    """Copy a running primary, and let the copy follow it.
 
+    The copy goes to an empty folder, is verified and started; the command waits until it streams.
     With connection options for Orthanc's database on the primary (--config, --uri) it also compares what both hold;
     exit code 6: they differ.
     """
@@ -213,7 +215,8 @@ def _refuse_difference(found: str, wanted: str) -> None:
     if found != wanted:
         raise PartialFailure(
             f"the standby is there; the comparison of the index says: {found}",
-            "if somebody imports now, that may be all; watch it: pgorthanc replication status",
+            "name a login that both servers take; if it differs because somebody imports now, wait and look again: "
+            "pgorthanc replication status",
         )
 
 
@@ -223,8 +226,9 @@ def _refuse_difference(found: str, wanted: str) -> None:
 @click.option("--critical", default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical.")
 @click.option("--watch", is_flag=True, help="Show it again and again.")
 def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, watch: bool) -> None:
-    """Show a primary and its standbys: lag, slots, conflicts, and whether a read-only Orthanc can use them.
+    """Show a primary and its standbys, and what is wrong.
 
+    Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only Orthanc can use a standby now.
     Looks at every host of the URI (host=a,b). Log in with a role that has pg_monitor to see everything. Reads only.
     """
     from pgorthanc_cli import replication

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import multiprocessing
 import threading
 import time
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, dicom, index, storage
-from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import journal, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
+from pgorthanc_cli.ingest.pool import Submit, workers
 from pgorthanc_cli.ingest.report import Batch, Settings
 from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
@@ -26,13 +23,9 @@ from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_log = logging.getLogger(__name__)
-
 BATCH_FILES = 500
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 16 << 20
 BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
-
-_Submit = Callable[[str, Sequence[Source]], "Future[list[Result]]"]
 
 
 def run(
@@ -82,7 +75,7 @@ def run_sources(
             index.check_sequences(cur)
         if settings.dry_run:
             work = _work(target, settings, None)
-            with _workers(work, jobs) as submit:
+            with workers(work, jobs) as submit:
                 pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
                 yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
             return
@@ -90,7 +83,7 @@ def run_sources(
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
         committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
-        with _workers(_work(target, settings, journals), jobs) as submit:
+        with workers(_work(target, settings, journals), jobs) as submit:
             pipeline = _Pipeline(submit, committer, stop or threading.Event())
             yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
@@ -121,54 +114,10 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
     )
 
 
-@contextmanager
-def _workers(work: worker.Work, jobs: int) -> Iterator[_Submit]:
-    """The way to have batches prepared: by processes of their own, or by this one if it works alone."""
-    pool = _pool(work, jobs) if jobs > 1 else None
-    if pool is None:
-        yield _inline(worker.Worker(work))
-        return
-    others = multiprocessing.active_children()
-    with pool:
-        try:
-            yield lambda name, sources: pool.submit(worker.prepare, name, sources)
-        except BrokenProcessPool as error:
-            # The pool would send SIGTERM to the rest and wait for ever: workers leave that signal to the parent.
-            for process in multiprocessing.active_children():
-                if process not in others:
-                    process.kill()
-            raise PgOrthancError(
-                "a worker process ended unexpectedly; everything that was counted is committed",
-                "look for the out-of-memory killer in the system log, then run it again with fewer --jobs",
-            ) from error
-
-
-def _pool(work: worker.Work, jobs: int) -> ProcessPoolExecutor | None:
-    """None where the system lacks semaphores, as some containers do: without a writable /dev/shm, for one."""
-    context = multiprocessing.get_context("spawn")  # a connection must never be shared across a fork
-    try:
-        return ProcessPoolExecutor(jobs, context, initializer=worker.start, initargs=(work,))
-    except OSError as error:
-        _log.warning("no worker processes (%s; is /dev/shm writable?): importing with one", error.strerror)
-        return None
-
-
-def _inline(alone: worker.Worker) -> _Submit:
-    def submit(name: str, sources: Sequence[Source]) -> Future[list[Result]]:
-        future: Future[list[Result]] = Future()
-        try:
-            future.set_result(alone.prepare(name, sources))
-        except Exception as error:  # noqa: BLE001 - as a pool does it: raised by future.result()
-            future.set_exception(error)
-        return future
-
-    return submit
-
-
 class _Pipeline:
     """Keeps batches in preparation and writes them in order; archives are imported in their place."""
 
-    def __init__(self, submit: _Submit, committer: Committer | Rehearsal, stop: threading.Event) -> None:
+    def __init__(self, submit: Submit, committer: Committer | Rehearsal, stop: threading.Event) -> None:
         self.submit = submit
         self.committer = committer
         self.stop = stop

@@ -11,6 +11,8 @@ from pgorthanc_cli.ingest.facts import Item
 from pgorthanc_cli.ingest.link import Link
 from pgorthanc_cli.ingest.worker import Refusal
 
+_MOST_REFUSALS = 10_000
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -78,7 +80,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Report:
-    """The sum of an import; rates are over the whole time, `mb` is a million bytes."""
+    """The sum of an import; rates are over the whole time, `mb` is a million bytes.
+
+    `refusals` are the first ones of the `refused`, so that no folder is too large to be told about.
+    """
 
     imported: int
     known: int
@@ -97,8 +102,8 @@ class Tally:
     def __init__(self) -> None:
         """The clock starts now."""
         self._started = time.monotonic()
-        self._imported = self._known = self._overwritten = self._bytes = 0
-        self.refusals: list[Refusal] = []
+        self._imported = self._known = self._overwritten = self._refused = self._bytes = 0
+        self._refusals: list[Refusal] = []
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
@@ -106,7 +111,8 @@ class Tally:
         self._known += batch.known
         self._overwritten += batch.overwritten
         self._bytes += batch.bytes
-        self.refusals += batch.refusals
+        self._refused += len(batch.refusals)
+        self._refusals += batch.refusals[: _MOST_REFUSALS - len(self._refusals)]
 
     def report(self) -> Report:
         """The sums so far."""
@@ -116,10 +122,10 @@ class Tally:
             imported=self._imported,
             known=self._known,
             overwritten=self._overwritten,
-            refused=len(self.refusals),
+            refused=self._refused,
             instances_per_s=round(instances / elapsed, 1),
             mb_per_s=round(self._bytes / elapsed / 1e6, 3),
             elapsed_s=round(elapsed, 3),
             bytes=self._bytes,
-            refusals=self.refusals,
+            refusals=self._refusals,
         )

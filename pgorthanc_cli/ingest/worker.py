@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
 from multiprocessing import parent_process
@@ -25,10 +26,14 @@ from pgorthanc_cli.ingest.link import Link, Linker
 from pgorthanc_cli.ingest.walk import Source, shown
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection as Pipe
+
     from psycopg2.extensions import connection as Connection
 
 DICOM, DICOM_UNTIL_PIXEL_DATA = 1, 3  # file types (SCHEMA.md 5)
 NOT_COMPRESSED, ZLIB = 1, 2  # compression types
+
+_HANDED_OVER_BYTES = 4 << 20  # larger content is not sent to the parent, which has several batches at hand
 
 # Metadata that Orthanc writes for a file POSTed to /instances by a local user without authentication.
 REST_ORIGIN = {3: "", 8: "RestApi", 11: "127.0.0.1", 13: ""}
@@ -226,7 +231,7 @@ class Worker:
         attachments, contents = [], []
         for file_type, view in parts:
             meter = self._encoded(parsed, view)
-            if isinstance(parsed.data, bytes):
+            if len(parsed.data) <= _HANDED_OVER_BYTES:
                 contents.append(b"".join(meter))
             else:
                 meter.drain()  # too large to hand over: only measured, and read again by the parent
@@ -311,12 +316,9 @@ def _md5(data: bytes | mmap | memoryview) -> str:
 
 # --- in a process of its own ---------------------------------------------------------------------------------
 
-_worker: Worker
 
-
-def start(work: Work) -> None:
-    """Initializer of a worker process."""
-    global _worker
+def serve(pipe: Pipe, work: Work) -> None:
+    """What a worker process does: name and sources in, results (or what was raised) out, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if work.journals:
@@ -324,16 +326,22 @@ def start(work: Work) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()
     gc.set_threshold(50_000)  # a batch is many small things, and none of them hangs together in a circle
-    _worker = Worker(work)
+    alone = Worker(work)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            name, sources = pipe.recv()
+            pipe.send(_answer(alone, name, sources))
 
 
-def prepare(name: str, sources: Sequence[Source]) -> list[Result]:
-    """`Worker.prepare` of this process."""
-    return _worker.prepare(name, sources)
+def _answer(alone: Worker, name: str, sources: Sequence[Source]) -> list[Result] | Exception:
+    try:
+        return alone.prepare(name, sources)
+    except Exception as error:  # noqa: BLE001 - raised again in the parent
+        return error
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed -9 cannot say so: the queues stay open, and workers would wait for ever."""
+    """A parent that was killed -9 cannot say so: a worker would finish its batch, and store files that nobody wants."""
     parent = parent_process()
     if parent is not None:
         parent.join()

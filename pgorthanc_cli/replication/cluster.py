@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from psycopg2.extensions import make_dsn
@@ -265,6 +266,12 @@ class Cluster:
         given = {"passfile": passfile} if passfile else {}
         return make_dsn(host=folder, hostaddr="", port=port, user=user, dbname="postgres", **given)
 
+    def listens(self) -> str:
+        """The TCP addresses of the server, as its settings write them."""
+        if self.is_ours:
+            return DataFolder(self.path).settings().listen
+        return self.setting("listen_addresses")
+
     def port(self) -> int:
         """The port of the running server."""
         return self._endpoint()[0]
@@ -278,8 +285,12 @@ class Cluster:
             return int(lines[3]), DataFolder(self.path).host()
         return int(lines[3]), str(place)
 
+    @cached_property
     def outside_configuration(self) -> str:
-        """The configuration file that is not in the folder, as with Debian; empty if it is in it, or unknown."""
+        """The configuration file that is not in the folder, as with Debian; empty if it is in it, or unknown.
+
+        The last command line tells; read once, because pg_rewind and a copy remove it.
+        """
         if (self.path / "postgresql.conf").exists():
             return ""
         last_command = self.path / "postmaster.opts"
@@ -288,7 +299,7 @@ class Cluster:
         return found[1] if found else ""
 
     def _config(self) -> list[str]:
-        outside = self.outside_configuration()
+        outside = self.outside_configuration
         return ["-c", f"config_file={outside}"] if outside else []
 
     def space_hint(self) -> str | None:

@@ -188,6 +188,8 @@ def _listen(facts: Facts, asked: Asked) -> Item:
         return Item("listen_addresses", found, found, "ok")
     wanted = "the address of this server that the standby reaches"
     statement = "ALTER SYSTEM SET listen_addresses = 'localhost,ADDRESS-OF-THIS-SERVER'"
+    if facts.is_ours:
+        statement = f"pgorthanc server start --dir {facts.folder} --listen ADDRESS-OF-THIS-SERVER"
     return Item("listen_addresses", found, wanted, "missing", "restart", statement)
 
 

@@ -69,7 +69,8 @@ def _compose(plan: Plan, asked: Asked) -> Iterator[str]:
     major = plan.version.partition(".")[0]
     login = f"host={host} port={port} user={asked.role} passfile=/tmp/pgpass application_name={asked.slot}"
     yield f"""\
-# compose.yaml of the standby. replication.pgpass (mode 0600):  *:*:*:{asked.role}:PASSWORD
+# compose.yaml of the standby. Beside it replication.pgpass, mode 0600, owned by uid 999 (the postgres of the image):
+#  *:*:*:{asked.role}:PASSWORD
 services:
   standby:
     image: postgres:{major}

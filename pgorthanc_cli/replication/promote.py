@@ -140,7 +140,8 @@ def promote(
         connection_uri=connection_uri(parameters or {}, [way.place, *others]),
         next=(
             "put connection_uri into Orthanc's configuration (ConnectionUri), add the password, restart each Orthanc",
-            "bring the old primary back as a standby: pgorthanc replication rejoin --dir FOLDER --from DSN",
+            "let the old primary connect: pgorthanc replication primary --allow ITS-ADDRESS --passfile FILE",
+            "bring it back as a standby, on its machine: pgorthanc replication rejoin --dir FOLDER --from DSN",
             "if commits are to wait for it, switch that on again: pgorthanc replication primary --synchronous",
         ),
     )
@@ -315,8 +316,7 @@ class _ByFolder:
                 f"the server in {self._cluster.path} does not run",
                 f"start it: pg_ctl -D {self._cluster.path} start",
             )
-        listen = self._cluster.setting("listen_addresses") or "localhost"
-        self.place = (access.reachable(listen), self._cluster.port())
+        self.place = (access.reachable(self._cluster.listens() or "localhost"), self._cluster.port())
 
     def before(self) -> Before:
         control = self._cluster.control()

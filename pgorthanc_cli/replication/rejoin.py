@@ -32,7 +32,7 @@ class Rejoined:
     Attributes:
         directory: Its data folder.
         method: `follow` (it had nothing of its own), `rewind` (pg_rewind), or `copy` (a new base backup).
-        why: Why it was not rewound, where it was copied; else empty.
+        why: Why it was not rewound, where it was copied; else `none`.
         primary: Host and port of the server that it follows.
         slot: Its slot there.
         timeline: The one that it follows.
@@ -96,11 +96,11 @@ def rejoin(
         _check(cluster, control, found)
     forked, lost = _lost(cluster, control, found, discard=discard)
     with source.slot(found, slot):
-        method, why = "follow", ""
+        method, why = "follow", "none"
         if control is None or lost.bytes:
             method, why = _renew(cluster, control, found, administrator, slot, progress)
         cluster.follow(found.parameters, found.password, slot=slot, name=name or slot)
-        if not cluster.outside_configuration():
+        if not cluster.outside_configuration:
             standby.admit(cluster, found.role, ())
     if start:
         cluster.start()
@@ -196,7 +196,7 @@ def _renew(
         except PgOrthancError as error:
             why = error.message
         else:
-            return "rewind", ""
+            return "rewind", "none"
     _copy(cluster, found, slot, progress)
     return "copy", why
 
@@ -219,7 +219,7 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
         parameters = {"dbname": "postgres", **source.parameters(conn)}
         password = conn.info.password or ""
     (cluster.path / STANDBY_SIGNAL).unlink(missing_ok=True)  # the crash recovery of pg_rewind refuses it
-    outside = cluster.outside_configuration()
+    outside = cluster.outside_configuration
     config = [f"--config-file={outside}"] if outside and cluster.major >= 15 else []
     cluster.disown_pid_files()
     _save(cluster.path)

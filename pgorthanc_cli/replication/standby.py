@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgorthanc_cli import db, programs
-from pgorthanc_cli.datafolder import DataFolder, why_it_failed
+from pgorthanc_cli.datafolder import why_it_failed
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.replication import access, compare, source
 from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
@@ -228,7 +229,11 @@ def copy(
         with programs.started(
             usable, "pg_basebackup", lambda name: ["-D", name, *words], path, account
         ) as process:
-            said = _follow(process.stderr or (), path, progress)
+            try:
+                said = _follow(process.stderr or (), path, progress)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # it has a child that receives the WAL
+                raise
         if process.returncode:
             raise PgOrthancError(
                 f"cannot copy {found.place}: {why_it_failed(said)}",
@@ -341,10 +346,10 @@ def compared(cluster: Cluster, database: db.Target | None) -> tuple[compare.Coun
     """Orthanc's index on a running standby, and how it differs from the primary's."""
     if database is None:
         return None, compare.NOT
-    ours = DataFolder(cluster.path).settings().listen if cluster.is_ours else ""
-    listens = ours or cluster.setting("listen_addresses")
     try:
-        return compare.compare(database, compare.at(database, access.reachable(listens), cluster.port()))
+        return compare.compare(
+            database, compare.at(database, access.reachable(cluster.listens()), cluster.port())
+        )
     except (ConnectError, RevisionError) as error:
         return None, f"{compare.NOT}: {error.message}"
 

@@ -35,7 +35,8 @@ _STANDBY = """
     SELECT CASE WHEN r.pid IS NULL THEN 'none' ELSE coalesce(r.status, 'running') END,
            r.sender_host || ':' || r.sender_port,
            pg_last_wal_receive_lsn() - '0/0'::pg_lsn,
-           CASE WHEN r.pid IS NOT NULL AND pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+           CASE WHEN r.pid IS NOT NULL
+                     AND coalesce(pg_last_wal_receive_lsn(), '0/0') <= pg_last_wal_replay_lsn() THEN 0
                 ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END::float,
            pg_last_xact_replay_timestamp(), pg_is_wal_replay_paused(),
            (SELECT sum(confl_tablespace + confl_lock + confl_snapshot + confl_bufferpin + confl_deadlock)::bigint
@@ -43,8 +44,9 @@ _STANDBY = """
            current_setting('hot_standby_feedback')
     FROM (SELECT) AS here LEFT JOIN pg_stat_wal_receiver r ON true"""
 _STANDBYS = """
-    SELECT coalesce(application_name, ''), coalesce(client_addr::text, 'socket'), coalesce(state, 'hidden'),
-           coalesce(sync_state, 'hidden'), (pg_current_wal_lsn() - replay_lsn)::bigint,
+    SELECT coalesce(application_name, ''),
+           coalesce(host(client_addr), CASE WHEN state IS NULL THEN 'hidden' ELSE 'socket' END),
+           coalesce(state, 'hidden'), coalesce(sync_state, 'hidden'), (pg_current_wal_lsn() - replay_lsn)::bigint,
            extract(epoch FROM replay_lag)::float
     FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'pg_basebackup' ORDER BY 1, 2"""
 _SLOTS = """

@@ -73,6 +73,11 @@ class Facts:
     free_bytes: int | None
     streaming: tuple[str, ...]
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether `pgorthanc server` made it, and gives it its address."""
+        return self.folder is not None and (self.folder / "pgorthanc.lock").exists()
+
 
 def look(conn: Connection, role: str) -> Facts:
     """The server of a connection in autocommit mode."""

@@ -35,7 +35,7 @@ _BLOCK_ROWS = 5_000
 _CHUNK_IDS, _CHUNK_FILES = 200_000, 5_000
 _SPARSE = 10  # so many times more ids than rows: much was deleted, or the ids are damaged
 _META = tuple(character.encode() for character in (QUOTE, "\r", "\0"))
-_LAST_PLACE = 2**31 - 1  # the plugin reads a place in the recycling order as a 32-bit integer
+_LAST_INT4 = 2**31 - 1  # the plugin reads a place in the recycling order as such, too
 
 RESOURCES, RECYCLING = "Resources", "PatientRecyclingOrder"
 """What has rules of its own, by its name in SQLite."""
@@ -265,7 +265,7 @@ class Reader:
         """Place, patient, whether it is protected; the protected ones come last, as no order is known of them."""
         (patients,) = self.conn.execute("SELECT count(*) FROM tree WHERE resourceType = 1").fetchone()
         highest = self.highest(RECYCLING)
-        renumber = self.revision >= 6 and highest + patients > _LAST_PLACE
+        renumber = self.revision >= 6 and highest + patients > _LAST_INT4
         numbers = itertools.count(1 if renumber else highest + 1)
         for patient, seq in self.conn.execute(_PLACES):
             yield next(numbers) if seq is None or renumber else seq, patient, seq is None
@@ -302,7 +302,7 @@ class Reader:
                 continue
             done: list[str] = []
             text = "" if value is None else storable_text(value, "value", done, strict=False)
-            if number == 3 or number in (5, 20, 21) or number >= 1024:
+            if number in (3, 5, 20, 21) or 1024 <= number <= _LAST_INT4:
                 (shared if number == 3 else own)[number] = text
                 outcome.repaired += [
                     Finding("GlobalProperties", None, f"property {number}: {what}") for what in done

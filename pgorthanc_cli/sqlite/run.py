@@ -15,6 +15,8 @@ from pgorthanc_cli.sqlite.conversion import Conversion
 from pgorthanc_cli.sqlite.model import Event, Settings
 from pgorthanc_cli.sqlite.reading import Reading
 
+_LONGEST = 64  # of a server identifier: serverproperties.server
+
 
 def convert(where: db.Target, path: Path, settings: Settings) -> Iterator[Event]:
     """Convert an SQLite index into an empty index of PostgreSQL; yields what goes on, at last a `Converted`.
@@ -64,6 +66,10 @@ def check(path: Path, settings: Settings) -> Iterator[Event]:
 
 def _check(settings: Settings) -> None:
     findings.check_report(settings.report)
+    if settings.server_identifier is not None and not 0 < len(settings.server_identifier) <= _LONGEST:
+        raise UsageError(
+            f"the server identifier has {len(settings.server_identifier)} characters, wanted 1 to {_LONGEST}"
+        )
     files = settings.verify_files or settings.verify_hashes or settings.large_objects
     if files and settings.storage_dir is None:
         raise UsageError(

@@ -118,7 +118,7 @@ def readable(path: Path) -> Iterator[None]:
     """What SQLite finds wrong with a file, in plain words; never a value of it."""
     try:
         yield
-    except (sqlite3.DatabaseError, OverflowError) as error:
+    except (sqlite3.DatabaseError, OverflowError, UnicodeDecodeError) as error:
         raise damaged(path, str(error)) from None
 
 

@@ -28,7 +28,7 @@ from pgorthanc_cli import db, ingest, storage
 APPLICATION = "pgorthanc import"
 INSTANCES, REPEATED, REFUSED = 310, 12, 12
 # The program as it is, but for its batches: many small ones give many moments to be struck at.
-_PROGRAM = """
+PROGRAM = """
 from pgorthanc_cli.cli import main
 from pgorthanc_cli.ingest import pipeline
 pipeline.BATCH_FILES = 16
@@ -103,7 +103,7 @@ class Archive:
         """The program at work on the sources, from the client's side of the network if there is one."""
         place = ["--storage-dir", str(self.folder)] if self.folder else ["--storage", "postgresql"]
         setting = ["--jobs", str(self.setting.jobs), *(["--concurrent"] if self.setting.concurrent else [])]
-        command = [sys.executable, "-c", _PROGRAM, "import", "--quiet", "--json", *place, *setting, *options]
+        command = [sys.executable, "-c", PROGRAM, "import", "--quiet", "--json", *place, *setting, *options]
         dsn = self.target.dsn
         if network:
             command = network.command(*command)

@@ -185,9 +185,13 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _errors(log: Path) -> list[str]:
-    """What went wrong, but for a server that has no trigrams: the plugin tries again whenever it starts."""
+    """What went wrong, but for a server that has no trigrams: the plugin tries again whenever it starts.
+
+    A transaction that collides with another writer is tried again, too.
+    """
     lines = log.read_text(errors="replace").splitlines()
-    return [line for line in lines if line.startswith("E") and "pg_trgm" not in line]
+    again = ("pg_trgm", "the transaction should be retried")
+    return [line for line in lines if line.startswith("E") and not any(words in line for words in again)]
 
 
 def _end_of(log: Path) -> str:

@@ -65,6 +65,20 @@ class Site:
         for folder in (self.primary.data, self.folder):
             Cluster(folder).stop()
 
+    def keep_configuration_elsewhere(self, settings: str = "") -> None:
+        """As Debian does, in a folder of its own."""
+        elsewhere = self.primary.folder / "etc"
+        elsewhere.mkdir()
+        self.primary.account.own(elsewhere)
+        Cluster(self.primary.data).stop()
+        for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+            (self.primary.data / name).rename(elsewhere / name)
+        with open(elsewhere / "postgresql.conf", "a") as file:
+            file.write(
+                f"hba_file='{elsewhere}/pg_hba.conf'\nident_file='{elsewhere}/pg_ident.conf'\n{settings}"
+            )
+        self.primary.start(f"-c config_file={elsewhere}/postgresql.conf")
+
     # Logins
 
     @property

@@ -18,7 +18,7 @@ from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication.compare import compare
 from replication.site import Site, answer, crash, ids
 
-FILES = 1000
+FILES = 2000
 MAJORS = sorted({found.version[0] for found in programs.installed()})
 NewSite = Callable[..., Site]
 

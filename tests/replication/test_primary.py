@@ -147,6 +147,7 @@ def test_a_second_run_only_looks(site: Site) -> None:
     assert site.passfile.read_text() == password
 
 
+@pytest.mark.once
 def test_the_password_is_kept_lost_and_replaced(site: Site) -> None:
     site.prepared()
     old = site.passfile.read_text()
@@ -191,6 +192,7 @@ def test_a_server_on_another_machine_gets_its_line_printed(
     assert (site.primary.data / "pg_hba.conf").read_text() == HBA
 
 
+@pytest.mark.once
 def test_synchronous_waits_until_the_standby_streams(site: Site) -> None:
     """Before, every commit would hang."""
     site.prepared(synchronous=True)
@@ -229,6 +231,7 @@ def test_a_server_of_ours_is_restarted_if_asked(tmp_path: Path) -> None:
 # By hand
 
 
+@pytest.mark.once
 def test_the_printed_steps_are_all_that_is_needed(site: Site, tmp_path: Path) -> None:
     """The SQL is run with psql as it is printed, the lines of pg_hba.conf are inserted, the base backup is made."""
     printed = pgorthanc(

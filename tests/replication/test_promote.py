@@ -23,6 +23,7 @@ from pgorthanc_cli.replication.promote import connection_uri
 from replication.site import Site, answer, crash, make_template, pgorthanc
 
 Fence = replication.Fence
+BOTH_WAYS = pytest.mark.parametrize("by_folder", [False, pytest.param(True, marks=pytest.mark.once)])
 
 
 def promote(site: Site, fence: Fence, **options: object) -> replication.Promoted:
@@ -53,7 +54,7 @@ def promoted(site: Site, fence: Fence, *, by_folder: bool) -> replication.Promot
 # The old primary
 
 
-@pytest.mark.parametrize("by_folder", [False, True])
+@BOTH_WAYS
 def test_a_primary_that_lives_is_never_replaced(pair: Site, by_folder: bool) -> None:
     with pytest.raises(PgOrthancError, match=f"127.0.0.1:{pair.primary.port} still answers") as refused:
         promoted(pair, Fence(gone=True), by_folder=by_folder)
@@ -61,7 +62,7 @@ def test_a_primary_that_lives_is_never_replaced(pair: Site, by_folder: bool) -> 
     assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
 
 
-@pytest.mark.parametrize("by_folder", [False, True])
+@BOTH_WAYS
 def test_fenced_nothing_is_lost_and_it_never_takes_writes_again(pair: Site, by_folder: bool) -> None:
     """A planned switch: the old primary runs until it is stopped, and sends all it has."""
     written(pair, 200)
@@ -101,6 +102,7 @@ def test_what_only_the_old_primary_has_is_counted_first(pair: Site) -> None:
     assert found(pair.orthanc(pair.port)) == 10
 
 
+@pytest.mark.once
 def test_the_folder_of_something_else_is_refused_and_goes_on(
     pair: Site, new_site: Callable[..., Site]
 ) -> None:
@@ -168,7 +170,7 @@ def test_probe(pair: Site) -> None:
 # The standby
 
 
-@pytest.mark.parametrize("by_folder", [False, True])
+@BOTH_WAYS
 def test_promoted_twice(pair: Site, by_folder: bool) -> None:
     pair.primary.stop()
     promote(pair, Fence())

@@ -117,6 +117,7 @@ def test_an_interrupted_rewind_ends_in_a_copy(pair: Site, monkeypatch: pytest.Mo
     assert leftovers(pair.primary.data) == []
 
 
+@pytest.mark.once
 def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     parted(pair)
 
@@ -129,6 +130,25 @@ def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest
             rejoin(pair, discard=True)
     assert leftovers(pair.primary.data) == []
     assert rejoin(pair, discard=True).method == "copy"
+
+
+@pytest.mark.once
+def test_a_configuration_outside_of_the_folder_stays_in_use(site: Site) -> None:
+    """As with Debian; pg_rewind needs it, and the start."""
+    site.keep_configuration_elsewhere("max_connections=57\n")
+    site.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
+    site.prepared()
+    site.standby()
+    with cut_off(site):
+        written(site, 5)
+    replication.promote(
+        replication.by_folder(site.folder), Fence()
+    )  # it lets no superuser in without a password
+    administrator = db.Target(make_dsn(site.orthanc(site.port).dsn, user="postgres", password="of:postgres"))
+    done = rejoin(site, administrator=administrator, discard=True)
+    assert (done.method, done.lost_commits) == ("rewind", 5), done.why
+    assert site.primary.sql("SHOW max_connections") == "57"
+    assert not (site.primary.data / "pg_hba.conf").exists()
 
 
 # Refusals
@@ -157,6 +177,7 @@ def test_wrong_way_round(pair: Site) -> None:
         replication.rejoin(pair.folder, pair.login)
 
 
+@pytest.mark.once
 def test_wrong_folders(pair: Site, tmp_path: Path) -> None:
     parted(pair)
     with pytest.raises(PgOrthancError, match="is no data folder"):
@@ -169,6 +190,7 @@ def test_wrong_folders(pair: Site, tmp_path: Path) -> None:
         stranger.remove()
 
 
+@pytest.mark.once
 def test_commits_of_its_own_are_not_given_up_unasked(pair: Site) -> None:
     parted(pair)
     before = sorted(path.name for path in pair.primary.data.iterdir())

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import samples
 from importing import run
-from real_servers import free_port
+from real_servers import LOCALHOST, certificate, free_port
 from servers import fill
 
 from pgorthanc_cli import db, programs, replication
@@ -87,22 +87,13 @@ def test_a_standby_is_complete_and_its_password_is_in_one_file_only(site: Site, 
         assert not WIDE.search(ours)
 
 
+@pytest.mark.once
 def test_it_asks_everybody_for_a_password_if_the_primary_keeps_its_configuration_elsewhere(
     new_site: NewSite,
 ) -> None:
     """As Debian does: then neither postgresql.conf nor pg_hba.conf is in the copy."""
     site = new_site()
-    elsewhere = site.primary.folder / "etc"
-    elsewhere.mkdir()
-    site.primary.account.own(elsewhere)
-    Cluster(site.primary.data).stop()
-    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
-        (site.primary.data / name).rename(elsewhere / name)
-    with open(elsewhere / "postgresql.conf", "a") as file:
-        file.write(
-            f"hba_file='{elsewhere}/pg_hba.conf'\nident_file='{elsewhere}/pg_ident.conf'\nmax_connections=57\n"
-        )
-    site.primary.start(f"-c config_file={elsewhere}/postgresql.conf")
+    site.keep_configuration_elsewhere("max_connections=57\n")
     site.prepared()
     made = site.standby(allow=("10.1.2.0/24",))
     assert made.difference == "none"  # Orthanc's role has logged in, with its password
@@ -171,6 +162,7 @@ def test_a_standby_cannot_be_followed(pair: Site) -> None:
         replication.create(pair.scratch / "third", source, replication.Wanted(slot="third"))
 
 
+@pytest.mark.once
 def test_two_standbys_have_a_slot_each(pair: Site) -> None:
     second = pair.primary.folder / "second"
     with pytest.raises(
@@ -295,6 +287,7 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(site: Site) 
     assert "open:sesame" not in done.stderr
 
 
+@pytest.mark.once
 def test_a_start_is_left_to_a_service_manager(site: Site) -> None:
     site.prepared()
     made = site.standby(start=False)
@@ -303,3 +296,35 @@ def test_a_start_is_left_to_a_service_manager(site: Site) -> None:
     Cluster(site.folder).start()
     with db.session(replace(site.orthanc(site.port)), readonly=True) as conn:
         assert not conn.closed
+
+
+@pytest.mark.once
+def test_with_tls_the_standby_has_to_use_it(new_site: NewSite, tmp_path: Path) -> None:
+    """The line of pg_hba.conf is hostssl, and verify-full goes on into primary_conninfo."""
+    site = new_site()
+    if not site.primary.has_tls:
+        pytest.skip("needs a PostgreSQL with TLS")
+    authority = certificate("authority")
+    server = certificate("localhost", authority, LOCALHOST)
+    site.primary.write("server.crt", server.certificate_pem)
+    site.primary.write("server.key", server.key_pem)
+    site.primary.set("ssl", "on")
+    root = site.primary.write("root.crt", authority.certificate_pem)
+    assert "hostssl replication" in (site.prepared().changed[-1])
+    with pytest.raises(ConnectError, match="no encryption"):
+        replication.create(
+            site.folder, db.Target(f"{site.login.dsn} sslmode=disable"), replication.Wanted(port=site.port)
+        )
+    source = db.Target(f"{site.login.dsn} sslmode=verify-full sslrootcert={root}")
+    replication.create(site.folder, source, replication.Wanted(port=site.port))
+    assert (
+        site.primary.sql("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)")
+        == "True"
+    )
+    assert "sslmode=verify-full" in Cluster(site.folder).setting("primary_conninfo")
+
+
+def test_one_primary_is_followed(site: Site) -> None:
+    source = db.Target("host=a,b port=1,2 user=x")
+    with pytest.raises(UsageError, match="follows one server"):
+        replication.create(site.folder, source, replication.Wanted())

@@ -118,6 +118,7 @@ def test_two_primaries(pair: Site) -> None:
     assert "two primaries" in problems(found)
 
 
+@pytest.mark.once
 def test_a_standby_that_does_not_replay(pair: Site) -> None:
     with (
         db.session(pair.standby_administrator(), readonly=True, autocommit=True) as conn,
