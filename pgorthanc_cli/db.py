@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import sql
-from psycopg2.extensions import POLL_OK, POLL_READ, TRANSACTION_STATUS_IDLE, make_dsn, parse_dsn
+from psycopg2.extensions import (
+    POLL_OK,
+    POLL_READ,
+    TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_UNKNOWN,
+    make_dsn,
+    parse_dsn,
+)
 
 from pgorthanc_cli import connect_errors
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
@@ -354,7 +361,7 @@ def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     # In the midst of a COPY it does so as a bare DatabaseError; of what the server says about a large object it
     # passes on only the text.
     lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
-    about_object = _SEVERITY.match(str(error)) and conn.info.status == CONNECTION_OK
+    about_object = _SEVERITY.match(str(error)) and conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
     gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
     if conn.closed or gone or state.startswith(_LOST):
         return ConnectError(

@@ -33,7 +33,7 @@ def write(folder: Path, count: int, size: int) -> list[Path]:
     data, random = Dataset(), Random(1)
     for keyword, value in _COMMON.items():
         setattr(data, keyword, value)
-    data.Rows, data.Columns = 1, max(1, (size - 1500) // 2)
+    data.Rows = data.Columns = max(1, round(((size - 1500) / 2) ** 0.5))
     files = []
     for n in range(count):
         patient, series, number = n // PER_PATIENT, n // PER_SERIES, n % PER_SERIES + 1
@@ -48,7 +48,7 @@ def write(folder: Path, count: int, size: int) -> list[Path]:
         data.StudyInstanceUID = study
         data.SOPInstanceUID, data.InstanceNumber = f"{_ROOT}.{random.getrandbits(100)}", number
         data.ImagePositionPatient = [-180, -180, float(number)]
-        data.PixelData = random.randbytes(2 * data.Columns)
+        data.PixelData = random.randbytes(2 * data.Rows * data.Columns)
         files.append(where / f"{number:04}.dcm")
         files[-1].write_bytes(_encoded(data))
     return files

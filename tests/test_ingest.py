@@ -267,6 +267,19 @@ def test_a_path_that_is_not_utf8(fresh: db.Target, tmp_path: Path) -> None:
     json.dumps(report.refusals[0].path, ensure_ascii=False).encode()
 
 
+def test_bombs(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unpacks a thousandfold is refused before it fills the disk; zeros in an image are none."""
+    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 100_000)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(50_000_000)))
+    (tmp_path / "blank.gz").write_bytes(gzip.compress(samples.instance(PixelData=bytes(90_000))))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(50_000_000))
+    report = run(fresh, sorted(tmp_path.iterdir()), tmp_path / "area")
+    assert ends(report) == (1, 0, 0, 2)
+    assert {r.reason for r in report.refusals} == {"it unpacks to more than 100 times its size"}
+    check_area(fresh, tmp_path / "area")
+
+
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "growing.dcm"
     path.write_bytes(bytes(content.IN_MEMORY_BYTES // 2))

@@ -75,9 +75,7 @@ class Import:
         where = ["--storage-dir", str(area)] if area else ["--storage", "postgresql"]
         self.process = subprocess.Popen(
             [
-                sys.executable,
-                "-c",
-                PROGRAM,
+                *SMALL_BATCHES,
                 "import",
                 "--json",
                 "-q",

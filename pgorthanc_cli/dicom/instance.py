@@ -10,7 +10,7 @@ from pgorthanc_cli.dicom import container, metadata, streams, tags
 from pgorthanc_cli.dicom.charset import Charset
 from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
-from pgorthanc_cli.dicom.structure import SHORT_VRS, Element
+from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
 from pgorthanc_cli.dicom.values import LIMIT, Reader, normalized, reader_of
 
 _WARN_DEPTH = 40
@@ -77,6 +77,8 @@ class _Ancestors(NamedTuple):
 
 _recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
 _MAX_RECENT = 64
+_MAX_SAME = 4096  # bytes of one element
+_HEADERS = {**dict.fromkeys(SHORT_VRS, 8), **dict.fromkeys(LONG_VRS, 12)}  # bytes before the value, at most
 
 
 def _ancestors(data_set: container.DataSet, tables: tags.Tables, profile: Profile) -> _Ancestors:
@@ -96,11 +98,11 @@ def _ancestors(data_set: container.DataSet, tables: tags.Tables, profile: Profil
 def _same(data_set: container.DataSet, wanted: frozenset[int]) -> bytes | None:
     """The wanted elements as they are written, tags and VRs included; None if one of them is out of the ordinary."""
     data, parts = data_set.data, []
-    for tag, vr, start, length, _, _ in data_set.elements.values():
+    for tag, vr, start, _, _, _, end in data_set.elements.values():
         if tag in wanted:
-            if vr not in SHORT_VRS or length > LIMIT:
+            if vr not in _HEADERS or end - start > _MAX_SAME:
                 return None
-            parts.append(data[start - 8 : start + length])
+            parts.append(data[start - _HEADERS[vr] : end])
     return b"".join(parts)
 
 

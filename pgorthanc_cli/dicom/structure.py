@@ -57,6 +57,7 @@ class Element(NamedTuple):
         length: of the value, in bytes; `UNDEFINED` for fragments and sequences of undefined length.
         order: byte order of the value.
         items: of a sequence, each the first element of every tag in it; None for all other elements.
+        end: position after the whole element.
     """
 
     tag: int
@@ -64,7 +65,8 @@ class Element(NamedTuple):
     start: int
     length: int
     order: str
-    items: list[dict[int, Element]] | None = None
+    items: list[dict[int, Element]] | None
+    end: int
 
 
 _new = tuple.__new__  # without the detour over keyword arguments
@@ -153,7 +155,7 @@ class Walker:
                 return pos
             tag = group << 16 | number
             if tag in wanted and tag not in kept:
-                kept[tag] = _new(Element, (tag, vr, pos + 8, length, "<", None))
+                kept[tag] = _new(Element, (tag, vr, pos + 8, length, "<", None, end))
             pos = end
         return pos
 
@@ -176,7 +178,8 @@ class Walker:
         """
         tag, vr, start, length = header
         keep = tag in wanted and tag not in kept
-        items: list[dict[int, Element]] | None = None
+        items: list[dict[int, Element]] | None
+    end: int
         if length == UNDEFINED or vr == "SQ":
             end, items = self._nested(header, encoding, depth, keep)
         else:
@@ -187,7 +190,7 @@ class Walker:
                     f"of which {self.size - start} are there: the file is cut off or damaged"
                 )
         if keep:
-            kept[tag] = Element(tag, vr, start, length, encoding.order, items)
+            kept[tag] = Element(tag, vr, start, length, encoding.order, items, end)
         return end
 
     def _nested(

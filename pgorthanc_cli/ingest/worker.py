@@ -327,7 +327,7 @@ def serve(pipe: Pipe, work: Work) -> None:
     gc.freeze()
     gc.set_threshold(50_000)  # a batch is many small things, and none of them hangs together in a circle
     alone = Worker(work)
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         while True:
             name, sources = pipe.recv()
             pipe.send(_answer(alone, name, sources))

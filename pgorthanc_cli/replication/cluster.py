@@ -29,6 +29,7 @@ _AUTO = "postgresql.auto.conf"
 _OURS = "pgorthanc.lock"
 _TIMEOUT_S = "600"  # a start replays up to max_wal_size; a stop writes all dirty buffers
 _LONGEST_SOCKET = 103  # bytes, as in datafolder
+_FULL_DISK_BYTES = 32_000_000  # two WAL segments: with less, PostgreSQL stops
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class Control:
     Attributes:
         state: Such as `in production`, `in archive recovery`, `shut down`.
         checkpoint: Where the last checkpoint's record begins.
-        minimum_recovery: Up to where a standby has to replay before it is consistent; 0 of a primary.
         rewindable: Whether pg_rewind can work here: data checksums, or wal_log_hints.
         settings: Those that a standby must have at least as high as its primary.
     """
@@ -47,7 +47,6 @@ class Control:
     state: str
     timeline: int
     checkpoint: int
-    minimum_recovery: int
     rewindable: bool
     checksums: bool
     settings: Mapping[str, str]
@@ -110,7 +109,6 @@ class Cluster:
             state=fields["Database cluster state"],
             timeline=int(fields["Latest checkpoint's TimeLineID"]),
             checkpoint=parse_lsn(fields["Latest checkpoint location"]),
-            minimum_recovery=parse_lsn(fields["Minimum recovery ending location"]),
             rewindable=checksums or fields["wal_log_hints setting"] == "on",
             checksums=checksums,
             settings={name: fields[key] for name, key in _SETTINGS.items()},
@@ -239,7 +237,8 @@ class Cluster:
                 file.seek(said_before)
                 said = why_it_failed(file.read().decode(errors="replace"))
             raise PgOrthancError(
-                f"the server in {self.path} does not start: {said}", self.space_hint() or f"its log: {log}"
+                f"the server in {self.path} does not start: {said}",
+                space_hint(self.path) or f"its log: {log}",
             ) from None
 
     def disown_pid_files(self) -> None:
@@ -302,12 +301,13 @@ class Cluster:
         outside = self.outside_configuration
         return ["-c", f"config_file={outside}"] if outside else []
 
-    def space_hint(self) -> str | None:
-        """What to do, if the disk is full."""
-        free = shutil.disk_usage(self.path).free
-        if free < 32_000_000:  # two WAL segments: with less, PostgreSQL stops
-            return f"the disk is full: {free / 1e6:.1f} MB free in {self.path}; make room, then run it again"
-        return None
+
+def space_hint(path: Path) -> str | None:
+    """What to do, if the disk is full."""
+    free = shutil.disk_usage(path).free
+    if free < _FULL_DISK_BYTES:
+        return f"the disk is full: {free / 1e6:.1f} MB free in {path}; make room, then run it again"
+    return None
 
 
 # A firewall that drops a silent connection is noticed within a minute.

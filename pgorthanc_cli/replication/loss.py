@@ -6,11 +6,14 @@ import re
 from dataclasses import dataclass
 
 from pgorthanc_cli import db, programs
+from pgorthanc_cli.datafolder import why_it_failed
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication import walsender
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.source import Source
 from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
 
+_END = "error in WAL record at"
 _COMMIT = re.compile(r"desc: COMMIT\b")
 _PLACE = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
 
@@ -27,6 +30,9 @@ def after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
     """What a stopped server has written after a place in its log, whether it was stopped or killed.
 
     pg_waldump reads to the last record that is whole, and its complaint then tells where that is.
+
+    Raises:
+        PgOrthancError: The WAL after that place is not there any more, or cannot be read.
     """
     words = ["-t", str(timeline), "-s", show_lsn(lsn), "--rmgr=Transaction"]
     done = programs.run(
@@ -36,10 +42,15 @@ def after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
         cluster.path,
         cluster.account,
     )
-    places = [parse_lsn(text) for text in _PLACE.findall(done.stderr)]
-    if "could not find a valid record" in done.stderr or not places:
+    if f"could not find a valid record after {show_lsn(lsn)}" in done.stderr:
         return Loss(0, 0)
-    return Loss(max(0, *(place - lsn for place in places)), len(_COMMIT.findall(done.stdout)))
+    places = [parse_lsn(text) - lsn for text in _PLACE.findall(done.stderr)]
+    if _END not in done.stderr or not places:
+        raise PgOrthancError(
+            f"cannot tell what {cluster.path} has committed since {show_lsn(lsn)}: {why_it_failed(done.stderr)}",
+            "keep the folder, and make a new standby in another one: pgorthanc replication standby",
+        )
+    return Loss(max(0, *places), len(_COMMIT.findall(done.stdout)))
 
 
 def fork(found: Source, timeline: int) -> int | None:

@@ -17,7 +17,7 @@ from pgorthanc_cli.datafolder import DataFolder
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import source, survey
 from pgorthanc_cli.replication.compare import one
-from pgorthanc_cli.replication.plan import Asked, Item, plan
+from pgorthanc_cli.replication.plan import Asked, Item, Plan, plan
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -104,15 +104,7 @@ def prepare(
         _restart(DataFolder(folder))
         changed.append("restarted")
         waiting = ()
-    with db.session(
-        replace(target, retries=100, retry_interval_s=0.1), autocommit=True, need_schema=False
-    ) as conn:
-        after = plan(conn, asked)
-        login = (
-            "not tried: pg_hba.conf lacks the line"
-            if left
-            else _try_login(conn, target, asked.role, password)
-        )
+    after, login = _proved(target, asked, None if left else password)
     return Prepared(
         server=facts.place,
         role=asked.role,
@@ -126,6 +118,16 @@ def prepare(
         ready=after.ready,
         standby=_command(facts.place, asked, passfile),
     )
+
+
+def _proved(target: db.Target, asked: Asked, password: str | None) -> tuple[Plan, str]:
+    """What is missing now, and how a login went; it is not tried where pg_hba.conf still lacks the line."""
+    patient = replace(target, retries=100, retry_interval_s=0.1)  # it may just have been restarted
+    with db.session(patient, autocommit=True, need_schema=False) as conn:
+        found = plan(conn, asked)
+        if password is None:
+            return found, "not tried: pg_hba.conf lacks the line"
+        return found, _try_login(conn, target, asked.role, password)
 
 
 def _command(place: str, asked: Asked, passfile: Path) -> str:

@@ -80,7 +80,7 @@ def reach(target: db.Target) -> Source:
     except ConnectError as error:
         raise type(error)(
             f"no login for replication: {error.message}",
-            f"{error.hint}; what the primary needs: pgorthanc replication plan",
+            f"{error.hint}; to let this machine in, on the primary: pgorthanc replication primary --allow ADDRESS",
         ) from None
     found = Source(target, identity, used, password)
     if identity.standby:

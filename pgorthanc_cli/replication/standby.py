@@ -16,7 +16,7 @@ from pgorthanc_cli import db, programs
 from pgorthanc_cli.datafolder import why_it_failed
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.replication import access, compare, source
-from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
+from pgorthanc_cli.replication.cluster import SOCKETS, Cluster, space_hint
 from pgorthanc_cli.replication.source import Source
 
 Progress = Callable[[int, int], None]  # bytes that are done, bytes in all
@@ -24,8 +24,6 @@ Progress = Callable[[int, int], None]  # bytes that are done, bytes in all
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB \(")
 _STREAMS_WITHIN_S = 60.0
 _LONGEST_SOCKET = 103  # bytes, as in datafolder
-# The standby's own names of the settings that a folder without a configuration file has to repeat are in the
-# control file; the rest is what `initdb` and embedded.py write.
 _CONFIGURATION = """\
 # Written by pgorthanc, because the primary keeps its configuration outside of its data folder.
 password_encryption = 'scram-sha-256'
@@ -237,7 +235,7 @@ def copy(
         if process.returncode:
             raise PgOrthancError(
                 f"cannot copy {found.place}: {why_it_failed(said)}",
-                _space_hint(path) or "pgorthanc replication plan shows what the primary needs",
+                space_hint(path) or "pgorthanc replication plan shows what the primary needs",
             )
     return _verified(path, account, usable)
 
@@ -271,11 +269,6 @@ def _follow(lines: Iterable[str], path: Path, progress: Progress) -> str:
                 "make room, or name a folder on another disk; nothing was left behind",
             )
     return "".join(said)
-
-
-def _space_hint(path: Path) -> str | None:
-    free = shutil.disk_usage(path).free
-    return f"the disk is full: {free / 1e6:.1f} MB free in {path}; make room" if free < 32_000_000 else None
 
 
 # Its configuration

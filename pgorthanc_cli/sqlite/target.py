@@ -125,7 +125,7 @@ def establish(conn: Connection, schema: str, settings: Settings) -> int:
             f"{'; '.join(map(str, wrong[:5])) or 'it is older than revision 1'}",
             "run: pgorthanc verify schema --repair; or use a new database",
         )
-    _require_empty(conn, schema, found)
+    _require_empty(conn, schema, found, with_storage=settings.large_objects)
     return here.revision
 
 
@@ -135,7 +135,7 @@ def take_apart(
     """Take keys, indexes, triggers and properties away from an empty index, in one transaction."""
     with conn, conn.cursor() as cur:
         found = catalog.snapshot(conn, schema)
-        _require_empty(conn, schema, found)
+        _require_empty(conn, schema, found, with_storage=settings.large_objects)
         tables = [table for table in _FILLED if f"table {table}" in found]
         big = [table for table in _BIG if table in tables]
         cur.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
@@ -189,7 +189,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) 
         )
     if settings.restart:
         plan = replace(plan, fingerprint=fingerprint, source=source)
-        _empty(conn, plan)
+        _empty(conn, plan, with_storage=settings.large_objects)
     elif plan.fingerprint != fingerprint:
         raise PgOrthancError(
             f"the schema holds an unfinished conversion of {plan.source}, which was another index or has changed since",
@@ -272,9 +272,9 @@ def _of_labels(here: catalog.Layout, difference: catalog.Difference) -> bool:
     return here.plugins == "4.0" and "labels" in difference.name
 
 
-def _require_empty(conn: Connection, schema: str, found: catalog.Catalog) -> None:
+def _require_empty(conn: Connection, schema: str, found: catalog.Catalog, *, with_storage: bool) -> None:
     with conn.cursor() as cur:
-        for table in _REMAINS:
+        for table in (*_REMAINS, *(["storagearea"] if with_storage else [])):
             if f"table {table}" in found and _rows(cur, f"SELECT 1 FROM {table} LIMIT 1"):
                 raise InUseError(
                     f"the index in schema {schema} of database {conn.info.dbname} is not empty: {table} holds rows",
@@ -310,7 +310,7 @@ def _end_orphans(conn: Connection, plan: Plan) -> None:
             ) from None
 
 
-def _empty(conn: Connection, plan: Plan) -> None:
+def _empty(conn: Connection, plan: Plan, *, with_storage: bool) -> None:
     """Remove what a conversion has loaded and built."""
     with conn, conn.cursor() as cur:
         for table, name, _ in plan.references:
@@ -318,6 +318,8 @@ def _empty(conn: Connection, plan: Plan) -> None:
         for name, _ in plan.indexes:
             _drop_index(cur, name)
         cur.execute(f"TRUNCATE {', '.join(plan.tables)}")
+        if with_storage:
+            cur.execute("DELETE FROM storagearea")  # its rule deletes the large objects
         journal.begin_again(cur, asdict(plan))
 
 

@@ -138,7 +138,7 @@ def test_a_configuration_outside_of_the_folder_stays_in_use(site: Site) -> None:
     site.keep_configuration_elsewhere("max_connections=57\n")
     site.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
     site.prepared()
-    site.standby()
+    site.standby(allow=("127.0.0.1",))
     with cut_off(site):
         written(site, 5)
     replication.promote(
@@ -206,6 +206,14 @@ def test_commits_of_its_own_are_not_given_up_unasked(pair: Site) -> None:
         "directory", "method", "why", "primary", "slot", "timeline", "forked_at", "lost_bytes", "lost_commits",
         "streaming", "index", "difference", "kept",
     }  # fmt: skip
+
+
+def test_wal_that_is_gone_is_no_proof_that_nothing_was_committed(pair: Site) -> None:
+    parted(pair)
+    for segment in (pair.primary.data / "pg_wal").glob("0*"):
+        segment.unlink()
+    with pytest.raises(PgOrthancError, match=r"cannot tell what .* has committed since"):
+        rejoin(pair, discard=True)
 
 
 # A server of ours

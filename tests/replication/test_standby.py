@@ -128,7 +128,7 @@ def test_wrong_order(site: Site) -> None:
     error = refused(site)
     assert isinstance(error, ConnectError)
     assert "no login for replication" in error.message
-    assert "pgorthanc replication plan" in str(error.hint)
+    assert "pgorthanc replication primary --allow" in str(error.hint)
     assert not site.folder.exists()
 
 

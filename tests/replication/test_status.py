@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -201,6 +203,16 @@ def test_nobody_answers() -> None:
 def test_json_keys(pair: Site) -> None:
     found = json.loads(pgorthanc("replication", "status", "--uri", pair.administrator.dsn, "--json").stdout)
     assert set(found) == {"verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes"}
+
+
+def test_watch(pair: Site) -> None:
+    words = ["replication", "status", "--uri", pair.administrator.dsn, "--watch", "--json"]
+    command = [sys.executable, "-m", "pgorthanc_cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["servers"][0]["role"] == "primary"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("text", ["0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF"])

@@ -1,0 +1,65 @@
+"""kill -9 in any moment: the next run goes on, and the end is the same."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import indexstate
+import migrating
+import pytest
+import sqliteindex
+import sqlitestate
+from migrating import SERVER
+from schemas import run
+
+from pgorthanc_cli import db
+
+DONE = "is not empty"
+
+
+def start(target: db.Target, path: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "pgorthanc_cli", "migrate-sqlite", str(path), "--uri", target.dsn]
+    return subprocess.Popen(
+        [*command, "--server-identifier", SERVER, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(target: db.Target, path: Path, after_s: float, *words: str) -> bool:
+    """Whether it got through, with a kill after so many seconds; a run after the last one refuses a full index."""
+    with start(target, path, *words) as program:
+        try:
+            _, said = program.communicate(timeout=after_s)
+        except subprocess.TimeoutExpired:
+            program.send_signal(signal.SIGKILL)
+            return False
+    assert program.returncode == 0 or DONE in said, said
+    return True
+
+
+@pytest.mark.parametrize(
+    ("kills", "restart"), [(4, False), pytest.param(30, False, marks=pytest.mark.once), (3, True)]
+)
+def test_killed_again_and_again(empty: db.Target, tmp_path: Path, kills: int, restart: bool) -> None:
+    """Where it gets through before all kills are spent, it begins with an empty schema again."""
+    path = sqliteindex.rich(tmp_path / "index", instances=2000)
+    wanted = sqlitestate.expected(path, SERVER)
+    started = time.monotonic()
+    assert finished(empty, path, 120)
+    whole_s = time.monotonic() - started
+    dice = random.Random(kills)
+    killed = 0
+    while killed < kills:
+        run(empty, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        while killed < kills and not finished(empty, path, dice.uniform(0.2, 1) * whole_s):
+            killed += 1
+        assert finished(empty, path, 120, *(["--restart"] if restart else []))
+        migrating.require_index(empty, 10)
+        assert indexstate.differing(wanted, migrating.state(empty)) == []
