@@ -358,8 +358,8 @@ def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
     # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
-    # In the midst of a COPY it does so as a bare DatabaseError; of what the server says about a large object it
-    # passes on only the text.
+    # A server that is killed may make it a bare DatabaseError; of what the server says about a large object
+    # nothing but the text is passed on.
     lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
     about_object = _SEVERITY.match(str(error)) and conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
     gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)

@@ -178,8 +178,7 @@ class Walker:
         """
         tag, vr, start, length = header
         keep = tag in wanted and tag not in kept
-        items: list[dict[int, Element]] | None
-    end: int
+        items: list[dict[int, Element]] | None = None
         if length == UNDEFINED or vr == "SQ":
             end, items = self._nested(header, encoding, depth, keep)
         else:

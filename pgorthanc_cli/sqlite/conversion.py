@@ -113,8 +113,8 @@ class Conversion(Reading):
                 f"{self.found.counts.total()} rows cannot be stored as they are, such as {first}",
                 "see all with --check --report FILE.html; without --strict they are repaired or skipped",
             )
-        self.rows.clear()
-        self.sums.clear()
+        for counter in (self.rows, self.sums, self.seen):
+            counter.clear()
 
     def _load(self, conn: Connection, reader: Reader) -> Iterator[Progress]:
         """Copy the pieces that are not done yet."""
@@ -129,6 +129,7 @@ class Conversion(Reading):
         ):
             self.take(reader, name, outcome)
             yield progress
+        self.require_all(reader)
 
     def _build(self, conn: Connection, plan: target.Plan) -> Iterator[Progress]:
         """Indexes, keys and foreign keys, but for those that an earlier run has built; statistics."""

@@ -31,7 +31,7 @@ from pgorthanc_cli.sqlite.tables import (
     storable_text,
 )  # fmt: skip
 
-_BLOCK_ROWS = 5_000
+_BLOCK_ROWS, _BLOCKS = 5_000, 200  # rows of a block, or blocks of a piece
 _CHUNK_IDS, _CHUNK_FILES = 200_000, 5_000
 _SPARSE = 10  # so many times more ids than rows: much was deleted, or the ids are damaged
 _META = tuple(character.encode() for character in (QUOTE, "\r", "\0"))
@@ -111,17 +111,20 @@ class Reader:
             return
         query = self._resource_lines() if name == RESOURCES else self._lines(BY_SOURCE[name])
         plain = self._plain(name)
-        cursor = self.conn.execute(query, (after, last))
-        while rows := cursor.fetchmany(_BLOCK_ROWS):
-            places, lines = zip(*rows, strict=True)
-            if not plain(lines):
-                lines = tuple(self._odd(name, places[0], places[-1], outcome))
-            yield _counted(lines, outcome)
+        step = -(-(last - after) // _BLOCKS)
+        for start in range(after, last, step):
+            end = min(start + step, last)
+            (rows, block), *_ = self.conn.execute(query, (start, end))
+            if rows and plain(block, rows):
+                yield _counted((block + b"\n").splitlines(keepends=True), outcome)
+            elif rows:
+                yield _counted(self._odd(name, start, end, outcome), outcome)
 
     def _ranges(self, table: str, key: str = "rowid", step: int = _CHUNK_IDS) -> Iterator[tuple[int, int]]:
         """Pieces of a table of about so many rows."""
-        query = f"SELECT min({key}), max({key}), count(*) FROM {table}"
-        first, last, rows = self.conn.execute(query).fetchone()
+        bounds = f"SELECT (SELECT min({key}) FROM {table}), (SELECT max({key}) FROM {table})"
+        first, last = self.conn.execute(bounds).fetchone()
+        (rows,) = self.conn.execute(f"SELECT count(*) FROM {table}").fetchone()
         if not rows:
             return
         if last - first < _SPARSE * (rows + step):
@@ -134,23 +137,20 @@ class Reader:
             yield first - 1, end
             first = end + 1
 
-    def _plain(self, name: str) -> Callable[[tuple[Any, ...]], bool]:
-        """Tells whether lines of a table can be sent as they are."""
+    def _plain(self, name: str) -> Callable[[bytes, int], bool]:
+        """Tells whether a block of so many lines can be sent as it is."""
         delimiters = len(self.columns(name)[1]) - 1
         optional = name == RESOURCES or any(column.optional for column in BY_SOURCE[name].columns)
         meaning = _META if optional else (*_META, NULL.encode())
 
-        def plain(lines: tuple[Any, ...]) -> bool:
-            if None in lines:
-                return False
-            block = b"".join(lines)
+        def plain(block: bytes, rows: int) -> bool:
             try:
                 block.decode()
             except UnicodeDecodeError:
                 return False
             return (
-                block.count(b"\n") == len(lines)
-                and block.count(DELIMITER.encode()) == len(lines) * delimiters
+                block.count(b"\n") == rows - 1
+                and block.count(DELIMITER.encode()) == rows * delimiters
                 and not any(character in block for character in meaning)
             )
 
@@ -166,27 +166,23 @@ class Reader:
         rest = f" || '{DELIMITER}' || ".join(column.expression for column in columns[len(numbers) :])
         line = f"{head} || {rest}" if numbers else rest
         sound = " AND ".join((table.condition, *(column.condition for column in columns)))
-        query = f"CASE WHEN {sound} THEN {line} || '\n' END"
+        query = f"CASE WHEN {sound} THEN {line} END"
         for column in columns:
             if not self.source.has(table.source, column.source):
                 query = re.sub(rf"\bt\.{column.source}\b", "NULL", query)
-        return f"SELECT t.rowid, {query} FROM {table.source} t WHERE t.rowid > ? AND t.rowid <= ? ORDER BY t.rowid"
+        return _block(query, table.source, "t.rowid")
 
     def _resource_lines(self) -> str:
         fields = ["t.internalId", "(t.resourceType - 1)", "t.publicId", f"coalesce(t.parentId, '{NULL}')"]
         if self.revision >= 3:
             children = "SELECT count(*) FROM tree child WHERE child.parentId = t.internalId"
             fields.append(f"CASE t.resourceType WHEN 4 THEN 0 ELSE ({children}) END")
-        line = f" || '{DELIMITER}' || ".join(fields)
-        return (
-            f"SELECT t.internalId, {line} || '\n' FROM tree t"
-            " WHERE t.internalId > ? AND t.internalId <= ? ORDER BY t.internalId"
-        )
+        return _block(f" || '{DELIMITER}' || ".join(fields), "tree", "t.internalId")
 
-    def _odd(self, name: str, first: int, last: int, outcome: Outcome) -> Iterator[bytes]:
+    def _odd(self, name: str, after: int, last: int, outcome: Outcome) -> Iterator[bytes]:
         """The lines of a block that holds something odd."""
         table = BY_SOURCE[name]
-        for row in self._rows(table, first, last):
+        for row in self._rows(table, after, last):
             done: list[str] = []
             shown = label(table, row)
             try:
@@ -201,7 +197,7 @@ class Reader:
                 outcome.repaired.append(Finding(name, public_id, f"{shown}: {'; '.join(done)}"))
             yield _line(values)
 
-    def _rows(self, table: Table, first: int, last: int) -> Iterator[dict[str, Any]]:
+    def _rows(self, table: Table, after: int, last: int) -> Iterator[dict[str, Any]]:
         names = [column.source for column in self._columns(table)]
         there = [f"t.{n}" if self.source.has(table.source, n) else "NULL" for n in names]
         owner, joins = ["NULL"] * 6, ""
@@ -214,8 +210,8 @@ class Reader:
                 LEFT JOIN tree r ON r.internalId = coalesce(moved.survivor, t.{table.resource})"""
         cursor = self.conn.execute(
             f"SELECT {', '.join(there + owner)} FROM {table.source} t {joins}"
-            " WHERE t.rowid >= ? AND t.rowid <= ? ORDER BY t.rowid",
-            (first, last),
+            " WHERE t.rowid > ? AND t.rowid <= ? ORDER BY t.rowid",
+            (after, last),
         )
         for row in cursor:
             yield dict(
@@ -270,6 +266,12 @@ class Reader:
         for patient, seq in self.conn.execute(_PLACES):
             yield next(numbers) if seq is None or renumber else seq, patient, seq is None
 
+    def counts(self) -> Iterator[tuple[str, int]]:
+        """How many rows there are to convert, by table of the source."""
+        for name, table in ((RESOURCES, "tree"), *((table.source, table.source) for table in self.tables())):
+            (rows,) = self.conn.execute(f"SELECT count(*) FROM {table}").fetchone()
+            yield name, rows
+
     def without_place(self, revision: int) -> Iterator[tuple[str, int]]:
         """What a revision cannot hold: the table, and how many of its rows."""
         lost = [(table.source, table.source, "1") for table in TABLES if table.since > revision]
@@ -314,6 +316,14 @@ class Reader:
                     )
                 )
         return shared, own
+
+
+def _block(line: str, table: str, key: str) -> str:
+    """The query of so many lines as one text; an odd one is a quote, which no other block holds."""
+    return (
+        f"SELECT count(*), group_concat(coalesce({line}, '{QUOTE}'), '\n') FROM {table} t"
+        f" WHERE {key} > ? AND {key} <= ?"
+    )
 
 
 def _line(values: Iterable[object]) -> bytes:

@@ -23,6 +23,7 @@ class Reading:
     Attributes:
         rows: Rows by table of PostgreSQL.
         sums: Their checksums.
+        seen: Rows by table of SQLite that were converted or skipped.
         found: What was repaired and what was skipped.
     """
 
@@ -35,6 +36,7 @@ class Reading:
         self.work = Work(source, None, settings.revision or revision.current())
         self.rows: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
         self.found = findings.Findings(source.scratch)
         self.files: Files | None = None
 
@@ -72,7 +74,19 @@ class Reading:
         ):
             self.take(reader, name, outcome)
             yield progress
+        self.require_all(reader)
         self.properties(reader)
+
+    def require_all(self, reader: Reader) -> None:
+        """Make sure that every row was converted or skipped, by a count of its own.
+
+        Raises:
+            PgOrthancError: Some were not.
+        """
+        for name, rows in reader.counts():
+            if self.seen[name] != rows:
+                what = f"table {name} holds {rows:,} rows, {self.seen[name]:,} were read"
+                raise sources.damaged(self.source.path, what)
 
     def look_at_files(self) -> Iterator[Progress]:
         """Compare the attachments with their files, if that is wanted."""
@@ -138,5 +152,6 @@ class Reading:
         """Take in what became of a piece of a table."""
         table = reader.columns(name)[0]
         self.rows[table] += outcome.rows
+        self.seen[name] += outcome.rows + len(outcome.skipped)
         self.sums[table] += outcome.checksum
         self.found.add(outcome)

@@ -180,8 +180,8 @@ class _Lines:
         self._blocks = blocks
 
     def read(self, size: int = -1) -> bytes:
-        """The next block."""
-        return next(self._blocks, b"")
+        """The next block that is not empty: an empty one would be the end."""
+        return next(filter(None, self._blocks), b"")
 
     readline = read
 

@@ -90,8 +90,10 @@ def backend_killed(scene: Scene) -> Iterator[None]:
 @contextmanager
 def server_stopped(scene: Scene) -> Iterator[None]:
     scene.site.server.stop()
-    yield
-    scene.site.server.start()
+    try:
+        yield
+    finally:
+        scene.site.server.start()
 
 
 @contextmanager
@@ -100,16 +102,20 @@ def disk_full(scene: Scene) -> Iterator[None]:
     assert scene.disk
     ballast = scene.disk / "ballast"
     fill(ballast)
-    yield
-    ballast.unlink()
+    try:
+        yield
+    finally:
+        ballast.unlink()
 
 
 @contextmanager
 def cable_pulled(scene: Scene) -> Iterator[None]:
     assert scene.network
     scene.network.pull()
-    yield
-    scene.network.plug_in()
+    try:
+        yield
+    finally:
+        scene.network.plug_in()
 
 
 @dataclass(frozen=True)
