@@ -26,6 +26,9 @@ _REPLICA = """
            greatest((SELECT latest_end_lsn FROM pg_stat_wal_receiver), pg_last_wal_receive_lsn())
                - pg_last_wal_replay_lsn()
 """
+# WAL arrives by pages, and the last record may have come in part: it ends no transaction, and waits for the rest of it
+# until the primary has something to write, or for seconds.
+_PARTIAL_RECORD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def _check_replica(conn: Connection) -> None:
         raise ConnectError("the server is a primary, wanted is a standby", "name the standby with --host")
     if not receives:
         raise ConnectError("the standby receives nothing from its primary", hint)
-    if behind_bytes is None or behind_bytes > 0:
+    if behind_bytes is None or behind_bytes > _PARTIAL_RECORD_BYTES:
         behind = "an unknown amount" if behind_bytes is None else f"{behind_bytes} bytes"
         raise ConnectError(f"the standby has still to replay {behind}", hint)
 

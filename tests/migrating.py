@@ -15,15 +15,15 @@ SERVER = "the-server"
 
 
 def convert(target: db.Target, path: Path, **settings: Any) -> sqlite.Converted:
-    """A whole conversion."""
-    given = sqlite.Settings(**{"server_identifier": SERVER, **settings})
+    """A whole conversion; one worker, for starting another takes longer than the work on a small index."""
+    given = sqlite.Settings(**{"server_identifier": SERVER, "jobs": 1, **settings})
     *_, converted = sqlite.convert(target, path, given)
     assert isinstance(converted, sqlite.Converted)
     return converted
 
 
 def check(path: Path, **settings: Any) -> sqlite.Converted:
-    *_, converted = sqlite.check(path, sqlite.Settings(**settings))
+    *_, converted = sqlite.check(path, sqlite.Settings(**{"jobs": 1, **settings}))
     assert isinstance(converted, sqlite.Converted)
     return converted
 

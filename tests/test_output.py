@@ -30,10 +30,7 @@ STATE = State("pacs", (Held(42, "[bold]Orthanc[/bold]"), Held(43, None)))
 def test_a_list_of_records_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     output.emit(STATE, as_json=False)
     assert capsys.readouterr().out == (
-        "database  pacs\n"
-        "locks     key  application\n"
-        "          42   [bold]Orthanc[/bold]\n"
-        "          43   -\n"
+        "database  pacs\nlocks     key  application\n          42   [bold]Orthanc[/bold]\n          43   -\n"
     )
 
 

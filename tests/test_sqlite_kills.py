@@ -45,7 +45,8 @@ def finished(target: db.Target, path: Path, after_s: float, *words: str) -> bool
 
 
 @pytest.mark.parametrize(
-    ("kills", "restart"), [(4, False), pytest.param(30, False, marks=pytest.mark.once), (3, True)]
+    ("kills", "restart"),
+    [(3, False), *(pytest.param(*case, marks=pytest.mark.once) for case in ((30, False), (3, True)))],
 )
 def test_killed_again_and_again(empty: db.Target, tmp_path: Path, kills: int, restart: bool) -> None:
     """Where it gets through before all kills are spent, it begins with an empty schema again."""

@@ -200,6 +200,13 @@ def test_strict_refuses_before_anything_is_written(empty: db.Target, damaged: Pa
     assert snapshot(empty) == {}
 
 
+def test_a_stretch_of_which_nothing_is_kept_does_not_end_the_table(empty: db.Target, path: Path) -> None:
+    sqliteindex.change(path, "UPDATE Changes SET internalId = 999999 WHERE seq BETWEEN 100 AND 110")
+    converted = convert(empty, path)
+    assert converted.skipped_rows == 11
+    assert rows(empty, "SELECT count(*), max(seq) FROM changes") == [(265 - 11, last_change(path))]
+
+
 def test_strict_converts_what_is_sound(empty: db.Target, path: Path) -> None:
     assert convert(empty, path, strict=True).verified
 

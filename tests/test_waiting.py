@@ -220,6 +220,19 @@ def test_a_standby_that_has_stopped_to_replay(server: Server, standby: Server) -
     )
 
 
+def test_a_standby_waits_for_the_rest_of_a_record(server: Server, standby: Server) -> None:
+    """Which cannot be brought about at will; so few bytes that are not replayed can."""
+    standby.sql("SELECT pg_wal_replay_pause()")
+    try:
+        server.sql("CREATE TABLE few (n integer)")
+        position = server.sql("SELECT pg_current_wal_lsn()")
+        wait_until(lambda: standby.sql(f"SELECT pg_last_wal_receive_lsn() >= '{position}'") == "True")
+        [*_, reached] = waiting.wait(db.Target(standby.place), Wanted(replica=True), timeout_s=0)
+        assert isinstance(reached, Reached)
+    finally:
+        standby.sql("SELECT pg_wal_replay_resume()")
+
+
 def test_a_standby_without_its_primary(server: Server, standby: Server) -> None:
     server.stop()
     try:

@@ -22,7 +22,8 @@ COUNT = 400
 
 def posted(archive: Archive, paths: Sequence[Path]) -> dict[Path, str | None]:
     """What Orthanc makes of each: a public id, or None for a refused file; those that take it down are left out."""
-    waiting, ends = deque(paths), dict[Path, "str | None"]()
+    waiting = deque(paths)
+    ends: dict[Path, str | None] = {}
     while waiting:
         fatal = False
         try:

@@ -210,7 +210,7 @@ def test_a_lost_slot(new_site: NewSite, major: int | None) -> None:
     assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
     if site.primary.found.version[0] < 18:
         assert site.standby().streaming
-        assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") == "reserved"
+        assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") != "lost"
         return
     error = refused(site)
     assert "is lost" in error.message
