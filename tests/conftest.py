@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from schemas import drop_role
 from pgorthanc_cli import db, revision
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Programs that the tests start get Ctrl-C even where a shell runs the tests in its background, and ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
