@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import sqliteindex
 import sqlitestate
 from migrating import SERVER
+from real_servers import wait_until
 from schemas import run
 
 from pgorthanc_cli import db
@@ -64,3 +66,22 @@ def test_killed_again_and_again(empty: db.Target, tmp_path: Path, kills: int, re
         assert finished(empty, path, 120, *(["--restart"] if restart else []))
         migrating.require_index(empty, 10)
         assert indexstate.differing(wanted, migrating.state(empty)) == []
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_the_next_one_goes_on(
+    empty: db.Target, tmp_path: Path
+) -> None:
+    path = sqliteindex.rich(tmp_path / "index", instances=20_000)
+    with start(empty, path) as program:
+        wait_until(lambda: len(workers(program.pid)) == 2)
+        os.kill(workers(program.pid)[0], signal.SIGKILL)
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 1
+    assert "a worker process ended unexpectedly" in said
+    assert finished(empty, path, 120)
+
+
+def workers(pid: int) -> list[int]:
+    """The worker processes of a run, apart from the one that minds their semaphores."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]

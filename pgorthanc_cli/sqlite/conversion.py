@@ -81,7 +81,7 @@ class Conversion(Reading):
             yield from self._read_first()
         if not begun:
             target.establish(conn, schema, self.settings)
-        self.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX))
+        self.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
         self.facts["resumed"] = begun and not self.settings.restart
         name, fingerprint = str(self.source.path), self.source.fingerprint
         if begun:

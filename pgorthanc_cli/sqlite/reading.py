@@ -47,11 +47,12 @@ class Reading:
             PgOrthancError: The file is damaged.
         """
         yield Progress("check", "the file")
+        survey = self.submit(self.work, "survey")
         for table, said in self._check_pages(thorough=thorough):
             if said:
                 raise sources.damaged(self.source.path, f"table {table}: {said[0]}")
             yield Progress("check", f"table {table}")
-        tree_file, outcome = pool.result(self.submit(self.work, "survey"))
+        tree_file, outcome = pool.result(survey)
         self.work = replace(self.work, tree=tree_file)
         for table, number in self.source.unknown.items():
             what = f"{number} rows skipped: no release of Orthanc has this table"

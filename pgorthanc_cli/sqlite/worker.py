@@ -204,9 +204,8 @@ _worker: Worker | None = None
 
 
 def start() -> None:
-    """Initializer of a worker process."""
+    """Initializer of a worker process; the pool ends the others by SIGTERM when one of them was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
