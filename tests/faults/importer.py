@@ -22,7 +22,7 @@ from psycopg2.extensions import make_dsn
 from real_servers import wait_until
 from schemas import rows
 
-from faults.site import SERVER, Network
+from faults.site import Network
 from pgorthanc_cli import db, ingest, storage
 
 APPLICATION = "pgorthanc import"
@@ -108,7 +108,7 @@ class Archive:
         if network:
             command = network.command(*command)
             patience = "keepalives_idle=1 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=2000"
-            dsn = make_dsn(f"{dsn} {patience}", host=SERVER)
+            dsn = make_dsn(f"{dsn} {patience}", host=network.server)
         with subprocess.Popen(
             [*command, "--uri", dsn, *map(str, [self.sources] if sources is None else sources)],
             stdin=stdin,

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 
 import psycopg2
@@ -19,8 +20,8 @@ from pgorthanc_cli import db, revision
 
 ROLE = "importer"  # owns its databases, and has no other rights: the triggers stay on
 REVISIONS = (1, 10)
-SERVER, CLIENT = "198.51.100.5", "198.51.100.6"  # TEST-NET-2 of RFC 5737
-_HBA = f"local all all trust\nhost all all 127.0.0.1/32 trust\nhost all all {CLIENT}/32 trust\n"
+_ADDRESSES = ip_network("198.18.0.0/15")  # of RFC 2544, for tests of networks
+_HBA = f"local all all trust\nhost all all {_ADDRESSES} trust\n"
 # The server, too, is to notice soon that a client is gone.
 _SETTINGS = """
 listen_addresses = '*'
@@ -102,6 +103,7 @@ class Network:
 
     namespace: str
     device: str
+    server: str
 
     def command(self, *words: str) -> list[str]:
         """That command, run on the client's side."""
@@ -116,8 +118,10 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network | None]:
-    """A cable (a pair of virtual devices) between `CLIENT` and `SERVER`; None where this user may not lay one."""
+    """A cable (a pair of virtual devices) with addresses of its own; None where this user may not lay one."""
     name = f"pgf{os.getpid()}"
+    first = 4 * os.getpid() % _ADDRESSES.num_addresses
+    server, client = (f"{_ADDRESSES[first + n]}/30" for n in (1, 2))
     with ExitStack() as stack:
         try:
             if os.geteuid() or shutil.which("ip") is None:
@@ -129,11 +133,11 @@ def network() -> Iterator[Network | None]:
         except subprocess.CalledProcessError:
             yield None
             return
-        ip("address", "add", f"{SERVER}/30", "dev", f"{name}s")
+        ip("address", "add", server, "dev", f"{name}s")
         ip("link", "set", f"{name}s", "up")
-        ip("-n", name, "address", "add", f"{CLIENT}/30", "dev", f"{name}c")
+        ip("-n", name, "address", "add", client, "dev", f"{name}c")
         ip("-n", name, "link", "set", f"{name}c", "up")
-        yield Network(name, f"{name}s")
+        yield Network(name, f"{name}s", server.partition("/")[0])
 
 
 def ip(*words: str) -> None:

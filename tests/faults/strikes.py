@@ -52,6 +52,7 @@ class Scene:
         wanted = self.random.randrange(before, INSTANCES)
         wait_until(lambda: self.ended() or self.archive.stored() >= wanted, timeout_s=120)
         time.sleep(self.random.uniform(0, 0.05 if wanted > before else 1.0))
+        assert self.process.poll() in (None, NEVER_MIND), "it ended before it was struck"
 
     def await_work(self) -> None:
         """A random moment of an import that adds no instances."""
