@@ -43,13 +43,12 @@ class Conversion(Reading):
         self.work = replace(self.work, revision=plan.revision, tables=tuple(plan.tables), target=self.where)
         reader = self.reader()
         yield from self._load(conn, reader)
-        yield from self._build(conn, plan)
-        compared = (yield from self._compare(reader, plan)) if self.settings.verify else ()
+        yield from self._index(conn, plan)
+        target.count(conn, plan, {name: reader.highest(name) for name in _NUMBERED})
+        compared = yield from self._prove(reader, plan)
         stored = (yield from self._store()) if self.settings.large_objects else 0
         yield Progress("prove", "the new index")
-        highest = {name: reader.highest(name) for name in _NUMBERED}
-        properties = self.properties(reader)
-        target.stamp(conn, self.where.schema, plan, highest, properties, deep=self.settings.verify)
+        target.stamp(conn, self.where.schema, plan, self.properties(reader))
         plugins = catalog.plugins(plan.revision)
         self.facts |= {
             "schema": self.where.schema,
@@ -131,39 +130,37 @@ class Conversion(Reading):
             yield progress
         self.require_all(reader)
 
-    def _build(self, conn: Connection, plan: target.Plan) -> Iterator[Progress]:
-        """Indexes, keys and foreign keys, but for those that an earlier run has built; statistics."""
+    def _index(self, conn: Connection, plan: target.Plan) -> Iterator[Progress]:
+        """Indexes, keys and foreign keys, but for those that an earlier run has built."""
         known = catalog.snapshot(conn, self.where.schema)
         conn.rollback()
-        yield from self._execute("indexes", target.missing_indexes(plan, known))
+        missing = target.missing_indexes(plan, known)
+        work = ((self.work, "execute", statement) for statement in missing)
+        for progress, _ in self.each("build", "indexes", work, len(missing)):
+            yield progress
         target.add_keys(conn, plan, known)
-        validate = [f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}" for table, name, _ in plan.references]
-        yield from self._execute("references", validate)
-        yield from self._execute("statistics", [f"ANALYZE {table}" for table in plan.tables])
 
-    def _execute(self, what: str, statements: list[str]) -> Iterator[Progress]:
-        work = ((self.work, "execute", statement) for statement in statements)
-        for progress, _ in self.each("build", what, work, len(statements)):
+    def _prove(self, reader: Reader, plan: target.Plan) -> Generator[Progress, None, tuple[Compared, ...]]:
+        """Check foreign keys and invariants, read every table back, collect statistics: all at once."""
+        tables = sorted(plan.tables, key=lambda table: -self.rows[table]) if self.settings.verify else []
+        work: list[tuple[Any, ...]] = [(self.work, "invariants")] if self.settings.verify else []
+        work += [(self.work, "read_back", table, reader.columns(_SOURCES[table])[1]) for table in tables]
+        statements = [f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}" for table, name, _ in plan.references]
+        statements += [f"ANALYZE {table}" for table in plan.tables]
+        work += [(self.work, "execute", statement) for statement in statements]
+        results = []
+        for progress, found in self.each("prove", "rows and references", work, len(work)):
+            results.append(found)
             yield progress
-
-    def _compare(self, reader: Reader, plan: target.Plan) -> Generator[Progress, None, tuple[Compared, ...]]:
-        """Read every table back, and hold it against what was read from SQLite."""
-        tables = sorted(plan.tables, key=lambda table: -self.rows[table])
-        work = ((self.work, "read_back", table, reader.columns(_SOURCES[table])[1]) for table in tables)
-        compared = []
-        for table, (progress, (stored, checksum)) in zip(
-            tables, self.each("prove", "rows, table by table", work, len(tables)), strict=True
-        ):
-            compared.append(Compared(table, self.rows[table], stored, self.sums[table], checksum))
-            yield progress
-        wrong = [c for c in compared if not c.equal]
-        if wrong:
-            told = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in wrong)
-            raise PgOrthancError(
-                f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {told}",
-                "make sure that nobody else works on the database, then run it again with --restart",
-            )
-        return tuple(compared)
+        if not self.settings.verify:
+            return ()
+        compared = tuple(
+            Compared(table, self.rows[table], stored, self.sums[table], checksum)
+            for table, (stored, checksum) in zip(tables, results[1:], strict=False)
+        )
+        _require_equal(compared)
+        target.require_sound(results[0])
+        return compared
 
     def _store(self) -> Generator[Progress, None, int]:
         """Copy the attachments into PostgreSQL; how many are there."""
@@ -175,3 +172,13 @@ class Conversion(Reading):
                 "restore them and run it again: it goes on; or leave the files in their folder: without --storage",
             )
         return seen.stored
+
+
+def _require_equal(compared: tuple[Compared, ...]) -> None:
+    wrong = [c for c in compared if not c.equal]
+    if wrong:
+        told = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in wrong)
+        raise PgOrthancError(
+            f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {told}",
+            "make sure that nobody else works on the database, then run it again with --restart",
+        )

@@ -107,7 +107,7 @@ class Reader:
         if name == RECYCLING:
             order = self._recycling(outcome)
             while some := list(itertools.islice(order, _BLOCK_ROWS)):
-                yield _counted(map(_line, some), outcome)
+                yield _counted(b"".join(map(_line, some)), len(some), outcome)
             return
         query = self._resource_lines() if name == RESOURCES else self._lines(BY_SOURCE[name])
         plain = self._plain(name)
@@ -116,9 +116,10 @@ class Reader:
             end = min(start + step, last)
             (rows, block), *_ = self.conn.execute(query, (start, end))
             if rows and plain(block, rows):
-                yield _counted((block + b"\n").splitlines(keepends=True), outcome)
+                yield _counted(block + b"\n", rows, outcome)
             elif rows:
-                yield _counted(self._odd(name, start, end, outcome), outcome)
+                lines = list(self._odd(name, start, end, outcome))
+                yield _counted(b"".join(lines), len(lines), outcome)
 
     def _ranges(self, table: str, key: str = "rowid", step: int = _CHUNK_IDS) -> Iterator[tuple[int, int]]:
         """Pieces of a table of about so many rows."""
@@ -330,8 +331,12 @@ def _line(values: Iterable[object]) -> bytes:
     return (DELIMITER.join(map(field_text, values)) + "\n").encode()
 
 
-def _counted(lines: Iterable[bytes], outcome: Outcome) -> bytes:
-    lines = tuple(lines)
-    outcome.rows += len(lines)
-    outcome.checksum += sum(map(crc32, lines))
-    return b"".join(lines)
+def checksum(block: bytes) -> int:
+    """The sum of the CRC-32 of all lines, so that their order does not count."""
+    return sum(map(crc32, block.splitlines(keepends=True)))
+
+
+def _counted(block: bytes, rows: int, outcome: Outcome) -> bytes:
+    outcome.rows += rows
+    outcome.checksum += checksum(block)
+    return block

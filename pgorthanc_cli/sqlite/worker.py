@@ -6,6 +6,7 @@ the parent is gone.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
@@ -14,29 +15,31 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import psycopg2.errors
 
-from pgorthanc_cli import db, storage
+from pgorthanc_cli import catalog, db, storage
 from pgorthanc_cli.sqlite import files as attachments
 from pgorthanc_cli.sqlite import journal, tree
 from pgorthanc_cli.sqlite import source as sources
 from pgorthanc_cli.sqlite.model import Outcome
-from pgorthanc_cli.sqlite.reader import Reader
+from pgorthanc_cli.sqlite.reader import Reader, checksum
 from pgorthanc_cli.sqlite.source import Source
 from pgorthanc_cli.sqlite.tables import COPY_OPTIONS
+from pgorthanc_cli.verify import data
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+    from typing_extensions import Buffer
 
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES, _BUFFER_BYTES = 1 << 18, 1 << 20
 _NOWHERE = db.Target("")
 _SETTINGS = (
     "SET client_encoding = 'UTF8'",
     "SET bytea_output = hex",
     "SET synchronous_commit = off",  # the last transaction of all is committed by the parent, and flushes this, too
     "SET maintenance_work_mem = '256MB'",
+    "SET work_mem = '64MB'",
 )
 
 
@@ -136,10 +139,19 @@ class Worker:
 
     def read_back(self, table: str, columns: Sequence[str]) -> tuple[int, int]:
         """Rows and checksum of a table of PostgreSQL."""
-        counter = _Counter()
+        total = _Sum()
+        copy = f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH {COPY_OPTIONS}"
         with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
-            cur.copy_expert(f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH {COPY_OPTIONS}", counter)
-        return counter.rows, counter.checksum
+            with io.BufferedWriter(total, _BUFFER_BYTES) as buffer:
+                cur.copy_expert(copy, buffer)
+            return cur.rowcount, total.checksum
+
+    def invariants(self) -> list[str]:
+        """What does not hold for the rows of the new index (SCHEMA.md 5)."""
+        with db.translated(self.conn), self.conn:
+            found = catalog.snapshot(self.conn, self.work.target.schema)
+            checks = data.findings(self.conn, found, self.work.revision, deep=True)
+        return [str(one) for one in checks if one.matters]
 
     def survey(self) -> tuple[Path | None, Outcome]:
         """See `tree.survey`."""
@@ -186,16 +198,23 @@ class _Lines:
     readline = read
 
 
-class _Counter:
-    """Counts and sums up the lines that COPY writes, one by one."""
+class _Sum(io.RawIOBase):
+    """Sums up the lines that COPY writes; behind a buffer, which gathers them."""
 
     def __init__(self) -> None:
-        self.rows = self.checksum = 0
+        self.checksum = 0
+        self._rest = b""
 
-    def write(self, line: bytes) -> None:
-        """Take in a line."""
-        self.rows += 1
-        self.checksum += crc32(line)
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, piece: Buffer) -> int:
+        """Take in some lines; the last one may go on in the next piece."""
+        written = bytes(piece)
+        whole, end, self._rest = (self._rest + written).rpartition(b"\n")
+        self.checksum += checksum(whole + end)
+        return len(written)
 
 
 # --- in a process of its own ---------------------------------------------------------------------------------
