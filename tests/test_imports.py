@@ -13,7 +13,7 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "connect_errors"}
+BASE = {"errors", "db", "connect_errors", "progress"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
@@ -21,6 +21,7 @@ ALLOWED = {
     "errors": set(),
     "db": set(),
     "connect_errors": set(),
+    "progress": set(),
     "config": {"catalog", "pooler"},
     "programs": set(),
     "datafolder": {"programs"},

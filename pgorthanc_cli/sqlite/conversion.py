@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import catalog, db, revision
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.sqlite import checklist, journal, target, worker
-from pgorthanc_cli.sqlite.model import Compared, Converted, Finding, Outcome, Progress, Settings
+from pgorthanc_cli.sqlite.model import Compared, Converted, Finding, Outcome, Settings
 from pgorthanc_cli.sqlite.reader import RECYCLING, RESOURCES, Reader
 from pgorthanc_cli.sqlite.reading import Reading
 from pgorthanc_cli.sqlite.source import Source

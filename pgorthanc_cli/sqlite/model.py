@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgorthanc_cli.progress import Progress
+
 LEVELS = ("patients", "studies", "series", "instances")
 DEFAULT_SERVER = "orthanc"
 """The server identifier where nothing names one; the configuration has to say the same then."""
@@ -102,23 +104,6 @@ class Files:
     missing: int = 0
     differing: int = 0
     examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something goes on.
-
-    Attributes:
-        phase: The part of the work that it belongs to: `check`, `copy`, `build`, `prove` or `files`.
-        what: What is done.
-        done: How much of it, None where nobody can tell.
-        total: Out of how much.
-    """
-
-    phase: str
-    what: str
-    done: int | None = None
-    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.sqlite import worker
-from pgorthanc_cli.sqlite.model import Progress
 
 _AHEAD = 3  # pieces of work that wait for each worker
 

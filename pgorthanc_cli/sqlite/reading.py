@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pgorthanc_cli import revision
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.sqlite import files, findings, pool
 from pgorthanc_cli.sqlite import source as sources
-from pgorthanc_cli.sqlite.model import LEVELS, Converted, Files, Finding, Outcome, Progress, Settings
+from pgorthanc_cli.sqlite.model import LEVELS, Converted, Files, Finding, Outcome, Settings
 from pgorthanc_cli.sqlite.reader import Reader
 from pgorthanc_cli.sqlite.source import Source
 from pgorthanc_cli.sqlite.worker import Work

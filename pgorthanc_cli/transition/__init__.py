@@ -1,7 +1,8 @@
 """From one revision of the index to another: what is there, what is to be done, and the doing in three phases."""
 
 from pgorthanc_cli.locks import Session, others
-from pgorthanc_cli.transition.model import PHASES, Changed, Event, Progress, Settings
+from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.transition.model import PHASES, Changed, Event, Settings
 from pgorthanc_cli.transition.plan import Plan, plan
 from pgorthanc_cli.transition.printed import sql
 from pgorthanc_cli.transition.run import downgrade, upgrade

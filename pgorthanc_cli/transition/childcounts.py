@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import catalog
-from pgorthanc_cli.transition.model import Progress
+from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

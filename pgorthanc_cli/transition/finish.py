@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from pgorthanc_cli import catalog
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import childcounts, kept, prepare, statistics
-from pgorthanc_cli.transition.model import ANALYZED, Progress, Settings
+from pgorthanc_cli.transition.model import ANALYZED, Settings
 from pgorthanc_cli.transition.preparation import Preparation, left_over
 from pgorthanc_cli.transition.statements import execute, patiently, watched
 

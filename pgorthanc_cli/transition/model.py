@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgorthanc_cli.duplicates import Differing, Duplicate, SurplusFile
+from pgorthanc_cli.progress import Progress
 
 PHASES = ("prepare", "switch", "finish")
 ANALYZED = ("resources", "metadata")
@@ -31,23 +32,6 @@ class Settings:
     repair_duplicates: bool = False
     discard: bool = False
     export: Path | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Something goes on.
-
-    Attributes:
-        phase: The phase it belongs to.
-        what: What is done.
-        done: How much of it, None where nobody can tell.
-        total: Out of how much.
-    """
-
-    phase: str
-    what: str
-    done: int | None = None
-    total: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import psycopg2.errors
 from psycopg2 import sql
 
 from pgorthanc_cli import catalog, steps
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import childcounts, statistics
-from pgorthanc_cli.transition.model import Progress
 from pgorthanc_cli.transition.preparation import Preparation, beforehand
 from pgorthanc_cli.transition.statements import execute, patiently, watched
 

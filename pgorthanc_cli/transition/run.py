@@ -13,10 +13,11 @@ import psycopg2.errors
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.locks import others
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import kept, survey
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
-from pgorthanc_cli.transition.model import Changed, Event, Progress, Settings
+from pgorthanc_cli.transition.model import Changed, Event, Settings
 from pgorthanc_cli.transition.plan import require_direction
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli.errors import InUseError
 from pgorthanc_cli.locks import Session, end, others
-from pgorthanc_cli.transition.model import Progress
+from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

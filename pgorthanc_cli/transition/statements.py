@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.transition.model import Progress
+from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

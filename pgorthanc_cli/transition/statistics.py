@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import catalog
-from pgorthanc_cli.transition.model import Progress
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition.proof import COUNTERS
 
 if TYPE_CHECKING:

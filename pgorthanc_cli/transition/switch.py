@@ -15,8 +15,9 @@ from psycopg2 import sql
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.locks import end
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import mend, proof, sessions, survey
-from pgorthanc_cli.transition.model import Progress, Settings
+from pgorthanc_cli.transition.model import Settings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
