@@ -106,7 +106,11 @@ class Import:
     def workers(self) -> list[int]:
         """Processes of the pool, not the tracker of its resources."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [
+            int(pid)
+            for pid in children
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
 
     def backends(self) -> list[int]:
         conn = psycopg2.connect(self.target.dsn)

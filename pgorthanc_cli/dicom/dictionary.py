@@ -1,10 +1,11 @@
-"""The DICOM data dictionary (PS3.6, as pydicom carries it): value representations and names of tags."""
+"""The DICOM data dictionary (PS3.6, as pydicom carries it): value representations and names of tags.
+
+Most files say what they have without it, so pydicom, which takes its time, is imported when it is asked.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
-
-from pydicom.datadict import get_entry, tag_for_keyword
 
 # Where the standard leaves a choice, what DCMTK takes for implicit files; XS waits for PixelRepresentation.
 XS = "xs"
@@ -14,6 +15,8 @@ _NOTHING = ("UN", "", "", "", "")
 
 def _entry(tag: int) -> tuple[str, str, str, str, str]:
     """VR, multiplicity, name, "Retired" or nothing, and keyword; repeating groups (50xx, 60xx) included."""
+    from pydicom.datadict import get_entry
+
     try:
         return get_entry(tag)
     except KeyError:
@@ -53,6 +56,8 @@ def name_of(tag: int) -> str:
 
 def tag_of(keyword: str) -> int | None:
     """The tag of a keyword, None for an unknown or a retired one (DCMTK renames those)."""
+    from pydicom.datadict import tag_for_keyword
+
     tag = tag_for_keyword(keyword)
     return None if tag is None or name_of(tag) != keyword else tag
 

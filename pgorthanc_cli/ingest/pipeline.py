@@ -67,6 +67,9 @@ def run_sources(
     """
     yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
     with ExitStack() as stack:
+        start = stack.enter_context(
+            workers(jobs)
+        )  # first: a forked process must not have a copy of what follows
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
@@ -74,18 +77,16 @@ def run_sources(
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
         if settings.dry_run:
-            work = _work(target, settings, None)
-            with workers(work, jobs) as submit:
-                pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
-                yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
+            submit = start(_work(target, settings, None))
+            pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
+            yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
             return
         journals = _journals(conn, settings, stack)
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
         committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
-        with workers(_work(target, settings, journals), jobs) as submit:
-            pipeline = _Pipeline(submit, committer, stop or threading.Event())
-            yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
+        pipeline = _Pipeline(start(_work(target, settings, journals)), committer, stop or threading.Event())
+        yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
 
 

@@ -182,7 +182,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
     found = []
     for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         with suppress(FileNotFoundError):
-            if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes():
+            if b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes():
                 found.append(int(number))
     return found
 
