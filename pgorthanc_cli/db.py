@@ -58,6 +58,8 @@ LOCK_NAMES = {
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+# What is sent into a cut network is not acknowledged; without this the kernel gives up after about 15 minutes.
+_UNANSWERED = {"tcp_user_timeout": "60000"}  # ms: as long as it takes the probes to find an idle connection cut
 # A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
 _PATIENCE = {"connect_timeout": "30"}
 
@@ -104,13 +106,11 @@ class Target:
         With a service file there is none of them: a parameter given here would override the file's.
         """
         given = parse(self.dsn)
-        served = "service" in given or os.environ.get("PGSERVICE")
-        patience = {} if served or os.environ.get("PGCONNECT_TIMEOUT") else _PATIENCE
-        defaults = {
-            "fallback_application_name": self.application,
-            **({} if served else KEEPALIVE),
-            **patience,
-        }
+        defaults = {"fallback_application_name": self.application}
+        if "service" not in given and not os.environ.get("PGSERVICE"):
+            told = any(name.startswith("keepalives") for name in given)
+            defaults |= KEEPALIVE if told else {**KEEPALIVE, **_UNANSWERED}
+            defaults |= {} if os.environ.get("PGCONNECT_TIMEOUT") else _PATIENCE
         return {**defaults, **given}
 
     def with_password(self, password: str) -> Target:

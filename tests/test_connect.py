@@ -433,10 +433,12 @@ def test_keep_alive_and_name(server: Server, monkeypatch: pytest.MonkeyPatch) ->
         assert shown(conn, "application_name") == "pgorthanc test"
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
     given = replace(target, dsn=target.dsn + " application_name=mine keepalives_idle=99")
     with db.session(given) as conn, socket.socket(fileno=os.dup(conn.fileno())) as sock:
         assert shown(conn, "application_name") == "mine"
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 99
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
     without = replace(target, dsn=target.dsn + " keepalives=0")
     with db.session(without) as conn, socket.socket(fileno=os.dup(conn.fileno())) as sock:
         assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

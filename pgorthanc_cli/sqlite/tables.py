@@ -98,8 +98,7 @@ def owner(target: str, source: str) -> Column:
             raise Unusable("its resource does not exist")
         return resource.internal_id
 
-    exists = f"EXISTS (SELECT 1 FROM tree WHERE tree.internalId = t.{source})"
-    return Column(target, source, f"t.{source}", exists, convert, number=True)
+    return Column(target, source, f"t.{source}", "r.internalId NOT NULL", convert, number=True)
 
 
 def integer(target: str, source: str, most: int | None = None) -> Column:
@@ -148,9 +147,7 @@ def level(target: str, source: str, *, of_resource: bool) -> Column:
 
     condition = f"t.{source} IN (1, 2, 3, 4)"
     if of_resource:
-        condition += (
-            " AND t.resourceType = (SELECT resourceType FROM tree WHERE tree.internalId = t.internalId)"
-        )
+        condition += " AND t.resourceType = r.resourceType"
     return Column(target, source, f"(t.{source} - 1)", condition, convert, number=True)
 
 
