@@ -4,8 +4,9 @@
 
 A private PostgreSQL server with default settings (fsync on) on this machine. The same CT-like files (40 elements,
 100 per patient) go to Orthanc over HTTP, with each number of clients, and through `pgorthanc import`, into a new
-database each. Needs the real Orthanc (see tests/interop). With --stored the rate of the import is measured again into
-an index that holds so many instances already. Rates include the start of the program.
+database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes): look at the
+best of each side. The limits are the same bytes and rows with nothing else done. Rates include the start of the
+program. With --stored the import is measured again into an index that holds so many instances already.
 """
 
 from __future__ import annotations
@@ -216,6 +217,29 @@ def copy_files(root: Path, files: list[Path]) -> None:
             group.sync(paths)
 
 
+def copy_objects(target: db.Target, files: list[Path]) -> None:
+    """Nothing but read, hash and store as large objects, in one connection and as large batches as the import has."""
+    with db.session(target) as conn:
+        area = storage.LargeObjectArea(conn)
+        for start in range(0, len(files), 32):
+            contents = [file.read_bytes() for file in files[start : start + 32]]
+            for content in contents:
+                hashlib.md5(content, usedforsecurity=False).hexdigest()
+            names = storage.new_uuids(len(contents))
+            with conn:
+                area.put_all((name, 1, [content]) for name, content in zip(names, contents, strict=True))
+
+
+def limit_of_objects(server: Server, files: list[Path]) -> None:
+    """The same bytes as large objects, without an index."""
+    target = server.create("bench_objects", revision.current())
+    started = time.perf_counter()
+    copy_objects(target, files)
+    print(
+        f"  {'read, MD5, large objects: 1 process':34} {len(files) / (time.perf_counter() - started):8.0f} /s"
+    )
+
+
 def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -> None:
     """The same bytes without a database, and the same rows without triggers and files."""
     (folder / "raw").mkdir()
@@ -253,6 +277,8 @@ def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -
 
 
 def main(arguments: argparse.Namespace) -> None:
+    package = Path(storage.__file__).parent
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(package)], check=True)  # as pip does it
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)  # noqa: S103 - PostgreSQL runs as another user when this runs as root
         folder = Path(name)
@@ -280,10 +306,18 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
             by_orthanc(program, server, folder, files, clients, large_objects)
     count = len(files)
     for number in (1, revision.current()):
-        target = server.create("bench_import", number)
-        by_import(f"import, revision {number}", server, target, folder / "in", count, *area(f"a{number}"))
-    if not large_objects:
+        for again in range(arguments.passes):
+            target = server.create("bench_import", number)
+            place = area(f"a{number}-{again}")
+            by_import(f"import, revision {number}", server, target, folder / "in", count, *place)
+    if large_objects:
+        limit_of_objects(server, files)
+    else:
         limits(server, target, folder, files)
+        linked = server.create("bench_linked", revision.current())
+        by_import(
+            "import --link hardlink", server, linked, folder / "in", count, *area("b"), "--link", "hardlink"
+        )
     alone = server.create("bench_alone", revision.current())
     by_import("import --jobs 1", server, alone, folder / "in", count, "-j", "1", *area("alone"))
     beside = server.create("bench_concurrent", revision.current())
@@ -306,5 +340,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=8192)
     parser.add_argument("--storage", choices=("filesystem", "postgresql"), default="filesystem")
     parser.add_argument("--clients", type=numbers, default=[1, 4, 8])
+    parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--stored", type=numbers, default=[])
     main(parser.parse_args())

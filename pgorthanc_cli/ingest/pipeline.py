@@ -23,7 +23,8 @@ from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-BATCH_FILES = 500
+BATCH_FILES = 1000
+_FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
 BATCH_BYTES = 16 << 20
 BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
 
@@ -177,9 +178,9 @@ class _Pipeline:
 
 
 def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]:
-    """Sources in order, as many together as one transaction should take; fewer when they come slowly."""
+    """Sources in order, as many together as one transaction should take; fewer at first, and when they come slowly."""
     batch: list[Source] = []
-    size = 0
+    size, most = 0, min(_FIRST_FILES, BATCH_FILES)
     started = time.monotonic()
     for source in sources:
         if isinstance(source, Batch):
@@ -189,9 +190,9 @@ def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]
             started = time.monotonic()
         batch.append(source)
         size += source.size
-        full = len(batch) >= BATCH_FILES or size >= BATCH_BYTES
+        full = len(batch) >= most or size >= BATCH_BYTES
         if full or time.monotonic() - started > BATCH_S:
             yield batch
-            batch, size = [], 0
+            batch, size, most = [], 0, min(2 * most, BATCH_FILES)
     if batch:
         yield batch
