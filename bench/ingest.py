@@ -4,9 +4,9 @@
 
 A private PostgreSQL server with default settings (fsync on) on this machine. The same CT-like files (40 elements,
 100 per patient) go to Orthanc over HTTP, with each number of clients, and through `pgorthanc import`, into a new
-database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes): look at the
-best of each side. The limits are the same bytes and rows with nothing else done. Rates include the start of the
-program. With --stored the import is measured again into an index that holds so many instances already.
+database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes):
+look at the best of each side. The limits are the same bytes and rows with nothing else done. Rates include
+the start of the program. With --stored the import is measured again into an index that holds so many already.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from pgorthanc_cli import db, embedded
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import sqliteindex
+from processes import peak_bytes
 
 _LOAD = """LOAD DATABASE FROM sqlite://{path} INTO {target}
     WITH include drop, create tables, create no indexes, no foreign keys, reset no sequences;
@@ -89,13 +90,9 @@ def tool(path: Path, dsn: str) -> None:
         "--quiet",
     ]
     started = time.perf_counter()
-    peak = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        while process.poll() is None:
-            peak = max(peak, sum(map(resident, family(process.pid))))
-            time.sleep(0.2)
-        taken_s = time.perf_counter() - started
-        found = json.loads(process.stdout.read() if process.stdout else b"")
+    peak, printed = peak_bytes(command)
+    taken_s = time.perf_counter() - started
+    found = json.loads(printed)
     total = sum(found["rows"].values())
     assert found["verified"]
     print(f"  pgorthanc {taken_s:8.1f} s, {total / taken_s:9,.0f} rows/s, {peak / 1e6:,.0f} MB", flush=True)
@@ -121,24 +118,6 @@ def loader(path: Path, dsn: str) -> None:
         f"  pgloader  {taken_s:8.1f} s, {' '.join(total[-1].split()) if total else ended.stdout[-500:]}",
         flush=True,
     )
-
-
-def family(pid: int) -> list[int]:
-    """A process and all below it."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(one for child in children for one in family(int(child)))]
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory, those shared with other processes included."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 BATCH_FILES = 1000
 _FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
 BATCH_BYTES = 16 << 20
+HANDED_OVER_BYTES = 8 << 20  # of a batch of large objects, of which there are copies on both sides of a pipe
 BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
 
 
@@ -86,7 +87,9 @@ def run_sources(
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
         committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
-        pipeline = _Pipeline(start(_work(target, settings, journals)), committer, stop or threading.Event())
+        submit = start(_work(target, settings, journals))
+        most_bytes = HANDED_OVER_BYTES if objects else BATCH_BYTES
+        pipeline = _Pipeline(submit, committer, stop or threading.Event(), most_bytes)
         yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
 
@@ -119,7 +122,14 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
 class _Pipeline:
     """Keeps batches in preparation and writes them in order; archives are imported in their place."""
 
-    def __init__(self, submit: Submit, committer: Committer | Rehearsal, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        submit: Submit,
+        committer: Committer | Rehearsal,
+        stop: threading.Event,
+        most_bytes: int = BATCH_BYTES,
+    ) -> None:
+        self.most_bytes = most_bytes
         self.submit = submit
         self.committer = committer
         self.stop = stop
@@ -129,7 +139,7 @@ class _Pipeline:
         """Import the sources, with up to `ahead` batches prepared or in preparation."""
         waiting: deque[tuple[str, Future[list[Result]]]] = deque()
         try:
-            for batch in batched(sources):
+            for batch in batched(sources, self.most_bytes):
                 if isinstance(batch, Batch):
                     yield batch
                     if self.stop.is_set():
@@ -177,7 +187,9 @@ class _Pipeline:
                 self.committer.forget(name, future.result())
 
 
-def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]:
+def batched(
+    sources: Iterable[Source | Batch], most_bytes: int = BATCH_BYTES
+) -> Iterator[list[Source] | Batch]:
     """Sources in order, as many together as one transaction should take; fewer at first, and when they come slowly."""
     batch: list[Source] = []
     size, most = 0, min(_FIRST_FILES, BATCH_FILES)
@@ -190,7 +202,7 @@ def batched(sources: Iterable[Source | Batch]) -> Iterator[list[Source] | Batch]
             started = time.monotonic()
         batch.append(source)
         size += source.size
-        full = len(batch) >= most or size >= BATCH_BYTES
+        full = len(batch) >= most or size >= most_bytes
         if full or time.monotonic() - started > BATCH_S:
             yield batch
             batch, size, most = [], 0, min(2 * most, BATCH_FILES)
