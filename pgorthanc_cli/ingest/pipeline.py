@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BATCH_FILES = 1000
 _FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
 BATCH_BYTES = 16 << 20
-HANDED_OVER_BYTES = 8 << 20  # of a batch of large objects, of which there are copies on both sides of a pipe
+_OBJECT_BATCH_BYTES = 8 << 20  # large objects: there are copies of them on both sides of a pipe
 BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
 
 
@@ -88,7 +88,7 @@ def run_sources(
         committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
         submit = start(_work(target, settings, journals))
-        most_bytes = HANDED_OVER_BYTES if objects else BATCH_BYTES
+        most_bytes = _OBJECT_BATCH_BYTES if objects else BATCH_BYTES
         pipeline = _Pipeline(submit, committer, stop or threading.Event(), most_bytes)
         yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
         committer.log_stable()
