@@ -56,6 +56,7 @@ def run(dsn: str, folder: Path, sizes: list[int]) -> None:
             conn.close()
             print(f"{instances:,} instances, {path.stat().st_size / 1e6:,.0f} MB", flush=True)
             for measure in (tool, loader, tool, loader):
+                os.sync()  # nobody pays for what was written before
                 path.read_bytes()  # in the page cache for both
                 with database(admin, dsn) as target:
                     measure(path, target)
