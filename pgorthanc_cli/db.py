@@ -59,9 +59,8 @@ LOCK_NAMES = {
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 # What is sent into a cut network is not acknowledged; without this the kernel gives up after about 15 minutes.
-_UNANSWERED = {
-    "tcp_user_timeout": "60000"
-}  # ms: as long as it takes the probes to find an idle connection cut
+# It is 60 s then, as long as it takes the probes to find that an idle connection is cut.
+_UNANSWERED = {"tcp_user_timeout": "60000"}
 # A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
 _PATIENCE = {"connect_timeout": "30"}
 

@@ -25,11 +25,14 @@ Names = list[x509.GeneralName]
 LOCALHOST: Names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Poll a condition that another process makes true."""
+def wait_until(
+    condition: Callable[[], bool], complaint: str = "it did not happen in time", *, timeout_s: float = 20.0
+) -> None:
+    """Poll a condition that another process makes true, and leave it some time to do so."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, complaint
+        time.sleep(0.005)
 
 
 def free_port() -> int:

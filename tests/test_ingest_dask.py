@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import samples
 from importing import check_area, dumped, run
 from psycopg2.extensions import make_dsn
+from real_servers import wait_until
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
@@ -43,7 +43,7 @@ class Cluster:
             "--scheduler-file",
             str(self.file),
         )
-        wait_until(self.file.exists, "the scheduler does not start")
+        wait_until(self.file.exists, "the scheduler does not start", timeout_s=60)
 
     @property
     def address(self) -> str:
@@ -68,13 +68,6 @@ class Cluster:
         for process in (*self.workers, self.scheduler):
             process.kill()
             process.wait()
-
-
-def wait_until(condition: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -144,7 +137,7 @@ def test_a_worker_that_is_killed_costs_only_time(started: Cluster, fresh: db.Tar
         command(fresh, started.address, tmp_path / "area", tmp_path / "in"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET,
     )  # fmt: skip
-    wait_until(lambda: imported(fresh) > 0, "nothing is imported")
+    wait_until(lambda: imported(fresh) > 0, "nothing is imported", timeout_s=60)
     workers[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -164,7 +157,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_and_a_rerun_completes_it(
         command(fresh, started.address, tmp_path / "area", tmp_path / "in"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET,
     )  # fmt: skip
-    wait_until(lambda: imported(fresh) > 0, "nothing is imported")
+    wait_until(lambda: imported(fresh) > 0, "nothing is imported", timeout_s=60)
     started.scheduler.kill()
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (1, ""), err
@@ -188,7 +181,7 @@ def test_a_signal_ends_it_with_the_counts_right(started: Cluster, fresh: db.Targ
         command(fresh, started.address, tmp_path / "area", tmp_path / "in"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=QUIET,
     )  # fmt: skip
-    wait_until(lambda: imported(fresh) > 0, "nothing is imported")
+    wait_until(lambda: imported(fresh) > 0, "nothing is imported", timeout_s=60)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

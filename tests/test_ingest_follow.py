@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import samples
 from importing import check_area, dumped
+from real_servers import wait_until
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.ingest import follow
@@ -78,11 +79,11 @@ class Following:
             raise self._errors.get()
 
     def until(self, condition: Callable[[ingest.Report], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition(self.tally.report()):
-            assert time.monotonic() < deadline, self.tally.report()
+        def done() -> bool:
             assert self._thread.is_alive()
-            time.sleep(0.01)
+            return condition(self.tally.report())
+
+        wait_until(done, timeout_s=30)
 
 
 def aged(path: Path) -> Path:
@@ -229,12 +230,11 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_rows(target: db.Target, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 30
     with db.session(target, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
-        while time.monotonic() < deadline:
+
+        def there() -> bool:
             assert process.poll() is None
             cur.execute("SELECT count(*) FROM attachedfiles")
-            if cur.fetchone() == (count,):
-                return
-            time.sleep(0.02)
-    raise AssertionError(f"not {count} rows")
+            return cur.fetchone() == (count,)
+
+        wait_until(there, f"not {count} rows", timeout_s=30)

@@ -16,6 +16,7 @@ import pytest
 import samples
 from importing import check_area, dumped, ends
 from psycopg2.extensions import cursor as Cursor
+from real_servers import wait_until
 
 from pgorthanc_cli import db, dicom, index, ingest
 from pgorthanc_cli.errors import PgOrthancError, UsageError
@@ -285,13 +286,12 @@ def test_kill_9_again_and_again_misses_no_file(
 
 def wait_for_no_session(cur: Cursor) -> None:
     """Until the server has noticed that its client is gone, and let go of lock 42."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def gone() -> bool:
         cur.execute(
             """SELECT count(*) FROM pg_stat_activity
                WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"""
         )
-        if cur.fetchone() == (0,):
-            return
-        time.sleep(0.02)
-    raise AssertionError("a session stays")
+        return cur.fetchone() == (0,)
+
+    wait_until(gone, "a session stays", timeout_s=30)

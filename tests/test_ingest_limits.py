@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import samples
 from importing import check_area
+from real_servers import wait_until
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.errors import UsageError
@@ -224,14 +225,13 @@ def test_signals_end_it_while_it_waits(
 
 def wait_for_a_session(target: db.Target) -> None:
     """Until the import works on the database; the first file is with it then, and the second waits."""
-    deadline = time.monotonic() + 30
     with db.session(target, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
-        while time.monotonic() < deadline:
+
+        def held() -> bool:
             cur.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42")
-            if cur.fetchone() == (1,):
-                return
-            time.sleep(0.02)
-    raise AssertionError("the import does not begin")
+            return cur.fetchone() == (1,)
+
+        wait_until(held, "the import does not begin", timeout_s=30)
 
 
 @pytest.mark.parametrize(

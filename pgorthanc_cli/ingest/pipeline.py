@@ -68,10 +68,10 @@ def run_sources(
         PgOrthancError: The storage area cannot be written to.
     """
     yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
+    ahead = jobs + 2 if jobs > 1 else 0
     with ExitStack() as stack:
-        start = stack.enter_context(
-            workers(jobs)
-        )  # first: a forked process must not have a copy of what follows
+        # First: a forked process must not have a copy of what is opened afterwards.
+        start = stack.enter_context(workers(jobs))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
@@ -81,7 +81,7 @@ def run_sources(
         if settings.dry_run:
             submit = start(_work(target, settings, None))
             pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
-            yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
+            yield from pipeline.run(sources, ahead=ahead)
             return
         journals = _journals(conn, settings, stack)
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
@@ -90,7 +90,7 @@ def run_sources(
         submit = start(_work(target, settings, journals))
         most_bytes = _OBJECT_BATCH_BYTES if objects else BATCH_BYTES
         pipeline = _Pipeline(submit, committer, stop or threading.Event(), most_bytes)
-        yield from pipeline.run(sources, ahead=jobs + 2 if jobs > 1 else 0)
+        yield from pipeline.run(sources, ahead=ahead)
         committer.log_stable()
 
 

@@ -86,11 +86,7 @@ def prepare(
         raise UsageError("from where will the standby connect?", "give its address with --allow")
     with db.session(target, autocommit=True, need_schema=False) as conn:
         facts = survey.look(conn, asked.role)
-        if not facts.superuser:
-            raise PgOrthancError(
-                f"role {conn.info.user} is no superuser, and ALTER SYSTEM and REPLICATION need one",
-                "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
-            )
+        _require_superuser(conn, facts)
         items = [item for item in plan(conn, asked).items if item.state != "ok"]
         password, role_changes = _role(conn, asked.role, facts.role, passfile, new_password=new_password)
         changed = [*role_changes, *_settings(conn, items, facts.pending), *_slot(conn, items)]
@@ -118,6 +114,14 @@ def prepare(
         ready=after.ready,
         standby=_command(facts.place, asked, passfile),
     )
+
+
+def _require_superuser(conn: Connection, facts: survey.Facts) -> None:
+    if not facts.superuser:
+        raise PgOrthancError(
+            f"role {conn.info.user} is no superuser, and ALTER SYSTEM and REPLICATION need one",
+            "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
+        )
 
 
 def _proved(target: db.Target, asked: Asked, password: str | None) -> tuple[Plan, str]:

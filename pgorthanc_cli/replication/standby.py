@@ -117,10 +117,7 @@ def create(
         PgOrthancError: The version is not installed, the slot is taken, the disk is full, the copy is damaged, or
             the standby does not start or stream. The folder is empty again if it was not completed.
     """
-    path = Path(os.path.realpath(directory))
-    _refuse_content(path)
-    if len(os.fsencode(path / SOCKETS / ".s.PGSQL.65535")) > _LONGEST_SOCKET:
-        raise UsageError(f"the name of {path} is too long for a socket in it", "name a shorter folder")
+    path = _usable_folder(directory)
     networks = access.networks(wanted.allow)
     found = source.reach(primary)
     account = _account(path)
@@ -151,6 +148,15 @@ def create(
         difference=difference,
         next=tuple(_next(path, wanted)),
     )
+
+
+def _usable_folder(directory: Path) -> Path:
+    """The real path of a folder that a standby can be made in."""
+    path = Path(os.path.realpath(directory))
+    _refuse_content(path)
+    if len(os.fsencode(path / SOCKETS / ".s.PGSQL.65535")) > _LONGEST_SOCKET:
+        raise UsageError(f"the name of {path} is too long for a socket in it", "name a shorter folder")
+    return path
 
 
 def _refuse_content(path: Path) -> None:

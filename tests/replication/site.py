@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -187,7 +186,6 @@ def crash(folder: Path) -> None:
 
 def _kill_children(folder: Path) -> list[int]:
     """The server's other processes, which must not send anything after its death."""
-    time.sleep(0.02)
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(PermissionError):
