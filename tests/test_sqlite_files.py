@@ -67,6 +67,9 @@ def test_files_are_compared(
     found = convert(empty, path, storage_dir=folder, **{option: True}).files
     assert found
     assert (found.checked, found.hashed, found.missing, found.differing) == (131, hashed, 1, differing)
+    assert str(found).startswith(
+        f"131 looked for, {hashed} hashed, 1 missing, {differing} differing, such as "
+    )
     assert len(found.examples) == 1 + differing
     migrating.require_index(empty, 10)  # the index is what it was; the report tells of the files
 

@@ -105,6 +105,11 @@ class Files:
     differing: int = 0
     examples: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        looked = f"{self.checked:,} looked for, {self.hashed:,} hashed"
+        told = f"{looked}, {self.missing:,} missing, {self.differing:,} differing"
+        return f"{told}, such as {self.examples[0]}" if self.examples else told
+
 
 @dataclass(frozen=True)
 class Converted:
