@@ -38,7 +38,7 @@ __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
     "MASK", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Target", "advisory_lock", "check_schema",
     "check_writable", "connect", "connect_async", "effective", "finish", "lock_holders", "parse", "replication_session",
-    "session", "translated",
+    "row", "rows", "session", "translated", "value",
 ]  # fmt: skip
 
 # Orthanc's advisory locks: session-level, single-bigint form, one database wide (SCHEMA.md 8).
@@ -458,15 +458,33 @@ def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterat
             _row(conn, "SELECT pg_advisory_unlock(%s)", lock)
 
 
+def rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:
+    """Return all rows of a query, `%s` standing for the arguments."""
+    with conn.cursor() as cur:
+        cur.execute(query, arguments or None)
+        return cur.fetchall()
+
+
+def row(conn: Connection, query: str | sql.Composable, *arguments: object) -> tuple[Any, ...] | None:
+    """Return the first row of a query, None if there is none."""
+    with conn.cursor() as cur:
+        cur.execute(query, arguments or None)
+        return cur.fetchone()
+
+
+def value(conn: Connection, query: str | sql.Composable, *arguments: object) -> Any:
+    """Return the first column of the first row of a query, None if there is no row."""
+    first = row(conn, query, *arguments)
+    return first[0] if first else None
+
+
 def _row(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...]:
     """The first row, empty if there is none, in a transaction of its own unless one is open."""
     idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
-    with conn.cursor() as cur:
-        cur.execute(query, arguments)
-        row = cur.fetchone()
+    first = row(conn, query, *arguments)
     if idle:
         conn.commit()
-    return row or ()
+    return first or ()
 
 
 def _place(conn: Connection) -> str:

@@ -13,7 +13,7 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "connect_errors", "progress"}
+BASE = {"errors", "db", "connect_errors", "files", "progress", "text"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
@@ -21,7 +21,9 @@ ALLOWED = {
     "errors": set(),
     "db": set(),
     "connect_errors": set(),
+    "files": set(),
     "progress": set(),
+    "text": set(),
     "config": {"catalog", "pooler"},
     "programs": set(),
     "datafolder": {"programs"},
@@ -79,7 +81,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
     ("room", "path"), list(modules()), ids=lambda value: str(getattr(value, "name", value))
 )
 def test_direction(room: str, path: Path) -> None:
-    allowed = ALLOWED[room] | {room, "__version__"} | (BASE if room != "output" else {"errors"})
+    allowed = ALLOWED[room] | {room, "__version__"} | (BASE if room != "output" else {"errors", "text"})
     for top, inner in imports(path):
         if top == "pgorthanc_cli":
             assert "*" in allowed or inner in allowed, f"{path.name} must not import {inner}"

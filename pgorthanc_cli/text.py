@@ -1,0 +1,33 @@
+"""Text from outside (file names, DICOM values, messages of servers), made harmless for terminals, logs and lists."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Controls, formats (bidirectional overrides, zero-width characters, the byte order mark), lone surrogates and the
+# separators of lines and paragraphs: Unicode's categories Cc, Cf, Cs, Zl, Zp.
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def printable(text: str) -> str:
+    r"""Return a text on one line, with everything that a terminal would obey or hide as an escape sequence.
+
+    Bytes of a file name that are not UTF-8 (Python's surrogateescape) become ``\xNN``; the backslash itself is
+    doubled, so that the result names exactly one text.
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    code = ord(character)
+    if character == "\\":
+        return "\\\\"
+    if unicodedata.category(character) not in _HIDDEN:
+        return character
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x100:
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
