@@ -218,8 +218,24 @@ def of_plugin(release: str) -> int:
     )
 
 
+def require(revision: int) -> None:
+    """Make sure that a revision exists.
+
+    Raises:
+        RevisionError: It does not; the hint lists those that do.
+    """
+    *others, newest = map(str, revisions())
+    if str(revision) not in (*others, newest):
+        raise RevisionError(f"revision {revision} does not exist", f"choose {', '.join(others)} or {newest}")
+
+
 def wanted(revision: int, *, with_storage: bool) -> Catalog:
-    """What a schema must consist of at a revision, with the storage area or without."""
+    """What a schema must consist of at a revision, with the storage area or without.
+
+    Raises:
+        RevisionError: There is no such revision.
+    """
+    require(revision)
     return _load(f"rev{revision}.json") | (storage() if with_storage else {})
 
 

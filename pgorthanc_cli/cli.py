@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import signal
 import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from pgorthanc_cli import __version__, commands, output
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
+from pgorthanc_cli.text import printable
 
 # Name on the command line -> module in pgorthanc_cli.commands. A module is imported when its command runs
 # (or when the list of commands is shown), and imports its room when the command is called.
@@ -51,26 +58,98 @@ class Main(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error becomes a message on stderr and the exit code of its class."""
-        monitored = "--nagios" in ctx.args
+        """Run the command; Ctrl-C and SIGTERM become an error of ours."""
         try:
             return super().invoke(ctx)
-        except PgOrthancError as error:
-            failure = error
-        except click.UsageError as error:
-            if not monitored:
-                raise
-            failure = UsageError(error.format_message())
         except KeyboardInterrupt:
-            failure = Interrupted(
+            raise Interrupted(
                 "interrupted; everything that was counted is committed", "run it again to go on"
-            )
-        if monitored:
-            status = "CRITICAL" if isinstance(failure, ConnectError) else "UNKNOWN"
-            output.nagios(ctx.invoked_subcommand or "pgorthanc", status, failure.message, {})
-            raise click.exceptions.Exit(commands.NAGIOS[status])
-        output.fail(failure, as_json=bool(ctx.meta.get("json")))
-        raise click.exceptions.Exit(failure.exit_code)
+            ) from None
+
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run a command line and exit: whatever happens becomes a message on stderr and an exit code."""
+        words = list(sys.argv[1:] if args is None else args)
+        output.prepare()
+        try:
+            code = super().main(words, prog_name, standalone_mode=False, **extra) or 0
+            output.flush()
+        except click.UsageError as error:
+            code = _usage(error, words)
+        except click.ClickException as error:
+            code = _fail(PgOrthancError(error.format_message()), words)
+        except click.Abort:
+            code = _fail(Interrupted("cancelled; nothing was changed"), words)
+        except PgOrthancError as error:
+            code = _fail(error, words)
+        except Exception as error:  # noqa: BLE001 - the last resort: no traceback unless it is asked for
+            code = _fail(_unexpected(error, words), words)
+        output.close()
+        sys.exit(code)
+
+
+def _usage(error: click.UsageError, words: Sequence[str]) -> int:
+    """Show what is wrong with the command line: as click does, or as JSON, or as one line for Nagios."""
+    if "--json" not in words and "--nagios" not in words:
+        with suppress(OSError):
+            error.show()
+        return error.exit_code
+    command = error.ctx.command_path if error.ctx else "pgorthanc"
+    return _fail(UsageError(error.format_message(), f"run: {command} --help"), words)
+
+
+def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
+    """Show an error and return its exit code."""
+    try:
+        if "--nagios" in words:
+            status = "CRITICAL" if isinstance(error, ConnectError) else "UNKNOWN"
+            output.nagios(_service(words), status, error.message, {})
+            return commands.NAGIOS[status]
+        output.fail(error, as_json="--json" in words)
+    except OSError:  # stderr is full: the exit code still tells
+        pass
+    except MemoryError:  # too little of it even for colours
+        os.write(2, f"error: {error.message}\n".encode(errors="backslashreplace"))
+    return error.exit_code
+
+
+def _service(words: Sequence[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "pgorthanc")
+
+
+def _unexpected(error: Exception, words: Sequence[str]) -> PgOrthancError:
+    """Return what to say of an exception that no room expects.
+
+    Its own text may hold a password or the name of a patient, so only its kind and its place are shown.
+    """
+    if "--traceback" in words:
+        with suppress(OSError):
+            traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        return PgOrthancError(
+            "not enough memory", "free some, raise the limit (ulimit -v), or use fewer --jobs"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        place = (
+            f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        )
+        return PgOrthancError(f"{place}{error.strerror}", _OS_HINTS.get(error.errno or 0, _BUG))
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    return PgOrthancError(f"unexpected error: {type(error).__name__} in {place}", _BUG)
+
+
+_BUG = "this is a bug; run again with --traceback and report the output"
+_OS_HINTS = {
+    errno.EMFILE: "raise the limit on open files: ulimit -n 1024",
+    errno.ENFILE: "this machine has too many open files; close some programs",
+    errno.ENOSPC: "free disk space, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free disk space, then run the same command again",
+    errno.EACCES: "run it as a user who may use that file or folder",
+    errno.EPERM: "run it as a user who may change that file or folder",
+    errno.EROFS: "choose a place on a file system that is not read-only",
+}
 
 
 @click.command(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -89,7 +168,3 @@ def main() -> None:
 def _terminate(signum: int, frame: FrameType | None) -> None:
     """SIGTERM ends a command as Ctrl-C does: the batch at hand is settled first."""
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

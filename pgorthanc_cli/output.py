@@ -7,7 +7,10 @@ shown, so that `pgorthanc --help` does not pay for it.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +19,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.text import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,15 +31,87 @@ _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN
 _LINES = 10  # of a list in a table; --json has all of it
 
 
+def prepare() -> None:
+    """Make the standard streams safe to use: open ones, that take any character.
+
+    A closed one (`>&-`) is opened as /dev/null: its number would go to the next file or socket that is opened.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    log = logging.getLogger("pgorthanc_cli")
+    if not log.handlers:
+        log.addHandler(_Warnings())
+
+
+class _Warnings(logging.Handler):
+    """Shows what rooms log as warnings on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one."""
+        warn(record.getMessage())
+
+
 def emit(result: object, *, as_json: bool) -> None:
     """The result of a command, once, on stdout: names and values, or one JSON document of the dataclass's fields."""
     if as_json:
-        sys.stdout.write(json.dumps(plain(result), indent=2, ensure_ascii=False) + "\n")
-        return
-    if sys.stdout.isatty():
+        _write(_json(result, indent=2))
+    elif sys.stdout.isatty():
         console(sys.stdout).print(_grid(result))
     else:
-        sys.stdout.write(_lines(result))
+        _write(_lines(result))
+
+
+def _json(result: object, *, indent: int | None = None) -> str:
+    """A JSON document that a terminal may show: what it would obey or hide is escaped, as JSON allows."""
+    document = json.dumps(plain(result), indent=indent, ensure_ascii=False)
+    if not document.replace("\n", "").isprintable():
+        document = "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in document)
+    return document + "\n"
+
+
+def _write(content: str) -> None:
+    """Write to stdout now, so that a full disk is noticed while there is something to say about it.
+
+    Raises:
+        PgOrthancError: It cannot be written. A reader that left early (`| head`) is no error.
+    """
+    try:
+        sys.stdout.write(content)
+        sys.stdout.flush()
+    except OSError as error:
+        close()
+        if not isinstance(error, BrokenPipeError):
+            raise PgOrthancError(
+                f"the result cannot be written to standard output: {error.strerror}",
+                "the work itself is done; free disk space, or send the output elsewhere",
+            ) from None
+
+
+def flush() -> None:
+    """Write what is left for stdout.
+
+    Raises:
+        PgOrthancError: It cannot be written.
+    """
+    _write("")
+
+
+def close() -> None:
+    """Let go of output that cannot be written: Python would try again when it exits, and end with a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def watch(make: Callable[[], object], *, as_json: bool, every_s: float = 2.0) -> None:
@@ -58,10 +134,9 @@ def _print_changes(make: Callable[[], object], *, as_json: bool, every_s: float)
     shown = None
     while True:
         state = make()
-        now = json.dumps(plain(state), ensure_ascii=False) + "\n" if as_json else _lines(state)
+        now = _json(state) if as_json else _lines(state)
         if now != shown:
-            sys.stdout.write(now if as_json or shown is None else "\n" + now)
-            sys.stdout.flush()
+            _write(now if as_json or shown is None else "\n" + now)
             shown = now
         time.sleep(every_s)
 
@@ -76,7 +151,7 @@ def nagios(service: str, status: str, summary: str, figures: Mapping[str, object
     measured = " ".join(
         f"'{name}'={value}" if " " in name else f"{name}={value}" for name, value in figures.items()
     )
-    sys.stdout.write(f"{service.upper()} {status} - {said}{' | ' + measured if measured else ''}\n")
+    _write(f"{service.upper()} {status} - {harmless(said)}{' | ' + measured if measured else ''}\n")
 
 
 def _grid(result: object) -> Table:
@@ -139,7 +214,7 @@ def _in_table(name: str, value: object) -> str:
 
 def text(content: str) -> None:
     """A result that is already text, such as a script: to stdout as it is."""
-    sys.stdout.write(content if content.endswith("\n") else content + "\n")
+    _write(content if content.endswith("\n") else content + "\n")
 
 
 def warn(message: str) -> None:
@@ -156,7 +231,7 @@ def fail(error: PgOrthancError, *, as_json: bool) -> None:
     """An error on stderr; with --json as one document of the keys error, message, hint."""
     if as_json:
         document = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
-        sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+        sys.stderr.write(_json(document))
         return
     _line("error: ", "bold red", error.message)
     if error.hint:
@@ -287,7 +362,7 @@ def cell(name: str, value: object) -> str:
         lines = [cell("", v) for v in value[:_LINES]]
         more = [f"... and {len(value) - _LINES:,} more"] if len(value) > _LINES else []
         return "\n".join([*lines, *more]) or "none"
-    return str(value)
+    return harmless(str(value))
 
 
 def _label(name: str) -> str:
@@ -313,4 +388,4 @@ def size(count: float) -> str:
 def _line(prefix: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    console(sys.stderr).print(Text.assemble((prefix, style), message), soft_wrap=True)
+    console(sys.stderr).print(Text.assemble((prefix, style), harmless(message)), soft_wrap=True)

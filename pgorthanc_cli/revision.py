@@ -148,12 +148,7 @@ def _literal(text: str) -> str:
 
 def _scripts(revision: int) -> list[str]:
     """The scripts that make an index of a revision in an empty schema; only one that can be proved is made."""
-    available = sorted({*steps.reachable(current(), down_only=True)} & {*catalog.revisions()})
-    if revision not in available:
-        raise RevisionError(
-            f"an index at revision {revision} cannot be made",
-            f"available: {', '.join(map(str, available))}",
-        )
+    catalog.require(revision)
     return [steps.PREPARE_INDEX, *(step.script for step in steps.path(current(), revision))]
 
 

@@ -20,6 +20,16 @@ def printable(text: str) -> str:
     return "".join(map(_printable, text))
 
 
+def harmless(text: str) -> str:
+    """Return a text of several lines, as `printable`, but with its line breaks and backslashes.
+
+    The last line of defence where text is shown: what it escapes, its source should have escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\\" else _printable(c) for c in text)
+
+
 def _printable(character: str) -> str:
     code = ord(character)
     if character == "\\":

@@ -88,6 +88,7 @@ def wait(target: db.Target, wanted: Wanted, *, timeout_s: float) -> Iterator[Wai
         RevisionError: The time is over; the index is at another revision, or there is none.
         InUseError: The time is over; somebody holds a lock.
         PasswordRequired: At once, because no time helps.
+        RevisionError: At once; no index can be at that revision.
         UsageError: At once; a standby takes no changes, and does not know the locks of its primary.
     """
     if wanted.replica and (wanted.ready or wanted.unlocked):
@@ -95,6 +96,8 @@ def wait(target: db.Target, wanted: Wanted, *, timeout_s: float) -> Iterator[Wai
             f"no server can be {wanted}: a standby takes no changes and does not know the locks of its primary",
             "wait for the primary and for the standby, one after the other",
         )
+    if wanted.revision is not None:
+        catalog.require(wanted.revision)
     started = time.monotonic()
     deadline = started + timeout_s
     pause = _FIRST_PAUSE_S

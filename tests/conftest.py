@@ -18,7 +18,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import drop_role
+from schemas import drop_database, drop_role
 
 from pgorthanc_cli import db, revision
 
@@ -75,9 +75,8 @@ def new_database(admin: Connection, server_dsn: str) -> Iterator[Callable[[str |
         return db.Target(make_dsn(server_dsn, dbname=name))
 
     yield make
-    with admin.cursor() as cur:
-        for name in made:
-            cur.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    for name in made:
+        drop_database(admin, name)
 
 
 @pytest.fixture
@@ -95,8 +94,7 @@ def template(admin: Connection, server_dsn: str) -> Iterator[str]:
     with db.session(db.Target(make_dsn(server_dsn, dbname=name))) as conn:
         revision.init(conn, schema="public")
     yield name
-    with admin.cursor() as cur:
-        cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    drop_database(admin, name)
 
 
 @pytest.fixture

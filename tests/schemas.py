@@ -52,6 +52,13 @@ def as_role(target: db.Target, role: str) -> db.Target:
     return db.Target(make_dsn(target.dsn, options=f"-c role={role}"), schema=target.schema)
 
 
+def drop_database(admin: Connection, name: str) -> None:
+    """Drop a database and end its sessions; PostgreSQL 12 does not know DROP DATABASE … WITH (FORCE)."""
+    with admin.cursor() as cur:
+        cur.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        cur.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+
+
 def drop_role(admin: Connection, name: str) -> None:
     """Drop a role and all databases that it owns or has rights in."""
     identifier = sql.Identifier(name)
@@ -62,5 +69,5 @@ def drop_role(admin: Connection, name: str) -> None:
             (name,),
         )
         for (database,) in cur.fetchall():
-            cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+            drop_database(admin, database)
         cur.execute(sql.SQL("DROP ROLE {}").format(identifier))

@@ -9,7 +9,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import init, rows, run
+from schemas import drop_database, init, rows, run
 
 from pgorthanc_cli import db, duplicates, steps
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
@@ -40,8 +40,7 @@ def old_template(admin: Connection, server_dsn: str) -> Iterator[str]:
         cur.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     init(db.Target(make_dsn(server_dsn, dbname=name)), revision=1, with_storage=False)
     yield name
-    with admin.cursor() as cur:
-        cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    drop_database(admin, name)
 
 
 @pytest.fixture

@@ -61,7 +61,8 @@ def whole(server: Server, files: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def new(server: Server, name: str, tablespace: str = "pg_default") -> db.Target:
     server.sql(
-        f"DROP DATABASE IF EXISTS {name} WITH (FORCE)",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'",
+        f"DROP DATABASE IF EXISTS {name}",
         f"CREATE DATABASE {name} TEMPLATE template TABLESPACE {tablespace}",
     )
     return db.Target(make_dsn(server.place, dbname=name))
@@ -258,7 +259,7 @@ def test_the_disk_of_the_database_is_full(
             stored = work.end()
             (disk / "ballast").unlink()
             complete(target, files, area, whole, at_least=stored)
-        server.sql("DROP DATABASE small WITH (FORCE)", "DROP TABLESPACE small")
+        server.sql("DROP DATABASE small", "DROP TABLESPACE small")
 
 
 def test_two_runs_after_a_kill_settle_it_once(

@@ -12,7 +12,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import ODD_SCHEMA
+from schemas import ODD_SCHEMA, drop_database
 from stepwalk import REVISIONS, kept, require_revision, walk
 
 from pgorthanc_cli import catalog, db, revision
@@ -41,9 +41,8 @@ def archives(admin: Connection, server_dsn: str, template: str) -> Iterator[Call
         return made[number]
 
     yield archive
-    with admin.cursor() as cur:
-        for name in made.values():
-            cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    for name in made.values():
+        drop_database(admin, name)
 
 
 @pytest.fixture

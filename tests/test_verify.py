@@ -14,7 +14,7 @@ from damages import DAMAGES, Damage
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import ODD_SCHEMA, as_role, init, rows, run, snapshot
+from schemas import ODD_SCHEMA, as_role, drop_database, init, rows, run, snapshot
 
 from pgorthanc_cli import catalog, cli, db, verify
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
@@ -46,9 +46,8 @@ def templates(admin: Connection, server_dsn: str) -> Iterator[Callable[[int], st
         return made[revision]
 
     yield template
-    with admin.cursor() as cur:
-        for name in made.values():
-            cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    for name in made.values():
+        drop_database(admin, name)
 
 
 @pytest.fixture

@@ -29,17 +29,16 @@ if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
 
 
-def _json_flag(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
-    ctx.find_root().meta["json"] = value  # the error path of cli.py needs it, too
-    return value
-
-
 _OUTPUT = (
-    click.option(
-        "--json", "as_json", is_flag=True, is_eager=True, callback=_json_flag, help="Print one JSON document."
-    ),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
     click.option("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
+    click.option(
+        "--traceback",
+        is_flag=True,
+        expose_value=False,
+        help="Show the Python traceback of an unexpected error.",
+    ),
 )
 _CONNECTION = (
     click.option("--uri", metavar="DSN", help="Connection URI or keyword/value string, as libpq takes it."),
@@ -83,7 +82,7 @@ nagios_option = click.option(
 )
 
 _SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
-    ("as_json", "quiet", "verbose", "nagios"), "Output"
+    ("as_json", "quiet", "verbose", "traceback", "nagios"), "Output"
 )
 
 

@@ -52,6 +52,8 @@ def wanted(to: int | None, plugin: str | None) -> int | None:
 
     if to is not None and plugin is not None:
         raise UsageError("--to and --plugin both say which revision is wanted", "give one of them")
+    if to is not None:
+        catalog.require(to)  # before anything is asked of the server
     return to if plugin is None else catalog.of_plugin(plugin)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, files
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 
@@ -53,9 +53,10 @@ def command(
     with call.resolved() as found:
         area = storage_dir or (found.orthanc.storage_directory if found.orthanc else None)
         health = doctor.examine(found.target, checks, deep=deep, storage_dir=area)
-    for path, shown in ((prometheus, doctor.prometheus), (html, doctor.page)):
-        if path:
-            doctor.write(path, shown(health))
+    if prometheus:
+        files.replace(prometheus, doctor.prometheus(health), mode=0o644)  # the exporter has a user of its own
+    if html:
+        files.replace(html, doctor.page(health))
     if nagios:
         call.nagios(health.status, health.summary, health.figures)
     call.emit(health)

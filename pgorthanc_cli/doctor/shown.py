@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import datetime, timezone
 from html import escape
-from pathlib import Path
 
 from pgorthanc_cli.doctor.model import Health
 
@@ -64,13 +63,6 @@ def page(health: Health) -> str:
     )
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return _PAGE.format(status=health.status, server=escape(health.server), when=when, rows=rows)
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a file as a whole: whoever reads it meanwhile sees the old one or the new one."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 def _with_unit(figure: str) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli import files
+from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.sqlite.model import Finding, Outcome
+from pgorthanc_cli.text import printable
 
 LISTED = 1_000
 """So many of each kind are in a result; the rest is only in the report."""
@@ -65,10 +68,12 @@ def check_report(path: Path | None) -> None:
         return
     if path.suffix not in (".json", ".html"):
         raise UsageError(f"--report {path}: wanted a name that ends in .json or .html")
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise UsageError(f"--report {path} cannot be written: {error.strerror}") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "it is a folder" if path.is_dir() else f"{path.parent} does not exist or is not writable"
+        raise UsageError(
+            f"--report {printable(str(path))} cannot be written: {printable(reason)}",
+            "choose a file in a folder that you may write to",
+        )
 
 
 def write_report(path: Path, facts: dict[str, object], findings: Findings) -> None:
@@ -77,12 +82,9 @@ def write_report(path: Path, facts: dict[str, object], findings: Findings) -> No
     Raises:
         PgOrthancError: The file cannot be written.
     """
-    try:
-        with path.open("w", encoding="utf-8") as stream:
-            pieces = _json(facts, findings) if path.suffix == ".json" else _html(facts, findings)
-            stream.writelines(pieces)
-    except OSError as error:
-        raise PgOrthancError(f"the report {path} cannot be written: {error.strerror}") from None
+    with files.replacing(path) as stream:
+        pieces = _json(facts, findings) if path.suffix == ".json" else _html(facts, findings)
+        stream.writelines(piece.encode("utf-8", "backslashreplace") for piece in pieces)
 
 
 def _json(facts: dict[str, object], findings: Findings) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from pgorthanc_cli import db
+from pgorthanc_cli import catalog, db
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.sqlite import findings
 from pgorthanc_cli.sqlite import source as sources
@@ -65,6 +65,8 @@ def check(path: Path, settings: Settings) -> Iterator[Event]:
 
 
 def _check(settings: Settings) -> None:
+    if settings.revision is not None:
+        catalog.require(settings.revision)
     findings.check_report(settings.report)
     if settings.server_identifier is not None and not 0 < len(settings.server_identifier) <= _LONGEST:
         raise UsageError(

@@ -10,6 +10,7 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
+from schemas import drop_database
 from stepwalk import walk
 
 from pgorthanc_cli import db, revision
@@ -35,9 +36,8 @@ def archives(admin: Connection, server_dsn: str, template: str) -> Iterator[Call
         return made[number]
 
     yield archive
-    with admin.cursor() as cur:
-        for name in made.values():
-            cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    for name in made.values():
+        drop_database(admin, name)
 
 
 @pytest.fixture
