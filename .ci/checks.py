@@ -1,4 +1,4 @@
-"""Holds the work against the specification, on a private server: checks.py SPECIFICATION_FOLDER."""
+"""Compare the work with the specification, on a private server: checks.py SPECIFICATION_FOLDER."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pgorthanc_cli import embedded
 
 CHECKS = (
     ("golden_check.py",),
+    ("odd_check.py",),
     ("behaviour_check.py",),
     ("catalog_check.py",),
     ("catalog_check.py", "--schema", "orthanc", "--quick"),
