@@ -22,9 +22,9 @@ LEVELS = ("patient", "study", "series", "instance")
 _FIND = """
     SELECT resource.publicid, min(resource.resourcetype), count(*), count(DISTINCT resource.resourcetype),
            count(DISTINCT parent.publicid)
-        FROM (SELECT publicid FROM resources GROUP BY publicid HAVING count(*) > 1) repeated
-        JOIN resources resource USING (publicid)
-        LEFT JOIN resources parent ON parent.internalid = resource.parentid
+        FROM (SELECT publicid FROM index.resources GROUP BY publicid HAVING count(*) > 1) repeated
+        JOIN index.resources resource USING (publicid)
+        LEFT JOIN index.resources parent ON parent.internalid = resource.parentid
         GROUP BY resource.publicid ORDER BY 2, 1"""
 
 # Which row stays: the one with most below it, as then the fewest rows change; among instances one that has its DICOM

@@ -217,7 +217,7 @@ class LargeObjectArea:
             cur.execute(
                 """SELECT pg_get_userbyid(relowner), pg_get_userbyid(relowner) <> current_user,
                           pg_has_role(current_user, relowner, 'MEMBER'), current_user
-                   FROM pg_class WHERE oid = to_regclass('storagearea')"""
+                   FROM pg_class WHERE oid = to_regclass(quote_ident(index_schema()) || '.storagearea')"""
             )
             row = cur.fetchone()
             cur.execute(

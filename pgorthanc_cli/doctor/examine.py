@@ -36,7 +36,7 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "child-counts": tables.child_counts,
     "vacuum": tables.vacuum,
 }
-_THERE = "SELECT to_regclass(quote_ident(current_schema()) || '.resources') IS NOT NULL"
+_THERE = "SELECT to_regclass(quote_ident(index_schema()) || '.resources') IS NOT NULL"
 _NEEDS_INDEX = {"rights", "schema", "indexes", "trigram", "counters", "child-counts", "vacuum"}
 
 

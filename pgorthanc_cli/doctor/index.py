@@ -12,9 +12,9 @@ _RIGHTS = """
     SELECT bool_and(has_table_privilege(oid, 'SELECT')),
            bool_and(has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE')),
            bool_and(pg_has_role(relowner, 'USAGE')), min(pg_get_userbyid(relowner)),
-           has_schema_privilege(current_schema(), 'CREATE')
+           has_schema_privilege(index_schema(), 'CREATE')
         FROM pg_class
-        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
+        WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
 """
 _SEES = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_all_settings', 'USAGE')"
 

@@ -25,7 +25,7 @@ _BLOCKING = """
     SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
         WHERE l.granted AND l.locktype = 'relation' AND l.pid <> pg_backend_pid()
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname = ANY (%s)
+            AND c.relnamespace = quote_ident(index_schema())::regnamespace AND c.relname = ANY (%s)
 """
 
 
