@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, steps
+from pgorthanc_cli import catalog, db, planted, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def _establish(
     if missing:
         _require_rights(conn, schema, wanted)
         require_idle(conn)
+        planted.hold_still(conn)
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
         _require_equal(found, wanted, revision)

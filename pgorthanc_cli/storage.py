@@ -270,7 +270,7 @@ class LargeObjectArea:
         """The bytes of the large object."""
         with self.conn.cursor() as cur:
             cur.execute(
-                "SELECT lo_get(content) FROM storagearea WHERE uuid = %s AND type = %s",
+                "SELECT lo_get(content) FROM index.storagearea WHERE uuid = %s AND type = %s",
                 (uuid, _content_type(file_type)),
             )
             row = cur.fetchone()

@@ -13,7 +13,7 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "dbsession", "advisory", "connect_errors", "files", "progress", "text"}
+BASE = {"errors", "db", "dbsession", "planted", "advisory", "connect_errors", "files", "progress", "text"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
