@@ -38,7 +38,7 @@ from pgorthanc_cli.advisory import (
     lock_holders,
 )
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
-from pgorthanc_cli.dbsession import OWN_PATH, Session, alone, described, row, rows, trusted, value
+from pgorthanc_cli.dbsession import OWN_PATH, Session, alone, described, process, row, rows, trusted, value
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
     "LOCK_TRANSITION", "MASK", "OWN_PATH", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Session",
     "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable", "connect", "connect_async",
-    "described", "effective", "finish", "lock_holders", "parse", "replication_session", "row", "rows", "session",
-    "translated", "trusted", "value",
+    "described", "effective", "finish", "lock_holders", "parse", "process", "replication_session", "row", "rows",
+    "session", "translated", "trusted", "value",
 ]  # fmt: skip
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.

@@ -48,6 +48,7 @@ class Session(psycopg2.extensions.connection):
         target: The `db.Target` that it leads to.
         schema: The PostgreSQL namespace that `index.` stands for.
         preamble: Statements that precede the first one of each transaction; empty: none.
+        process: The process of the server that serves us, whatever a pooler said at the login.
         pooled: Another process than the one promised at the login serves us: a pooler stands in between.
         path: The search_path of our statements, quoted.
         restored: The search_path to leave behind in a pooler's session; None: we never changed it.
@@ -56,6 +57,7 @@ class Session(psycopg2.extensions.connection):
     target: Any = None
     schema: str = "public"
     preamble: str = ""
+    process: int = 0
     pooled: bool = False
     restored: str | None = None
     path: str = ""
@@ -76,8 +78,8 @@ class Session(psycopg2.extensions.connection):
         self.autocommit = True
         with self.cursor() as cur:
             cur.execute(_WHERE_WE_ARE)
-            pid, self._path_before, restricts = cur.fetchone() or ()
-        self.pooled = pid != self.info.backend_pid
+            self.process, self._path_before, restricts = cur.fetchone() or ()
+        self.pooled = self.process != self.info.backend_pid
         self.path = OWN_PATH
         self.preamble = READING + (NO_VIEWS if restricts is not None else "")
 
@@ -186,6 +188,11 @@ def value(conn: Connection, query: str | sql.Composable, *arguments: object) -> 
     """Return the first column of the first row of a query, None if there is no row."""
     first = row(conn, query, *arguments)
     return first[0] if first else None
+
+
+def process(conn: Connection) -> int:
+    """Return the process of the server that serves a connection; a pooler promises another one at the login."""
+    return conn.process if isinstance(conn, Session) else conn.info.backend_pid
 
 
 def trusted(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.locks import Session, others
+from pgorthanc_cli.locks import Session, clients
 from pgorthanc_cli.transition import mend
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()
         trigram=catalog.trigram(conn, found),
         tables=tuple(Table(*row) for row in _rows(conn, _SIZES, names)),
         patients=_patients(conn, found),
-        sessions=tuple(others(conn, ours)),
+        sessions=tuple(clients(conn, ours)),
         locks=tuple(db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)),
         replicas=tuple(Replica(*row) for row in _rows(conn, _REPLICAS)),
     )
