@@ -373,7 +373,7 @@ def _owned(tables: set[str]) -> list[str]:
 
 def _tables(cur: Cursor) -> set[str]:
     query = """SELECT relname FROM pg_class
-        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'"""
+        WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r'"""
     return {name for (name,) in _rows(cur, query)}
 
 

@@ -11,6 +11,7 @@ index without running them; not with anything else. Members of extensions were p
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _SHOWN = 10
-_LOCK_WAIT = "5s"
+_LOCK_WAIT_S = 5.0
+_POLL_S = 0.02
 
 # An extension's member has a dependency 'e'. pg_has_role with MEMBER: its owner can become the role of this session.
 _PLANTED = """
@@ -106,6 +108,18 @@ SELECT planted.kind::text, planted.name::text, pg_get_userbyid(planted.owner)::t
 """
 # Whoever may lock these keeps everybody from creating functions and operators until its transaction ends.
 _STILL = "LOCK TABLE pg_catalog.pg_proc, pg_catalog.pg_operator IN SHARE MODE"
+# The lock does not wait for those who have created some and not committed yet: a catalog is locked for a moment only.
+_UNCOMMITTED = """
+    SELECT l.transactionid::text, format('pid %s, role %s', coalesce(a.pid::text, 'prepared'),
+               coalesce(a.usename, p.owner))
+        FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+        LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid AND l.pid IS NULL
+        WHERE l.locktype = 'transactionid' AND l.granted AND l.mode = 'ExclusiveLock'
+            AND coalesce(a.datname, p.database) = current_database()
+            AND NOT pg_has_role(coalesce(a.usename, p.owner), session_user, 'MEMBER')
+"""
+_LEFT = """SELECT l.transactionid::text FROM pg_locks l
+    WHERE l.locktype = 'transactionid' AND l.granted AND l.transactionid::text = ANY (%s)"""
 
 
 @dataclass(frozen=True)
@@ -160,8 +174,9 @@ def hold_still(conn: Connection) -> None:
     """Look again within a transaction that writes, and keep out what is new until it ends, where the role may.
 
     A look alone can be too early: whoever may create a function can do so a moment later. A superuser, who has most to
-    lose, locks the catalogs of functions and operators against changes. No other role may do that; for it the time
-    between this look and the end of its transaction remains.
+    lose, locks the catalogs of functions and operators against changes, and waits for transactions that have made
+    some. No other role may do that; for it the time between this look and the end of its transaction remains, and
+    so it does at the isolation level SERIALIZABLE, whose view of the catalogs is that of the first statement.
 
     Raises:
         InUseError: Another transaction has just created or changed functions, and does not end.
@@ -175,14 +190,34 @@ def hold_still(conn: Connection) -> None:
     if superuser:
         try:
             with conn.cursor() as cur:
-                cur.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT}'; {_STILL}")
+                cur.execute(f"SET LOCAL lock_timeout = {1000 * _LOCK_WAIT_S:.0f}; {_STILL}")
                 cur.execute("SELECT pg_catalog.set_config('lock_timeout', %s, true)", (patience,))
         except psycopg2.errors.LockNotAvailable:
-            raise InUseError(
-                "another session is creating or changing functions of this database, and has not committed",
-                "let it finish, then run the same command again; pgorthanc doctor shows long transactions",
-            ) from None
+            raise _busy("another session is creating or changing functions") from None
+        _outlast(conn)
     refuse(conn)
+
+
+def _outlast(conn: Connection) -> None:
+    """Wait for the transactions of others that began before our lock, and may have created functions."""
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    others = dict(db.trusted(conn, _UNCOMMITTED))
+    while others:
+        left = {number for (number,) in db.trusted(conn, _LEFT, list(others))}
+        others = {number: who for number, who in others.items() if number in left}
+        if others and time.monotonic() > deadline:
+            raise _busy(
+                f"a transaction that may have created functions is still open: {'; '.join(others.values())}"
+            )
+        if others:
+            time.sleep(_POLL_S)
+
+
+def _busy(what: str) -> InUseError:
+    return InUseError(
+        f"{what} in this database",
+        "let it finish, then run the same command again; pgorthanc doctor shows long transactions",
+    )
 
 
 @cache

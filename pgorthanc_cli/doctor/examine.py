@@ -29,6 +29,7 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "rights": index.rights,
     "revision": index.revision,
     "schema": index.schema,
+    "foreign-code": index.foreign_code,
     "locks": index.at_work,
     "indexes": tables.indexes,
     "trigram": index.trigram,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgorthanc_cli import catalog, locks, verify
+from pgorthanc_cli import catalog, locks, planted, verify
 from pgorthanc_cli import revision as revisions
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 
@@ -52,6 +52,22 @@ def schema(subject: Subject) -> Verdict:
         shown + more if bad else f"{read} are as revision {report.revision} must be",
         "run: pgorthanc verify schema --repair",
         {"schema_findings": len(bad)},
+    )
+
+
+def foreign_code(subject: Subject) -> Verdict:
+    """Whether something in the schema would run with the rights of whoever writes to the index."""
+    found = planted.find(subject.conn, subject.target.schema)
+    shown = "; ".join(map(str, found[:_SHOWN]))
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    role = subject.conn.info.user
+    return Verdict(
+        "CRITICAL" if found else "OK",
+        f"in place of PostgreSQL's or the plugin's own this would run with the rights of role {role}: {shown}{more}"
+        if found
+        else f"nothing of others runs with the rights of role {role}",
+        f"run: {' '.join(each.drop for each in found[:_SHOWN])}{' ...' if more else ''}",
+        {"planted_objects": len(found)},
     )
 
 
