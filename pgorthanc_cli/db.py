@@ -38,7 +38,18 @@ from pgorthanc_cli.advisory import (
     lock_holders,
 )
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
-from pgorthanc_cli.dbsession import OWN_PATH, Session, alone, described, process, row, rows, trusted, value
+from pgorthanc_cli.dbsession import (
+    OWN_PATH,
+    READING,
+    Session,
+    alone,
+    described,
+    process,
+    row,
+    rows,
+    trusted,
+    value,
+)
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -46,10 +57,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
-    "LOCK_TRANSITION", "MASK", "OWN_PATH", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Session",
-    "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable", "connect", "connect_async",
-    "described", "effective", "finish", "lock_holders", "parse", "process", "replication_session", "row", "rows",
-    "session", "translated", "trusted", "value",
+    "LOCK_TRANSITION", "MASK", "OWN_PATH", "READING", "SECRETS", "LockHolder", "MissingDatabase",
+    "PasswordRequired", "Session", "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable",
+    "connect", "connect_async", "described", "effective", "finish", "lock_holders", "parse", "process",
+    "replication_session", "row", "rows", "session", "translated", "trusted", "value",
 ]  # fmt: skip
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
@@ -162,7 +173,7 @@ def connect(target: Target, *, autocommit: bool = False, readonly: bool = False)
     with _closed_on_failure(conn), translated(conn):
         if not readonly:
             allow_writes(conn)
-        conn.autocommit = autocommit
+        conn.autocommit = autocommit or (readonly and conn.pooled)  # some poolers take no BEGIN
     return conn
 
 
@@ -314,7 +325,7 @@ def session(
                 planted.refuse(conn)
             if not readonly:
                 conn.write(None if need_schema else OWN_PATH)
-            conn.autocommit = autocommit
+            conn.autocommit = autocommit or (readonly and conn.pooled)
             yield conn
     finally:
         conn.close()

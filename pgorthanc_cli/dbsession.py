@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from psycopg2.extensions import connection as Connection
+    from typing_extensions import Self
 
 OWN_PATH = "pg_catalog, pg_temp"
 # Objects of pg_temp may be called by their bare names only where nothing else has that name.
@@ -96,6 +97,18 @@ class Session(psycopg2.extensions.connection):
         if self.preamble and self.idle and not self.autocommit:
             with self.cursor() as cur:
                 cur.execute("SELECT")
+
+    def __enter__(self) -> Self:
+        """Begin a block that is committed, except where each statement reads for itself."""
+        return self if self._each_for_itself else super().__enter__()
+
+    def __exit__(self, *failure: Any) -> None:
+        if not self._each_for_itself:
+            super().__exit__(*failure)
+
+    @property
+    def _each_for_itself(self) -> bool:
+        return bool(self.preamble) and bool(self.autocommit)
 
     def close(self) -> None:
         """Close the connection; what was set in a pooler's session is put back first."""

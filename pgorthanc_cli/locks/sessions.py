@@ -36,9 +36,12 @@ _TEMPORARY = """
 """
 _TEMPORARY_SINCE = 160000
 # The idle sessions of whoever connects from the same place as the pooler through which we came, and whether the last
-# statement is what PgBouncer (server_reset_query) or a client's own pool sends when a client has given one back.
+# statement is what PgBouncer (server_reset_query) or a client's own pool sends when a client has given one back, or
+# what one of our own commands looked at last.
 _OF_POOLER = """
-    SELECT other.pid, coalesce(other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$', false)
+    SELECT other.pid, coalesce(other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$'
+                OR other.query LIKE 'SELECT pg_catalog.pg_backend_pid()%%' OR other.query = 'DISCARD TEMP'
+                OR starts_with(other.query, %s), false)
         FROM pg_stat_activity me JOIN pg_stat_activity other
             ON other.datname = me.datname AND other.client_addr IS NOT DISTINCT FROM me.client_addr
         WHERE me.pid = pg_backend_pid() AND other.pid <> me.pid AND other.state = 'idle'
@@ -125,7 +128,7 @@ def of_pooler(conn: Connection) -> dict[int, bool]:
     """
     if not (isinstance(conn, db.Session) and conn.pooled):
         return {}
-    return dict(db.rows(conn, _OF_POOLER))
+    return dict(db.rows(conn, _OF_POOLER, db.READING))
 
 
 def observe(conn: Connection) -> list[Observed]:
