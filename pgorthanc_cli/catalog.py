@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg2 import sql
+
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 
@@ -29,14 +31,14 @@ _INVALID = " INVALID"
 # nothing may address these tables by position; so it counts as the first column.
 _OBJECTS = """
 WITH ours AS (
-    SELECT * FROM pg_class c WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND NOT EXISTS (
+    SELECT * FROM pg_class c WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
 SELECT 'table ' || relname,
        CASE relkind WHEN 'p' THEN 'partitioned ' ELSE '' END
        || CASE relpersistence WHEN 'u' THEN 'unlogged' ELSE 'permanent' END
     FROM ours WHERE relkind IN ('r', 'p')
 UNION ALL
-SELECT format('column %s.%s', t.relname, a.attname),
+SELECT format('column %%s.%%s', t.relname, a.attname),
        concat_ws(' ', row_number() OVER (PARTITION BY t.oid ORDER BY a.attname <> 'pk', a.attnum),
            format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
            'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid),
@@ -45,7 +47,7 @@ SELECT format('column %s.%s', t.relname, a.attname),
     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
     WHERE t.relkind IN ('r', 'p')
 UNION ALL
-SELECT format('constraint %s.%s', t.relname, c.conname), pg_get_constraintdef(c.oid)
+SELECT format('constraint %%s.%%s', t.relname, c.conname), pg_get_constraintdef(c.oid)
     FROM pg_constraint c JOIN ours t ON t.oid = c.conrelid WHERE c.contype IN ('p', 'u', 'f', 'c', 'x')
 UNION ALL
 SELECT 'index ' || c.relname,
@@ -56,31 +58,32 @@ UNION ALL
 SELECT 'sequence ' || c.relname,
        concat_ws(' ', format_type(s.seqtypid, NULL), 'START', s.seqstart, 'INCREMENT', s.seqincrement,
            'MIN', s.seqmin, 'MAX', s.seqmax, CASE WHEN s.seqcycle THEN 'CYCLE' END,
-           'OWNED BY ' || (SELECT format('%s.%s', t.relname, a.attname) FROM pg_depend d
+           'OWNED BY ' || (SELECT format('%%s.%%s', t.relname, a.attname) FROM pg_depend d
                JOIN pg_class t ON t.oid = d.refobjid
                JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
     FROM pg_sequence s JOIN ours c ON c.oid = s.seqrelid
 UNION ALL
-SELECT format('trigger %s.%s', t.relname, g.tgname),
+SELECT format('trigger %%s.%%s', t.relname, g.tgname),
        pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'O' THEN '' ELSE ' ENABLED ' || g.tgenabled::text END
     FROM pg_trigger g JOIN ours t ON t.oid = g.tgrelid WHERE NOT g.tgisinternal
 UNION ALL
-SELECT format('rule %s.%s', t.relname, r.rulename),
+SELECT format('rule %%s.%%s', t.relname, r.rulename),
        pg_get_ruledef(r.oid, true) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ' ENABLED ' || r.ev_enabled::text END
     FROM pg_rewrite r JOIN ours t ON t.oid = r.ev_class WHERE t.relkind IN ('r', 'p')
 UNION ALL
-SELECT format('function %s(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
+SELECT format('function %%s(%%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
        concat_ws(' ', p.prokind, 'RETURNS ' || pg_get_function_result(p.oid), l.lanname, p.provolatile,
            CASE WHEN p.proisstrict THEN 'STRICT' END, CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' END, p.proconfig)
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-    WHERE p.pronamespace = quote_ident(current_schema())::regnamespace AND NOT EXISTS (
+    WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 """
 # Only what the scripts write: the rest of the properties is Orthanc's own business.
-_PROPERTIES = """SELECT 'property ' || property, value FROM globalproperties
-    WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)"""
-_COUNTERS = """SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'NULL' ELSE 'a number' END FROM globalintegers"""
+_PROPERTIES = sql.SQL("""SELECT 'property ' || property, value FROM {schema}.globalproperties
+    WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)""")
+_COUNTERS = sql.SQL("""SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'NULL' ELSE 'a number' END
+    FROM {schema}.globalintegers""")
 
 _OPERATOR_CLASS = re.compile(r'("(?:[^"]|"")+"|\w+)\.gin_trgm_ops')
 # The shape that the plugin gives it on a server whose version it cannot parse.
@@ -144,20 +147,15 @@ class Difference:
 def snapshot(conn: Connection, schema: str) -> Catalog:
     """Everything that a schema consists of, and the properties and counters of the index in it.
 
-    Leaves search_path at exactly this schema, as `db.connect` sets it.
-
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
     """
     db.check_schema(conn, schema)
-    with conn.cursor() as cur:
-        cur.execute("SELECT set_config('search_path', quote_ident(%s), false)", (schema,))
-        cur.execute(_OBJECTS)
-        catalog = {name: _neutral(definition) for name, definition in cur.fetchall()}
-        for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
-            if f"column {column}" in catalog:
-                cur.execute(query)
-                catalog |= dict(cur.fetchall())
+    objects = db.described(conn, schema, _OBJECTS, schema, schema)
+    catalog = {name: _neutral(definition) for name, definition in objects}
+    for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
+        if f"column {column}" in catalog:
+            catalog |= dict(db.rows(conn, query.format(schema=sql.Identifier(schema))))
     return dict(sorted(catalog.items()))
 
 

@@ -11,50 +11,57 @@ import re
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
 from psycopg2 import sql
 from psycopg2.extensions import (
     POLL_OK,
     POLL_READ,
-    TRANSACTION_STATUS_IDLE,
     TRANSACTION_STATUS_UNKNOWN,
     make_dsn,
     parse_dsn,
 )
 
 from pgorthanc_cli import connect_errors
+from pgorthanc_cli.advisory import (
+    LOCK_CREATE_INSTANCE,
+    LOCK_DATABASE_SETUP,
+    LOCK_INDEX,
+    LOCK_NAMES,
+    LOCK_STORAGE,
+    LOCK_TRANSITION,
+    LockHolder,
+    advisory_lock,
+    lock_holders,
+)
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
-from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
+from pgorthanc_cli.dbsession import (
+    OWN_PATH,
+    READING,
+    Session,
+    alone,
+    described,
+    process,
+    row,
+    rows,
+    trusted,
+    value,
+)
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
-    "MASK", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired", "Target", "advisory_lock", "check_schema",
-    "check_writable", "connect", "connect_async", "effective", "finish", "lock_holders", "parse", "replication_session",
-    "row", "rows", "session", "translated", "value",
+    "LOCK_TRANSITION", "MASK", "OWN_PATH", "READING", "SECRETS", "LockHolder", "MissingDatabase",
+    "PasswordRequired", "Session", "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable",
+    "connect", "connect_async", "described", "effective", "finish", "lock_holders", "parse", "process",
+    "replication_session", "row", "rows", "session", "translated", "trusted", "value",
 ]  # fmt: skip
-
-# Orthanc's advisory locks: session-level, single-bigint form, one database wide (SCHEMA.md 8).
-LOCK_INDEX = 42
-LOCK_STORAGE = 43
-LOCK_DATABASE_SETUP = 44
-LOCK_CREATE_INSTANCE = 45
-# Ours: whoever brings the index to another revision, in whatever phase, holds it. Orthanc does not know it.
-LOCK_TRANSITION = 0x50474F52
-LOCK_NAMES = {
-    LOCK_INDEX: "index",
-    LOCK_STORAGE: "storage",
-    LOCK_DATABASE_SETUP: "database set-up",
-    LOCK_CREATE_INSTANCE: "create instance",
-    LOCK_TRANSITION: "upgrade",
-}
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
@@ -149,23 +156,65 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
     return found
 
 
-def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Connection:
-    """Open a connection whose search_path is exactly the target's schema (as the plugin >= 10.0 sets it).
+def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Session:
+    """Open a connection for statements that run nobody else's code and leave nothing behind, see `dbsession`.
 
-    Neither the schema needs to exist nor the server to be writable: `session` checks both.
+    With `readonly` search_path is PostgreSQL's own schema, in transactions that read and are complete in themselves;
+    else it is exactly the target's schema (as the plugin >= 10.0 sets it). Neither the schema needs to exist nor
+    the server to be writable: `session` checks both.
 
     Raises:
-        ConnectError: The server cannot be reached or refuses the login; never shows the password.
+        ConnectError: The server cannot be reached or refuses the login; never shows the password. Or a pooler
+            gives each transaction to another session, and this connection may write.
         PasswordRequired: The server asks for a password and none was given.
         MissingDatabase: There is no such database.
     """
-    conn = _connect_patiently(target)
-    with translated(conn):
-        conn.set_session(autocommit=True, readonly=readonly or None)
-        with conn.cursor() as cur:
-            cur.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(target.schema)))
-        conn.set_session(autocommit=autocommit)
+    conn = _open(target)
+    with _closed_on_failure(conn), translated(conn):
+        if not readonly:
+            allow_writes(conn)
+        conn.autocommit = autocommit or (readonly and conn.pooled)  # some poolers take no BEGIN
     return conn
+
+
+def _open(target: Target) -> Session:
+    """An autocommit connection that reads."""
+
+    def begin(dsn: str) -> Session:
+        return psycopg2.connect(dsn, connection_factory=Session)
+
+    conn: Session = _connect_patiently(target, begin)
+    with _closed_on_failure(conn), translated(conn):
+        conn.target = target
+        conn.prepare(target.schema)
+    return conn
+
+
+@contextmanager
+def _closed_on_failure(conn: Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        conn.close()
+        raise
+
+
+def allow_writes(conn: Connection, *, path: str | None = None) -> None:
+    """Make a connection that reads one that writes: search_path becomes the target's schema, or `path`.
+
+    Raises:
+        ConnectError: A pooler gives each transaction to another session.
+    """
+    session = cast("Session", conn)
+    _require_own_session(session)
+    session.write(path)
+
+
+def _require_own_session(conn: Session) -> None:
+    if conn.pooled:
+        from pgorthanc_cli import pooler  # it is a user of this module
+
+        pooler.refuse_shared(conn)
 
 
 def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
@@ -178,7 +227,7 @@ def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
     """
 
     def begin(dsn: str) -> Connection:
-        conn = psycopg2.connect(dsn, async_=True)
+        conn: Connection = psycopg2.connect(dsn, async_=True)
         try:
             finish(conn, timeout_s)
         except TimeoutError:
@@ -186,7 +235,8 @@ def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
             raise psycopg2.OperationalError("timeout expired") from None
         return conn
 
-    return _connect_patiently(target, begin)
+    conn: Connection = _connect_patiently(target, begin)
+    return conn
 
 
 def effective(target: Target) -> dict[str, str]:
@@ -225,7 +275,7 @@ def finish(conn: Connection, timeout_s: float) -> None:
             raise TimeoutError(f"no answer within {timeout_s:g} s")
 
 
-def _connect_patiently(target: Target, begin: Callable[[str], Connection] = psycopg2.connect) -> Connection:
+def _connect_patiently(target: Target, begin: Callable[[str], Any] = psycopg2.connect) -> Any:
     """Try `retries` times more, but only after failures that heal by themselves."""
     parameters = target.parameters()
     for left in range(target.retries, -1, -1):
@@ -246,26 +296,36 @@ def _connect_patiently(target: Target, begin: Callable[[str], Connection] = psyc
 @contextmanager
 def session(
     target: Target, *, autocommit: bool = False, readonly: bool = False, need_schema: bool = True
-) -> Iterator[Connection]:
+) -> Iterator[Session]:
     """A connection for the length of a block; driver errors leave it translated.
 
     Args:
         target: The database.
         autocommit: Whether each statement is a transaction of its own.
         readonly: The block only reads; a standby will do.
-        need_schema: The schema has to exist; `init` says itself what to do when it does not.
+        need_schema: The schema has to exist. Without it a session that writes has nothing to do with the index,
+            and PostgreSQL's own schema alone in search_path.
 
     Raises:
         ConnectError: As `connect`; also a missing schema, a read-only server, a lost connection.
+        RevisionError: The block writes, and the schema holds objects that would run with the rights of the role.
         PgOrthancError: The server refuses a statement.
     """
-    conn = connect(target, autocommit=autocommit, readonly=readonly)
+    conn = _open(target)
     try:
         with translated(conn):
             if not readonly:
+                _require_own_session(conn)
                 check_writable(conn)
             if need_schema:
                 check_schema(conn, target.schema)
+            if not readonly and need_schema:
+                from pgorthanc_cli import planted  # it is a user of this module
+
+                planted.refuse(conn)
+            if not readonly:
+                conn.write(None if need_schema else OWN_PATH)
+            conn.autocommit = autocommit or (readonly and conn.pooled)
             yield conn
     finally:
         conn.close()
@@ -294,10 +354,11 @@ def check_writable(conn: Connection) -> None:
     Raises:
         ConnectError: It is a standby, or its sessions are read-only by default.
     """
-    standby, readonly, primary = _row(
+    standby, readonly, primary = alone(
         conn,
-        """SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only'),
-                  (SELECT sender_host || ':' || sender_port FROM pg_stat_wal_receiver)""",
+        """SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'),
+                  (SELECT pg_catalog.format('%s:%s', sender_host, sender_port)
+                       FROM pg_catalog.pg_stat_wal_receiver)""",
     )
     if not standby and readonly == "off":
         return
@@ -315,10 +376,9 @@ def check_schema(conn: Connection, schema: str) -> None:
     Raises:
         ConnectError: It does not exist, or the role has no USAGE on it.
     """
-    query = (
-        """SELECT has_schema_privilege(n.oid, 'USAGE') FROM pg_catalog.pg_namespace n WHERE n.nspname = %s"""
-    )
-    row = _row(conn, query, schema)
+    query = """SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+               FROM pg_catalog.pg_namespace n WHERE n.nspname = %s"""
+    row = alone(conn, query, schema)
     if row and row[0]:
         return
     quoted = sql.Identifier(schema).as_string(conn)
@@ -390,101 +450,6 @@ def _hint(state: str, primary: str, conn: Connection) -> str | None:
             "the server is read-only or a standby: name the primary, or use target_session_attrs=read-write"
         )
     return None
-
-
-@dataclass(frozen=True)
-class LockHolder:
-    """A session that holds one of Orthanc's advisory locks."""
-
-    lock: int
-    pid: int
-    role: str | None
-    application: str | None
-    address: str | None
-    since: datetime | None
-    state: str | None
-
-    def __str__(self) -> str:
-        """As errors name it."""
-        since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
-        return (
-            f"pid {self.pid}, application {self.application or 'without a name'}, "
-            f"role {self.role or 'hidden'}, address {self.address or 'local'}{since}"
-        )
-
-
-def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
-    """Who holds Orthanc's advisory locks in this database, read from pg_locks: no lock is tried."""
-    wanted = list(locks or LOCK_NAMES)
-    with conn.cursor() as cur:
-        cur.execute(
-            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, host(a.client_addr),
-                      a.backend_start, a.state
-               FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-               WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted
-                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                 AND l.objid::bigint = ANY(%s) ORDER BY 1, 2""",
-            (wanted,),
-        )
-        return [LockHolder(*row) for row in cur.fetchall()]
-
-
-@contextmanager
-def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterator[None]:
-    """Hold one of Orthanc's advisory locks, tried every 0.5 s as Orthanc does it.
-
-    Taken and released in transactions of its own: what the connection has open is committed first, and what
-    the block leaves uncommitted is rolled back. A lost connection has lost the lock, too; no second error then.
-
-    Raises:
-        InUseError: Somebody else still holds it after `wait_s` seconds; the message says who.
-    """
-    conn.commit()
-    deadline = time.monotonic() + wait_s
-    while not _row(conn, "SELECT pg_try_advisory_lock(%s)", lock)[0]:
-        if time.monotonic() >= deadline:
-            who = "; ".join(str(h) for h in lock_holders(conn, lock)) or "a session that has just ended"
-            conn.rollback()
-            raise InUseError(
-                f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {who}",
-                "stop that Orthanc, or wait until its work is done; then run the same command again",
-            )
-        time.sleep(0.5)
-    try:
-        yield
-    finally:
-        with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
-            conn.rollback()
-            _row(conn, "SELECT pg_advisory_unlock(%s)", lock)
-
-
-def rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:
-    """Return all rows of a query, `%s` standing for the arguments."""
-    with conn.cursor() as cur:
-        cur.execute(query, arguments or None)
-        return cur.fetchall()
-
-
-def row(conn: Connection, query: str | sql.Composable, *arguments: object) -> tuple[Any, ...] | None:
-    """Return the first row of a query, None if there is none."""
-    with conn.cursor() as cur:
-        cur.execute(query, arguments or None)
-        return cur.fetchone()
-
-
-def value(conn: Connection, query: str | sql.Composable, *arguments: object) -> Any:
-    """Return the first column of the first row of a query, None if there is no row."""
-    first = row(conn, query, *arguments)
-    return first[0] if first else None
-
-
-def _row(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...]:
-    """The first row, empty if there is none, in a transaction of its own unless one is open."""
-    idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
-    first = row(conn, query, *arguments)
-    if idle:
-        conn.commit()
-    return first or ()
 
 
 def _place(conn: Connection) -> str:

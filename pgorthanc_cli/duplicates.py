@@ -22,9 +22,9 @@ LEVELS = ("patient", "study", "series", "instance")
 _FIND = """
     SELECT resource.publicid, min(resource.resourcetype), count(*), count(DISTINCT resource.resourcetype),
            count(DISTINCT parent.publicid)
-        FROM (SELECT publicid FROM resources GROUP BY publicid HAVING count(*) > 1) repeated
-        JOIN resources resource USING (publicid)
-        LEFT JOIN resources parent ON parent.internalid = resource.parentid
+        FROM (SELECT publicid FROM index.resources GROUP BY publicid HAVING count(*) > 1) repeated
+        JOIN index.resources resource USING (publicid)
+        LEFT JOIN index.resources parent ON parent.internalid = resource.parentid
         GROUP BY resource.publicid ORDER BY 2, 1"""
 
 # Which row stays: the one with most below it, as then the fewest rows change; among instances one that has its DICOM
@@ -373,7 +373,7 @@ def _owned(tables: set[str]) -> list[str]:
 
 def _tables(cur: Cursor) -> set[str]:
     query = """SELECT relname FROM pg_class
-        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r'"""
+        WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r'"""
     return {name for (name,) in _rows(cur, query)}
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # clients that share them meet: one sees two sessions, or both see the same one.
 _TURNS = (0, 1, 1, 0, 0, 1)
 _ANSWER_S = 5.0
+_SERVER = """SELECT pg_catalog.host(pg_catalog.inet_server_addr()), pg_catalog.inet_server_port(),
+    pg_catalog.current_setting('port')"""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,28 @@ def detect(target: db.Target) -> Pooler:
     """
     with closing(db.connect_async(target)) as first, closing(db.connect_async(target)) as second:
         return _judge((first, second))
+
+
+def refuse_shared(conn: db.Session) -> None:
+    """Make sure that a connection which goes through a pooler has a session of its own.
+
+    What writes needs one: advisory locks, temporary tables and search_path would be another client's next.
+
+    Raises:
+        ConnectError: The pooler gives each transaction, or each statement, to another session.
+    """
+    seen = detect(conn.target)
+    if seen.mode != "transaction":
+        return
+    host, port, listening = db.row(conn, _SERVER) or (None, None, None)
+    place = f"at {host}:{port}" if host else f"that listens on port {listening}"
+    info = conn.info
+    raise ConnectError(
+        f"a connection pooler such as PgBouncer answers at {info.host or 'the local socket'}:{info.port}, and clients "
+        f"share its sessions (pool_mode = transaction or statement: {seen.evidence}); this command writes, and needs "
+        "a session of its own for its locks, temporary tables and settings",
+        f"connect to the server itself, {place} as the pooler sees it (--host, --port)",
+    )
 
 
 def _judge(clients: tuple[Connection, Connection]) -> Pooler:

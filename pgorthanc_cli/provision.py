@@ -130,7 +130,7 @@ def _maintenance(target: db.Target) -> Iterator[Connection]:
     *others, last = _MAINTENANCE_DATABASES
     for name in others:
         try:
-            db.connect(_at(target, name)).close()
+            db.connect(_at(target, name), readonly=True).close()
         except db.MissingDatabase:
             continue
         last = name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, steps
+from pgorthanc_cli import catalog, db, planted, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def _establish(
     if missing:
         _require_rights(conn, schema, wanted)
         require_idle(conn)
+        planted.hold_still(conn)
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
         _require_equal(found, wanted, revision)
@@ -206,11 +207,11 @@ def _require_rights(conn: Connection, schema: str, wanted: catalog.Catalog) -> N
     db.check_writable(conn)
     with conn.cursor() as cur:
         cur.execute(
-            """SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(current_schema()),
-                      has_schema_privilege(current_schema(), 'CREATE'),
+            """SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(index_schema()),
+                      has_schema_privilege(index_schema(), 'CREATE'),
                       has_database_privilege(current_database(), 'TEMPORARY'),
                       ARRAY(SELECT quote_ident(relname) FROM pg_class
-                          WHERE relnamespace = quote_ident(current_schema())::regnamespace
+                          WHERE relnamespace = quote_ident(index_schema())::regnamespace
                               AND relname = ANY (%s) AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1)""",
             (tables,),
         )

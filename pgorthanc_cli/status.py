@@ -93,11 +93,11 @@ def _counters(conn: Connection, found: catalog.Catalog) -> tuple[dict[int, int |
     """The counters by their key, what is still to be added to them included, and how many such deltas there are."""
     if "table globalintegers" not in found:
         return {}, 0
-    query = "SELECT key, value, 0 FROM globalintegers"
+    query = "SELECT key, value, 0 FROM index.globalintegers"
     if "table globalintegerschanges" in found:
         query = """SELECT counter.key, counter.value + coalesce(delta.total, 0)::bigint, coalesce(delta.number, 0)
-                   FROM globalintegers counter LEFT JOIN (
-                       SELECT key, sum(value) AS total, count(*) AS number FROM globalintegerschanges GROUP BY key
+                   FROM index.globalintegers counter LEFT JOIN (
+                       SELECT key, sum(value) AS total, count(*) AS number FROM index.globalintegerschanges GROUP BY key
                    ) delta USING (key)"""
     with conn.cursor() as cur:
         cur.execute(query)
@@ -110,7 +110,9 @@ def _storage_area(conn: Connection, found: catalog.Catalog) -> str:
     if "table storagearea" not in found:
         return "filesystem"
     with conn.cursor() as cur:
-        cur.execute("SELECT EXISTS (SELECT FROM storagearea) OR NOT EXISTS (SELECT FROM attachedfiles)")
+        cur.execute(
+            "SELECT EXISTS (SELECT FROM index.storagearea) OR NOT EXISTS (SELECT FROM index.attachedfiles)"
+        )
         return "postgresql" if (cur.fetchone() or (False,))[0] else "filesystem"
 
 
@@ -118,7 +120,9 @@ def _marks(conn: Connection, found: catalog.Catalog) -> int:
     if "table invalidchildcounts" not in found:
         return 0
     with conn.cursor() as cur:
-        cur.execute("SELECT count(*) FROM (SELECT FROM invalidchildcounts LIMIT %s) AS marks", (_MOST_MARKS,))
+        cur.execute(
+            "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS marks", (_MOST_MARKS,)
+        )
         return int((cur.fetchone() or (0,))[0])
 
 

@@ -217,7 +217,7 @@ class LargeObjectArea:
             cur.execute(
                 """SELECT pg_get_userbyid(relowner), pg_get_userbyid(relowner) <> current_user,
                           pg_has_role(current_user, relowner, 'MEMBER'), current_user
-                   FROM pg_class WHERE oid = to_regclass('storagearea')"""
+                   FROM pg_class WHERE oid = to_regclass(quote_ident(index_schema()) || '.storagearea')"""
             )
             row = cur.fetchone()
             cur.execute(
@@ -270,7 +270,7 @@ class LargeObjectArea:
         """The bytes of the large object."""
         with self.conn.cursor() as cur:
             cur.execute(
-                "SELECT lo_get(content) FROM storagearea WHERE uuid = %s AND type = %s",
+                "SELECT lo_get(content) FROM index.storagearea WHERE uuid = %s AND type = %s",
                 (uuid, _content_type(file_type)),
             )
             row = cur.fetchone()

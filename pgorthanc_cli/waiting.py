@@ -132,7 +132,7 @@ def _impatient(target: db.Target) -> db.Target:
 
 def _look(target: db.Target, wanted: Wanted) -> None:
     """Raise what is missing."""
-    with closing(db.connect(target, autocommit=True)) as conn, db.translated(conn):
+    with closing(db.connect(target, autocommit=True, readonly=True)) as conn, db.translated(conn):
         if wanted.replica:
             _check_replica(conn)
         elif wanted.ready or wanted.unlocked:

@@ -41,7 +41,7 @@ def ends(report: ingest.Report) -> tuple[int, int, int, int]:
 
 
 def dumped(target: db.Target) -> dict[str, Any]:
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         return dump(conn)
 
 
@@ -57,5 +57,5 @@ def stored_files(area: Path) -> dict[str, tuple[int, str]]:
 
 def check_area(target: db.Target, area: Path) -> None:
     """Each row has its file, each file its row."""
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         assert stored_files(area) == attachments(conn)

@@ -29,7 +29,7 @@ def check(path: Path, **settings: Any) -> sqlite.Converted:
 
 
 def state(target: db.Target) -> indexstate.State:
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         return indexstate.state(conn)
 
 
@@ -41,7 +41,7 @@ def require_index(target: db.Target, revision: int) -> None:
         str(d) for d in catalog.differences(found, catalog.wanted(revision, with_storage=with_storage))
     ] == []
     assert [name for name in found if "pgorthanc" in name] == []
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         assert indexstate.problems(conn) == []
 
 

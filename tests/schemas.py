@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from psycopg2 import sql
@@ -22,13 +23,13 @@ FILL = (
 
 def run(target: db.Target, *statements: str) -> None:
     """Statements as an administrator would send them, one transaction each."""
-    with db.session(target, autocommit=True, need_schema=False) as conn, conn.cursor() as cur:
+    with closing(db.connect(target, autocommit=True)) as conn, db.translated(conn), conn.cursor() as cur:
         for statement in statements:
             cur.execute(statement)
 
 
 def rows(target: db.Target, query: str) -> list[tuple[Any, ...]]:
-    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+    with closing(db.connect(target)) as conn, db.translated(conn), conn.cursor() as cur:
         cur.execute(query)
         return cur.fetchall()
 

@@ -13,13 +13,16 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "connect_errors", "files", "progress", "text"}
+BASE = {"errors", "db", "dbsession", "planted", "advisory", "connect_errors", "files", "progress", "text"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
     "output": set(),
     "errors": set(),
-    "db": set(),
+    "db": {"planted", "pooler"},  # within functions: what a session that writes is checked for
+    "dbsession": set(),
+    "advisory": set(),
+    "planted": {"catalog"},
     "connect_errors": set(),
     "files": set(),
     "progress": set(),

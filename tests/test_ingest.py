@@ -83,7 +83,7 @@ def test_overwriting(
     if area:
         check_area(fresh, area)
     else:
-        with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
+        with db.session(fresh) as conn, conn.cursor() as cur:
             cur.execute(
                 "SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
             )

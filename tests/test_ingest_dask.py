@@ -87,14 +87,14 @@ def command(target: db.Target, scheduler: str, area: Path, *paths: Path) -> list
 
 
 def imported(target: db.Target) -> int:
-    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(target) as conn, conn.cursor() as cur:
         cur.execute("SELECT count(*) FROM attachedfiles")
         return int(cur.fetchall()[0][0])
 
 
 def resources(target: db.Target) -> list[tuple[object, ...]]:
     """Public ids and levels, whatever the order in which they came."""
-    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(target) as conn, conn.cursor() as cur:
         cur.execute(
             """SELECT r.resourcetype, r.publicid, p.publicid FROM resources r
                LEFT JOIN resources p ON p.internalid = r.parentid ORDER BY 1, 2"""

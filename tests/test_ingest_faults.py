@@ -159,7 +159,7 @@ def test_a_journal_of_another_database_is_left_alone(
 ) -> None:
     one, other = new_database(template), new_database(template)
     run(one, [samples.REAL], tmp_path / "area")
-    with db.session(one, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(one) as conn, conn.cursor() as cur:
         identity = index.identity(cur)
         uuids = list(attachments(conn))
     folder = tmp_path / "area" / FOLDER

@@ -230,7 +230,7 @@ def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def wait_for_rows(target: db.Target, count: int, process: subprocess.Popen[str]) -> None:
-    with db.session(target, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
 
         def there() -> bool:
             assert process.poll() is None

@@ -194,7 +194,7 @@ def complete(
     if area:
         check_area(target, area)
     else:
-        with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        with db.session(target) as conn, conn.cursor() as cur:
             cur.execute(
                 "SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
             )

@@ -262,7 +262,7 @@ def test_kill_9_again_and_again_misses_no_file(
         sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", interrupted.dsn, "--link", "hardlink",
         "--storage-dir", str(tmp_path / "area"), "--journal", str(tmp_path / "journal"), str(tmp_path / "in"),
     ]  # fmt: skip
-    with db.session(interrupted, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
         for target in (100, 500, 900, 1300):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None:

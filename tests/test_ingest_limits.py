@@ -218,14 +218,14 @@ def test_signals_end_it_while_it_waits(
     assert json.loads(err)["error"] == "Interrupted"
     imported = json.loads(out)["imported"]
     assert imported == ("--schedule" not in options)
-    with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(fresh) as conn, conn.cursor() as cur:
         cur.execute("SELECT count(*) FROM attachedfiles")
         assert cur.fetchone() == (imported,)
 
 
 def wait_for_a_session(target: db.Target) -> None:
     """Until the import works on the database; the first file is with it then, and the second waits."""
-    with db.session(target, autocommit=True, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
 
         def held() -> bool:
             cur.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42")

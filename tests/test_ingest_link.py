@@ -205,5 +205,5 @@ def test_compressed_files_are_never_links(fresh: db.Target, tmp_path: Path) -> N
     path = big(tmp_path / "in" / "1.dcm")
     run(fresh, [path], tmp_path / "area", link=Link.AUTO, compress=True)
     check_area(fresh, tmp_path / "area")
-    with db.session(fresh, readonly=True) as conn:
+    with db.session(fresh) as conn:
         assert len(attachments(conn)) == 2

@@ -213,7 +213,7 @@ def hba_client(login: Login, found: Probe) -> hba.Client:
 
 
 @contextmanager
-def informed(login: Login, admin: db.Target | None, *, readonly: bool = True) -> Iterator[Connection | None]:
+def informed(login: Login, admin: db.Target | None) -> Iterator[Connection | None]:
     """The administrator's session, else the login's own; None: there is neither.
 
     Raises:
@@ -224,7 +224,7 @@ def informed(login: Login, admin: db.Target | None, *, readonly: bool = True) ->
             yield login.conn
         return
     try:
-        conn = db.connect(replace(admin, retries=0), autocommit=True, readonly=readonly)
+        conn = db.connect(replace(admin, retries=0), autocommit=True, readonly=True)
     except ConnectError as error:
         raise ConnectError(f"the administrator's login, --admin: {error.message}", error.hint) from None
     with contextlib.closing(conn), db.translated(conn):
@@ -290,7 +290,7 @@ def _sslmodes(target: db.Target, found: Probe) -> Iterator[SslMode]:
 def _obstacle(target: db.Target, sslmode: str) -> str:
     """Why libpq does not even get to the question for the password; empty if it does."""
     try:
-        db.connect(with_parameters(target, {"sslmode": sslmode, **_NO_PASSWORD})).close()
+        db.connect(with_parameters(target, {"sslmode": sslmode, **_NO_PASSWORD}), readonly=True).close()
     except db.PasswordRequired:
         return ""
     except ConnectError as error:

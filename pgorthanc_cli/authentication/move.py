@@ -187,7 +187,7 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Fi
     found = examine.probe(target)
     with (
         examine.login_as_asked(target, found) as login,
-        examine.informed(login, admin, readonly=False) as session,
+        examine.informed(login, admin) as session,
     ):
         password = _password(target, login)
         conn, rule = _check_first(session, planned)
@@ -226,7 +226,7 @@ def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hb
             f"moving role {role} to {planned.wanted} takes a superuser's login",
             f"name it with --admin; or {by_hand}",
         )
-    conn.set_session(readonly=False)
+    db.allow_writes(conn, path=db.OWN_PATH)
     db.check_writable(conn)
     rule = planned.rule
     if rule is None:

@@ -182,7 +182,7 @@ def _with_password(target: Target) -> Target:
     from pgorthanc_cli import db
 
     try:
-        db.connect(replace(target, retries=0)).close()
+        db.connect(replace(target, retries=0), readonly=True).close()
     except db.PasswordRequired:
         return target.with_password(_prompt(f"Password for {target}"))
     except PgOrthancError:

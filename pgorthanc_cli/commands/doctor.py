@@ -43,8 +43,9 @@ def command(
     """Look for everything that can be wrong with a server and its index, with the remedy.
 
     All checks, or those that are named: connection, round-trip, clock, tls, authentication, pooler, settings,
-    connections, transactions, wraparound, replication, disk, rights, revision, schema, locks, indexes, trigram,
-    counters, child-counts, vacuum. Reads only; what this role may not see is UNKNOWN, with the right that it lacks.
+    connections, transactions, wraparound, replication, disk, rights, revision, schema, foreign-code, locks,
+    indexes, trigram, counters, child-counts, vacuum. Reads only; what this role may not see is UNKNOWN, with the
+    right that it lacks.
 
     Exit code 0: nothing is wrong; 6: something is; 3: the server cannot be reached.
     """

@@ -33,11 +33,11 @@ _TABLES = """
     SELECT relname, n_live_tup, n_dead_tup, n_tup_ins, n_tup_upd, n_tup_del, seq_scan, idx_scan, last_vacuum,
            last_autovacuum, last_analyze, last_autoanalyze, pg_table_size(relid) AS size_bytes,
            pg_indexes_size(relid) AS index_bytes
-        FROM pg_stat_user_tables WHERE schemaname = current_schema() ORDER BY relname
+        FROM pg_stat_user_tables WHERE schemaname = index_schema() ORDER BY relname
 """
 _INDEXES = """
     SELECT relname, indexrelname, idx_scan, idx_tup_read, pg_relation_size(indexrelid) AS size_bytes
-        FROM pg_stat_user_indexes WHERE schemaname = current_schema() ORDER BY indexrelname
+        FROM pg_stat_user_indexes WHERE schemaname = index_schema() ORDER BY indexrelname
 """
 # Values that somebody has set may be commands, paths and connection strings: of those only that they are set.
 _SETTINGS = """

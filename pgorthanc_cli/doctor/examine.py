@@ -29,6 +29,7 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "rights": index.rights,
     "revision": index.revision,
     "schema": index.schema,
+    "foreign-code": index.foreign_code,
     "locks": index.at_work,
     "indexes": tables.indexes,
     "trigram": index.trigram,
@@ -36,7 +37,7 @@ CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
     "child-counts": tables.child_counts,
     "vacuum": tables.vacuum,
 }
-_THERE = "SELECT to_regclass(quote_ident(current_schema()) || '.resources') IS NOT NULL"
+_THERE = "SELECT to_regclass(quote_ident(index_schema()) || '.resources') IS NOT NULL"
 _NEEDS_INDEX = {"rights", "schema", "indexes", "trigram", "counters", "child-counts", "vacuum"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pgorthanc_cli import catalog, locks, verify
+from pgorthanc_cli import catalog, locks, planted, verify
 from pgorthanc_cli import revision as revisions
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 
@@ -12,9 +12,9 @@ _RIGHTS = """
     SELECT bool_and(has_table_privilege(oid, 'SELECT')),
            bool_and(has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE')),
            bool_and(pg_has_role(relowner, 'USAGE')), min(pg_get_userbyid(relowner)),
-           has_schema_privilege(current_schema(), 'CREATE')
+           has_schema_privilege(index_schema(), 'CREATE')
         FROM pg_class
-        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
+        WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
 """
 _SEES = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_all_settings', 'USAGE')"
 
@@ -52,6 +52,22 @@ def schema(subject: Subject) -> Verdict:
         shown + more if bad else f"{read} are as revision {report.revision} must be",
         "run: pgorthanc verify schema --repair",
         {"schema_findings": len(bad)},
+    )
+
+
+def foreign_code(subject: Subject) -> Verdict:
+    """Whether something in the schema would run with the rights of whoever writes to the index."""
+    found = planted.find(subject.conn, subject.target.schema)
+    shown = "; ".join(map(str, found[:_SHOWN]))
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    role = subject.conn.info.user
+    return Verdict(
+        "CRITICAL" if found else "OK",
+        f"in place of PostgreSQL's or the plugin's own this would run with the rights of role {role}: {shown}{more}"
+        if found
+        else f"nothing of others runs with the rights of role {role}",
+        f"run: {' '.join(each.drop for each in found[:_SHOWN])}{' ...' if more else ''}",
+        {"planted_objects": len(found)},
     )
 
 

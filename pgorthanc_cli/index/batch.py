@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import planted
 from pgorthanc_cli.index.insert import Node, Pending, flush
 from pgorthanc_cli.index.lookup import Layout
 from pgorthanc_cli.index.model import (
@@ -93,6 +94,7 @@ class Writer:
         with self.conn.cursor() as cur:
             if self._serial:
                 _write_alone(cur)
+            planted.hold_still(self.conn)
             return _Batch(cur, self.layout, self.overwrite).run(records)
 
 

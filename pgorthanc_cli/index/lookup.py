@@ -36,15 +36,18 @@ class Layout:
         """
         with conn.cursor() as cur:
             cur.execute(
-                """SELECT to_regclass('metadata') IS NOT NULL, to_regclass('patientrecyclingorder') IS NOT NULL,
-                    to_regproc('patientaddedorupdated') IS NOT NULL, to_regproc('deleteresource') IS NOT NULL,
-                    to_regclass('invalidchildcounts') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('resources')
+                """SELECT to_regclass(here || 'metadata') IS NOT NULL,
+                    to_regclass(here || 'patientrecyclingorder') IS NOT NULL,
+                    to_regproc(here || 'patientaddedorupdated') IS NOT NULL,
+                    to_regproc(here || 'deleteresource') IS NOT NULL,
+                    to_regclass(here || 'invalidchildcounts') IS NOT NULL,
+                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'resources')
                             AND attname = 'childcount' AND NOT attisdropped),
-                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('metadata')
+                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'metadata')
                             AND attname = 'revision' AND NOT attisdropped),
-                    to_regclass('uniquepublicid') IS NOT NULL,
-                    to_regclass('globalintegerschanges') IS NOT NULL"""
+                    to_regclass(here || 'uniquepublicid') IS NOT NULL,
+                    to_regclass(here || 'globalintegerschanges') IS NOT NULL
+                   FROM (SELECT quote_ident(index_schema()) || '.') place (here)"""
             )
             (row,) = cur.fetchall()
         index, table, touch, delete, marks, count, revisions, unique, notes = row
@@ -83,7 +86,8 @@ def _only_known_triggers(conn: Connection) -> bool:
     with conn.cursor() as cur:
         cur.execute(
             """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal
-               AND tgrelid = ANY (ARRAY(SELECT to_regclass(name) FROM unnest(%s) name))
+               AND tgrelid = ANY (ARRAY(
+                   SELECT to_regclass(quote_ident(index_schema()) || '.' || name) FROM unnest(%s) name))
                AND (tgname <> ALL (%s) OR tgenabled <> 'O')""",
             (_TABLES, _TRIGGERS),
         )
@@ -93,7 +97,7 @@ def _only_known_triggers(conn: Connection) -> bool:
 def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
     """Which of these instances are stored already."""
     cur.execute(
-        "SELECT publicid FROM resources WHERE publicid = ANY(%s) AND resourcetype = %s",
+        "SELECT publicid FROM index.resources WHERE publicid = ANY(%s) AND resourcetype = %s",
         (list(public_ids), INSTANCE),
     )
     return {row[0] for row in cur.fetchall()}
@@ -101,7 +105,7 @@ def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
 
 def named_attachments(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     """Which of these UUIDs a row of the index names; reads the whole table, for want of an index on uuid."""
-    cur.execute("SELECT uuid FROM attachedfiles WHERE uuid = ANY(%s)", (list(uuids),))
+    cur.execute("SELECT uuid FROM index.attachedfiles WHERE uuid = ANY(%s)", (list(uuids),))
     return {row[0] for row in cur.fetchall()}
 
 
@@ -114,7 +118,7 @@ def check_sequences(cur: Cursor) -> None:
     for table, column in (("resources", "internalid"), ("changes", "seq")):
         sequence = f"{table}_{column}_seq"
         cur.execute(
-            f"SELECT last_value, COALESCE((SELECT max({column}) FROM {table}), 0) FROM {sequence}"  # noqa: S608 - constants
+            f"SELECT last_value, COALESCE((SELECT max({column}) FROM index.{table}), 0) FROM index.{sequence}"  # noqa: S608 - constants
         )
         ((last, highest),) = cur.fetchall()
         if last < highest:
@@ -127,7 +131,8 @@ def check_sequences(cur: Cursor) -> None:
 def identity(cur: Cursor) -> str:
     """What tells this index from every other: server, database and table, whatever they are called."""
     cur.execute(
-        """SELECT concat_ws('/', s.system_identifier, d.oid, to_regclass('resources')::oid)
+        """SELECT concat_ws('/', s.system_identifier, d.oid,
+                  to_regclass(quote_ident(index_schema()) || '.resources')::oid)
            FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()"""
     )
     ((found,),) = cur.fetchall()

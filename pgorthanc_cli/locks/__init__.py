@@ -2,10 +2,10 @@
 
 from pgorthanc_cli.locks.look import Found, Lock, Watcher, look, until_free
 from pgorthanc_cli.locks.orthancs import Orthanc
-from pgorthanc_cli.locks.sessions import Session, end, others
+from pgorthanc_cli.locks.sessions import Session, clients, end, of_pooler, others
 from pgorthanc_cli.locks.terminate import Terminated, choose, terminate
 
 __all__ = [
-    "Found", "Lock", "Orthanc", "Session", "Terminated", "Watcher", "choose", "end", "look", "others", "terminate",
-    "until_free",
+    "Found", "Lock", "Orthanc", "Session", "Terminated", "Watcher", "choose", "clients", "end", "look",
+    "of_pooler", "others", "terminate", "until_free",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli import db
+
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
@@ -33,6 +35,17 @@ _TEMPORARY = """
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname IN ('deletedfiles', 'deletedresources')
 """
 _TEMPORARY_SINCE = 160000
+# The idle sessions of whoever connects from the same place as the pooler through which we came, and whether the last
+# statement is what PgBouncer (server_reset_query) or a client's own pool sends when a client has given one back, or
+# what one of our own commands looked at last.
+_OF_POOLER = """
+    SELECT other.pid, coalesce(other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$'
+                OR other.query LIKE 'SELECT pg_catalog.pg_backend_pid()%%' OR other.query = 'DISCARD TEMP'
+                OR starts_with(other.query, %s), false)
+        FROM pg_stat_activity me JOIN pg_stat_activity other
+            ON other.datname = me.datname AND other.client_addr IS NOT DISTINCT FROM me.client_addr
+        WHERE me.pid = pg_backend_pid() AND other.pid <> me.pid AND other.state = 'idle'
+"""
 _TOOLS = ("psql", "pg_dump", "pg_restore", "pgAdmin", "DBeaver", "DataGrip", "pg_activity")
 
 
@@ -98,6 +111,24 @@ class Observed(Session):
 def others(conn: Connection, ours: Sequence[int] = ()) -> list[Session]:
     """All other client sessions on this database, without the pids that are ours."""
     return [Session(*row[:6]) for row in _sessions(conn) if row[0] not in ours]
+
+
+def clients(conn: Connection, ours: Sequence[int] = ()) -> list[Session]:
+    """All other sessions that a client may have: without those that a pooler keeps for the next one, as far as seen."""
+    kept = {pid for pid, given_back in of_pooler(conn).items() if given_back}
+    return [session for session in others(conn, ours) if session.pid not in kept]
+
+
+def of_pooler(conn: Connection) -> dict[int, bool]:
+    """The idle sessions that may be the pooler's through which we came, by process: True if no client has it.
+
+    Empty without a pooler. In session mode a client has its session until it leaves, and the pooler then runs its
+    server_reset_query: a session whose last statement that is belongs to no client. Where there is no such query, or
+    the role may not see it, an idle session may be either.
+    """
+    if not (isinstance(conn, db.Session) and conn.pooled):
+        return {}
+    return dict(db.rows(conn, _OF_POOLER, db.READING))
 
 
 def observe(conn: Connection) -> list[Observed]:

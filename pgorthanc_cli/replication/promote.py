@@ -296,7 +296,7 @@ def by_sql(target: db.Target) -> Iterator[Way]:
     """A standby by a login with SQL."""
     with db.session(target, autocommit=True, readonly=True, need_schema=False) as conn:
         # The session began on a standby; what comes after the promotion writes.
-        conn.set_session(autocommit=True, readonly=False)
+        db.allow_writes(conn, path=db.OWN_PATH)
         host = conn.info.host or "localhost"
         if host.startswith("/"):
             host = access.reachable(one(conn, "SHOW listen_addresses") or "localhost")

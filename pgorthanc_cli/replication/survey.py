@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import errors
 
-from pgorthanc_cli import hba
+from pgorthanc_cli import db, hba
 from pgorthanc_cli.datafolder import works_in
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def local_folder(conn: Connection, name: str | None) -> Path | None:
 
     A server of ours may know its folder by a descriptor only (see programs.py); its port tells then that it is the one.
     """
-    process = conn.info.backend_pid
+    process = db.process(conn)
     with suppress(OSError, ValueError):
         if name and works_in(str(process), Path(name)):
             return Path(name)

@@ -24,7 +24,7 @@ _STEP_S, _ANALYZE_S = 0.02, 0.2
 _CONCURRENTLY = 2  # such an index reads its table twice
 # How long the server on which that was measured takes to read some rows; another one may be slower or faster.
 _TEST_ROWS, _TEST_S = 200_000, 0.025
-_TEST = "SELECT count(publicid) FROM (SELECT publicid FROM resources LIMIT %s) sample"
+_TEST = "SELECT count(publicid) FROM (SELECT publicid FROM index.resources LIMIT %s) sample"
 _FASTEST, _SLOWEST = 0.5, 20.0
 
 _EXCLUSIVE = "ACCESS EXCLUSIVE until the end of the switch"
@@ -32,7 +32,7 @@ _ENTRY_BYTES = 16  # of an index, besides its values
 _FILLED = 0.9
 _TRIGRAM_BYTES = 300  # of a value in the trigram index
 _ROW_BYTES = 300  # of a row that is written anew, with its entries in all indexes
-_WIDTHS = "SELECT attname, avg_width FROM pg_stats WHERE schemaname = current_schema() AND tablename = %s"
+_WIDTHS = "SELECT attname, avg_width FROM pg_stats WHERE schemaname = index_schema() AND tablename = %s"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ PREFIX = "pgorthanc_kept_"
 _BATCH = 1000
 
 _TABLES = """
-    SELECT relname FROM pg_class WHERE relnamespace = quote_ident(current_schema())::regnamespace
+    SELECT relname FROM pg_class WHERE relnamespace = quote_ident(index_schema())::regnamespace
         AND relkind = 'r' AND starts_with(relname, %s) ORDER BY 1
 """
 
@@ -50,20 +50,21 @@ class Loss:
 _LOSSES = (
     (
         "reservations of queued values", 10, "queues.reserveduntil",
-        "SELECT count(*) FROM queues WHERE reserveduntil IS NOT NULL",
+        "SELECT count(*) FROM index.queues WHERE reserveduntil IS NOT NULL",
     ),
-    ("audit logs", 6, "auditlogs.ts", "SELECT count(*) FROM auditlogs"),
+    ("audit logs", 6, "auditlogs.ts", "SELECT count(*) FROM index.auditlogs"),
     (
         "places of protected patients in the recycling order", 6, "patientrecyclingordersequence",
-        """SELECT count(*) FROM resources JOIN metadata p ON p.id = internalid AND p.type = 18 AND p.value = 'true'
-               JOIN metadata o ON o.id = internalid AND o.type = 19 WHERE resourcetype = 0""",
+        """SELECT count(*) FROM index.resources
+               JOIN index.metadata p ON p.id = internalid AND p.type = 18 AND p.value = 'true'
+               JOIN index.metadata o ON o.id = internalid AND o.type = 19 WHERE resourcetype = 0""",
     ),
     (
         "attachments with data of a storage plugin, whose files Orthanc cannot find without it", 5,
-        "attachedfiles.customdata", "SELECT count(*) FROM attachedfiles WHERE customdata IS NOT NULL",
+        "attachedfiles.customdata", "SELECT count(*) FROM index.attachedfiles WHERE customdata IS NOT NULL",
     ),
-    ("entries of key-value stores", 5, "keyvaluestores.key", "SELECT count(*) FROM keyvaluestores"),
-    ("values in queues", 5, "queues.value", "SELECT count(*) FROM queues"),
+    ("entries of key-value stores", 5, "keyvaluestores.key", "SELECT count(*) FROM index.keyvaluestores"),
+    ("values in queues", 5, "queues.value", "SELECT count(*) FROM index.queues"),
 )  # fmt: skip
 
 
@@ -84,12 +85,12 @@ def losses(conn: Connection, found: catalog.Catalog, to: int) -> list[Loss]:
 
 
 def rows(conn: Connection) -> dict[str, int]:
-    """The tables of ours in the first schema of search_path, and how many rows each holds."""
+    """The tables of ours in the schema, and how many rows each holds."""
     with conn.cursor() as cur:
         cur.execute(_TABLES, (PREFIX,))
         counted = {}
         for (table,) in cur.fetchall():
-            cur.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table)))
+            cur.execute(sql.SQL("SELECT count(*) FROM index.{}").format(sql.Identifier(table)))
             counted[table] = int((cur.fetchone() or (0,))[0])
     return counted
 
@@ -134,7 +135,7 @@ def export(conn: Connection, file: Path) -> None:
         ) as stream:
             for table in rows(conn):
                 query = sql.SQL(
-                    "SELECT json_build_object('table', {}::text, 'row', to_json(t))::text FROM {} t"
+                    "SELECT json_build_object('table', {}::text, 'row', to_json(t))::text FROM index.{} t"
                 )
                 with conn.cursor(name="export") as cur:
                     cur.itersize = _BATCH

@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import sql
 
-from pgorthanc_cli import catalog, steps
+from pgorthanc_cli import catalog, db, steps
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import childcounts, statistics
 from pgorthanc_cli.transition.preparation import Preparation, beforehand
@@ -107,7 +107,7 @@ def _outlast_builder(conn: Connection, wanted: Preparation) -> Iterator[Progress
     while True:
         with conn.cursor() as cur:
             cur.execute("SELECT pg_stat_clear_snapshot()")
-            cur.execute(_BUILDER, (wanted.name, conn.info.backend_pid))
+            cur.execute(_BUILDER, (wanted.name, db.process(conn)))
             builder = cur.fetchone()
         conn.commit()
         if builder is None:

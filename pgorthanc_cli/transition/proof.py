@@ -61,7 +61,7 @@ _ORDER_BY_METADATA = """
 """
 _CHANGED_ROWS = """
     SELECT relname, pg_stat_get_xact_tuples_inserted(oid), pg_stat_get_xact_tuples_deleted(oid) FROM pg_class
-        WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
+        WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)
 """
 
 

@@ -12,7 +12,7 @@ import psycopg2.errors
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
-from pgorthanc_cli.locks import others
+from pgorthanc_cli.locks import clients
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import kept, survey
 from pgorthanc_cli.transition.finish import finish, unfinished
@@ -110,7 +110,7 @@ class _Change:
             )
         if "prepare" in phases:
             yield from self._prepare(conn, worker, way)
-        ours = [worker.info.backend_pid]
+        ours = [db.process(worker)]
         if "switch" in phases and self._to_switch(conn, damage, way, ours):
             yield from self._unprepared(conn, way)
             yield from switch(conn, self.target.schema, self.to, self.settings, ours=ours)
@@ -118,7 +118,7 @@ class _Change:
     def _to_switch(self, conn: Connection, damage: Damage, way: list[steps.Step], ours: list[int]) -> bool:
         """Whether there is anything to do: nobody has to leave because of left-overs that do no harm."""
         harm = bool(way) or any(finding.matters for finding in damage.repairs)
-        needed = harm or (bool(damage.repairs) and not others(conn, ours))
+        needed = harm or (bool(damage.repairs) and not clients(conn, ours))
         conn.commit()
         return needed
 

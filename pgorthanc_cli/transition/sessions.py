@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.locks import Session, end, others
+from pgorthanc_cli.locks import Session, clients, end, of_pooler, others
 from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _BLOCKING = """
     SELECT DISTINCT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
         WHERE l.granted AND l.locktype = 'relation' AND l.pid <> pg_backend_pid()
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relname = ANY (%s)
+            AND c.relnamespace = quote_ident(index_schema())::regnamespace AND c.relname = ANY (%s)
 """
 
 
@@ -45,15 +45,25 @@ def blocking(conn: Connection, tables: Sequence[str]) -> list[Session]:
     return [session for session in others(conn) if session.pid in pids] if pids else []
 
 
-def in_use(found: Sequence[Session], what: str = "is connected with this database") -> InUseError:
-    """The refusal that names them."""
+def in_use(
+    found: Sequence[Session],
+    what: str = "is connected with this database",
+    *,
+    idle: Collection[int] = (),
+) -> InUseError:
+    """The refusal that names them; `idle` may be a pooler's sessions that no client has."""
     named = "; ".join(map(str, found[:_SHOWN]))
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return InUseError(
-        f"somebody {what}: {named}{more}",
+    hint = (
         "stop every Orthanc that uses it, then run the same command again; "
-        "or wait for them with --wait SECONDS, or end their sessions with --terminate",
+        "or wait for them with --wait SECONDS, or end their sessions with --terminate"
     )
+    if kept := [str(session.pid) for session in found if session.pid in idle]:
+        hint += (
+            f". This connection goes through a pooler, which may keep pid {', '.join(kept)} for no client: connect "
+            "to the server itself, or close idle sessions on the pooler's console (PgBouncer: RECONNECT)"
+        )
+    return InUseError(f"somebody {what}: {named}{more}", hint)
 
 
 def vacate(
@@ -73,13 +83,13 @@ def vacate(
     started = time.monotonic()
     patience = max(wait_s, 5.0) if terminate else wait_s
     while True:
-        found = others(conn, ours)
+        found = clients(conn, ours)
         if found and terminate:
             end(conn, found)
         conn.commit()
         if not found:
             return
         if time.monotonic() - started >= patience:
-            raise in_use(found)
+            raise in_use(found, idle=of_pooler(conn))
         yield Progress("switch", f"waiting for {len(found)} sessions to end, such as pid {found[0].pid}")
         time.sleep(_POLL_S)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psycopg2
 import psycopg2.errors
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
 from pgorthanc_cli.progress import Progress
 
@@ -102,7 +103,7 @@ def patiently(worker: Connection, statement: str, phase: str) -> Iterator[Progre
 def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Progress:
     with conn.cursor() as cur:
         cur.execute("SELECT pg_stat_clear_snapshot()")
-        cur.execute(_PROGRESS, (worker.info.backend_pid,))
+        cur.execute(_PROGRESS, (db.process(worker),))
         stage, done, total = cur.fetchone() or (None, None, None)
     conn.commit()
     return Progress(phase, f"{what}: {stage}" if stage else what, done, total)

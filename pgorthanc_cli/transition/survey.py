@@ -14,7 +14,7 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.locks import Session, others
+from pgorthanc_cli.locks import Session, clients
 from pgorthanc_cli.transition import mend
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SIZES = """
            coalesce(t.spcname, (SELECT spcname FROM pg_database d JOIN pg_tablespace s ON s.oid = d.dattablespace
                                     WHERE d.datname = current_database()))
         FROM pg_class c LEFT JOIN pg_tablespace t ON t.oid = c.reltablespace
-        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind = 'r' AND c.relname = ANY (%s)
+        WHERE c.relnamespace = quote_ident(index_schema())::regnamespace AND c.relkind = 'r' AND c.relname = ANY (%s)
         ORDER BY pg_table_size(c.oid) DESC, 1
 """
 _REPLICAS = """
@@ -45,14 +45,14 @@ _VIEWS = """
         JOIN pg_class t ON t.oid = d.refobjid
         LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid AND a.attnum > 0
         WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND v.oid <> t.oid
-            AND t.relnamespace = quote_ident(current_schema())::regnamespace AND v.relkind IN ('v', 'm')
+            AND t.relnamespace = quote_ident(index_schema())::regnamespace AND v.relkind IN ('v', 'm')
             AND (t.relname = ANY (%s) OR t.relname || '.' || a.attname = ANY (%s)) ORDER BY 1, 2
 """
 _RIGHTS = """
-    SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(current_schema()),
-           has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY'),
+    SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(index_schema()),
+           has_schema_privilege(index_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY'),
            ARRAY(SELECT quote_ident(relname) FROM pg_class
-               WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('r', 'S', 'p')
+               WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind IN ('r', 'S', 'p')
                    AND relname = ANY (%s) AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1)
 """
 
@@ -145,7 +145,7 @@ def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()
         trigram=catalog.trigram(conn, found),
         tables=tuple(Table(*row) for row in _rows(conn, _SIZES, names)),
         patients=_patients(conn, found),
-        sessions=tuple(others(conn, ours)),
+        sessions=tuple(clients(conn, ours)),
         locks=tuple(db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)),
         replicas=tuple(Replica(*row) for row in _rows(conn, _REPLICAS)),
     )
@@ -227,7 +227,7 @@ def _views(conn: Connection, start: int, to: int) -> list[str]:
 def _patients(conn: Connection, found: catalog.Catalog) -> int:
     if "counter 2" not in found:
         return 0
-    ((value,),) = _rows(conn, "SELECT max(value) FROM globalintegers WHERE key = 2")
+    ((value,),) = _rows(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 2")
     return int(value or 0)
 
 

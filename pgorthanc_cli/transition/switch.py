@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import sql
 
-from pgorthanc_cli import catalog, db, duplicates, steps
+from pgorthanc_cli import catalog, db, duplicates, planted, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.locks import end
 from pgorthanc_cli.progress import Progress
@@ -81,6 +81,7 @@ def switch(
 def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> Switched:
     found = catalog.snapshot(conn, schema)
     _lock_tables(conn, survey.index_tables(found))
+    planted.hold_still(conn)
     started = time.monotonic()
     role = _role(conn)
     damage, repaired = mend.mend(conn, schema)

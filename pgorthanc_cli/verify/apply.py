@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import db, revision
+from pgorthanc_cli import db, planted, revision
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.verify.compare import schema as compare
 from pgorthanc_cli.verify.model import Finding, Repaired, SchemaReport
@@ -75,7 +75,8 @@ def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
     """
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), revision.driver_errors(), conn:
         revision.require_idle(conn)
-        compare(conn, schema)  # sets search_path, and refuses what is no index before anything is locked
+        compare(conn, schema)  # refuses what is no index before anything is locked
+        planted.hold_still(conn)
         _run(conn, [_PREPARE, _LOCK])
         before = compare(conn, schema, deep=deep)
         _run(conn, [fix.sql for fix in before.fixes])

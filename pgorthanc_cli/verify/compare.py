@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import catalog
+from pgorthanc_cli import catalog, planted
 from pgorthanc_cli.catalog import Catalog, Difference, Layout
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.verify import data
@@ -39,7 +39,11 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     mender = Mender(found, wanted, revision, known, _trigram_schema(conn))
     judge = Judge(found, wanted, revision, without_labels=here.plugins == "4.0")
     strange, origins = _functions(digests, wanted, known, mender, revision)
-    findings = [*_findings(_differences(conn, found, wanted), judge, mender), *strange]
+    findings = [
+        *_findings(_differences(conn, found, wanted), judge, mender),
+        *strange,
+        *_planted(conn, schema),
+    ]
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
         findings += data.findings(conn, found, revision, deep=deep)
     return SchemaReport(
@@ -52,6 +56,21 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
         functions=dict(origins.most_common()),
         findings=tuple(sorted(findings, key=lambda finding: not finding.matters)),
     )
+
+
+def _planted(conn: Connection, schema: str) -> list[Finding]:
+    """Objects that would run with the rights of this role; what they are for is not known, so they are not dropped."""
+    return [
+        Finding(
+            f"{each.kind} {each.name}",
+            f"of role {each.owner}",
+            None,
+            matters=True,
+            why="it may run in place of PostgreSQL's or the plugin's own, with the rights of whoever writes",
+            advice=f"if that role has no business there: {each.drop}",
+        )
+        for each in planted.find(conn, schema)
+    ]
 
 
 def _layout(conn: Connection, found: Catalog, schema: str) -> Layout:

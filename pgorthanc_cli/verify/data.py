@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 _LAST_PLACE = 2**31 - 1
 _SHOWN = 5
 
-_ORDER = "SELECT max(seq), count(*) FILTER (WHERE patientid IS NULL) FROM patientrecyclingorder"
+_ORDER = "SELECT max(seq), count(*) FILTER (WHERE patientid IS NULL) FROM index.patientrecyclingorder"
 _REPEATED = """
-    SELECT count(*) FROM (SELECT FROM patientrecyclingorder WHERE patientid IS NOT NULL
+    SELECT count(*) FROM (SELECT FROM index.patientrecyclingorder WHERE patientid IS NOT NULL
         GROUP BY patientid HAVING count(*) > 1) AS repeated"""
 _PLACES = """
     SELECT coalesce(max(CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END), 0),
            count(*) FILTER (WHERE value IS NULL OR value !~ '^[0-9]{1,18}$')
-        FROM metadata WHERE id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0)) AND type = 19"""
+        FROM index.metadata
+        WHERE id = ANY (ARRAY(SELECT internalid FROM index.resources WHERE resourcetype = 0)) AND type = 19"""
 _RENUMBER = """UPDATE metadata SET value = place::text FROM (
         SELECT id, row_number() OVER (ORDER BY value::bigint, id) AS place
             FROM resources JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0) patient
@@ -33,34 +34,36 @@ _START_AGAIN = """SELECT setval('patientrecyclingordersequence', greatest(count(
 
 _RECOUNTED = """
     SELECT key, counter.value + {pending}, CASE
-            WHEN key = 0 THEN (SELECT coalesce(sum(compressedsize), 0) FROM attachedfiles)
-            WHEN key = 1 THEN (SELECT coalesce(sum(uncompressedsize), 0) FROM attachedfiles)
-            ELSE (SELECT count(*) FROM resources WHERE resourcetype = key - 2) END
-        FROM globalintegers counter WHERE key BETWEEN 0 AND 5 AND counter.value IS NOT NULL ORDER BY key"""
-_PENDING = "(SELECT coalesce(sum(value), 0) FROM globalintegerschanges noted WHERE noted.key = counter.key)"
+            WHEN key = 0 THEN (SELECT coalesce(sum(compressedsize), 0) FROM index.attachedfiles)
+            WHEN key = 1 THEN (SELECT coalesce(sum(uncompressedsize), 0) FROM index.attachedfiles)
+            ELSE (SELECT count(*) FROM index.resources WHERE resourcetype = key - 2) END
+        FROM index.globalintegers counter WHERE key BETWEEN 0 AND 5 AND counter.value IS NOT NULL ORDER BY key"""
+_PENDING = (
+    "(SELECT coalesce(sum(value), 0) FROM index.globalintegerschanges noted WHERE noted.key = counter.key)"
+)
 _COUNTERS = ("compressed size", "uncompressed size", "patients", "studies", "series", "instances")
 
 _WRONG_PARENT = """
     SELECT child.publicid, child.resourcetype, count(*) OVER ()
-        FROM resources child LEFT JOIN resources parent ON parent.internalid = child.parentid
+        FROM index.resources child LEFT JOIN index.resources parent ON parent.internalid = child.parentid
         WHERE CASE child.resourcetype WHEN 0 THEN child.parentid IS NOT NULL
                    ELSE parent.resourcetype IS DISTINCT FROM child.resourcetype - 1 END
         ORDER BY 2, 1 LIMIT 5"""
 _CHILDLESS = """
-    SELECT publicid, resourcetype, count(*) OVER () FROM resources parent
+    SELECT publicid, resourcetype, count(*) OVER () FROM index.resources parent
         WHERE resourcetype < 3 AND NOT EXISTS (
-            SELECT FROM resources child WHERE child.parentid = parent.internalid)
+            SELECT FROM index.resources child WHERE child.parentid = parent.internalid)
         ORDER BY 2, 1 LIMIT 5"""
 _CHILDREN = """(
         SELECT parent.internalid AS id, count(child.internalid) AS number
-            FROM resources parent LEFT JOIN resources child ON child.parentid = parent.internalid
+            FROM index.resources parent LEFT JOIN index.resources child ON child.parentid = parent.internalid
             WHERE parent.resourcetype < 3 GROUP BY parent.internalid) counted
     WHERE internalid = counted.id AND childcount IS DISTINCT FROM counted.number"""
-_WRONG_COUNTS = "SELECT count(*) FROM resources, {children} AND {served}"
+_WRONG_COUNTS = "SELECT count(*) FROM index.resources, {children} AND {served}"
 _SET_COUNTS = "UPDATE resources SET childcount = counted.number FROM {children} AND {served};"
 # A number that is missing or marked is counted by the plugin; revision 3 knows no marks, and spoils what is missing.
 _SERVED = """childcount IS NOT NULL AND NOT EXISTS (
-        SELECT FROM invalidchildcounts marked WHERE marked.id = internalid)"""
+        SELECT FROM index.invalidchildcounts marked WHERE marked.id = internalid)"""
 
 _REMOVE_NAMELESS = "DELETE FROM patientrecyclingorder WHERE patientid IS NULL;"
 _REMOVE_REPEATED = """DELETE FROM patientrecyclingorder older USING patientrecyclingorder newer
@@ -73,8 +76,8 @@ _LOOK_AT_THEM = (
     "look at them in Orthanc; what is not needed: DELETE /patients/{id}, /studies/{id} or /series/{id}"
 )
 _READABLE = """SELECT has_sequence_privilege(oid, 'SELECT'), quote_ident(current_user)
-    FROM pg_class WHERE oid = to_regclass(%s)"""
-_LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM {sequence}"
+    FROM pg_class WHERE oid = to_regclass(quote_ident(index_schema()) || '.' || %s)"""
+_LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM index.{sequence}"
 
 
 def findings(conn: Connection, found: Catalog, revision: int, *, deep: bool) -> list[Finding]:
@@ -124,7 +127,7 @@ def _order(conn: Connection, revision: int) -> list[Finding]:
 
 
 def _counter_of_order(conn: Connection, highest: int) -> list[Finding]:
-    ((counter,),) = _rows(conn, "SELECT max(value) FROM globalintegers WHERE key = 7")
+    ((counter,),) = _rows(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 7")
     if counter is None or counter >= highest:
         return []
     why = "the next new patient is not stored, and its study has no patient"
@@ -212,7 +215,7 @@ def _child_counts(conn: Connection, *, marks: bool) -> list[Finding]:
     ((wrong,),) = _rows(conn, _WRONG_COUNTS.format(children=_CHILDREN, served=served))
     if not wrong:
         return []
-    mended = _SET_COUNTS.format(children=_CHILDREN, served=served)
+    mended = _SET_COUNTS.format(children=_CHILDREN, served=served).replace("index.", "")
     why = "the plugin answers with them, or spoils them with the next instance"
     return [_wrong("child counts", f"{wrong} wrong", "the numbers of children", why, mended)]
 

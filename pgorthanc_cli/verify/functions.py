@@ -27,7 +27,7 @@ _STATEMENT = re.compile(
 )
 _BODIES = """
     SELECT format('function %s(%s)', proname, pg_get_function_identity_arguments(oid)), prosrc
-        FROM pg_proc WHERE pronamespace = quote_ident(current_schema())::regnamespace"""
+        FROM pg_proc WHERE pronamespace = quote_ident(index_schema())::regnamespace"""
 
 # Later bodies that do the same at earlier revisions, and that the official downgrades leave there.
 _FITS_BELOW = {

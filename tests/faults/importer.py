@@ -144,7 +144,7 @@ class Archive:
 
     def check_whole(self) -> None:
         """At any moment: each row has its attachment, complete, and the counters are right."""
-        with db.session(self.target, readonly=True) as conn:
+        with db.session(self.target) as conn:
             assert indexstate.problems(conn) == []
             named = attachments(conn)
         if self.folder is None:

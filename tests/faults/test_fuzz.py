@@ -34,7 +34,7 @@ def imported(target: db.Target, area: Path, sources: Path) -> dict[str, int]:
     run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert run.returncode == 6, run.stderr
     assert "Traceback" not in run.stderr
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         assert indexstate.problems(conn) == []
     check_area(target, area)
     found: dict[str, int] = json.loads(run.stdout)

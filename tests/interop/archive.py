@@ -77,5 +77,5 @@ class Archive:
         return self.done("import", "--orthanc-version", self.program.version(), "--jobs", "1", *arguments)
 
     def dump(self, **options: bool) -> dict[str, Any]:
-        with db.session(self.target, readonly=True) as conn:
+        with db.session(self.target) as conn:
             return dump(conn, **options)

@@ -103,7 +103,7 @@ def stored(archive: Archive) -> int:
 
 def check(archive: Archive) -> None:
     """No duplicate, counters and numbers of children right, no attachment without a row, no row without one."""
-    with db.session(archive.target, readonly=True) as conn:
+    with db.session(archive.target) as conn:
         assert indexstate.problems(conn) == []
     orphans = "SELECT publicid FROM resources WHERE parentid IS NULL AND resourcetype > 0"
     assert rows(archive.target, orphans) == []

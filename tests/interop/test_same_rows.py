@@ -51,7 +51,7 @@ def read_by_pgorthanc(archive: Archive) -> dict[str, bytes]:
     query = """SELECT r.publicid, a.uuid, a.compressiontype FROM attachedfiles a
                JOIN resources r ON r.internalid = a.id WHERE a.filetype = 1"""
     named = rows(archive.target, query)
-    with db.session(archive.target, readonly=True) as conn:
+    with db.session(archive.target) as conn:
         large_objects = archive.section["EnableStorage"]
         area = storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(archive.storage)
         stored = [(public_id, area.get(uuid, 1), kind) for public_id, uuid, kind in named]

@@ -218,5 +218,5 @@ def answer(*words: str | Path, **environment: str) -> dict[str, Any]:
 def ids(target: db.Target) -> set[str]:
     """The instances of an index."""
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
-        cur.execute("SELECT publicid FROM resources WHERE resourcetype = 3")
+        cur.execute("SELECT publicid FROM index.resources WHERE resourcetype = 3")
         return {name for (name,) in cur.fetchall()}

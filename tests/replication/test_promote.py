@@ -40,7 +40,7 @@ def written(site: Site, number: int) -> None:
 
 def found(target: db.Target) -> int:
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
-        cur.execute("SELECT count(*) FROM globalproperties WHERE property >= 1000")
+        cur.execute("SELECT count(*) FROM index.globalproperties WHERE property >= 1000")
         return int(cur.fetchall()[0][0])
 
 

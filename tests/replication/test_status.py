@@ -142,7 +142,7 @@ def test_cancelled_finds(pair: Site) -> None:
     with db.session(standby, readonly=True) as conn, conn.cursor() as cur:
         wait_until(lambda: shown(standby, "max_standby_streaming_delay") == "0")
         cur.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        cur.execute("SELECT count(*) FROM globalproperties")
+        cur.execute("SELECT count(*) FROM index.globalproperties")
         with db.session(orthanc, autocommit=True) as primary, primary.cursor() as other:
             other.execute("DELETE FROM globalproperties WHERE property > 1000")
             other.execute("VACUUM globalproperties")

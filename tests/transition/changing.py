@@ -45,7 +45,7 @@ def drained(events: Iterator[transition.Event]) -> transition.Changed:
 
 
 def state(target: db.Target) -> indexstate.State:
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         return indexstate.state(conn)
 
 
@@ -54,7 +54,7 @@ def require_revision(target: db.Target, number: int) -> None:
     found = snapshot(target)
     assert catalog.differences(found, catalog.wanted(number, with_storage="table storagearea" in found)) == []
     assert [name for name in found if " pgorthanc_" in name and "pgorthanc_kept_" not in name] == []
-    with db.session(target, readonly=True) as conn:
+    with db.session(target) as conn:
         assert indexstate.problems(conn) == []
 
 
