@@ -273,7 +273,7 @@ class _Flush:
     def _copy(self, table: str, columns: str, rows: Sequence[str]) -> None:
         if rows:
             text = BytesIO("".join(rows).encode())
-            self.cur.copy_expert(f"COPY {table} ({columns}) FROM STDIN", text, _COPY_BYTES)
+            self.cur.copy_expert(f"COPY {table} ({columns}) FROM STDIN (ENCODING '{self.layout.encoding}')", text, _COPY_BYTES)
 
 
 _NULL = "\\N"
