@@ -10,10 +10,11 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -220,6 +221,11 @@ def effective(target: Target) -> dict[str, str]:
     return {name: value for name, value in exact.items() if value}
 
 
+def _effective_at(target: Target, place: Mapping[str, str]) -> dict[str, str]:
+    """What libpq makes of a target at one of its servers."""
+    return effective(replace(target, dsn=make_dsn(**{**parse(target.dsn), **place})))
+
+
 def finish(conn: Connection, timeout_s: float) -> None:
     """Wait until an asynchronous connection has done what it was asked.
 
@@ -244,7 +250,7 @@ def _connect_patiently(target: Target, begin: Callable[[str], Connection] = psyc
             text = str(error)
         except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own
             text = error.object.decode("utf-8", "replace")
-        failure, heals = connect_errors.explain(text, parameters)
+        failure, heals = connect_errors.explain(text, partial(_effective_at, target))
         if not heals or not left:
             raise failure
         _log.warning("%s; next try in %g s, %d left", failure, target.retry_interval_s, left)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import rows, run
+from schemas import run
 from text_places import FRENCH, JAPANESE, MIXED, RAW, STORED, Place, create, read_by_orthanc, stored
 
 from pgorthanc_cli import cli, db, encoding
@@ -48,7 +48,11 @@ def files(tmp_path: Path) -> Path:
     folder.mkdir()
     for number, text in enumerate(TEXTS, 1):
         content = samples.instance(
-            f"P{number}", f"1.{number}", f"1.{number}.1", SpecificCharacterSet="ISO_IR 192", InstitutionName=text
+            f"P{number}",
+            f"1.{number}",
+            f"1.{number}.1",
+            SpecificCharacterSet="ISO_IR 192",
+            InstitutionName=text,
         )
         (folder / f"{number}.dcm").write_bytes(content)
     return folder
@@ -123,12 +127,16 @@ def run_init(target: db.Target) -> None:
     done("init", "--uri", target.dsn)
 
 
-def test_a_setting_of_another_role_does_not_count(fresh: db.Target, role: str, files: Path, tmp_path: Path) -> None:
+def test_a_setting_of_another_role_does_not_count(
+    fresh: db.Target, role: str, files: Path, tmp_path: Path
+) -> None:
     """The administrator's own setting says nothing about Orthanc, whose role owns the tables."""
     identifier = sql.Identifier(role)
     with db.session(fresh, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute(sql.SQL("ALTER ROLE {} LOGIN").format(identifier))
-        cur.execute("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'")
+        cur.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+        )
         for (table,) in cur.fetchall():
             cur.execute(sql.SQL("ALTER TABLE {} OWNER TO {}").format(sql.Identifier(table), identifier))
         cur.execute(
@@ -149,7 +157,7 @@ def test_the_encoding_of_orthanc(database: MakeDatabase, of_role: str | None) ->
 
 
 COMMANDS = [
-    "status", "doctor", "doctor --deep", "verify schema", "verify schema --deep", "verify schema --apply --yes",
+    "status", "doctor", "doctor --deep", "verify schema", "verify schema --deep", "verify schema --apply",
     "check-lock", "check-auth", "downgrade --to 6 --yes --export {folder}/export", "upgrade --plan", "upgrade --yes",
     "support-bundle {folder}/bundle.tar.gz", "keepalive-test --ages 1", "wait --ready",
 ]  # fmt: skip
@@ -166,21 +174,26 @@ def exit_codes(target: db.Target, folder: Path, **environment: str) -> dict[str,
     return found
 
 
-@pytest.mark.parametrize("place", STORED, ids=str)
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, id=str(place), marks=[] if place in (Place(of_role="LATIN1"), Place("WIN1252"))
+                     else pytest.mark.once)
+        for place in STORED
+    ],
+)  # fmt: skip
 def test_every_command_under_every_setting(
     database: MakeDatabase, files: Path, tmp_path: Path, place: Place
 ) -> None:
-    """They end as they do in a plain database, and what was stored stays."""
-    ends = []
-    for where in (Place(), place):
-        target = database(where)
-        run_init(target)
-        pgorthanc("import", "--uri", target.dsn, "--storage-dir", tmp_path / f"area{len(ends)}", files)
-        before = stored(target)
-        ends.append(exit_codes(target, tmp_path / str(len(ends)), PGCLIENTENCODING="SJIS"))
-        assert stored(target) == before
-    assert ends[0] == ends[1]
-    assert set(ends[1].values()) <= {0, 6}, ends[1]
+    """They do their work, and what was stored stays."""
+    target = database(place)
+    run_init(target)
+    pgorthanc("import", "--uri", target.dsn, "--storage-dir", tmp_path / "area", files)
+    before = stored(target)
+    run(target, f"INSERT INTO keyvaluestores VALUES ('store', '{FRENCH}', 'x')")
+    ends = exit_codes(target, tmp_path / "out", PGCLIENTENCODING="SJIS")
+    assert stored(target) == before
+    assert {command: code for command, code in ends.items() if code} == {}
 
 
 @pytest.mark.parametrize("place", [p for p, raw in STORED.items() if None not in raw], ids=str)
@@ -189,7 +202,9 @@ def test_what_a_downgrade_exports_is_what_orthanc_reads(
 ) -> None:
     target = database(place)
     run_init(target)
-    with contextlib.closing(psycopg2.connect(make_dsn(**{**db.parse(target.dsn), "client_encoding": ""}))) as conn:
+    with contextlib.closing(
+        psycopg2.connect(make_dsn(**{**db.parse(target.dsn), "client_encoding": ""}))
+    ) as conn:
         with conn, conn.cursor() as cur:
             insert = "INSERT INTO keyvaluestores VALUES ('store', '{}', 'x')"
             cur.execute(insert.format("".join(TEXTS)).encode())  # the bytes are UTF-8, as Orthanc's

@@ -22,7 +22,9 @@ class Place(NamedTuple):
     of_database: str | None = None
 
     def __str__(self) -> str:
-        return "-".join(filter(None, (self.encoding, self.of_role and f"role {self.of_role}", self.of_database)))
+        return "-".join(
+            filter(None, (self.encoding, self.of_role and f"role {self.of_role}", self.of_database))
+        )
 
 
 # Place -> the bytes that Orthanc stores there for FRENCH, JAPANESE and MIXED; None: it refuses the file. Seen with
@@ -43,22 +45,25 @@ STORED: dict[Place, tuple[bytes | None, ...]] = {
 }
 
 
-def create(server: str, name: str, place: Place) -> db.Target:
-    """A new database with these settings, for the role of the DSN."""
+def create(server: str, name: str, place: Place, owner: str | None = None) -> db.Target:
+    """A new database with these settings, for its owner: the role of the DSN if none is named."""
     identifier = sql.Identifier(name)
-    statements = [
-        sql.SQL(
-            "CREATE DATABASE {} ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
-        ).format(identifier, sql.Literal(place.encoding))
-    ]
+    role = sql.Identifier(owner) if owner else sql.SQL("CURRENT_USER")
+    kind = sql.SQL(" ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").format(
+        sql.Literal(place.encoding)
+    )
+    belongs = sql.SQL(" OWNER {}").format(role) if owner else sql.SQL("")
+    statements = [sql.SQL("CREATE DATABASE {}").format(identifier) + belongs + kind]
     if place.of_database:
         statements.append(
-            sql.SQL("ALTER DATABASE {} SET client_encoding = {}").format(identifier, sql.Literal(place.of_database))
+            sql.SQL("ALTER DATABASE {} SET client_encoding = {}").format(
+                identifier, sql.Literal(place.of_database)
+            )
         )
     if place.of_role:
         statements.append(
-            sql.SQL("ALTER ROLE CURRENT_USER IN DATABASE {} SET client_encoding = {}").format(
-                identifier, sql.Literal(place.of_role)
+            sql.SQL("ALTER ROLE {} IN DATABASE {} SET client_encoding = {}").format(
+                role, identifier, sql.Literal(place.of_role)
             )
         )
     with closing(psycopg2.connect(server)) as conn:

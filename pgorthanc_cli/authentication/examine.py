@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import libpq_version, make_dsn
 
-from pgorthanc_cli import db, hba
-from pgorthanc_cli.authentication import server, verdict, wire
+from pgorthanc_cli import db, hba, wire
+from pgorthanc_cli.authentication import server, verdict
 from pgorthanc_cli.authentication.model import Report, SslMode, Tls
 from pgorthanc_cli.errors import ConnectError
 

@@ -58,7 +58,9 @@ class Layout:
                 "run: pgorthanc upgrade",
             )
         off = _may_switch_triggers_off(conn) and _only_known_triggers(conn)
-        return cls(table, touch, count, count and not marks, delete, unique, notes, off, encoding.of_orthanc(conn))
+        return cls(
+            table, touch, count, count and not marks, delete, unique, notes, off, encoding.of_orthanc(conn)
+        )
 
 
 # Of all revisions (SCHEMA.md 3), on the tables that a new instance has rows in.
