@@ -35,7 +35,8 @@ class _Cause:
         summary: What the user reads first, before libpq's own text.
         hint: What to do; `{role}` and `{database}` are those of the connection, as SQL writes them.
         pattern: What libpq's own text says then.
-        states: The SQLSTATEs with which the server refuses then, where it matters with the routine that refused.
+        states: The SQLSTATEs (or their classes) with which the server refuses then, where it matters with the
+            routine that refused.
         heals: Whether the same call may succeed in a few seconds, without any action.
         error: The class raised.
     """
@@ -155,6 +156,12 @@ _CAUSES = (
         states=("22023", "42704", "42602", "0A000", "22P02"),
     ),
     _CERTIFICATE,
+    _Cause(
+        "the server cannot let anyone in",
+        "the server's log says why; check the free space and the health of its disk (df), "
+        "then run the same command again",
+        states=("53", "58", "XX"),
+    ),
     _Cause(
         "the server's certificate is for another host",
         "connect by a name that is in the certificate (--host), or have one made for this name",
@@ -317,7 +324,7 @@ def _cause(refusal: wire.Refusal, who: wire.Client, *, tls: bool) -> _Cause:
             return _CLIENT_CERTIFICATE
         other = _REFUSES_CLIENT if who.is_local else _NEEDS_PLAIN if tls else _NEEDS_TLS
         return other if not who.is_local and _is_welcome(who, tls=not tls) else _REFUSES_CLIENT
-    for wanted in (state, refusal.sqlstate):
+    for wanted in (state, refusal.sqlstate, refusal.sqlstate[:2]):
         found = next((cause for cause in _CAUSES if wanted in cause.states), None)
         if found:
             return found

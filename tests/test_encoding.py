@@ -157,7 +157,7 @@ def test_the_encoding_of_orthanc(database: MakeDatabase, of_role: str | None) ->
 
 
 COMMANDS = [
-    "status", "doctor", "doctor --deep", "verify schema", "verify schema --deep", "verify schema --apply",
+    "status", "doctor", "doctor --deep", "verify schema", "verify schema --deep", "verify schema --repair --apply",
     "check-lock", "check-auth", "downgrade --to 6 --yes --export {folder}/export", "upgrade --plan", "upgrade --yes",
     "support-bundle {folder}/bundle.tar.gz", "keepalive-test --ages 1", "wait --ready",
 ]  # fmt: skip
