@@ -10,9 +10,10 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
@@ -71,6 +72,10 @@ _UNANSWERED = {"tcp_user_timeout": "60000"}
 # A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
 _PATIENCE = {"connect_timeout": "30"}
 
+# Python's text is sent as UTF-8, so each session says so: PGCLIENTENCODING, a service file, a URI, ALTER ROLE and
+# ALTER DATABASE would make the server take it for another encoding. Text of the index: see encoding.py.
+_TEXT = {"client_encoding": "UTF8"}
+
 # libpq's parameters that are never shown, and what is shown instead.
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 MASK = "***"
@@ -78,6 +83,7 @@ MASK = "***"
 # A password with a bare @ or / moves the rest of the URI: part of it would become the host or the database.
 _BARE_AT = re.compile(r"postgres(?:ql)?://(?:[^/?]*@[^/?]*@|[^?]*/[^?]*@)")
 _LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
+_NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untranslatable character
 _SEVERITY = re.compile(r"\S+:  ")  # how a text of the server begins, in whatever language
 
 _URI_HINT = (
@@ -109,9 +115,10 @@ class Target:
     application: str = "pgorthanc"
 
     def parameters(self) -> dict[str, str]:
-        """The DSN as keywords and values, with our defaults where it says nothing.
+        """Return the DSN as keywords and values, with our defaults where it says nothing.
 
-        With a service file there is none of them: a parameter given here would override the file's.
+        With a service file there is none of them: a parameter given here would override the file's. The client
+        encoding is always UTF8, whatever is given.
         """
         given = parse(self.dsn)
         defaults = {"fallback_application_name": self.application}
@@ -119,7 +126,7 @@ class Target:
             told = any(name.startswith("keepalives") for name in given)
             defaults |= KEEPALIVE if told else {**KEEPALIVE, **_UNANSWERED}
             defaults |= {} if os.environ.get("PGCONNECT_TIMEOUT") else _PATIENCE
-        return {**defaults, **given}
+        return {**defaults, **given, **_TEXT}
 
     def with_password(self, password: str) -> Target:
         """The same target, logging in with that password."""
@@ -186,6 +193,8 @@ def _open(target: Target) -> Session:
     conn: Session = _connect_patiently(target, begin)
     with _closed_on_failure(conn), translated(conn):
         conn.target = target
+        if conn.encoding != _TEXT["client_encoding"]:  # a pooler that does not pass parameters on
+            conn.set_client_encoding(_TEXT["client_encoding"])
         conn.prepare(target.schema)
     return conn
 
@@ -252,6 +261,7 @@ def effective(target: Target) -> dict[str, str]:
         info = conn.info
         place = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
         found = {**place, **info.dsn_parameters, "password": info.password or ""}
+        del found["client_encoding"]  # ours
     finally:
         conn.close()
     # Before the login psycopg2 has U+FFFD for all that is not ASCII; then the text that libpq has read counts.
@@ -259,6 +269,11 @@ def effective(target: Target) -> dict[str, str]:
     written = {name: os.environ.get(variable, "") for name, variable in variables.items()} | parse(target.dsn)
     exact = {name: written.get(name, "") if "\ufffd" in value else value for name, value in found.items()}
     return {name: value for name, value in exact.items() if value}
+
+
+def _effective_at(target: Target, place: Mapping[str, str]) -> dict[str, str]:
+    """What libpq makes of a target at one of its servers."""
+    return effective(replace(target, dsn=make_dsn(**{**parse(target.dsn), **place})))
 
 
 def finish(conn: Connection, timeout_s: float) -> None:
@@ -285,7 +300,7 @@ def _connect_patiently(target: Target, begin: Callable[[str], Any] = psycopg2.co
             text = str(error)
         except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own
             text = error.object.decode("utf-8", "replace")
-        failure, heals = connect_errors.explain(text, parameters)
+        failure, heals = connect_errors.explain(text, partial(_effective_at, target))
         if not heals or not left:
             raise failure
         _log.warning("%s; next try in %g s, %d left", failure, target.retry_interval_s, left)
@@ -409,6 +424,9 @@ def translated(conn: Connection) -> Iterator[None]:
 
 def primary_message(error: psycopg2.Error) -> str:
     """What the server says in one line; never the values of a row, which may be patient data."""
+    if error.pgcode in _NO_SUCH_CHARACTER:  # it quotes the bytes
+        encoding = error.cursor.connection.info.parameter_status("server_encoding") if error.cursor else None
+        return f"this database (encoding {encoding or 'unknown'}) cannot store a character of the text"
     primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
     if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
         primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)

@@ -7,6 +7,7 @@ held against `pg_hba_file_rules` by the tests.
 
 from __future__ import annotations
 
+import glob
 import ipaddress
 import os
 import re
@@ -411,7 +412,13 @@ def _read(path: Path) -> bytes:
 
 
 def _back_up(path: Path) -> Path:
-    """A copy beside the file, with its owner and mode; its name is none that include_dir takes."""
+    """A copy beside the file, with its owner and mode; its name is none that include_dir takes.
+
+    An earlier copy of the same content will do.
+    """
+    for earlier in sorted(path.parent.glob(f"{glob.escape(path.name)}.*.pgorthanc")):
+        if earlier.is_file() and not earlier.is_symlink() and _read(earlier) == _read(path):
+            return earlier
     backup = Path(f"{path}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}.pgorthanc")
     try:
         shutil.copy2(path, backup)
@@ -424,6 +431,7 @@ def _back_up(path: Path) -> Path:
 def _write(path: Path, content: bytes) -> None:
     """All of it or nothing, with the owner and mode of the file; a link goes on naming the same file."""
     real = path.resolve()
+    _sweep(real)
     new = real.with_name(f"{real.name}.{os.getpid()}.new")
     try:
         with open(new, "xb") as stream:
@@ -435,6 +443,24 @@ def _write(path: Path, content: bytes) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise PgOrthancError(f"{path} cannot be written: {error.strerror}", _hint(path)) from None
+
+
+def _sweep(path: Path) -> None:
+    """Remove the new files of runs that were killed before they could take the place of this one."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.new"):
+        pid = left.name.removeprefix(f"{path.name}.").removesuffix(".new")
+        if pid.isdecimal() and not left.is_symlink() and not _runs(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass  # another account's, or no process id: not ours to judge
+    return True
 
 
 def _own_as(path: Path, model: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import localized
 import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
@@ -51,9 +52,10 @@ def authority() -> Pair:
     return certificate("authority")
 
 
-@pytest.fixture(scope="module")
-def server(authority: Pair) -> Iterator[Server]:
-    made = Server(HBA, "max_connections = 20\nmax_wal_senders = 6\n")
+@pytest.fixture(scope="module", params=localized.PARAMETERS)
+def server(authority: Pair, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Every test runs against a server of each language: nothing may depend on its words."""
+    made = localized.Localized(request.param, HBA, "max_connections = 20\nmax_wal_senders = 6\n")
     try:
         made.create()
         if made.has_tls:
@@ -136,13 +138,13 @@ def test_login(server: Server, role: str, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("more", "message", "hint"),
     [
-        ({"user": "missing_role"}, 'login refused: .*role "missing_role" does not exist', "CREATE ROLE"),
-        ({"user": "nologin_role", "password": "x"}, "login refused: .*not permitted to log in", "CREATE ROLE"),
-        ({"user": "rejected_role"}, "the server refuses this client: .*pg_hba.conf rejects", "pg_hba.conf"),
-        ({"user": "nobody_at_all"}, "the server refuses .*no pg_hba.conf entry", "pg_hba.conf"),
-        ({"user": "postgres", "dbname": "nope"}, 'no such database: .*"nope" does not exist', "init --create-database"),
+        ({"user": "missing_role"}, 'login refused: .*missing_role', "CREATE ROLE"),
+        ({"user": "nologin_role", "password": "x"}, "login refused: .*nologin_role", "CREATE ROLE"),
+        ({"user": "rejected_role"}, "the server refuses this client: .*pg_hba.conf", "pg_hba.conf"),
+        ({"user": "nobody_at_all"}, "the server refuses this client: .*pg_hba.conf", "pg_hba.conf"),
+        ({"user": "postgres", "dbname": "nope"}, 'no such database: .*nope', "init --create-database"),
         ({"user": "postgres", "dbname": "closed"}, "the database is closed: ", "ALLOW_CONNECTIONS"),
-        ({"user": "trusted_role", "dbname": "private"}, "login refused: .*permission denied", "GRANT CONNECT"),
+        ({"user": "trusted_role", "dbname": "private"}, "login refused: .*private", "GRANT CONNECT"),
         ({"user": "few_role"}, "too many connections: ", "IndexConnectionsCount"),
         ({"user": "scram_role", "password": "wr0ng", "require_auth": "md5"}, "no way to log in", "password_encryption"),
         ({"user": "trusted_role", "channel_binding": "require"}, "no way to log in", "channel_binding"),
@@ -164,7 +166,8 @@ def test_refusals(server: Server, more: dict[str, str], message: str, hint: str)
 
 def test_peer_refuses(server: Server) -> None:
     error = refused(server.place, user="peer_role")
-    assert "Peer authentication failed" in error.message
+    assert error.message.startswith("login refused: ")
+    assert "peer_role" in error.message
     assert "--host localhost" in (error.hint or "")
 
 
@@ -264,7 +267,8 @@ def test_client_certificate(tls: Callable[[str], str], authority: Pair, tmp_path
 
 @pytest.fixture(scope="module")
 def standby(server: Server) -> Iterator[Server]:
-    made = Server(HBA, "")
+    assert isinstance(server, localized.Localized)
+    made = localized.Localized(server.language, HBA, "")
     try:
         yield made.copy_of(server).start()
     finally:
@@ -304,7 +308,8 @@ def test_read_only_by_default(server: Server) -> None:
 @pytest.fixture
 def starting(server: Server) -> Iterator[Server]:
     """A server that answers `the database system is not accepting connections` until it is promoted."""
-    made = Server(HBA, "hot_standby = off\n")
+    assert isinstance(server, localized.Localized)
+    made = localized.Localized(server.language, HBA, "hot_standby = off\n")
     try:
         yield made.copy_of(server).start()
     finally:
@@ -388,7 +393,7 @@ def test_retries_end(server: Server) -> None:
         (
             "28P01",
             "Passwort-Authentifizierung für »x« fehlgeschlagen",
-            "the connection failed: .*(?:Passwort|not UTF-8)",
+            "login refused: .*(?:Passwort|not UTF-8)",
         ),
     ],
 )
@@ -480,5 +485,7 @@ def test_missing_right_names_the_grant(server: Server) -> None:
     with pytest.raises(PgOrthancError) as caught, db.session(target) as conn, conn.cursor() as cur:
         cur.execute("SELECT * FROM secret")
     error = caught.value
-    assert error.message == "PostgreSQL: permission denied for table secret (SQLSTATE 42501)"
-    assert error.hint == 'as its owner: GRANT ALL ON TABLE secret TO "trusted_role";'
+    assert re.fullmatch(r"PostgreSQL: .*secret.* \(SQLSTATE 42501\)", error.message)
+    by_name = isinstance(server, localized.Localized) and server.language == "English"
+    assert '"trusted_role"' in (error.hint or "")
+    assert ("GRANT ALL ON TABLE secret TO" in (error.hint or "")) == by_name

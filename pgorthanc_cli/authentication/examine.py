@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import libpq_version, make_dsn
 
-from pgorthanc_cli import db, hba
-from pgorthanc_cli.authentication import server, verdict, wire
+from pgorthanc_cli import db, hba, wire
+from pgorthanc_cli.authentication import server, verdict
 from pgorthanc_cli.authentication.model import Report, SslMode, Tls
 from pgorthanc_cli.errors import ConnectError
 
@@ -96,7 +96,7 @@ def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | No
     with login_as_asked(target, found) as login, informed(login, admin) as conn:
         seen = server.look(conn, hba_client(login, found)) if conn else server.Seen()
         proved = server.logged_in_by(login.conn) if login.conn else None
-        method = _method(found, proved or (seen.rule.method if seen.rule else None))
+        method = _method(found, seen, proved)
         if seen.stored is None and login.conn and login.conn.info.used_password:
             seen = replace(seen, stored=verdict.stored_by(method))
         tls = _tls(found, login)
@@ -111,7 +111,7 @@ def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | No
         after_tls=None if inside is None else method if found.answer is inside else inside.method,
         tls=tls,
         channel_binding=login.binding,
-        sslmodes=() if found.client.is_local else tuple(_sslmodes(target, found)),
+        sslmodes=() if found.client.is_local else tuple(_sslmodes(target, found, login)),
         stored=seen.stored,
         password_encryption=seen.password_encryption,
         valid_until=seen.valid_until,
@@ -136,7 +136,7 @@ def probe(target: db.Target) -> Probe:
         if not client.is_local:
             try:
                 handshake = wire.handshake(client)
-                encrypted = wire.ask(client, tls=True)
+                encrypted = _within_tls(client)
             except wire.NoTls as reason:
                 no_tls = str(reason)
     except OSError as error:
@@ -150,6 +150,14 @@ def probe(target: db.Target) -> Probe:
         obstacle = _obstacle(target, "require")
         distrust = obstacle if _TLS_FAILURE.search(obstacle) else ""
     return Probe(client, sslmode, plain, encrypted, handshake, no_tls, distrust)
+
+
+def _within_tls(client: wire.Client) -> wire.Answer:
+    """The first answer within TLS, which is possible without a certificate of the client."""
+    try:
+        return wire.ask(client, tls=True)
+    except wire.NoTls as reason:  # the server breaks off because of the client's certificate
+        return wire.Answer("cert", wire.Refusal("", "", str(reason)))
 
 
 def place(rule: hba.Rule) -> str:
@@ -231,11 +239,12 @@ def informed(login: Login, admin: db.Target | None) -> Iterator[Connection | Non
         yield conn
 
 
-def _method(found: Probe, known: str | None) -> str:
+def _method(found: Probe, seen: server.Seen, proved: str | None) -> str:
     """The word of pg_hba.conf: the server's answer alone does not tell peer, ident and certificates from trust."""
     asked = found.answer.method
-    if asked == "refused":
-        return known or asked
+    known = proved or (seen.rule.method if seen.rule else None)
+    if found.answer.refuses:
+        return known if seen.rule and known and server.explains(seen.rule, asked) else asked
     if asked != "trust":
         return asked
     if known in ("trust", "peer", "ident", "cert"):
@@ -271,13 +280,13 @@ def _tls(found: Probe, login: Login) -> Tls:
     )
 
 
-def _sslmodes(target: db.Target, found: Probe) -> Iterator[SslMode]:
-    parameters = db.effective(target)
-    root = parameters.get("sslrootcert") or str(Path.home() / ".postgresql" / "root.crt")
+def _sslmodes(target: db.Target, found: Probe, login: Login) -> Iterator[SslMode]:
+    root = wire.root_certificate(db.effective(target))
+    refused = _refused(target, found, login) if login.outcome == "refused" else {}
     verifies = {"require": "authority" if root != "system" and Path(root).is_file() else "nothing"}
     verifies |= {"verify-ca": "authority", "verify-full": "authority and host name"}
     for sslmode in _SSLMODES:
-        detail = _obstacle(target, sslmode)
+        detail = _obstacle(target, sslmode) or refused.get(found.is_encrypted(sslmode), "")
         yield SslMode(
             sslmode=sslmode,
             works=not detail,
@@ -285,6 +294,33 @@ def _sslmodes(target: db.Target, found: Probe) -> Iterator[SslMode]:
             verifies=verifies.get(sslmode, "nothing"),
             detail=detail,
         )
+
+
+def _refused(target: db.Target, found: Probe, login: Login) -> dict[bool, str]:
+    """Why the password is refused without TLS (False) and with it (True), where the server asks for one.
+
+    What the login has proved is not tried again: each failure counts where failures are counted.
+    """
+    answers = {False: found.plain, True: found.encrypted}
+    used = found.answer is found.encrypted
+    refused = {used: login.error.message if login.error else ""}
+    mine, other = answers[used], answers[not used]
+    if mine and other and not (mine.refuses or other.refuses):
+        if mine.method.removesuffix("-plus") == other.method.removesuffix("-plus"):
+            refused[not used] = refused[used]
+        else:
+            again = {"sslmode": "disable" if used else "require"}
+            refused[not used] = _try(with_parameters(target, again))
+    return refused
+
+
+def _try(target: db.Target) -> str:
+    """Why a login is refused; empty if it works."""
+    try:
+        db.connect(target).close()
+    except ConnectError as error:
+        return error.message
+    return ""
 
 
 def _obstacle(target: db.Target, sslmode: str) -> str:

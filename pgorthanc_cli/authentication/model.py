@@ -27,7 +27,7 @@ class SslMode:
 
     Attributes:
         sslmode: libpq's word.
-        works: Whether the server lets this role try to log in that way.
+        works: Whether the login works that way; without a password, whether the server would let it try.
         encrypted: Whether the connection is; None if there is none.
         verifies: What libpq makes sure of: `nothing`, `authority` or `authority and host name`.
         detail: Why it does not work.
@@ -100,8 +100,9 @@ class Report:
         login: `works`, `password needed` (none was given), or `refused`.
         refusal: The reason, if refused; else empty.
         method: What the server asks on the connection as it was asked for; a word of pg_hba.conf, also
-            scram-sha-256-plus (with channel binding), `no line`, `refused` (its words cannot be told apart),
-            `trust or peer` and `trust or cert` (nobody may see which).
+            scram-sha-256-plus (with channel binding), `no line` (no line lets this client in; `reject` where a line
+            can be seen that says so), `refused` (for another reason than a line), `trust or peer` and `trust or
+            cert` (it cannot be seen which).
         before_tls: What it asks in plain text.
         after_tls: What it asks within TLS; None without TLS.
         tls: Encryption and certificate.
@@ -113,6 +114,7 @@ class Report:
         hba_line: The line that decides: file:number: line; None: not to be seen.
         libpq: Version of libpq in this program.
         plugins: The verdict for each release.
+        plugin: The release in use, as far as that is known, else the latest one: the one that counts.
         remedies: What to do, the best first.
         notes: What could not be seen, and which right is missing; what else is worth knowing.
     """
@@ -133,6 +135,7 @@ class Report:
     hba_line: str | None
     libpq: str
     plugins: tuple[Plugin, ...] = ()
+    plugin: str = "latest"
     remedies: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -140,6 +143,11 @@ class Report:
     def is_local(self) -> bool:
         """Whether it goes through a socket of the machine."""
         return self.server.startswith(("/", "@"))
+
+    @property
+    def works_for_plugin(self) -> bool:
+        """Whether the release in use can log in, or may be able to."""
+        return not self.plugins or self.plugins[-1].works is not False
 
     @property
     def works_everywhere(self) -> bool:

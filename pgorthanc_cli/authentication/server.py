@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # What a client is asked for under each method of pg_hba.conf, as `wire.Answer.method` has it without `-plus`.
 _ASKED = {
     "trust": ("trust",), "peer": ("trust", "peer"), "ident": ("trust", "ident"), "cert": ("trust", "cert"),
-    "md5": ("md5", "scram-sha-256"), "scram-sha-256": ("scram-sha-256", ), "reject": ("reject",),
+    "md5": ("md5", "scram-sha-256"), "scram-sha-256": ("scram-sha-256", ), "reject": ("no line",),
     "gss": ("gss",), "sspi": ("sspi",),
     **dict.fromkeys(("password", "ldap", "radius", "pam", "bsd"), ("password",)),
 }  # fmt: skip

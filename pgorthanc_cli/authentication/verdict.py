@@ -64,8 +64,9 @@ def judged(report: Report, seen: Seen, hint: str | None, of: Sequence[Release]) 
     return replace(
         report,
         plugins=tuple(Plugin(release.name, *_judge(release, report)) for release in of),
+        plugin=of[0].name if len(of) == 1 else "latest",
         remedies=tuple(_remedies(report, seen, hint, of)),
-        notes=(*_notes(report, seen), *seen.notes),
+        notes=(*_notes(report, seen, of), *seen.notes),
     )
 
 
@@ -95,13 +96,14 @@ def _needs(report: Report) -> Iterator[str]:
 
 def _remedies(report: Report, seen: Seen, hint: str | None, of: Sequence[Release]) -> Iterator[str]:
     yield from _ways_in(report, seen, hint)
-    if report.method.startswith("scram") and not all(release.knows_scram for release in of):
+    works = report.login == "works"
+    if works and report.method.startswith("scram") and not of[-1].knows_scram:
         yield "upgrade the plugin to 3.3 or later: it knows SCRAM, and nothing else has to change"
         yield (
             f"if that cannot be: pgorthanc check-auth --fix md5 moves role {report.role} alone to md5, keeps its "
             "password and all data, and can be undone with --fix scram (--print shows the steps)"
         )
-    if report.method == "md5" or report.stored == "md5":
+    if works and (report.method == "md5" or report.stored == "md5"):
         yield (
             "md5 is weak, and whoever reads the stored value can log in with it: once every plugin is 3.3 or "
             "later, run: pgorthanc check-auth --fix scram"
@@ -152,7 +154,13 @@ def _tls_remedies(report: Report) -> Iterator[str]:
         yield f"the server's certificate {what}: have it renewed, then SELECT pg_reload_conf()"
 
 
-def _notes(report: Report, seen: Seen) -> Iterator[str]:
+def _notes(report: Report, seen: Seen, of: Sequence[Release]) -> Iterator[str]:
+    if report.login == "works" and report.method.startswith("scram") and of[-1].knows_scram:
+        yield from (
+            f"plugins {old.name} cannot log in this way: they carry libpq 9.6, which does not know SCRAM"
+            for old in of
+            if not old.knows_scram
+        )
     if seen.rule and not explains(seen.rule, report.method):
         yield (
             f"line {seen.rule.line} of pg_hba.conf does not explain why {report.method} is asked: a pooler stands "

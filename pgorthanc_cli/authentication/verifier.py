@@ -6,8 +6,8 @@ import base64
 import hashlib
 import hmac
 import re
-import stringprep
-import unicodedata
+
+from pgorthanc_cli.wire import prepared
 
 _SCRAM = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):")
 
@@ -20,16 +20,10 @@ def matches(stored: str, role: str, password: str) -> bool:
     iterations, salt, stored_key = int(found[1]), base64.b64decode(found[2]), base64.b64decode(found[3])
     return any(
         hmac.compare_digest(stored_key, _stored_key(word, salt, iterations))
-        for word in (password, _prepared(password))
+        for word in (password, prepared(password))
     )
 
 
 def _stored_key(password: str, salt: bytes, iterations: int) -> bytes:
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
     return hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-
-
-def _prepared(password: str) -> str:
-    """SASLprep's mapping and normalization (RFC 4013); libpq leaves it out where a character is prohibited."""
-    mapped = (" " if stringprep.in_table_c12(c) else c for c in password if not stringprep.in_table_b1(c))
-    return unicodedata.normalize("NFKC", "".join(mapped))

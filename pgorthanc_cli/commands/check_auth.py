@@ -13,6 +13,7 @@ from pgorthanc_cli.errors import ConnectError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.authentication import Report
+    from pgorthanc_cli.config import Resolved
     from pgorthanc_cli.db import Target
 
 _WARN_DAYS = 30  # before the server's certificate expires
@@ -50,7 +51,9 @@ def command(
     By which method, before and after TLS; what is stored, which line of pg_hba.conf decides; every sslmode and the
     server's certificate; and which releases of Orthanc's plugin can log in that way. Only --fix changes anything.
 
-    Exit code 0: this login works, and so it does for every release; 6: not for some release; 3: refused.
+    The release of the plugin that counts is that of --plugin, else the one that --config loads, else the latest.
+
+    Exit code 0: this login works, for that release, too; 6: not for that release; 3: refused.
     """
     from pgorthanc_cli import authentication
 
@@ -58,12 +61,14 @@ def command(
         raise UsageError("--print and --yes belong to --fix", "add --fix md5 or --fix scram")
     if fix and nagios:
         raise UsageError("--nagios and --fix contradict each other", "give one of them")
-    with call.target() as target:
+    with call.resolved() as found:
+        target = found.target
         chief = _administrator(call, target, admin)
         if fix:
             _fix(call, target, fix, chief, printed=printed, yes=yes)
             return
-        report = authentication.check(target, admin=chief, plugin=plugin)
+        in_use = plugin or _configured(found)
+        report = authentication.check(target, admin=chief, plugin=in_use)
     if nagios:
         _nagios(call, report)
     call.emit(report)
@@ -72,10 +77,22 @@ def command(
             f"role {report.role} at {report.server}: {report.refusal or report.login}",
             "the remedies are in the result",
         )
-    if not report.works_everywhere:
+    if not report.works_for_plugin:
         raise PartialFailure(
-            "this login works, but not for every release of the plugin", "the remedies are in the result"
+            f"this login works, but not for the plugin {report.plugin}", "the remedies are in the result"
         )
+
+
+def _configured(found: Resolved) -> str | None:
+    """The release of the plugin that Orthanc's configuration loads, as far as its file tells."""
+    from pgorthanc_cli.config import plugins
+
+    if found.orthanc is None:
+        return None
+    entries = found.orthanc.root.get("Plugins")
+    libraries, _ = plugins.resolve(entries if isinstance(entries, list) else [], found.orthanc.folder)
+    releases = (one.release for one in libraries if one.is_index and one.release)
+    return next((release for release in releases if release[0].isdigit()), None)
 
 
 def _administrator(call: Call, target: Target, dsn: str | None) -> Target | None:
@@ -109,9 +126,8 @@ def _nagios(call: Call, report: Report) -> NoReturn:
         call.nagios("CRITICAL", f"role {report.role}: {report.refusal or report.login}", figures)
     if days is not None and days < 0:
         call.nagios("CRITICAL", f"{said}; the server's certificate has expired", figures)
-    if not report.works_everywhere:
-        failing = ", ".join(plugin.release for plugin in report.plugins if plugin.works is False)
-        call.nagios("WARNING", f"{said}; plugin {failing} cannot", figures)
+    if not report.works_for_plugin:
+        call.nagios("WARNING", f"{said}; plugin {report.plugin} cannot", figures)
     if days is not None and days < _WARN_DAYS:
         call.nagios("WARNING", f"{said}; the server's certificate expires in {days} days", figures)
     call.nagios("OK", said, figures)

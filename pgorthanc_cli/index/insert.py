@@ -273,7 +273,8 @@ class _Flush:
     def _copy(self, table: str, columns: str, rows: Sequence[str]) -> None:
         if rows:
             text = BytesIO("".join(rows).encode())
-            self.cur.copy_expert(f"COPY {table} ({columns}) FROM STDIN", text, _COPY_BYTES)
+            copy = f"COPY {table} ({columns}) FROM STDIN (ENCODING '{self.layout.encoding}')"
+            self.cur.copy_expert(copy, text, _COPY_BYTES)
 
 
 _NULL = "\\N"

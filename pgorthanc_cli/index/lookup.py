@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import encoding
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.index.model import INSTANCE
 
@@ -26,6 +27,7 @@ class Layout:
     unique_ids: bool  # from revision 2: no public id twice
     counter_notes: bool  # from revision 2: table GlobalIntegersChanges
     triggers_off: bool  # this role may switch the triggers off, and they are Orthanc's alone
+    encoding: str  # the server takes Orthanc's bytes, which are UTF-8, for this encoding
 
     @classmethod
     def read(cls, conn: Connection) -> Layout:
@@ -59,7 +61,9 @@ class Layout:
                 "run: pgorthanc upgrade",
             )
         off = _may_switch_triggers_off(conn) and _only_known_triggers(conn)
-        return cls(table, touch, count, count and not marks, delete, unique, notes, off)
+        return cls(
+            table, touch, count, count and not marks, delete, unique, notes, off, encoding.of_orthanc(conn)
+        )
 
 
 # Of all revisions (SCHEMA.md 3), on the tables that a new instance has rows in.

@@ -13,7 +13,7 @@ from typing import Any
 
 # COPY in the format csv, with delimiters that no sane value holds: nothing has to be escaped.
 DELIMITER, QUOTE, NULL = "\x1f", "\x1e", "\x1d"
-COPY_OPTIONS = "(FORMAT csv, DELIMITER E'\\x1f', QUOTE E'\\x1e', NULL E'\\x1d')"
+COPY_OPTIONS = "FORMAT csv, DELIMITER E'\\x1f', QUOTE E'\\x1e', NULL E'\\x1d'"
 
 _INT4 = 2**31
 _MOST_BYTES = 2**50 - 1  # no file is larger, and the sum of all has to fit a bigint

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, storage
+from pgorthanc_cli import catalog, db, encoding, storage
 from pgorthanc_cli.sqlite import files as attachments
 from pgorthanc_cli.sqlite import journal, tree
 from pgorthanc_cli.sqlite import source as sources
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _PIECE_BYTES, _BUFFER_BYTES = 1 << 18, 1 << 20
 _NOWHERE = db.Target("")
 _SETTINGS = (
-    "SET client_encoding = 'UTF8'",
     "SET bytea_output = hex",
     "SET synchronous_commit = off",  # the last transaction of all is committed by the parent, and flushes this, too
     "SET maintenance_work_mem = '256MB'",
@@ -69,6 +68,7 @@ class Worker:
         self.work = work
         self._reader: Reader | None = None
         self._conn: Connection | None = None
+        self._encoding: str | None = None
 
     @property
     def reader(self) -> Reader:
@@ -86,6 +86,13 @@ class Worker:
                 for statement in _SETTINGS:
                     cur.execute(statement)
         return self._conn
+
+    @property
+    def _options(self) -> str:
+        """How a text is copied: as UTF-8, which the server takes for what it takes Orthanc's bytes for."""
+        if self._encoding is None:
+            self._encoding = encoding.of_orthanc(self.conn)
+        return f"{COPY_OPTIONS}, ENCODING '{self._encoding}'"
 
     def read(self, name: str, after: int, last: int) -> Outcome:
         """What would become of a piece of a table.
@@ -107,7 +114,7 @@ class Worker:
         """
         outcome = Outcome()
         table, columns = self.reader.columns(name)
-        copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH {COPY_OPTIONS}"
+        copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH ({self._options})"
         with db.translated(self.conn):
             try:
                 with self.conn, self.conn.cursor() as cur:
@@ -140,7 +147,7 @@ class Worker:
     def read_back(self, table: str, columns: Sequence[str]) -> tuple[int, int]:
         """Rows and checksum of a table of PostgreSQL."""
         total = _Sum()
-        copy = f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH {COPY_OPTIONS}"
+        copy = f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH ({self._options})"
         with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
             with io.BufferedWriter(total, _BUFFER_BYTES) as buffer:
                 cur.copy_expert(copy, buffer)

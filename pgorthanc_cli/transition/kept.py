@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 
-from pgorthanc_cli import catalog
+from pgorthanc_cli import catalog, encoding
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.transition.model import Settings
 
@@ -126,21 +126,23 @@ def require_new(file: Path) -> None:
 def export(conn: Connection, file: Path) -> None:
     """Write all rows that are kept aside, one JSON document `{"table": ..., "row": ...}` per line, and sync the file.
 
+    Text is what Orthanc reads there, in UTF-8, whatever encoding the database has.
+
     Raises:
         PgOrthancError: The file is there already, or cannot be written.
     """
     try:
-        with open(
-            os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-        ) as stream:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             for table in rows(conn):
                 query = sql.SQL(
-                    "SELECT json_build_object('table', {}::text, 'row', to_json(t))::text FROM index.{} t"
+                    "SELECT pg_catalog.convert_to(pg_catalog.json_build_object("
+                    "'table', {}::text, 'row', pg_catalog.to_json(t))::text, {}) FROM index.{} t"
                 )
                 with conn.cursor(name="export") as cur:
                     cur.itersize = _BATCH
-                    cur.execute(query.format(sql.Literal(table), sql.Identifier(table)))
-                    stream.writelines(f"{line}\n" for (line,) in cur)
+                    names = sql.Literal(table), sql.Literal(encoding.of_orthanc(conn)), sql.Identifier(table)
+                    cur.execute(query.format(*names))
+                    stream.writelines(bytes(line) + b"\n" for (line,) in cur)
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
