@@ -263,8 +263,11 @@ def _bytes(option: str, text: str) -> int:
     help="Stop the old primary, whose folder on this machine this is, and mark it to start as a standby only.",
 )
 @click.option(
-    "--old-is-gone", is_flag=True, help="The old primary is silent, and you have made sure that it is off."
+    "--old-primary-is-down",
+    is_flag=True,
+    help="You have made sure that the old primary is off and stays off, and promote no other standby of it.",
 )
+@click.option("--old-is-gone", is_flag=True, hidden=True)  # its name before
 @click.option(
     "--accept-loss",
     is_flag=True,
@@ -273,32 +276,42 @@ def _bytes(option: str, text: str) -> int:
 @click.option(
     "--slot", "slots", multiple=True, help="Slot to make for another standby.  [default: its own one]"
 )
-@click.option("--wait", "wait_s", type=float, default=300, show_default=True, metavar="SECONDS")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=1),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up after that time, whatever does not answer.",
+)
 def promote(
     call: commands.Call,
     *,
     directory: Path | None,
     fence: Path | None,
+    old_primary_is_down: bool,
     old_is_gone: bool,
     accept_loss: bool,
     slots: tuple[str, ...],
     wait_s: float,
 ) -> None:
-    """Make a standby the primary, once the old one is known to be gone.
+    """Make a standby the primary, once the old one is proved to be dead.
 
-    The standby is the server of the connection options, or the folder of --dir. With --fence nothing that was
-    committed is lost: the old primary is stopped first, and the standby gets the rest.
+    The standby is the server of the connection options, or the folder of --dir. A closed port proves nothing. With
+    --fence nothing that was committed is lost: the old primary is stopped first, and the standby gets the rest; its
+    folder is then fenced for this standby, and no other one can be promoted with it.
     """
     from pgorthanc_cli import db, replication
 
-    wanted = replication.Fence(fence, old_is_gone, accept_loss)
+    wanted = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
     with call.resolved() as found:
         parameters = db.parse(found.target.dsn)
         if directory:
             way = replication.by_folder(directory)
             call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
             return
-    with _administrator(call) as target, replication.by_sql(target) as way:
+    with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as way:
         call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
 
 

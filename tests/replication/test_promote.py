@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +16,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from psycopg2.extensions import parse_dsn
-from real_servers import wait_until
+from proxy import proxy
+from psycopg2.extensions import make_dsn, parse_dsn
+from real_servers import free_port, wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import probe
+from pgorthanc_cli.replication import mark, probe
 from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.replication.promote import connection_uri
-from replication.site import Site, answer, crash, make_template, pgorthanc
+from replication.site import Site, answer, crash, make_template, pgorthanc, stop
 
 Fence = replication.Fence
+DOWN = Fence(gone=True)
 BOTH_WAYS = pytest.mark.parametrize("by_folder", [False, pytest.param(True, marks=pytest.mark.once)])
 
 
@@ -57,7 +63,7 @@ def promoted(site: Site, fence: Fence, *, by_folder: bool) -> replication.Promot
 @BOTH_WAYS
 def test_a_primary_that_lives_is_never_replaced(pair: Site, by_folder: bool) -> None:
     with pytest.raises(PgOrthancError, match=f"127.0.0.1:{pair.primary.port} still answers") as refused:
-        promoted(pair, Fence(gone=True), by_folder=by_folder)
+        promoted(pair, DOWN, by_folder=by_folder)
     assert "--fence" in str(refused.value.hint)
     assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
 
@@ -126,11 +132,11 @@ def test_silence_is_no_proof(pair: Site) -> None:
     """Something takes connections on the old port, and says nothing: a broken network looks like that."""
     crash(pair.primary.data)
     with listener(pair.primary.port):
-        with pytest.raises(PgOrthancError, match="is silent") as refused:
+        with pytest.raises(PgOrthancError, match="it is silent, but it may be alive") as refused:
             promote(pair, Fence())
-        assert "--old-is-gone" in str(refused.value.hint)
-        done = promote(pair, Fence(gone=True))
-    assert done.old_primary == f"127.0.0.1:{pair.primary.port}: it is silent"
+        assert "--old-primary-is-down" in str(refused.value.hint)
+        done = promote(pair, DOWN)
+    assert done.old_primary == f"127.0.0.1:{pair.primary.port}: confirmed to be down, it is silent"
     assert done.lost_bytes is None
 
 
@@ -173,9 +179,9 @@ def test_probe(pair: Site) -> None:
 @BOTH_WAYS
 def test_promoted_twice(pair: Site, by_folder: bool) -> None:
     pair.primary.stop()
-    promote(pair, Fence())
+    promote(pair, DOWN)
     with pytest.raises(UsageError, match=r"is a primary already \(timeline 2\)") as refused:
-        promoted(pair, Fence(), by_folder=by_folder)
+        promoted(pair, DOWN, by_folder=by_folder)
     assert "rejoin" in str(refused.value.hint)
 
 
@@ -188,7 +194,7 @@ def test_a_login_that_may_not(pair: Site) -> None:
         pytest.raises(PgOrthancError, match="may not see which server") as refused,
         replication.by_sql(watcher) as way,
     ):
-        replication.promote(way, Fence())
+        replication.promote(way, DOWN)
     assert "--dir" in str(refused.value.hint)
 
 
@@ -200,7 +206,7 @@ def test_a_standby_that_does_not_run(pair: Site) -> None:
 
 def test_slots_for_other_standbys(pair: Site) -> None:
     pair.primary.stop()
-    done = promote(pair, Fence(), slots=("hall_1", "hall_2"))
+    done = promote(pair, DOWN, slots=("hall_1", "hall_2"))
     assert done.slots == ("hall_1", "hall_2")
     status = replication.status([pair.standby_administrator()])
     assert [(slot.name, slot.in_use) for slot in status.slots] == [("hall_1", False), ("hall_2", False)]
@@ -210,8 +216,9 @@ def test_slots_for_other_standbys(pair: Site) -> None:
 def test_the_uri_for_orthanc_finds_the_new_primary(pair: Site) -> None:
     pair.primary.stop()
     done = answer(
-        "replication", "promote", "--dir", pair.folder, "--uri", pair.orthanc(pair.primary.port).dsn
-    )
+        "replication", "promote", "--dir", pair.folder, "--uri", pair.orthanc(pair.primary.port).dsn,
+        "--old-primary-is-down",
+    )  # fmt: skip
     uri = done["connection_uri"]
     assert uri == (
         f"postgresql://orthanc@127.0.0.1:{pair.port},127.0.0.1:{pair.primary.port}/orthanc"
