@@ -264,7 +264,6 @@ def proof(places: list[tuple[str, int]], fence: Fence, before: Before, command: 
     Raises:
         PgOrthancError: It is not known, or it lives.
     """
-    _refuse_primary_here(fence, before)
     found = {place: probe.probe(*place) for place in places}
     for place, state in found.items():
         if state == probe.ANSWERS:
@@ -273,6 +272,7 @@ def proof(places: list[tuple[str, int]], fence: Fence, before: Before, command: 
                 "stop it first, and every Orthanc that uses it; on its machine this stops it, and all it has committed "
                 f"arrives before the promotion: {command} --fence FOLDER-OF-THE-OLD-PRIMARY",
             )
+    _refuse_primary_here(fence, before)
     how = "fenced, " if fence.folder else "confirmed to be down, " if fence.gone else ""
     if not how:
         raise _unproven(found, command)
@@ -305,13 +305,16 @@ def _refuse_primary_here(fence: Fence, before: Before) -> None:
             continue
         if clusters.system_identifier(folder) != before.system_identifier:
             continue
-        with suppress(PgOrthancError):  # of an account that we are not: then its folder cannot be read either
-            if Cluster(folder).control().timeline == before.timeline:
-                raise UsageError(
-                    f"the server in {folder} on this machine is a primary of the same database, and alive",
-                    f"add --fence {shlex.quote(str(folder))}: that stops it, and all it has committed arrives first; "
-                    "if it is only a copy, stop it",
-                )
+        try:
+            control = Cluster(folder).control()
+        except PgOrthancError:
+            continue  # of an account that we are not
+        if control.timeline == before.timeline:
+            raise UsageError(
+                f"the server in {folder} on this machine is a primary of the same database, and alive",
+                f"add --fence {shlex.quote(str(folder))}: that stops it, and all it has committed arrives first; "
+                "if it is only a copy, stop it",
+            )
 
 
 def _shown(place: tuple[str, int]) -> str:

@@ -205,6 +205,11 @@ class _ByFolder:
         control = self._cluster.control()
         if not control.is_standby:
             raise _is_primary(self.place, self.timeline(within_s))
+        path, machine = str(self._cluster.path), socket.gethostname()
+        if fenced := mark.read(
+            self._cluster.path
+        ):  # an old primary, which may follow none: no role to log in with
+            return Before(control.system_identifier, control.timeline, 0, "", "", path, machine, fenced)
         upstream = self._cluster.setting("primary_conninfo")
         with self._session(within_s, upstream) as conn:
             identity = walsender.identify(conn, within_s)
@@ -214,9 +219,8 @@ class _ByFolder:
             identity.lsn,
             upstream,
             self._cluster.setting("primary_slot_name"),
-            str(self._cluster.path),
-            socket.gethostname(),
-            mark.read(self._cluster.path),
+            path,
+            machine,
         )
 
     @contextmanager

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from proxy import proxy
+from proxy import Proxy, proxy
 from psycopg2.extensions import make_dsn, parse_dsn
-from real_servers import free_port, wait_until
+from real_servers import wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import mark, probe
+from pgorthanc_cli.replication import probe
 from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.replication.promote import connection_uri
-from replication.site import Site, answer, crash, make_template, pgorthanc, stop
+from replication.site import Site, answer, crash, make_template, pgorthanc
 
 Fence = replication.Fence
 DOWN = Fence(gone=True)
@@ -183,6 +180,62 @@ def test_promoted_twice(pair: Site, by_folder: bool) -> None:
     with pytest.raises(UsageError, match=r"is a primary already \(timeline 2\)") as refused:
         promoted(pair, DOWN, by_folder=by_folder)
     assert "rejoin" in str(refused.value.hint)
+
+
+@contextmanager
+def frozen(way: Proxy) -> Iterator[None]:
+    """From now on nothing is forwarded any more, and nobody is told."""
+    way.idle_s = 0
+    wait_until(lambda: all(link.dead for link in way._links))
+    yield
+
+
+def test_a_way_that_freezes_ends_with_the_time(pair: Site) -> None:
+    """The connection stays open, and its keep-alive probes are answered: only we can end the wait."""
+    pair.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
+    pair.wait_until_level()
+    crash(pair.primary.data)
+    with proxy(pair.port, 1000, "drop") as middle:
+        through = db.Target(
+            make_dsn(
+                host="127.0.0.1", port=middle.port, user="postgres", dbname="orthanc", password="of:postgres"
+            )
+        )
+        began = time.monotonic()
+        with (
+            pytest.raises(ConnectError, match="has not answered within 1 s; nothing was promoted"),
+            replication.by_sql(through) as way,
+            frozen(middle),
+        ):
+            replication.promote(way, DOWN, wait_s=1)
+        with pytest.raises(ConnectError, match="timeout"), replication.by_sql(through, wait_s=1):
+            pass
+        assert time.monotonic() - began < 15
+    assert replication.status([pair.standby_administrator()]).servers[0].role == "standby"
+
+
+def test_a_way_that_freezes_during_the_promotion_leaves_a_doubt(
+    pair: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost; the fenced folder goes on to name the standby, and the message says what to look at."""
+    pair.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
+    pair.wait_until_level()
+    with proxy(pair.port, 1000, "drop") as middle:
+        dsn = make_dsn(
+            host="127.0.0.1", port=middle.port, user="postgres", password="of:postgres", dbname="orthanc"
+        )
+        with replication.by_sql(db.Target(dsn)) as way:
+            go_on = way.promote
+
+            def frozen_first(within_s: float) -> None:
+                with frozen(middle):
+                    go_on(within_s)
+
+            monkeypatch.setattr(way, "promote", frozen_first)
+            with pytest.raises(PgOrthancError, match="may go on, or be done") as refused:
+                replication.promote(way, Fence(pair.primary.data), wait_s=10)
+    assert "do not promote another standby" in str(refused.value.hint)
+    assert '"promoting": true' in (pair.primary.data / "pgorthanc.fenced").read_text()
 
 
 def test_a_login_that_may_not(pair: Site) -> None:
