@@ -208,7 +208,23 @@ def _compared_database(call: commands.Call) -> Iterator[Target | None]:
     """Orthanc's database on the primary, if any option or variable names it."""
     with call.resolved() as found:
         named = [setting for setting in found.provenance if setting.name in ("host", "dbname", "service")]
-        yield found.target if any(setting.origin != "libpq's default" for setting in named) else None
+        if any(setting.origin != "libpq's default" for setting in named):
+            yield found.target
+            return
+        _refuse_ignored(call)
+        yield None
+
+
+def _refuse_ignored(call: commands.Call) -> None:
+    """Options of a connection without a server or database would have no effect."""
+    names = ("port", "username", "sslmode", "schema", "password_file")
+    ignored = [f"--{name.replace('_', '-')}" for name in names if call.options[name]]
+    if ignored:
+        raise UsageError(
+            f"{', '.join(ignored)} would be ignored: connection options name Orthanc's database on the primary, and "
+            "neither --host, --dbname, --uri nor --config is given",
+            "the port of the standby itself is --listen-port (replication standby); the primary's is in --from",
+        )
 
 
 def _refuse_difference(found: str, wanted: str) -> None:

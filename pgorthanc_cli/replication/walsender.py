@@ -88,9 +88,19 @@ def create_slot(conn: Connection, name: str, within_s: float = _ANSWERS_WITHIN_S
     return True
 
 
-def drop_slot(conn: Connection, name: str) -> None:
-    """Remove a slot that nobody uses."""
-    _row(conn, sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)))
+def drop_slot(conn: Connection, name: str, within_s: float = _ANSWERS_WITHIN_S) -> bool:
+    """Drop a slot, if there is one of that name; False while it is in use.
+
+    Raises:
+        TimeoutError: The server does not answer in time.
+    """
+    try:
+        _row(conn, sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)), within_s)
+    except errors.ObjectInUse:
+        return False
+    except errors.UndefinedObject:
+        pass
+    return True
 
 
 def history(conn: Connection, timeline: int) -> str:
