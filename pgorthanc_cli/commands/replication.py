@@ -240,16 +240,44 @@ def _refuse_difference(found: str, wanted: str) -> None:
 @commands.nagios_option
 @click.option("--warning", default="64MB", show_default=True, metavar="SIZE", help="Lag that is a warning.")
 @click.option("--critical", default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical.")
+@click.option(
+    "--warning-age",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Age of the data of a standby that is a warning.",
+)
+@click.option(
+    "--critical-age",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Age of the data that is critical.",
+)
 @click.option("--watch", is_flag=True, help="Show it again and again.")
-def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, watch: bool) -> None:
+def status(
+    call: commands.Call,
+    *,
+    nagios: bool,
+    warning: str,
+    critical: str,
+    warning_age: float,
+    critical_age: float,
+    watch: bool,
+) -> None:
     """Show a primary and its standbys, and what is wrong.
 
     Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only Orthanc can use a standby now.
     Looks at every host of the URI (host=a,b). Log in with a role that has pg_monitor to see everything. Reads only.
+    Exit code 0: the verdict is OK; 6: it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
 
-    limits = replication.Limits(_bytes("--warning", warning), _bytes("--critical", critical))
+    limits = replication.Limits(
+        _bytes("--warning", warning), _bytes("--critical", critical), warning_age, critical_age
+    )
     with _administrator(call) as target:
         targets = replication.hosts(target)
         if watch:
@@ -259,6 +287,11 @@ def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, wa
     if nagios:
         call.nagios(found.verdict, "; ".join(found.problems) or "all standbys stream", found.figures())
     call.emit(found)
+    if found.verdict != "OK":
+        raise PartialFailure(
+            f"the verdict is {found.verdict}; problems: {len(found.problems)}",
+            "each problem names its remedy",
+        )
 
 
 def _bytes(option: str, text: str) -> int:

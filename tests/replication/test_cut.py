@@ -76,7 +76,7 @@ def login(site: Site, middle: Way) -> db.Target:
 
 
 def slots(site: Site) -> str:
-    return site.primary.sql("SELECT string_agg(slot_name, ' ' ORDER BY 1) FROM pg_replication_slots")
+    return site.primary.sql("SELECT string_agg(slot_name, ' ' ORDER BY slot_name) FROM pg_replication_slots")
 
 
 def failing(site: Site, middle: Way, slot: str, act: Callable[[], None]) -> PgOrthancError:

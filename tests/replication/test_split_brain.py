@@ -174,12 +174,12 @@ def test_a_second_standby_is_not_promoted_with_the_same_folder(pair: Site, stopp
         with replication.by_sql(pair.standby_administrator()) as way:
             way.make_slot("second", 10)
         repointed(second, port, to=pair.port, slot="second")
-        (pair.primary.data / mark.MARK).rename(pair.scratch / mark.MARK)
+        (pair.primary.data / mark.MARK).rename(pair.primary.folder / mark.MARK)
         by_folder = replication.by_folder(second)
         wait_until(lambda: by_folder.before(10).timeline == 2)
         with pytest.raises(UsageError, match="is on timeline 1, and the standby on 2"):
             replication.promote(by_folder, Fence(pair.primary.data))
-        (pair.scratch / mark.MARK).rename(pair.primary.data / mark.MARK)
+        (pair.primary.folder / mark.MARK).rename(pair.primary.data / mark.MARK)
         # The other direction of the same: the old primary itself comes up, and is to be promoted again.
         Cluster(pair.primary.data).start()
         with pytest.raises(PgOrthancError, match="the folder of this server, was fenced at"):
