@@ -112,12 +112,21 @@ def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
     show_default=True,
     help="File for the role's password, made if it is missing (mode 0600).",
 )
-@click.option("--new-password", is_flag=True, help="Give the role another password.")
+@click.option(
+    "--new-password",
+    is_flag=True,
+    help="Give the role another password, and write it to the password files of the standbys on this machine.",
+)
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="With --new-password: also if standbys elsewhere stream; bring them the new password file yourself.",
+)
 @click.option(
     "--restart", is_flag=True, help="Restart the server if a setting needs it; only with --embedded."
 )
 def primary(
-    call: commands.Call, *, passfile: Path, new_password: bool, restart: bool, **asked: object
+    call: commands.Call, *, passfile: Path, new_password: bool, yes: bool, restart: bool, **asked: object
 ) -> None:
     """Make a server ready for a standby.
 
@@ -127,6 +136,8 @@ def primary(
     """
     from pgorthanc_cli import replication
 
+    if yes and not new_password:
+        raise UsageError("--yes belongs to --new-password", "leave it out")
     if restart and not call.options["embedded"]:
         raise UsageError(
             "--restart is for a server of --embedded", "restart others with their service manager"
@@ -137,12 +148,18 @@ def primary(
             replication.Asked(**asked),  # type: ignore[arg-type]
             passfile=passfile,
             new_password=new_password,
+            confirmed=yes,
             folder=Path(call.options["embedded"]) if restart else None,
         )
     call.emit(prepared)
     if not prepared.ready:
         raise PartialFailure(
             "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
+        )
+    without = [standby for standby in prepared.standbys if standby.needs_command]
+    if without:
+        raise PartialFailure(
+            f"standbys that still have the old password: {'; '.join(map(str, without))}", without[0].password
         )
 
 
