@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg2
@@ -21,28 +22,32 @@ ROLE = replication.ROLE
 NewSite = Callable[..., Site]
 
 
+@pytest.fixture(scope="module")
+def german() -> Iterator[Path]:
+    """A folder for LOCPATH with a German locale, where every account can read it."""
+    if not Path("/usr/share/i18n/locales/de_DE").exists():
+        pytest.skip("needs the sources of locales: apt-get install locales")
+    folder = Path(tempfile.mkdtemp(prefix="pgorthanc-locales-", dir="/tmp"))
+    folder.chmod(0o755)
+    command = ["localedef", "--no-archive", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")]
+    subprocess.run(command, check=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(params=["C", "de_DE.UTF-8"])
-def language(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A value of lc_messages; the locale is made for the test, where the system has its source."""
-    name: str = request.param
-    if name != "C":
-        if not Path("/usr/share/i18n/locales/de_DE").exists():
-            pytest.skip("needs the sources of locales: apt-get install locales")
-        made = tmp_path / "locales"
-        made.mkdir()
-        made.chmod(0o755)
-        for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):  # the server is of another account
-            parent.chmod(0o755)
-        subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", made / name], check=True)
-        monkeypatch.setenv("LOCPATH", str(made))
-    return name
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A value of lc_messages."""
+    if request.param != "C":
+        monkeypatch.setenv("LOCPATH", str(request.getfixturevalue("german")))
+    return str(request.param)
 
 
 def in_language(new_site: NewSite, language: str, **options: str) -> Site:
     site = new_site(settings=f"lc_messages='{language}'\n", **options)
-    if language != "C" and "programm" not in said_of(site):
-        with_messages = site.primary.found.bin.parent.parts[:2] == ("/", "usr")
-        assert not with_messages, "the system's PostgreSQL has its messages in German"
+    if language != "C" and "Division durch Null" not in said_of(site):
+        of_the_system = site.primary.found.bin.parts[:2] == ("/", "usr")
+        assert not of_the_system, "the system's PostgreSQL has its messages in German; the wheel's has not"
     return site
 
 
