@@ -296,7 +296,7 @@ class DataFolder:
             self._create(found)
         self._start(found)
 
-    def halt(self) -> None:
+    def halt(self, wait_s: float = _TIMEOUT_S) -> None:
         """Stop the server (clients are disconnected, transactions rolled back) and wait until it is gone.
 
         Raises:
@@ -308,16 +308,16 @@ class DataFolder:
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
-            self._wait_until_gone(pid)
+            self._wait_until_gone(pid, wait_s)
         if self.host() != str(self.path):
             Path(self.host()).unlink(missing_ok=True)
 
-    def _wait_until_gone(self, pid: int) -> None:
+    def _wait_until_gone(self, pid: int, wait_s: float) -> None:
         """A server removes its pid file last; one that was killed leaves it, but listens no more.
 
         Its process, too, has to end: else the file system could not be unmounted yet.
         """
-        deadline = time.monotonic() + _TIMEOUT_S
+        deadline = time.monotonic() + wait_s
         file = self.path / "postmaster.pid"
         while (file.exists() and self.pid() is not None) or works_in(str(pid), self.path):
             if time.monotonic() > deadline:

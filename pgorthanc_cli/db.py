@@ -347,18 +347,24 @@ def session(
 
 
 @contextmanager
-def replication_session(target: Target) -> Iterator[Connection]:
+def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[Connection]:
     """A connection that speaks the streaming replication protocol: no SQL, but SHOW, IDENTIFY_SYSTEM and slots.
 
+    It is asynchronous: a network that freezes never keeps it, or Ctrl-C, waiting; see `finish`.
+
     Raises:
-        ConnectError: As `connect`; pg_hba.conf decides by a line for the database `replication`.
+        ConnectError: As `connect_async`; pg_hba.conf decides by a line for the database `replication`.
     """
     dsn = make_dsn(**{**parse(target.dsn), "replication": "true"})
-    conn = _connect_patiently(replace(target, dsn=dsn))
+    conn = connect_async(replace(target, dsn=dsn), timeout_s=timeout_s)
     try:
         with translated(conn):
-            conn.autocommit = True
             yield conn
+    except TimeoutError as error:
+        raise ConnectError(
+            f"the server {_place(conn)} does not answer: {error}",
+            "check the server and the network, then run the same command again",
+        ) from None
     finally:
         conn.close()
 

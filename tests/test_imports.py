@@ -46,7 +46,7 @@ ALLOWED = {
     "keepalive": {"pooler"},
     "duplicates": set(),
     "verify": {"catalog", "steps", "revision", "duplicates"},
-    "replication": {"datafolder", "hba", "programs", "status"},
+    "replication": {"authentication", "datafolder", "hba", "programs", "status"},
     "dicom": set(),
     "index": set(),
     "durable": set(),

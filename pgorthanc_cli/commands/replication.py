@@ -112,12 +112,21 @@ def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
     show_default=True,
     help="File for the role's password, made if it is missing (mode 0600).",
 )
-@click.option("--new-password", is_flag=True, help="Give the role another password.")
+@click.option(
+    "--new-password",
+    is_flag=True,
+    help="Give the role another password, and write it to the password files of the standbys on this machine.",
+)
+@click.option(
+    "--yes",
+    is_flag=True,
+    help="With --new-password: also if standbys elsewhere stream; bring them the new password file yourself.",
+)
 @click.option(
     "--restart", is_flag=True, help="Restart the server if a setting needs it; only with --embedded."
 )
 def primary(
-    call: commands.Call, *, passfile: Path, new_password: bool, restart: bool, **asked: object
+    call: commands.Call, *, passfile: Path, new_password: bool, yes: bool, restart: bool, **asked: object
 ) -> None:
     """Make a server ready for a standby.
 
@@ -127,6 +136,8 @@ def primary(
     """
     from pgorthanc_cli import replication
 
+    if yes and not new_password:
+        raise UsageError("--yes belongs to --new-password", "leave it out")
     if restart and not call.options["embedded"]:
         raise UsageError(
             "--restart is for a server of --embedded", "restart others with their service manager"
@@ -137,12 +148,18 @@ def primary(
             replication.Asked(**asked),  # type: ignore[arg-type]
             passfile=passfile,
             new_password=new_password,
+            confirmed=yes,
             folder=Path(call.options["embedded"]) if restart else None,
         )
     call.emit(prepared)
     if not prepared.ready:
         raise PartialFailure(
             "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
+        )
+    without = [standby for standby in prepared.standbys if standby.needs_command]
+    if without:
+        raise PartialFailure(
+            f"standbys that still have the old password: {'; '.join(map(str, without))}", without[0].password
         )
 
 
@@ -208,7 +225,23 @@ def _compared_database(call: commands.Call) -> Iterator[Target | None]:
     """Orthanc's database on the primary, if any option or variable names it."""
     with call.resolved() as found:
         named = [setting for setting in found.provenance if setting.name in ("host", "dbname", "service")]
-        yield found.target if any(setting.origin != "libpq's default" for setting in named) else None
+        if any(setting.origin != "libpq's default" for setting in named):
+            yield found.target
+            return
+        _refuse_ignored(call)
+        yield None
+
+
+def _refuse_ignored(call: commands.Call) -> None:
+    """Options of a connection without a server or database would have no effect."""
+    names = ("port", "username", "sslmode", "schema", "password_file")
+    ignored = [f"--{name.replace('_', '-')}" for name in names if call.options[name]]
+    if ignored:
+        raise UsageError(
+            f"{', '.join(ignored)} would be ignored: connection options name Orthanc's database on the primary, and "
+            "neither --host, --dbname, --uri nor --config is given",
+            "the port of the standby itself is --listen-port (replication standby); the primary's is in --from",
+        )
 
 
 def _refuse_difference(found: str, wanted: str) -> None:
@@ -224,16 +257,44 @@ def _refuse_difference(found: str, wanted: str) -> None:
 @commands.nagios_option
 @click.option("--warning", default="64MB", show_default=True, metavar="SIZE", help="Lag that is a warning.")
 @click.option("--critical", default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical.")
+@click.option(
+    "--warning-age",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Age of the data of a standby that is a warning.",
+)
+@click.option(
+    "--critical-age",
+    type=click.FloatRange(min=0),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Age of the data that is critical.",
+)
 @click.option("--watch", is_flag=True, help="Show it again and again.")
-def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, watch: bool) -> None:
+def status(
+    call: commands.Call,
+    *,
+    nagios: bool,
+    warning: str,
+    critical: str,
+    warning_age: float,
+    critical_age: float,
+    watch: bool,
+) -> None:
     """Show a primary and its standbys, and what is wrong.
 
     Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only Orthanc can use a standby now.
     Looks at every host of the URI (host=a,b). Log in with a role that has pg_monitor to see everything. Reads only.
+    Exit code 0: the verdict is OK; 6: it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
 
-    limits = replication.Limits(_bytes("--warning", warning), _bytes("--critical", critical))
+    limits = replication.Limits(
+        _bytes("--warning", warning), _bytes("--critical", critical), warning_age, critical_age
+    )
     with _administrator(call) as target:
         targets = replication.hosts(target)
         if watch:
@@ -243,6 +304,11 @@ def status(call: commands.Call, *, nagios: bool, warning: str, critical: str, wa
     if nagios:
         call.nagios(found.verdict, "; ".join(found.problems) or "all standbys stream", found.figures())
     call.emit(found)
+    if found.verdict != "OK":
+        raise PartialFailure(
+            f"the verdict is {found.verdict}; problems: {len(found.problems)}",
+            "each problem names its remedy",
+        )
 
 
 def _bytes(option: str, text: str) -> int:
@@ -263,8 +329,11 @@ def _bytes(option: str, text: str) -> int:
     help="Stop the old primary, whose folder on this machine this is, and mark it to start as a standby only.",
 )
 @click.option(
-    "--old-is-gone", is_flag=True, help="The old primary is silent, and you have made sure that it is off."
+    "--old-primary-is-down",
+    is_flag=True,
+    help="You have made sure that the old primary is off and stays off, and promote no other standby of it.",
 )
+@click.option("--old-is-gone", is_flag=True, hidden=True)  # its name before
 @click.option(
     "--accept-loss",
     is_flag=True,
@@ -273,32 +342,42 @@ def _bytes(option: str, text: str) -> int:
 @click.option(
     "--slot", "slots", multiple=True, help="Slot to make for another standby.  [default: its own one]"
 )
-@click.option("--wait", "wait_s", type=float, default=300, show_default=True, metavar="SECONDS")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=1),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up after that time, whatever does not answer.",
+)
 def promote(
     call: commands.Call,
     *,
     directory: Path | None,
     fence: Path | None,
+    old_primary_is_down: bool,
     old_is_gone: bool,
     accept_loss: bool,
     slots: tuple[str, ...],
     wait_s: float,
 ) -> None:
-    """Make a standby the primary, once the old one is known to be gone.
+    """Make a standby the primary, once the old one is proved to be dead.
 
-    The standby is the server of the connection options, or the folder of --dir. With --fence nothing that was
-    committed is lost: the old primary is stopped first, and the standby gets the rest.
+    The standby is the server of the connection options, or the folder of --dir. A closed port proves nothing. With
+    --fence nothing that was committed is lost: the old primary is stopped first, and the standby gets the rest; its
+    folder is then fenced for this standby, and no other one can be promoted with it.
     """
     from pgorthanc_cli import db, replication
 
-    wanted = replication.Fence(fence, old_is_gone, accept_loss)
+    wanted = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
     with call.resolved() as found:
         parameters = db.parse(found.target.dsn)
         if directory:
             way = replication.by_folder(directory)
             call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
             return
-    with _administrator(call) as target, replication.by_sql(target) as way:
+    with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as way:
         call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
 
 

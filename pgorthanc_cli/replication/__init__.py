@@ -5,14 +5,16 @@ server says of itself over the replication protocol is enough for most of it: no
 on the machine of a standby.
 """
 
+from pgorthanc_cli.replication.fence import Fence
 from pgorthanc_cli.replication.plan import Asked, Plan, plan
 from pgorthanc_cli.replication.primary import Prepared, prepare
 from pgorthanc_cli.replication.printed import FORMS, printed
-from pgorthanc_cli.replication.promote import Fence, Promoted, by_folder, by_sql, promote
+from pgorthanc_cli.replication.promote import Promoted, promote
 from pgorthanc_cli.replication.rejoin import Rejoined, rejoin
 from pgorthanc_cli.replication.source import ROLE, SLOT
 from pgorthanc_cli.replication.standby import Standby, Wanted, create
 from pgorthanc_cli.replication.state import Limits, Status, hosts, status
+from pgorthanc_cli.replication.ways import by_folder, by_sql
 
 __all__ = [
     "FORMS", "ROLE", "SLOT", "Asked", "Fence", "Limits", "Plan", "Prepared", "Promoted", "Rejoined", "Standby",

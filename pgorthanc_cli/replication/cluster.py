@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,22 @@ class Cluster:
     # Its files
 
     def write(self, name: str, content: str) -> Path:
-        """Write a file (mode 0600), at once or not at all."""
+        """Write a file (mode 0600), at once or not at all, and durably."""
+        with self._new_file(content) as temporary:
+            os.replace(temporary, self.path / name)
+        return self.path / name
+
+    def write_new(self, name: str, content: str) -> bool:
+        """The same; False, and nothing is changed, if there is one of that name."""
+        with self._new_file(content) as temporary:
+            try:
+                os.link(temporary, self.path / name, follow_symlinks=False)
+            except FileExistsError:
+                return False
+        return True
+
+    @contextmanager
+    def _new_file(self, content: str) -> Iterator[str]:
         handle, temporary = tempfile.mkstemp(prefix="pgorthanc.", dir=self.path)
         try:
             self.account.own(handle)
@@ -146,11 +162,15 @@ class Cluster:
                 file.write(content)
                 file.flush()
                 os.fsync(handle)
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return self.path / name
+            yield temporary
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def set(self, values: Mapping[str, str]) -> None:
         """Write settings where ALTER SYSTEM writes them; before a start, or a reload."""
@@ -178,7 +198,7 @@ class Cluster:
         )
         self.write(STANDBY_SIGNAL, "")
 
-    def fence(self) -> None:
+    def fence(self, wait_s: float) -> None:
         """Stop it; whoever starts it again gets a standby that takes no writes, never a second primary."""
         self.write(STANDBY_SIGNAL, "")
         if self.is_ours:
@@ -186,7 +206,7 @@ class Cluster:
             with folder.exclusive():
                 folder.save(replace(folder.settings(), keep=False))
         if self.pid() is not None:
-            self.stop()
+            self.stop(wait_s)
 
     @property
     def is_fenced(self) -> bool:
@@ -202,9 +222,10 @@ class Cluster:
         except FileNotFoundError:
             return None
         if Path("/proc/self/cwd").exists():
-            with suppress(PermissionError):  # another account's process has that number now
+            try:
                 return int(pid) if works_in(pid, self.path) else None
-            return None
+            except PermissionError:  # root in a container may not see it; another account's is not the server
+                return int(pid) if _is_server_of(pid, self.account.uid) else None
         done = programs.run(
             self.programs, "pg_ctl", lambda path: ["status", "-D", path], self.path, self.account
         )
@@ -250,18 +271,18 @@ class Cluster:
         logs = sorted((p for p in self.path.glob("log*") if p.is_file()), key=lambda p: p.stat().st_mtime)
         return why_it_failed(logs[-1].read_text(errors="replace")) if logs else "it has no log in its folder"
 
-    def stop(self) -> None:
+    def stop(self, wait_s: float = float(_TIMEOUT_S)) -> None:
         """Stop, and wait until it is gone; its standbys get all of its log first, if they are connected."""
         if self.is_ours:
             folder = DataFolder(self.path)
             with folder.exclusive():
-                folder.halt()
+                folder.halt(wait_s)
             return
-        self.run("pg_ctl", "stop", "-m", "fast", "-w", "-t", _TIMEOUT_S, "-D", ".")
+        self.run("pg_ctl", "stop", "-m", "fast", "-w", "-t", str(max(int(wait_s), 1)), "-D", ".")
 
     def local(self, user: str, passfile: str = "") -> str:
         """A DSN to it through its socket."""
-        port, folder = self._endpoint()
+        port, folder = self.endpoint()
         given = {"passfile": passfile} if passfile else {}
         return make_dsn(host=folder, hostaddr="", port=port, user=user, dbname="postgres", **given)
 
@@ -273,9 +294,9 @@ class Cluster:
 
     def port(self) -> int:
         """The port of the running server."""
-        return self._endpoint()[0]
+        return self.endpoint()[0]
 
-    def _endpoint(self) -> tuple[int, str]:
+    def endpoint(self) -> tuple[int, str]:
         """The port and the folder of the socket, from the server's pid file."""
         lines = (self.path / "postmaster.pid").read_text().splitlines()
         place = self.path / lines[4]
@@ -300,6 +321,63 @@ class Cluster:
     def _config(self) -> list[str]:
         outside = self.outside_configuration
         return ["-c", f"config_file={outside}"] if outside else []
+
+
+# All servers of this machine
+
+
+def running() -> Iterator[Path]:
+    """The data folder of each server that runs on this machine, as far as this account may see it (Linux)."""
+    seen = set()
+    for entry in _server_processes():
+        with suppress(OSError):
+            folder = entry.joinpath("cwd").readlink()
+            if folder not in seen and (folder / "PG_VERSION").exists():
+                seen.add(folder)
+                yield folder
+
+
+def processes(folder: Path) -> list[int]:
+    """The processes of the server of a folder, its children too, which may outlive it (Linux)."""
+    found = []
+    for entry in _server_processes():
+        with suppress(OSError):
+            if works_in(entry.name, folder):
+                found.append(int(entry.name))
+    return found
+
+
+def _server_processes() -> Iterator[Path]:
+    proc = Path("/proc")
+    for entry in proc.iterdir() if proc.is_dir() else ():
+        with suppress(OSError):
+            if entry.name.isdecimal() and _is_postgres(entry):
+                yield entry
+
+
+def _is_postgres(entry: Path) -> bool:
+    """By its name, and not because it is dead already and only waits for its parent."""
+    name, _, rest = entry.joinpath("stat").read_text(errors="replace").partition("(")[2].rpartition(")")
+    return name in ("postgres", "postmaster") and rest.split()[0] != "Z"
+
+
+def _is_server_of(pid: str, uid: int) -> bool:
+    with suppress(OSError):
+        entry = Path("/proc") / pid
+        return entry.stat().st_uid == uid and _is_postgres(entry)
+    return False
+
+
+def system_identifier(folder: Path) -> str:
+    """The first eight bytes of the control file; empty if it cannot be read."""
+    with suppress(OSError), open(folder / "global" / "pg_control", "rb") as file:
+        return str(int.from_bytes(file.read(8), sys.byteorder))
+    return ""
+
+
+def is_standby_folder(folder: Path) -> bool:
+    """Whether its server does not take writes, or will not when it starts."""
+    return (folder / STANDBY_SIGNAL).exists() or (folder / "recovery.signal").exists()
 
 
 def space_hint(path: Path) -> str | None:

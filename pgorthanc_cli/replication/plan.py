@@ -87,7 +87,7 @@ class Plan:
     Attributes:
         server: Host and port.
         version: Of PostgreSQL.
-        ready: Whether a standby can follow it now.
+        ready: Whether a standby can follow it now; False while nothing is known of its line in pg_hba.conf.
         restart: Whether a setting that is missing needs a restart.
         items: All that was looked at.
         data_bytes: What a base backup copies, at least.
@@ -115,10 +115,14 @@ def plan(conn: Connection, asked: Asked) -> Plan:
     refuse_standby(facts)
     items = tuple(_items(facts, asked, conn))
     missing = [item for item in items if item.state == "missing"]
+    unknown = any(
+        item.name == "pg_hba.conf" or (item.name.startswith("pg_hba.conf for") and item.state == "hidden")
+        for item in items
+    )
     return Plan(
         server=facts.place,
         version=facts.version,
-        ready=not missing,
+        ready=not missing and not unknown,
         restart=any(item.needs == "restart" for item in missing),
         items=items,
         data_bytes=facts.data_bytes,
@@ -280,12 +284,7 @@ def _hba(facts: Facts, asked: Asked) -> Iterator[Item]:
     """For each address the line that decides now, and the one to be inserted before it."""
     tls = facts.settings.get("ssl") == "on"
     if not asked.allow:
-        yield Item(
-            "pg_hba.conf",
-            "unknown",
-            "a line for the standby: give its address with --allow",
-            "ok" if _admits_somebody(facts) else "missing",
-        )
+        yield _hba_unasked(facts)
     for network in access.networks(asked.allow):
         line = access.line("replication", asked.role, network, tls=tls)
         if facts.rules is None:
@@ -303,8 +302,15 @@ def _hba(facts: Facts, asked: Asked) -> Iterator[Item]:
         )
 
 
-def _admits_somebody(facts: Facts) -> bool:
-    return any("replication" in rule.databases and rule.address for rule in facts.rules or ())
+def _hba_unasked(facts: Facts) -> Item:
+    """Without the address of a standby nothing can be said about its login; never `ok`."""
+    expected = "a line for the standby: give its address with --allow"
+    if facts.rules is None:
+        return Item("pg_hba.conf", "hidden", expected, "hidden")
+    lines = [f"line {rule.line}" for rule in facts.rules if "replication" in rule.databases and rule.address]
+    if not lines:
+        return Item("pg_hba.conf", "no line for replication over the network", expected, "missing")
+    return Item("pg_hba.conf", f"unknown: {', '.join(lines)} may be for it", expected, "advice")
 
 
 def _deciding(

@@ -13,9 +13,10 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
 from pgorthanc_cli import db, hba, programs
+from pgorthanc_cli.authentication import verifier
 from pgorthanc_cli.datafolder import DataFolder
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import source, survey
+from pgorthanc_cli.replication import password, probe, source, survey
 from pgorthanc_cli.replication.compare import one
 from pgorthanc_cli.replication.plan import Asked, Item, Plan, plan
 
@@ -43,6 +44,7 @@ class Prepared:
         left: What the administrator has to do by hand.
         ready: Whether a standby can follow now.
         standby: The command for the machine of the standby.
+        standbys: With a new password: who used the old one, and how each gets the new one.
     """
 
     server: str
@@ -56,6 +58,7 @@ class Prepared:
     left: tuple[str, ...]
     ready: bool
     standby: str
+    standbys: tuple[password.User, ...] = ()
 
 
 def prepare(
@@ -64,6 +67,7 @@ def prepare(
     *,
     passfile: Path,
     new_password: bool = False,
+    confirmed: bool = False,
     folder: Path | None = None,
 ) -> Prepared:
     """Make a server ready for a standby; run again, it only does what is missing.
@@ -72,12 +76,13 @@ def prepare(
         target: The primary, by a superuser's login.
         asked: What the standby is to be like.
         passfile: Where the password of the role is, or will be.
-        new_password: Give the role another password; standbys that use the old one stop at their next login.
+        new_password: Give the role another password, and the standbys on this machine, too.
+        confirmed: Do so even if others stream, which are cut off at their next login until they get it.
         folder: The folder of the server, if it is one of `pgorthanc server` and may be restarted.
 
     Raises:
         ConnectError: It cannot be reached, or is a standby.
-        UsageError: No address is given, or what is asked makes no sense.
+        UsageError: No address is given, what is asked makes no sense, or a new password would cut off standbys.
         PgOrthancError: The login is no superuser, the role's password is unknown, the server does not understand
             pg_hba.conf, or refuses the replication login.
     """
@@ -88,7 +93,11 @@ def prepare(
         facts = survey.look(conn, asked.role)
         _require_superuser(conn, facts)
         items = [item for item in plan(conn, asked).items if item.state != "ok"]
-        password, role_changes = _role(conn, asked.role, facts.role, passfile, new_password=new_password)
+        users = password.users(conn, asked.role) if new_password and facts.role else []
+        if not confirmed:
+            password.refuse_unasked(users, asked.role, passfile)
+        secret, role_changes = _role(conn, asked.role, facts.role, passfile, new_password=new_password)
+        standbys = password.handed_on(users, asked.role, secret, passfile)
         changed = [*role_changes, *_settings(conn, items, facts.pending), *_slot(conn, items)]
         edit, left = _admit(conn, facts, items)
         changed += [f"pg_hba.conf: {line}" for line in (edit.after.splitlines() if edit else ())]
@@ -100,7 +109,7 @@ def prepare(
         _restart(DataFolder(folder))
         changed.append("restarted")
         waiting = ()
-    after, login = _proved(target, asked, None if left else password)
+    after, login = _proved(target, asked, None if left else secret)
     return Prepared(
         server=facts.place,
         role=asked.role,
@@ -113,6 +122,7 @@ def prepare(
         left=(*left, *_left(after.items)),
         ready=after.ready,
         standby=_command(facts.place, asked, passfile),
+        standbys=standbys,
     )
 
 
@@ -124,14 +134,14 @@ def _require_superuser(conn: Connection, facts: survey.Facts) -> None:
         )
 
 
-def _proved(target: db.Target, asked: Asked, password: str | None) -> tuple[Plan, str]:
+def _proved(target: db.Target, asked: Asked, secret: str | None) -> tuple[Plan, str]:
     """What is missing now, and how a login went; it is not tried where pg_hba.conf still lacks the line."""
     patient = replace(target, retries=100, retry_interval_s=0.1)  # it may just have been restarted
     with db.session(patient, autocommit=True, need_schema=False) as conn:
         found = plan(conn, asked)
-        if password is None:
+        if secret is None:
             return found, "not tried: pg_hba.conf lacks the line"
-        return found, _try_login(conn, target, asked.role, password)
+        return found, _try_login(conn, target, asked.role, secret, found)
 
 
 def _command(place: str, asked: Asked, passfile: Path) -> str:
@@ -165,16 +175,16 @@ def _role(
         )
     if found and found.login and found.replication and not new_password and known:
         return known, []
-    password = secrets.token_urlsafe(24) if known is None or new_password else known
-    if password != known:
-        _write(passfile, name, password)
-    verifier = encrypt_password(password, name, scope=conn, algorithm="scram-sha-256")
+    secret = secrets.token_urlsafe(24) if known is None or new_password else known
+    if secret != known:
+        _write(passfile, name, secret)
+    stored = encrypt_password(secret, name, scope=conn, algorithm="scram-sha-256")
     verb = "ALTER" if found else "CREATE"
     rights = "LOGIN REPLICATION NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS"
     with conn.cursor() as cur:
         statement = sql.SQL(f"{verb} ROLE {{}} {rights} PASSWORD %s")
-        cur.execute(statement.format(sql.Identifier(name)), (verifier,))
-    return password, [f"role {name}, its password in {passfile}"]
+        cur.execute(statement.format(sql.Identifier(name)), (stored,))
+    return secret, [f"role {name}, its password in {passfile}"]
 
 
 def _read(passfile: Path, role: str) -> str | None:
@@ -195,11 +205,11 @@ def _read(passfile: Path, role: str) -> str | None:
     return found.replace(r"\:", ":").replace(r"\\", "\\")
 
 
-def _write(passfile: Path, role: str, password: str) -> None:
+def _write(passfile: Path, role: str, secret: str) -> None:
     me = programs.Account(os.geteuid(), os.getegid())
     new = passfile.with_name(f"{passfile.name}.{os.getpid()}.new")
     try:
-        source.write_passfile(new, me, role, password)
+        source.write_passfile(new, me, role, secret)
         new.rename(passfile)
     except OSError as error:
         raise UsageError(
@@ -296,24 +306,43 @@ def _left(items: tuple[Item, ...]) -> tuple[str, ...]:
 # The login
 
 
-def _try_login(conn: Connection, target: db.Target, role: str, password: str) -> str:
-    """Log in as the standby will, over TCP; from an address that is not allowed, that cannot be tried."""
+def _try_login(conn: Connection, target: db.Target, role: str, secret: str, found: Plan) -> str:
+    """Log in as the standby will, over TCP; from an address that is not allowed, that cannot be tried.
+
+    Raises:
+        PgOrthancError: The login was tried, and refused; or the password is not that of the role.
+    """
     given = db.parse(target.dsn)
     host = given.get("host", "")
+    host = "127.0.0.1" if not host or host.startswith("/") else host
     dsn = make_dsn(
         **{k: v for k, v in given.items() if k.startswith("ssl") and k != "sslpassword"},
-        host="127.0.0.1" if not host or host.startswith("/") else host,
+        host=host,
         port=str(conn.info.port),
         user=role,
-        password=password,
+        password=secret,
     )
     try:
         with db.replication_session(db.Target(dsn, application=target.application)):
             return "works"
     except ConnectError as error:
-        if "password authentication failed" in error.message:
+        # What the server says is in its own language; what it has stored, and its first answer, are in none.
+        stored = db.value(conn, "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s", role) or ""
+        tried = probe.asks_for_password(host, conn.info.port, role)
+        if (tried or _wants_password(found)) and not verifier.matches(stored, role, secret):
             raise PgOrthancError(
                 f"role {role} cannot log in: {error.message}",
                 "the password was changed elsewhere: give the role a new one with --new-password",
             ) from None
+        if tried:
+            raise PgOrthancError(
+                f"role {role} cannot log in, though its password is right: {error.message}",
+                "the log of the server says why; then run the same command again",
+            ) from None
         return f"not tried from here: {error.message}"
+
+
+def _wants_password(found: Plan) -> bool:
+    """Whether a line that decides for a standby asks for a password, and not for a certificate."""
+    lines = [item.found.split() for item in found.items if item.name.startswith("pg_hba.conf for ")]
+    return any({"scram-sha-256", "md5", "password"} & set(words) for words in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import compare, loss, source, standby
+from pgorthanc_cli.replication import compare, loss, mark, source, standby
 from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster, Control
 from pgorthanc_cli.replication.source import Source
 from pgorthanc_cli.replication.walsender import show_lsn
@@ -105,6 +105,7 @@ def rejoin(
     if start:
         cluster.start()
         standby.wait_until_streaming(found, slot, cluster)
+    mark.clear(cluster)
     index, difference = standby.compared(cluster, administrator if start else None)
     return Rejoined(
         directory=str(cluster.path),

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, programs
-from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import walsender
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _DEFAULTS = {
     "gssencmode": "prefer",
     "target_session_attrs": "any",
 }
+_DROPPED_WITHIN_S = 4.0
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
 
 
@@ -110,10 +112,11 @@ def check_slot_name(name: str) -> None:
 
 @contextmanager
 def slot(source: Source, name: str) -> Iterator[None]:
-    """A slot that nobody uses; made if it is missing, and removed again if the block fails, lest it fill the disk.
+    """A slot that no standby uses; created if it is missing, and dropped again if the block fails.
 
     Raises:
-        PgOrthancError: Another standby uses it, or it is lost.
+        PgOrthancError: Another standby uses it, or it is lost. What the block raises leaves it with the name of a
+            slot that stays on the primary, and the statement that drops it.
     """
     check_slot_name(name)
     with db.replication_session(source.target) as conn:
@@ -129,23 +132,52 @@ def slot(source: Source, name: str) -> Iterator[None]:
             f"on the primary: SELECT pg_drop_replication_slot('{name}'); then run the same command again",
         )
     made = state == "absent"
-    if made:
-        with db.replication_session(source.target) as conn:
-            walsender.create_slot(conn, name)
     try:
+        if made:
+            with db.replication_session(source.target) as conn:
+                made = walsender.create_slot(conn, name)
         yield
+    except (PgOrthancError, KeyboardInterrupt) as error:
+        raise _abandoned(source, name, error, made=made) from None
     except BaseException:
         if made:
             _drop(source, name)
         raise
 
 
-def _drop(source: Source, name: str) -> None:
+def _abandoned(
+    source: Source, name: str, error: PgOrthancError | KeyboardInterrupt, *, made: bool
+) -> PgOrthancError:
+    """The error, with what has become of the slot."""
+    failure = (
+        error
+        if isinstance(error, PgOrthancError)
+        else Interrupted("interrupted", "run it again to start over")
+    )
+    if made and _drop(source, name):
+        if failure is error:
+            return failure
+        return Interrupted(f"interrupted; the slot {name} of {source.place} was dropped again", failure.hint)
+    stays = "stays: it could not be dropped" if made else "stays, as it was before"
+    drop = f"on the primary: SELECT pg_drop_replication_slot('{name}');"
+    return type(failure)(
+        f"{failure.message}; the slot {name} of {source.place} {stays}, and holds back WAL until a standby uses it",
+        f"{failure.hint}; if no standby will use the slot, {drop}",
+    )
+
+
+def _drop(source: Source, name: str) -> bool:
+    """Whether the slot is gone; the primary may take a moment to see that the copy has ended, or not be there."""
+    deadline = time.monotonic() + _DROPPED_WITHIN_S
     try:
-        with db.replication_session(source.target) as conn:
-            walsender.drop_slot(conn, name)
+        with db.replication_session(source.target, timeout_s=_DROPPED_WITHIN_S) as conn:
+            while not walsender.drop_slot(conn, name, max(deadline - time.monotonic(), 0.1)):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.1)
     except PgOrthancError:
-        pass  # the first failure is the one to tell
+        return False
+    return True
 
 
 def is_streaming(source: Source, name: str) -> bool:
@@ -160,7 +192,8 @@ def conninfo_for(account: programs.Account, parameters: dict[str, str], password
     folder = Path(tempfile.mkdtemp(prefix="pgorthanc-login-"))
     try:
         account.own(folder)
-        given = dict(parameters)
+        # A network that drops everything is noticed within a minute.
+        given = {**db.KEEPALIVE, "tcp_user_timeout": "60000", **parameters}
         if password:
             given["passfile"] = str(
                 write_passfile(folder / "pgpass", account, given.get("user", ""), password)

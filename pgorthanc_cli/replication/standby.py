@@ -22,6 +22,9 @@ from pgorthanc_cli.replication.source import Source
 Progress = Callable[[int, int], None]  # bytes that are done, bytes in all
 
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB \(")
+_OTHER_PROCESS = re.compile(
+    r"child (?:process|thread) |background process |removing (?:contents of )?(?:data|WAL) dir"
+)
 _STREAMS_WITHIN_S = 60.0
 _LONGEST_SOCKET = 103  # bytes, as in datafolder
 _CONFIGURATION = """\
@@ -240,10 +243,18 @@ def copy(
                 raise
         if process.returncode:
             raise PgOrthancError(
-                f"cannot copy {found.place}: {why_it_failed(said)}",
-                space_hint(path) or "pgorthanc replication plan shows what the primary needs",
+                f"cannot copy {found.place}: {_why(said, process.returncode)}",
+                space_hint(path)
+                or f"see whether the server {found.place} and the network are up, then run the same command again; "
+                "pgorthanc replication plan shows what the primary needs",
             )
     return _verified(path, account, usable)
+
+
+def _why(said: str, code: int) -> str:
+    """The last complaint of pg_basebackup itself, not that its other process has ended."""
+    own = "\n".join(line for line in said.splitlines() if not _OTHER_PROCESS.search(line))
+    return why_it_failed(own or said) if said.strip() else f"pg_basebackup ended with {code} and said nothing"
 
 
 def _verified(path: Path, account: programs.Account, usable: programs.Programs) -> bool:

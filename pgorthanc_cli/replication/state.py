@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
-from pgorthanc_cli.replication import survey
+from pgorthanc_cli.replication import judge, survey
 from pgorthanc_cli.replication.walsender import show_lsn
 from pgorthanc_cli.status import status as index_status
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _OLDEST_READ_ONLY = 3  # the revision of plugin 7.0, the first one that knows ReadOnly (SCHEMA.md 9)
 _CONNECT_TIMEOUT_S = "5"
+_SUSPICIOUS_BYTES = 2**20  # received, but not replayed: a standby that works replays as much in a moment
+_ANSWERS_WITHIN_S = 12.0  # an idle standby answers every 10 s (wal_receiver_status_interval)
 
 _ANY = """
     SELECT pg_is_in_recovery(), current_setting('server_version'),
@@ -47,8 +51,11 @@ _STANDBYS = """
     SELECT coalesce(application_name, ''),
            coalesce(host(client_addr), CASE WHEN state IS NULL THEN 'hidden' ELSE 'socket' END),
            coalesce(state, 'hidden'), coalesce(sync_state, 'hidden'), (pg_current_wal_lsn() - replay_lsn)::bigint,
-           extract(epoch FROM replay_lag)::float
+           extract(epoch FROM replay_lag)::float, (flush_lsn - replay_lsn)::bigint, pid
     FROM pg_stat_replication WHERE application_name IS DISTINCT FROM 'pg_basebackup' ORDER BY 1, 2"""
+_REPLAYS = """
+    SELECT pid, replay_lsn - '0/0'::pg_lsn, extract(epoch FROM reply_time)::float FROM pg_stat_replication
+    WHERE pid = ANY(%s)"""
 _SLOTS = """
     SELECT slot_name, active, (pg_current_wal_lsn() - restart_lsn)::bigint, {left}, {state}
     FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary ORDER BY 1"""
@@ -56,10 +63,12 @@ _SLOTS = """
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a standby may be behind, in bytes of WAL."""
+    """How far a standby may be behind, in bytes of WAL, and in seconds."""
 
     warning_bytes: int = 64 * 2**20
     critical_bytes: int = 2**30
+    warning_s: float = 30.0  # an idle standby tells its place every 10 s only
+    critical_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,18 @@ class Server:
 
 @dataclass(frozen=True)
 class Follower:
-    """A standby as its primary sees it; `sync` is async, potential, sync or quorum."""
+    """A standby as its primary sees it.
+
+    Attributes:
+        name: Its application_name.
+        address: From where it is connected.
+        state: Such as streaming; `hidden` from this login.
+        sync: async, potential, sync or quorum.
+        lag_bytes: What it has still to replay.
+        lag_s: How long ago the primary wrote what it has replayed last.
+        unreplayed_bytes: What it has received, and not replayed.
+        stuck: Whether it replays nothing of that: it is paused, or something holds it up.
+    """
 
     name: str
     address: str
@@ -106,6 +126,8 @@ class Follower:
     sync: str
     lag_bytes: int | None
     lag_s: float | None
+    unreplayed_bytes: int | None = None
+    stuck: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,7 @@ class Status:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What one connection told."""
 
     server: Server
@@ -171,7 +193,9 @@ class _Seen:
     standbys: tuple[Follower, ...] = ()
     slots: tuple[Slot, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)
+    free: dict[str, int] = field(default_factory=dict)  # by folder
     free_bytes: int | None = None
+    login: str = ""
 
 
 def hosts(target: db.Target) -> list[db.Target]:
@@ -205,12 +229,12 @@ def status(targets: Sequence[db.Target], limits: Limits = Limits()) -> Status:
             seen.append(_look(target))
         except ConnectError as error:
             failures.append(error)
-            seen.append(_Seen(Server(_place(target), "unreachable", receiver=error.message)))
+            seen.append(Seen(Server(_place(target), "unreachable", receiver=error.message)))
     if len(failures) == len(seen):
         raise failures[0]
     primary = next((one for one in seen if one.server.role == "primary"), None)
-    servers = tuple(_measured(one, primary, limits) for one in seen)
-    problems = [*_problems(seen, servers, limits), *(_primary_problems(primary) if primary else ())]
+    servers = tuple(judge.measured(one, primary, limits) for one in seen)
+    problems = list(judge.problems(seen, servers, primary, limits))
     levels = {level for level, _ in problems}
     return Status(
         verdict=next((level for level in ("CRITICAL", "WARNING") if level in levels), "OK"),
@@ -231,35 +255,70 @@ def _place(target: db.Target) -> str:
 # Looking
 
 
-def _look(target: db.Target) -> _Seen:
+def _look(target: db.Target) -> Seen:
     with db.session(target, autocommit=True, readonly=True, need_schema=False) as conn:
         [(standby, version, system, timeline, lsn)] = _rows(conn, _ANY)
         server = Server(
             _place(target), "standby" if standby else "primary", version, timeline, show_lsn(int(lsn or 0))
         )
-        found = _Seen(server, system, int(lsn or 0))
+        found = Seen(server, system, int(lsn or 0))
         return _look_standby(conn, found, target.schema) if standby else _look_primary(conn, found)
 
 
-def _look_primary(conn: Connection, found: _Seen) -> _Seen:
+def _look_primary(conn: Connection, found: Seen) -> Seen:
     new = conn.server_version >= 130000
     query = _SLOTS.format(
         left="safe_wal_size" if new else "NULL", state="coalesce(wal_status, '')" if new else "''"
     )
     found.slots = tuple(Slot(*row) for row in _rows(conn, query))
-    found.standbys = tuple(Follower(*row) for row in _rows(conn, _STANDBYS))
+    found.standbys = tuple(_followers(conn))
+    found.login = sql.Identifier(conn.info.user).as_string(conn)
     names = ["synchronous_standby_names", "data_directory", "max_slot_wal_keep_size"]
     found.settings = dict(
         _rows(conn, "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)", names)
     )
-    folder = survey.local_folder(conn, found.settings.get("data_directory"))
-    found.free_bytes = shutil.disk_usage(folder / "pg_wal").free if folder else None
+    found.free = _free(conn, found.settings.get("data_directory"))
+    found.free_bytes = next(iter(found.free.values()), None)
     return found
 
 
-def _look_standby(conn: Connection, found: _Seen, schema: str) -> _Seen:
+def _free(conn: Connection, name: str | None) -> dict[str, int]:
+    """Free bytes on the disks of WAL and data, in this order, if they are on this machine."""
+    folder = survey.local_folder(conn, name)
+    return {str(path): shutil.disk_usage(path).free for path in (folder / "pg_wal", folder)} if folder else {}
+
+
+def _followers(conn: Connection) -> Iterator[Follower]:
+    rows = _rows(conn, _STANDBYS)
+    stuck = _stuck(conn, [pid for *_, unreplayed, pid in rows if (unreplayed or 0) >= _SUSPICIOUS_BYTES])
+    for *values, pid in rows:
+        yield replace(Follower(*values), stuck=pid in stuck)
+
+
+def _stuck(conn: Connection, pids: list[int]) -> set[int]:
+    """Those whose standby has answered again after a second or more, and has replayed nothing meanwhile."""
+    before = {
+        pid: (replayed, answered) for pid, replayed, answered in _rows(conn, _REPLAYS, pids) if answered
+    }
+    deadline = time.monotonic() + _ANSWERS_WITHIN_S
+    found: set[int] = set()
+    while before and time.monotonic() < deadline:
+        now = {pid: (replayed, answered) for pid, replayed, answered in _rows(conn, _REPLAYS, list(before))}
+        for pid, (replayed, answered) in list(before.items()):
+            if pid not in now or now[pid][0] != replayed:
+                del before[pid]
+            elif now[pid][1] >= answered + 1:
+                found.add(pid)
+                del before[pid]
+        time.sleep(0.1)
+    return found
+
+
+def _look_standby(conn: Connection, found: Seen, schema: str) -> Seen:
     [(receiver, follows, received, age, last, paused, conflicts, feedback)] = _rows(conn, _STANDBY)
     found.paused, found.feedback = paused, feedback == "on"
+    name = _rows(conn, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+    found.free = _free(conn, name[0][0] if name else None)
     found.server = replace(
         found.server,
         lag_bytes=max(int(received) - found.lsn, 0) if received is not None else None,
@@ -286,89 +345,6 @@ def _index_obstacle(conn: Connection, schema: str) -> str:
     if index.recorded_revision != index.revision:
         return f"no: recorded as revision {index.recorded_revision}, but the tables are those of {index.revision}"
     return f"yes, with plugin {index.plugins}"
-
-
-# Judging
-
-
-def _measured(seen: _Seen, primary: _Seen | None, limits: Limits) -> Server:
-    """The server with its lag behind the primary, and what that means for a read-only Orthanc."""
-    server = seen.server
-    if server.role != "standby":
-        return server
-    if primary and primary.system_identifier == seen.system_identifier:
-        server = replace(server, lag_bytes=max(primary.lsn - seen.lsn, 0))
-    if server.read_only_orthanc.startswith("yes"):
-        late = server.lag_bytes is not None and server.lag_bytes >= limits.critical_bytes
-        if server.receiver == "none" or late:
-            why = "it receives nothing" if server.receiver == "none" else "it is too far behind"
-            server = replace(server, read_only_orthanc=f"no: {why}, and finds would miss new studies")
-    return server
-
-
-def _problems(seen: Sequence[_Seen], servers: Sequence[Server], limits: Limits) -> Iterator[tuple[str, str]]:
-    for server in servers:
-        if server.role == "unreachable":
-            yield "CRITICAL", f"{server.place}: {server.receiver}"
-    primaries = [one for one in seen if one.server.role == "primary"]
-    if len(primaries) > 1:
-        places = " and ".join(one.server.place for one in primaries)
-        yield (
-            "CRITICAL",
-            f"two primaries, {places}: stop the one of the lower timeline at once, then rejoin it",
-        )
-    if len({one.system_identifier for one in seen if one.system_identifier}) > 1:
-        yield "CRITICAL", "the servers hold different databases: their system identifiers differ"
-    for one, server in zip(seen, servers, strict=True):
-        if server.role == "standby":
-            yield from _standby_problems(one, server, limits)
-
-
-def _standby_problems(seen: _Seen, server: Server, limits: Limits) -> Iterator[tuple[str, str]]:
-    if server.receiver == "none":
-        yield "CRITICAL", f"{server.place} receives nothing: its log says why"
-    if seen.paused:
-        yield "CRITICAL", f"{server.place} does not replay: SELECT pg_wal_replay_resume()"
-    lag = server.lag_bytes or 0
-    if lag >= limits.warning_bytes:
-        level = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
-        yield level, f"{server.place} is {lag:,} bytes behind"
-    if server.conflicts and not seen.feedback:
-        yield (
-            "WARNING",
-            f"{server.place} has cancelled {server.conflicts:,} queries: set hot_standby_feedback, "
-            "or a longer max_standby_streaming_delay",
-        )
-
-
-def _primary_problems(primary: _Seen) -> Iterator[tuple[str, str]]:
-    streaming = [standby for standby in primary.standbys if standby.state in ("streaming", "hidden")]
-    if not streaming:
-        yield "CRITICAL", f"no standby streams from {primary.server.place}"
-    if any(standby.state == "hidden" for standby in primary.standbys):
-        yield "WARNING", "this login sees too little: GRANT pg_monitor TO it"
-    if primary.settings["synchronous_standby_names"] and not any(
-        standby.sync in ("sync", "quorum", "hidden") for standby in streaming
-    ):
-        yield "CRITICAL", "commits hang: synchronous_standby_names names a standby that does not stream"
-    for slot in primary.slots:
-        yield from _slot_problems(slot, primary.free_bytes)
-    if primary.slots and primary.settings.get("max_slot_wal_keep_size") == "-1":
-        yield "WARNING", "a standby that stays away fills the disk: set max_slot_wal_keep_size"
-
-
-def _slot_problems(slot: Slot, free_bytes: int | None) -> Iterator[tuple[str, str]]:
-    if slot.state == "lost":
-        yield (
-            "CRITICAL",
-            f"slot {slot.name} is lost: its standby needs a new copy (replication standby), drop the slot first",
-        )
-    elif slot.state == "unreserved":
-        yield "CRITICAL", f"slot {slot.name} is about to be lost: bring its standby back"
-    elif not slot.in_use:
-        yield "WARNING", f"slot {slot.name} is not in use, and holds back {slot.holds_bytes or 0:,} bytes"
-    if free_bytes is not None and (slot.holds_bytes or 0) > free_bytes:
-        yield "WARNING", f"slot {slot.name} holds back more than the {free_bytes:,} bytes that are free"
 
 
 def _rows(conn: Connection, query: str, *values: object) -> list[tuple[Any, ...]]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 from psycopg2 import errors, sql
 
+from pgorthanc_cli import db
+
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _NO_TIMELINE = 2**32 - 1
+_ANSWERS_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,16 @@ class Identity:
     standby: bool | None
 
 
-def identify(conn: Connection) -> Identity:
-    """The server at the other end."""
-    system_identifier, timeline, lsn, *_ = _row(conn, "IDENTIFY_SYSTEM")
+def identify(conn: Connection, within_s: float = _ANSWERS_WITHIN_S) -> Identity:
+    """The server at the other end.
+
+    Raises:
+        TimeoutError: It does not answer in time.
+    """
+    system_identifier, timeline, lsn, *_ = _row(conn, "IDENTIFY_SYSTEM", within_s)
     standby = None
     if conn.server_version >= 140000:
-        standby = _row(conn, "SHOW in_hot_standby")[0] == "on"
+        standby = _row(conn, "SHOW in_hot_standby", within_s)[0] == "on"
     return Identity(system_identifier, timeline, parse_lsn(lsn), conn.server_version // 10000, standby)
 
 
@@ -67,18 +74,33 @@ def slot_state(conn: Connection, name: str) -> str:
     return "free"
 
 
-def create_slot(conn: Connection, name: str) -> bool:
-    """Make a physical slot that keeps WAL from now on; False if there is one of that name."""
+def create_slot(conn: Connection, name: str, within_s: float = _ANSWERS_WITHIN_S) -> bool:
+    """Make a physical slot that keeps WAL from now on; False if there is one of that name.
+
+    Raises:
+        TimeoutError: The server does not answer in time.
+    """
+    command = sql.SQL("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL").format(sql.Identifier(name))
     try:
-        _row(conn, sql.SQL("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL").format(sql.Identifier(name)))
+        _row(conn, command, within_s)
     except errors.DuplicateObject:
         return False
     return True
 
 
-def drop_slot(conn: Connection, name: str) -> None:
-    """Remove a slot that nobody uses."""
-    _row(conn, sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)))
+def drop_slot(conn: Connection, name: str, within_s: float = _ANSWERS_WITHIN_S) -> bool:
+    """Drop a slot, if there is one of that name; False while it is in use.
+
+    Raises:
+        TimeoutError: The server does not answer in time.
+    """
+    try:
+        _row(conn, sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)), within_s)
+    except errors.ObjectInUse:
+        return False
+    except errors.UndefinedObject:
+        pass
+    return True
 
 
 def history(conn: Connection, timeline: int) -> str:
@@ -89,10 +111,18 @@ def history(conn: Connection, timeline: int) -> str:
     return bytes(content).decode() if isinstance(content, memoryview) else str(content)
 
 
-def _row(conn: Connection, command: str | sql.Composable) -> tuple[Any, ...]:
-    with conn.cursor() as cur:
-        cur.execute(command)
-        return (cur.fetchone() or ()) if cur.description else ()
+def _row(
+    conn: Connection, command: str | sql.Composable, within_s: float = _ANSWERS_WITHIN_S
+) -> tuple[Any, ...]:
+    """The answer to a command on an asynchronous connection.
+
+    Raises:
+        TimeoutError: There is none in time.
+    """
+    cur = conn.cursor()  # not closed: that is an error while a command is under way
+    cur.execute(command)
+    db.finish(conn, within_s)
+    return (cur.fetchone() or ()) if cur.description else ()
 
 
 def parse_lsn(text: str) -> int:

@@ -42,7 +42,7 @@ def test_drill(new_site: NewSite, tmp_path: Path, major: int, synchronous: bool)
     samples.folder(files, FILES)
     acknowledged = killed_in_the_middle(site, files, cut_off=not synchronous)
 
-    promoted = answer("replication", "promote", "--dir", site.folder)
+    promoted = answer("replication", "promote", "--dir", site.folder, "--old-primary-is-down")
     assert (promoted["timeline_before"], promoted["timeline"]) == (1, 2)
     assert promoted["lost_bytes"] is None  # the old primary has not been looked at
     there = ids(site.both)

@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from psycopg2.extensions import parse_dsn
+from proxy import Proxy, proxy
+from psycopg2.extensions import make_dsn, parse_dsn
 from real_servers import wait_until
 
 from pgorthanc_cli import db, replication
@@ -23,6 +25,7 @@ from pgorthanc_cli.replication.promote import connection_uri
 from replication.site import Site, answer, crash, make_template, pgorthanc
 
 Fence = replication.Fence
+DOWN = Fence(gone=True)
 BOTH_WAYS = pytest.mark.parametrize("by_folder", [False, pytest.param(True, marks=pytest.mark.once)])
 
 
@@ -57,7 +60,7 @@ def promoted(site: Site, fence: Fence, *, by_folder: bool) -> replication.Promot
 @BOTH_WAYS
 def test_a_primary_that_lives_is_never_replaced(pair: Site, by_folder: bool) -> None:
     with pytest.raises(PgOrthancError, match=f"127.0.0.1:{pair.primary.port} still answers") as refused:
-        promoted(pair, Fence(gone=True), by_folder=by_folder)
+        promoted(pair, DOWN, by_folder=by_folder)
     assert "--fence" in str(refused.value.hint)
     assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
 
@@ -126,11 +129,11 @@ def test_silence_is_no_proof(pair: Site) -> None:
     """Something takes connections on the old port, and says nothing: a broken network looks like that."""
     crash(pair.primary.data)
     with listener(pair.primary.port):
-        with pytest.raises(PgOrthancError, match="is silent") as refused:
+        with pytest.raises(PgOrthancError, match="it is silent, but it may be alive") as refused:
             promote(pair, Fence())
-        assert "--old-is-gone" in str(refused.value.hint)
-        done = promote(pair, Fence(gone=True))
-    assert done.old_primary == f"127.0.0.1:{pair.primary.port}: it is silent"
+        assert "--old-primary-is-down" in str(refused.value.hint)
+        done = promote(pair, DOWN)
+    assert done.old_primary == f"127.0.0.1:{pair.primary.port}: confirmed to be down, it is silent"
     assert done.lost_bytes is None
 
 
@@ -173,10 +176,66 @@ def test_probe(pair: Site) -> None:
 @BOTH_WAYS
 def test_promoted_twice(pair: Site, by_folder: bool) -> None:
     pair.primary.stop()
-    promote(pair, Fence())
+    promote(pair, DOWN)
     with pytest.raises(UsageError, match=r"is a primary already \(timeline 2\)") as refused:
-        promoted(pair, Fence(), by_folder=by_folder)
+        promoted(pair, DOWN, by_folder=by_folder)
     assert "rejoin" in str(refused.value.hint)
+
+
+@contextmanager
+def frozen(way: Proxy) -> Iterator[None]:
+    """From now on nothing is forwarded any more, and nobody is told."""
+    way.idle_s = 0
+    wait_until(lambda: all(link.dead for link in way._links))
+    yield
+
+
+def test_a_way_that_freezes_ends_with_the_time(pair: Site) -> None:
+    """The connection stays open, and its keep-alive probes are answered: only we can end the wait."""
+    pair.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
+    pair.wait_until_level()
+    crash(pair.primary.data)
+    with proxy(pair.port, 1000, "drop") as middle:
+        through = db.Target(
+            make_dsn(
+                host="127.0.0.1", port=middle.port, user="postgres", dbname="orthanc", password="of:postgres"
+            )
+        )
+        began = time.monotonic()
+        with (
+            pytest.raises(ConnectError, match="has not answered within 1 s; nothing was promoted"),
+            replication.by_sql(through) as way,
+            frozen(middle),
+        ):
+            replication.promote(way, DOWN, wait_s=1)
+        with pytest.raises(ConnectError, match="timeout"), replication.by_sql(through, wait_s=1):
+            pass
+        assert time.monotonic() - began < 15
+    assert replication.status([pair.standby_administrator()]).servers[0].role == "standby"
+
+
+def test_a_way_that_freezes_during_the_promotion_leaves_a_doubt(
+    pair: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost; the fenced folder goes on to name the standby, and the message says what to look at."""
+    pair.primary.sql("ALTER ROLE postgres PASSWORD 'of:postgres'")
+    pair.wait_until_level()
+    with proxy(pair.port, 1000, "drop") as middle:
+        dsn = make_dsn(
+            host="127.0.0.1", port=middle.port, user="postgres", password="of:postgres", dbname="orthanc"
+        )
+        with replication.by_sql(db.Target(dsn)) as way:
+            go_on = way.promote
+
+            def frozen_first(within_s: float) -> None:
+                with frozen(middle):
+                    go_on(within_s)
+
+            monkeypatch.setattr(way, "promote", frozen_first)
+            with pytest.raises(PgOrthancError, match="may go on, or be done") as refused:
+                replication.promote(way, Fence(pair.primary.data), wait_s=10)
+    assert "do not promote another standby" in str(refused.value.hint)
+    assert '"promoting": true' in (pair.primary.data / "pgorthanc.fenced").read_text()
 
 
 def test_a_login_that_may_not(pair: Site) -> None:
@@ -188,7 +247,7 @@ def test_a_login_that_may_not(pair: Site) -> None:
         pytest.raises(PgOrthancError, match="may not see which server") as refused,
         replication.by_sql(watcher) as way,
     ):
-        replication.promote(way, Fence())
+        replication.promote(way, DOWN)
     assert "--dir" in str(refused.value.hint)
 
 
@@ -200,7 +259,7 @@ def test_a_standby_that_does_not_run(pair: Site) -> None:
 
 def test_slots_for_other_standbys(pair: Site) -> None:
     pair.primary.stop()
-    done = promote(pair, Fence(), slots=("hall_1", "hall_2"))
+    done = promote(pair, DOWN, slots=("hall_1", "hall_2"))
     assert done.slots == ("hall_1", "hall_2")
     status = replication.status([pair.standby_administrator()])
     assert [(slot.name, slot.in_use) for slot in status.slots] == [("hall_1", False), ("hall_2", False)]
@@ -210,8 +269,9 @@ def test_slots_for_other_standbys(pair: Site) -> None:
 def test_the_uri_for_orthanc_finds_the_new_primary(pair: Site) -> None:
     pair.primary.stop()
     done = answer(
-        "replication", "promote", "--dir", pair.folder, "--uri", pair.orthanc(pair.primary.port).dsn
-    )
+        "replication", "promote", "--dir", pair.folder, "--uri", pair.orthanc(pair.primary.port).dsn,
+        "--old-primary-is-down",
+    )  # fmt: skip
     uri = done["connection_uri"]
     assert uri == (
         f"postgresql://orthanc@127.0.0.1:{pair.port},127.0.0.1:{pair.primary.port}/orthanc"

@@ -28,7 +28,7 @@ def parted(site: Site) -> None:
     """Both have gone on by themselves: the old primary with commits that nobody else has."""
     with cut_off(site):
         written(site, 5)
-    promote(site, Fence())
+    promote(site, Fence(gone=True))
 
 
 def level(site: Site) -> bool:
@@ -142,7 +142,7 @@ def test_a_configuration_outside_of_the_folder_stays_in_use(site: Site) -> None:
     with cut_off(site):
         written(site, 5)
     replication.promote(
-        replication.by_folder(site.folder), Fence()
+        replication.by_folder(site.folder), Fence(gone=True)
     )  # it lets no superuser in without a password
     administrator = db.Target(make_dsn(site.orthanc(site.port).dsn, user="postgres", password="of:postgres"))
     done = rejoin(site, administrator=administrator, discard=True)

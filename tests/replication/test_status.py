@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from psycopg2.extensions import make_dsn
 from real_servers import free_port, wait_until
 
 from pgorthanc_cli import db, replication, revision
-from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.errors import ConnectError, PartialFailure
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
 from replication.site import Site, pgorthanc
@@ -66,8 +68,9 @@ def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
     found = replication.status(targets)
     assert [server.role for server in found.servers] == ["primary", "standby"]
     assert found.servers[1].lag_bytes == 0
-    assert "GRANT pg_monitor" in problems(found)
-    pair.primary.sql("GRANT pg_monitor TO orthanc")
+    [grant] = re.findall(r"GRANT [^;]*;", problems(found))
+    assert grant == 'GRANT pg_monitor TO "orthanc";'
+    pair.primary.sql(grant)
     wait_until(lambda: replication.status(targets).verdict == "OK")
 
 
@@ -129,6 +132,55 @@ def test_a_standby_that_does_not_replay(pair: Site) -> None:
         cur.execute("SELECT pg_wal_replay_pause()")
         assert "pg_wal_replay_resume()" in problems(seen(pair))
         cur.execute("SELECT pg_wal_replay_resume()")
+
+
+def paused(site: Site) -> None:
+    """The standby receives, and does not replay; the primary has written 12 MB since."""
+    with db.session(site.standby_administrator(), readonly=True, autocommit=True) as conn:
+        db.value(conn, "SELECT pg_wal_replay_pause()")
+    site.primary.sql("CREATE TABLE late AS SELECT generate_series(1, 200000) AS n")
+    unreplayed = "SELECT flush_lsn - replay_lsn > 5000000 FROM pg_stat_replication"
+    wait_until(lambda: site.primary.sql(unreplayed) == "True")
+
+
+def test_a_standby_that_does_not_replay_is_seen_at_its_primary(pair: Site) -> None:
+    """It streams, and is far from the limits in bytes and seconds."""
+    paused(pair)
+    found = replication.status([pair.administrator])
+    assert found.verdict == "WARNING"
+    [follower] = found.standbys
+    assert (follower.state, follower.stuck) == ("streaming", True)
+    assert re.search(r"\(127.0.0.1\) has received [\d,]+ bytes that it does not replay", problems(found))
+    [statement] = re.findall(r"SELECT [^;]*;", problems(found))
+    with db.session(pair.standby_administrator(), readonly=True, autocommit=True) as conn:
+        db.value(conn, statement)
+    wait_until(lambda: replication.status([pair.administrator]).verdict == "OK")
+
+
+def test_lag_is_seen_at_the_primary_by_bytes_and_by_age(pair: Site) -> None:
+    paused(pair)
+    few = replication.Limits(warning_bytes=1000, critical_bytes=10**9, warning_s=10**6, critical_s=10**6)
+    assert re.search(r"WARNING: the standby .* is [\d,]+ bytes behind", problems(at_primary(pair, few)))
+    old = replication.Limits(warning_s=0.5, critical_s=1.0)
+    wait_until(lambda: "s behind" in problems(at_primary(pair, old)))
+    assert at_primary(pair, old).verdict == "CRITICAL"
+
+
+def at_primary(site: Site, limits: replication.Limits) -> replication.Status:
+    return replication.status([site.administrator], limits)
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(0, "CRITICAL"), (5 * 10**8, "WARNING"), (10**10, "OK")])
+def test_a_disk_that_is_full_or_nearly(
+    pair: Site, monkeypatch: pytest.MonkeyPatch, free: int, verdict: str
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr("pgorthanc_cli.replication.state.shutil.disk_usage", lambda path: usage)
+    found = replication.status([pair.administrator])
+    assert found.verdict == verdict
+    assert (f"has {free:,} bytes free on the disk of {pair.primary.data}" in problems(found)) == (
+        verdict != "OK"
+    )
 
 
 def test_cancelled_finds(pair: Site) -> None:
@@ -198,6 +250,16 @@ def test_nobody_answers() -> None:
         replication.status(replication.hosts(db.Target(dsn)))
     done = pgorthanc("replication", "status", "--uri", dsn, "--nagios")
     assert (done.returncode, done.stdout.partition(" - ")[0]) == (2, "REPLICATION CRITICAL")
+
+
+def test_problems_have_an_exit_code(pair: Site) -> None:
+    """As those of doctor have."""
+    done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
+    assert (done.returncode, done.stderr) == (0, "")
+    Cluster(pair.folder).stop()
+    done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
+    assert done.returncode == PartialFailure.exit_code
+    assert "the verdict is CRITICAL" in done.stderr
 
 
 def test_json_keys(pair: Site) -> None:

@@ -1,0 +1,175 @@
+"""The mark in the folder of a fenced primary: it names the one standby that may be promoted in its place."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.replication.cluster import Cluster
+from pgorthanc_cli.text import printable
+
+MARK = "pgorthanc.fenced"
+_LOCK = "pgorthanc.fencing"
+_LONGEST_MARK = 10_000  # bytes
+
+
+@dataclass(frozen=True)
+class Mark:
+    """For which standby a folder was fenced.
+
+    Attributes:
+        server: Host and port of that standby.
+        machine: Where it runs, and its data folder there.
+        timeline: The one that it followed.
+        at: When, in UTC.
+        promoting: Whether its promotion had begun; while False it is certain that none has.
+    """
+
+    server: str
+    machine: str
+    folder: str
+    slot: str
+    system_identifier: str
+    timeline: int
+    at: str
+    promoting: bool = False
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"the standby {self.server} ({self.folder} on {self.machine}, timeline {self.timeline})"
+
+    def is_for_same(self, other: Mark) -> bool:
+        """Whether both name the same standby, on whichever way it was reached."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> tuple[str, ...]:
+        port = self.server.rpartition(":")[2]
+        return self.system_identifier, self.machine, self.folder, self.slot, port
+
+
+def parse(content: str) -> Mark | None:
+    """A mark as it is written in a file; None if it is damaged."""
+    try:
+        found = Mark(**json.loads(content))
+    except (ValueError, TypeError):
+        return None
+    texts = (found.server, found.machine, found.folder, found.slot, found.system_identifier, found.at)
+    return found if all(isinstance(text, str) for text in texts) else None
+
+
+def read(folder: Path) -> str:
+    """The content of the mark in a folder, empty if there is none; a link or a device is a damaged mark."""
+    try:
+        handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return "unreadable"
+    with os.fdopen(handle, "rb") as file:
+        return file.read(_LONGEST_MARK).decode("utf-8", "replace") or "empty"
+
+
+def clear(cluster: Cluster) -> None:
+    """Remove the mark: the folder is that of a standby of the new primary."""
+    for name in (MARK, _LOCK):
+        (cluster.path / name).unlink(missing_ok=True)
+
+
+# The claim: one promotion at a time, for one standby
+
+
+class Claim:
+    """The right to promote the one standby that a folder is fenced for."""
+
+    def __init__(self, old: Cluster, mark: Mark, before: Mark | None) -> None:
+        self.again = before is not None
+        self._old = old
+        self._mark = mark
+        self._promoting = before is not None and before.promoting
+
+    def promoting(self) -> None:
+        """Record that the promotion begins: from now on the mark stays, whatever happens."""
+        self._promoting = True
+        self._old.write(MARK, _content(replace(self._mark, promoting=True)))
+
+    def release(self) -> None:
+        """Nothing was promoted, now or by an earlier run: another standby may be."""
+        if not self._promoting:
+            (self._old.path / MARK).unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(old: Cluster, mark: Mark) -> Iterator[Claim]:
+    """Mark a folder for one standby; for another one it is refused, at the same time or later.
+
+    Raises:
+        PgOrthancError: It is fenced for another standby, or another command is fencing it.
+    """
+    with _locked(old, mark):
+        content = read(old.path)
+        before = parse(content)
+        if content and (before is None or not before.is_for_same(mark)):
+            raise refusal(str(old.path), old.path, content)
+        # Linked, not renamed: on a file system whose locks do not work, the second one fails here.
+        if not content and not old.write_new(MARK, _content(mark)):
+            raise refusal(str(old.path), old.path, read(old.path))
+        claim = Claim(old, mark, before)
+        try:
+            yield claim
+        except BaseException:
+            claim.release()
+            raise
+
+
+@contextmanager
+def _locked(old: Cluster, mark: Mark) -> Iterator[None]:
+    handle = os.open(old.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        old.account.own(handle)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = parse(read(old.path))
+            raise PgOrthancError(
+                f"another promotion is fencing {old.path}{f' for {found}' if found else ''}, and only one of its "
+                f"standbys may be promoted, not {mark.server} as well",
+                "wait until that command has ended; then see which server is the primary: pgorthanc replication status",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _content(mark: Mark) -> str:
+    return json.dumps(asdict(mark), indent=2) + "\n"
+
+
+def refusal(what: str, folder: str | Path, content: str) -> PgOrthancError:
+    """The refusal of a second promotion."""
+    found = parse(content)
+    remove = f"rm {shlex.quote(str(Path(folder) / MARK))}"
+    if found is None:
+        return PgOrthancError(
+            f"{what} is fenced, and its mark {MARK} is damaged: it does not say for which standby",
+            "look at all its standbys with pgorthanc replication status; if every one of them is still a standby, "
+            f"run: {remove}",
+        )
+    host, _, port = found.server.rpartition(":")
+    began = "its promotion has begun" if found.promoting else "its promotion had not begun"
+    return PgOrthancError(
+        printable(
+            f"{what} was fenced at {found.at} for {found}, and {began}: a second promotion makes two primaries"
+        ),
+        printable(
+            f"see whether it takes writes: pgorthanc replication status --host {shlex.quote(host)} --port {port}; "
+        )
+        + "if it does, make this one follow it (pgorthanc replication standby, or rejoin); if it is still a standby "
+        f"and never to be promoted: {remove}",
+    )
