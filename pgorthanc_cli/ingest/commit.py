@@ -15,7 +15,7 @@ from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import content, facts, journal, runs, settle, walk
+from pgorthanc_cli.ingest import content, facts, journal, recover, runs, walk
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.worker import ZLIB, Known, Prepared, Refusal, Result
 from pgorthanc_cli.workers import Stopped
@@ -55,13 +55,13 @@ class Committer:
         self.stable_changes = stable_changes
         self.stop = stop
         self.touched: dict[tuple[str, int], None] = {}
-        self._settlement = settle.Settlement(journals, runs.Session(conn)) if journals else None
+        self._recovery = recover.Recovery(journals, runs.Session(conn)) if journals else None
         self._old = itertools.count(1)
         self._in_doubt = False  # a commit whose outcome nobody knows: the next run settles its journal
 
     def settle_dead_runs(self) -> list[str]:
         """Remove attachments without a row that an interrupted import has left; returns warnings."""
-        return self._settlement.settle() if self._settlement else []
+        return self._recovery.settle() if self._recovery else []
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Write what a worker prepared, and commit."""

@@ -2,7 +2,7 @@
 
 Before a file is written to its final place, its UUID stands in a journal in `<storage>/.pgorthanc`; after the
 transaction that names it, the journal is removed. A journal that a dead run left behind is settled by the next
-import (see `settle`): an attachment stays if and only if a row of the index names it.
+import (see `recover`): an attachment stays if and only if a row of the index names it.
 
     .pgorthanc/RUN.lock          who the run is (see `runs.Marker`); locked and touched while it lives
     .pgorthanc/RUN/workers       process ids of its workers, who share a lock on it
@@ -149,9 +149,7 @@ def _made(area: storage.FilesystemArea, run: str, *, session: bool) -> int:
     """Make the lock and the folder of a run; the lock gets its name when it is held, and says whose it is."""
     for attempt in range(_TRIES):  # another run may remove the folder of all runs as empty
         try:
-            with suppress(FileExistsError):
-                os.mkdir(FOLDER, dir_fd=area.descriptor)
-            with top(area) as above:
+            with _all_runs(area) as above:
                 lock = os.open(f"{run}.new", _NEW | os.O_EXCL, 0o644, dir_fd=above)
                 runs.take(lock, fcntl.LOCK_EX)
                 os.write(lock, runs.Marker.ours(session=session).written())
@@ -171,6 +169,15 @@ def _beat(area: storage.FilesystemArea, lock: int, ended: threading.Event) -> No
     while not ended.wait(runs.HEARTBEAT_S):
         with area.rights, suppress(OSError):
             os.utime(lock)
+
+
+@contextmanager
+def _all_runs(area: storage.FilesystemArea) -> Iterator[int]:
+    """As `top`; the folder is made if it is missing."""
+    with suppress(FileExistsError):
+        os.mkdir(FOLDER, dir_fd=area.descriptor)
+    with top(area) as above:
+        yield above
 
 
 @contextmanager
@@ -214,3 +221,23 @@ def remove(run: str, above: int, area: storage.FilesystemArea) -> None:
     with suppress(OSError):
         os.unlink(f"{run}.lock", dir_fd=above)
         os.rmdir(FOLDER, dir_fd=area.descriptor)  # fails while another run is at work
+
+
+def make_token(area: storage.FilesystemArea, name: str) -> None:
+    """Make an empty file in the folder of all runs, by which other machines see that they share it.
+
+    Raises:
+        PgOrthancError: The storage folder cannot be written to.
+    """
+    try:
+        with area.rights, _all_runs(area) as above:
+            os.close(os.open(name, _NEW | os.O_EXCL, 0o644, dir_fd=above))
+    except OSError as error:
+        raise storage.unusable(area.root, error) from error
+
+
+def remove_token(area: storage.FilesystemArea, name: str) -> None:
+    """Remove it, and the folder of all runs if there are none."""
+    with area.rights, suppress(OSError), top(area) as above:
+        os.unlink(name, dir_fd=above)
+        os.rmdir(FOLDER, dir_fd=area.descriptor)

@@ -163,7 +163,7 @@ class Worker:
             return Refusal(shown(source), "an archive within an archive")
         except (content.Unreadable, dicom.Refused) as reason:
             return Refusal(shown(source), str(reason))
-        return _Parsed(source, data, self._md5(data), instance)
+        return _Parsed(source, data, _md5(data, self._checkpoint), instance)
 
     def _content(self, source: Source) -> bytes | mmap:
         if not self.work.journals:
@@ -172,18 +172,6 @@ class Worker:
             2 if self.work.write and self.work.store_dicom else 1
         )  # one to read, and the one that is stored
         return content.read(source, self.work.journals.spool, self._checkpoint, copies=copies)
-
-    def _md5(self, data: bytes | mmap | memoryview) -> str:
-        """The MD5, of large content piece by piece: nothing interrupts a call of hashlib."""
-        if len(data) <= _PIECE_BYTES:
-            return hashlib.md5(data, usedforsecurity=False).hexdigest()
-        digest = hashlib.md5(usedforsecurity=False)
-        with memoryview(data) as view:
-            for start in range(0, len(view), _PIECE_BYTES):
-                self._checkpoint()
-                with view[start : start + _PIECE_BYTES] as piece:
-                    digest.update(piece)
-        return digest.hexdigest()
 
     def _known(self, parsed: Sequence[_Parsed]) -> set[str]:
         if not self.work.skip_known or not parsed:
@@ -269,7 +257,7 @@ class Worker:
     def _attachment(
         self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _AsItIs | _Meter
     ) -> index.Attachment:
-        md5 = parsed.md5 if file_type == DICOM else self._md5(view)
+        md5 = parsed.md5 if file_type == DICOM else _md5(view, self._checkpoint)
         return index.Attachment(
             file_type=file_type,
             uuid=name,
@@ -336,6 +324,19 @@ class _Meter:
 
     def md5(self) -> str:
         return self._md5.hexdigest()
+
+
+def _md5(data: bytes | mmap | memoryview, checkpoint: content.Checkpoint = content.unhurried) -> str:
+    """The MD5, of large content piece by piece: nothing interrupts a call of hashlib."""
+    if len(data) <= _PIECE_BYTES:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with memoryview(data) as view:
+        for start in range(0, len(view), _PIECE_BYTES):
+            checkpoint()
+            with view[start : start + _PIECE_BYTES] as piece:
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def keep_memory() -> None:

@@ -50,7 +50,7 @@ class Entry(NamedTuple):
     uuids: list[str]
 
 
-class Settlement:
+class Recovery:
     """Settles the dead runs of an area, for the index of one run; may be done again."""
 
     def __init__(self, journals: journal.Journal, session: runs.Session) -> None:
