@@ -83,14 +83,30 @@ class Journal:
             os.fsync(folder)
 
     def forget(self, name: str) -> None:
-        """The batch is settled: its rows are committed, and files without a row are gone."""
-        with self._opened() as folder, suppress(FileNotFoundError):
+        """The batch is settled: its rows are committed, and files without a row are gone.
+
+        Raises:
+            PgOrthancError: The storage folder cannot be written to.
+        """
+        with self._translated(), suppress(FileNotFoundError), self._opened() as folder:
             os.unlink(f"{name}.json", dir_fd=folder)
 
     def discard(self, uuids: Iterable[str]) -> None:
-        """Remove files that no row names."""
-        for each in uuids:
-            self.area.delete(each)
+        """Remove files that no row names.
+
+        Raises:
+            PgOrthancError: The storage folder cannot be written to.
+        """
+        with self._translated():
+            for each in uuids:
+                self.area.delete(each)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage.unusable(self.area.root, error) from error
 
     def spool(self) -> IO[bytes]:
         """A new file without a name, for content that is too large for memory."""
@@ -120,6 +136,7 @@ def opened(
     if session:
         session.hold(run)
     try:
+        _take_over(area)
         with area.rights:
             lock = _made(area, run, session=session is not None)
             with top(area) as above:
@@ -143,6 +160,35 @@ def opened(
         area.close()
         if session:
             session.release(run)
+
+
+def _take_over(area: storage.FilesystemArea) -> None:
+    """Give what earlier versions have made as root to the owner of the area, whose rights root uses now.
+
+    From the inside out: as long as a folder is root's, nobody else can put something into it. Links are not
+    followed, and files with a second name are left alone.
+    """
+    if os.geteuid() or not area.rights.uid:
+        return
+    with suppress(FileNotFoundError), top(area) as above:
+        _give(above, area.rights)
+
+
+def _give(folder: int, rights: files.Rights) -> None:
+    if os.fstat(folder).st_uid:
+        return
+    os.fchmod(folder, 0o700)
+    for name in os.listdir(folder):
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if status.st_uid == 0 and stat.S_ISDIR(status.st_mode):
+            with folder_of(name, folder) as inner:
+                _give(inner, rights)
+        elif status.st_uid == 0 and stat.S_ISREG(status.st_mode):
+            descriptor = files.open_regular(name, os.O_NOFOLLOW, folder=folder)
+            if os.fstat(descriptor).st_nlink == 1:
+                os.fchown(descriptor, rights.uid, rights.gid)
+            os.close(descriptor)
+    os.fchown(folder, rights.uid, rights.gid)
 
 
 def _made(area: storage.FilesystemArea, run: str, *, session: bool) -> int:

@@ -27,6 +27,7 @@ from pgorthanc_cli.text import printable
 CHUNK_FILES = 1000
 SETTLED_NS = 2_000_000_000  # a file changed so lately could change again without a new time of change
 _HEAD_BYTES = 100
+_CHECKED_BYTES = 64 << 20  # a check of more would take too long; what is wrong then comes to light later
 _APPLICATION = 0x50474A4C  # what SQLite's application_id says of a file of ours
 _TABLES = """
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
@@ -173,7 +174,10 @@ def _readable(path: Path, profile: dicom.Profile) -> list[str]:
             os.close(descriptor)
         with closing(sqlite3.connect(path, timeout=0.5)) as conn:
             warnings = _prepare(conn, profile)
-            conn.execute("SELECT * FROM files LIMIT 1").fetchall()
+            if path.stat().st_size <= _CHECKED_BYTES:
+                ((result,),) = conn.execute("PRAGMA quick_check(1)")
+                if result != "ok":
+                    raise sqlite3.DatabaseError(f"database disk image is malformed: {result}")
             return warnings
     except OSError as error:
         raise sqlite3.OperationalError(error.strerror or str(error)) from None

@@ -18,6 +18,7 @@ from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, dicom, index, storage, workers
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content, facts, journal
 from pgorthanc_cli.ingest.link import Link, Linker
 from pgorthanc_cli.ingest.walk import Source, shown
@@ -201,8 +202,9 @@ class Worker:
                     self._put(p, pieces, names, journals.area) for p, pieces in zip(fresh, parts, strict=True)
                 ]
         except BaseException as error:
-            journals.discard(every)
-            journals.forget(name)
+            with suppress(PgOrthancError):  # then the next import does it
+                journals.discard(every)
+                journals.forget(name)
             if isinstance(error, OSError):
                 raise storage.unusable(journals.area.root, error) from error
             raise
