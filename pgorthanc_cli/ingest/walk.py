@@ -6,7 +6,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 
 from pgorthanc_cli import files
 from pgorthanc_cli.text import printable
@@ -92,6 +92,8 @@ class ZipArchive(zipfile.ZipFile):
         zipfile.BadZipFile: It is damaged.
     """
 
+    _stream: IO[bytes] | None = None
+
     def __init__(self, path: str) -> None:
         self._stream = os.fdopen(files.open_regular(path), "rb")
         try:
@@ -103,7 +105,8 @@ class ZipArchive(zipfile.ZipFile):
     def close(self) -> None:
         """Close the archive and its file."""
         super().close()
-        self._stream.close()
+        if self._stream:
+            self._stream.close()
 
 
 def members(path: str) -> Iterator[Source]:

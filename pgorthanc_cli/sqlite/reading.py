@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
@@ -28,12 +29,14 @@ class Reading:
         found: What was repaired and what was skipped.
     """
 
-    def __init__(self, source: Source, settings: Settings, stack: ExitStack) -> None:
-        """`stack` closes at the end what is opened on the way."""
+    def __init__(
+        self, source: Source, settings: Settings, stack: ExitStack, stop: threading.Event | None = None
+    ) -> None:
+        """`stack` closes at the end what is opened on the way; `stop` says that the run is to end."""
         self.source = source
         self.settings = settings
         self.stack = stack
-        self.pool = stack.enter_context(workers.pool(settings.jobs, worker.call))
+        self.pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
         self.work = Work(source, None, settings.revision or revision.current())
         self.rows: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()
