@@ -162,9 +162,11 @@ def main() -> None:
     4 no index, unknown or damaged schema; 5 somebody works on the database;
     6 finished, but some items were refused; 130 interrupted (run again to go on).
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in commands.ending_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, _terminate)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does: the batch at hand is settled first."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: the batch at hand is settled first."""
     raise KeyboardInterrupt

@@ -18,9 +18,10 @@ _TRUSTED = {0xEF53, 0x58465342, 0x9123683E}
 class Group:
     """Makes new files below a folder durable, together with their names."""
 
-    def __init__(self, root: Path) -> None:
-        """Make it before the files: it reports the errors since then."""
-        self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def __init__(self, root: Path | int) -> None:
+        """Make it before the files: it reports the errors since then. `root` is a path, or a descriptor to copy."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        self._descriptor = os.open(".", flags, dir_fd=root) if isinstance(root, int) else os.open(root, flags)
 
     def __enter__(self) -> Group:
         return self
@@ -30,32 +31,29 @@ class Group:
     ) -> None:
         os.close(self._descriptor)
 
-    def sync(self, paths: Sequence[str]) -> None:
-        """Wait until all of it is on the disk: the files, and the two folders above each.
+    def sync(self, names: Sequence[str]) -> None:
+        """Wait until all of it is on the disk: the files, named from the root, and the two folders above each.
 
         Raises:
             OSError: Something could not be written.
         """
-        if len(paths) > _FEW and _can_sync_file_system(self._descriptor):
+        if len(names) > _FEW and _can_sync_file_system(self._descriptor):
             if _libc.syncfs(self._descriptor):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
             return
-        for path in paths:
-            _sync(path, os.fdatasync)
-        folders = {os.path.dirname(path) for path in paths}
+        for name in names:
+            sync_file(name, self._descriptor)
+        folders = {os.path.dirname(name) for name in names}
         for folder in sorted(folders | {os.path.dirname(folder) for folder in folders}):
-            sync_folder(folder)
-        if paths:
+            sync_file(folder, self._descriptor, os.fsync)
+        if names:
             os.fsync(self._descriptor)
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Make the names in a folder durable."""
-    _sync(folder, os.fsync)
-
-
-def _sync(path: str | Path, how: Callable[[int], None]) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def sync_file(name: str, folder: int, how: Callable[[int], None] = os.fdatasync) -> None:
+    """Make a file or folder durable, without waiting for a FIFO or following a link that has taken its place."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=folder)
     try:
         how(descriptor)
     finally:

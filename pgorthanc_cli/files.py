@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
+import stat
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +19,10 @@ from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.text import printable
 
 PRIVATE = 0o600
+_LEASE_S, _LEASE_LOOK_S = 5.0, 0.05
+# setgroups(2) by machine: unlike libc's function, the system call changes one thread only
+_SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
+_libc = ctypes.PyDLL(None)
 
 
 @contextmanager
@@ -62,3 +72,94 @@ def replace(path: str | Path, content: str | bytes, *, mode: int = PRIVATE) -> N
     """
     with replacing(path, mode=mode) as stream:
         stream.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | None = None) -> int:
+    """Open a regular file to read, without waiting for anybody; return its descriptor.
+
+    A FIFO, a device or a socket that has taken the place of a file would stop the program for ever, or do something.
+
+    Args:
+        path: The file; relative to `folder` if that is given.
+        flags: More flags for open(2), such as O_NOFOLLOW.
+        folder: Descriptor of a folder.
+
+    Raises:
+        OSError: It cannot be opened, is not a regular file, or another program keeps a lease on it.
+    """
+    flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    deadline = time.monotonic() + _LEASE_S
+    while True:
+        try:
+            descriptor = os.open(path, flags, dir_fd=folder)
+            break
+        except BlockingIOError:  # Samba or an NFS server gives back its lease now
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EBUSY, "another program is writing to it") from None
+            time.sleep(_LEASE_LOOK_S)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file")
+
+
+class Rights:
+    """What root may do within the block is what the owner of a folder may do; nothing changes for other users.
+
+    Only file systems see it (setfsuid(2)), and only in this thread: connections and other files stay root's. What is
+    created belongs to the owner from the start, so no owner ever has to be changed, and a link or a name that the
+    owner has planted leads nowhere that the owner could not go alone. Blocks may be nested.
+    """
+
+    def __init__(self, uid: int, gid: int) -> None:
+        """Of the owner and group of that folder."""
+        self.uid = uid
+        self.gid = gid
+        self._local = threading.local()
+        self._needed = os.geteuid() == 0 and (uid, gid) != (0, os.getegid())
+
+    def __enter__(self) -> None:
+        if self._needed:
+            depth = getattr(self._local, "depth", 0)
+            if depth == 0:
+                self._local.groups = _become(self.uid, self.gid, [] if self.uid else None)
+            self._local.depth = depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        if self._needed:
+            self._local.depth -= 1
+            if self._local.depth == 0:
+                _become(os.geteuid(), os.getegid(), self._local.groups)
+
+
+def _become(uid: int, gid: int, groups: list[int] | None) -> list[int] | None:
+    """Change what the file systems take this thread for; None leaves the groups. Returns the groups that it had.
+
+    Raises:
+        PgOrthancError: This system or this container does not let root do that.
+    """
+    before = None if groups is None else os.getgroups()
+    try:
+        done = before == groups or (groups is not None and _set_groups(groups))
+        _libc.setfsgid(gid)
+        _libc.setfsuid(uid)
+        done = done and (_libc.setfsgid(-1), _libc.setfsuid(-1)) == (gid, uid)
+    except (AttributeError, OSError):  # not Linux; not in this container
+        done = False
+    if not done:
+        raise PgOrthancError(
+            f"root cannot take on the rights of the storage folder's owner (user id {uid}) here",
+            f"run it as that user: sudo -u '#{uid}' pgorthanc ...; "
+            "in a container, add the capabilities SETUID and SETGID",
+        )
+    return before
+
+
+def _set_groups(groups: list[int]) -> bool:
+    """Set the supplementary groups of this thread; libc's function would change all threads."""
+    number = _SETGROUPS.get(platform.machine())
+    if number is None:
+        os.setgroups(groups)
+        return True
+    ids = (ctypes.c_uint * len(groups))(*groups)
+    return bool(_libc.syscall(number, len(groups), ids) == 0)

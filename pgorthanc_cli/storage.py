@@ -6,13 +6,15 @@ An attachment is stored as it is (compression 1) or as an 8-byte little-endian s
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 import struct
 import uuid as uuids
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from io import FileIO
+from contextlib import contextmanager, suppress
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
-from pgorthanc_cli import durable
+from pgorthanc_cli import durable, files
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 _PER_FOLDER = 64  # new UUIDs that share a folder
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_UUID = re.compile(UUID)
 _TRIES = 5  # an empty folder may vanish between making it and using it: Orthanc removes empty folders
 
 _Made = TypeVar("_Made")
@@ -52,21 +57,43 @@ class Area(Protocol):
 
 
 class FilesystemArea:
-    """Orthanc's filesystem storage area: `<root>/<uuid[0:2]>/<uuid[2:4]>/<uuid>` (INGEST.md 12.1)."""
+    """Orthanc's filesystem storage area: `<root>/<uuid[0:2]>/<uuid[2:4]>/<uuid>` (INGEST.md 12.1).
+
+    root works in it with the rights of its owner (see `files.Rights`), through descriptors of folders, and follows
+    no symbolic link: whoever owns the area decides what its names lead to. Picklable; one thread at a time.
+    """
 
     def __init__(self, root: Path, *, sync: bool = True) -> None:
         """`sync` false leaves out the fsync (Orthanc's SyncStorageArea)."""
         self.root = root
         self.sync = sync
+        self._identity: tuple[int, int] | None = None  # of the folder; another one never takes its place
         self._unsynced: list[str] | None = None  # the files of a `batch`
-        self._owner: tuple[int, int] | None = None
+        self._descriptor = -1
+        self._folder = ("", -1)  # the folder of the last new file, and its descriptor
+        self._rights: files.Rights | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it opens the folder itself."""
+        return {"root": self.root, "sync": self.sync, "_identity": self._identity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"], sync=state["sync"])  # type: ignore[misc]
+        self._identity = state["_identity"]
+
+    def close(self) -> None:
+        """Close the folder; it is opened again when it is needed."""
+        for descriptor in (self._folder[1], self._descriptor):
+            if descriptor != -1:
+                os.close(descriptor)
+        self._folder, self._descriptor = ("", -1), -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def path(self, uuid: str) -> Path:
         """Where the attachment's file is."""
-        return Path(self._path(uuid))
-
-    def _path(self, uuid: str) -> str:
-        return f"{self.root}/{uuid[:2]}/{uuid[2:4]}/{uuid}"
+        return self.root / uuid[:2] / uuid[2:4] / uuid
 
     def prepare(self) -> None:
         """Make the root folder if it is missing, and find out whether files can be written to it.
@@ -76,10 +103,37 @@ class FilesystemArea:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.root, os.W_OK | os.X_OK):
-                raise PermissionError(13, os.strerror(13))
+            with self.rights:
+                if not os.access(".", os.W_OK | os.X_OK, dir_fd=self.descriptor, effective_ids=True):
+                    raise PermissionError(13, os.strerror(13))
         except OSError as error:
             raise unusable(self.root, error) from error
+
+    @property
+    def descriptor(self) -> int:
+        """An open descriptor of the root folder.
+
+        Raises:
+            OSError: It cannot be opened, or another folder has taken its place.
+        """
+        if self._descriptor == -1:
+            opened = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            status = os.fstat(opened)
+            identity = status.st_dev, status.st_ino
+            if self._identity not in (None, identity):
+                os.close(opened)
+                raise OSError(errno.ESTALE, "another folder has taken its place meanwhile")
+            self._descriptor, self._identity = opened, identity
+            self._rights = files.Rights(status.st_uid, status.st_gid)
+        return self._descriptor
+
+    @property
+    def rights(self) -> files.Rights:
+        """Those of the owner; everything that is done in the folder is done with them."""
+        if self._rights is None:
+            _ = self.descriptor
+        assert self._rights is not None  # noqa: S101 - set together with the descriptor
+        return self._rights
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -91,12 +145,13 @@ class FilesystemArea:
         Raises:
             OSError: Something could not be made durable.
         """
-        with durable.Group(self.root) as group:
+        with durable.Group(self.descriptor) as group:
             self._unsynced = []
             try:
                 yield
                 if self.sync:
-                    group.sync(self._unsynced)
+                    with self.rights:
+                        group.sync(self._unsynced)
             finally:
                 self._unsynced = None
 
@@ -114,89 +169,150 @@ class FilesystemArea:
 
         `write` gets the descriptor of the new file.
         """
-        final = self._path(uuid)
         in_batch = self._unsynced is not None
-        path = final if in_batch else str(temporary_path(Path(final)))
-        file = self._create(path)
-        try:
-            with file:
-                write(file.fileno())
-                if self.sync and not in_batch:
-                    os.fdatasync(file.fileno())
-            if not in_batch:
-                os.rename(path, final)
-        except BaseException:
-            Path(path).unlink(missing_ok=True)
-            raise
-        self._sync_name(final)
+        name = _checked(uuid) if in_batch else temporary_name(uuid)
+        with self.rights:
+            folder, descriptor = self._in_folder(
+                uuid, lambda folder: (folder, os.open(name, _NEW_FILE, 0o666, dir_fd=folder))
+            )
+            try:
+                try:
+                    write(descriptor)
+                    if self.sync and not in_batch:
+                        os.fdatasync(descriptor)
+                finally:
+                    os.close(descriptor)
+                if not in_batch:
+                    os.rename(name, uuid, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                raise
+            self._sync_name(uuid, folder)
 
-    def link(self, uuid: str, path: str) -> None:
-        """Give an existing file its name in the area, too: owner and mode stay what they are."""
-        final = self._path(uuid)
-        self._with_folders(final, lambda: os.link(path, final))
-        self._sync_name(final)
+    def link(self, uuid: str, descriptor: int) -> None:
+        """Give an open file its name in the area, too: owner and mode stay what they are.
 
-    def _sync_name(self, final: str) -> None:
+        The link itself is made with the rights of the caller, because an owner may not link what others own
+        (fs.protected_hardlinks).
+        """
+        source = f"/proc/self/fd/{descriptor}"
+        with self.rights:
+            folder = self._in_folder(uuid, lambda folder: folder)
+        for attempt in range(_TRIES):
+            try:
+                os.link(source, uuid, dst_dir_fd=folder, follow_symlinks=True)
+                break
+            except FileNotFoundError:  # the folder was removed as empty
+                if attempt == _TRIES - 1:
+                    raise
+                self._forget_folder()
+                with self.rights:
+                    folder = self._in_folder(uuid, lambda folder: folder)
+        with self.rights:
+            self._sync_name(uuid, folder)
+
+    def _sync_name(self, uuid: str, folder: int) -> None:
         """Make the name of a new file durable, now or with the batch."""
         if self._unsynced is not None:
-            self._unsynced.append(final)
+            self._unsynced.append(f"{uuid[:2]}/{uuid[2:4]}/{uuid}")
         elif self.sync:
-            durable.sync_folder(os.path.dirname(final))
+            os.fsync(folder)
+
+    def open(self, uuid: str) -> int:
+        """Open the file of an attachment to read; return its descriptor.
+
+        Raises:
+            OSError: There is none, or it is not a regular file.
+        """
+        with self.rights, self._existing(uuid) as (_, lower):
+            return files.open_regular(uuid, os.O_NOFOLLOW, folder=lower)
 
     def get(self, uuid: str, file_type: int) -> bytes:
         """The bytes of the file."""
         try:
-            return self.path(uuid).read_bytes()
+            with os.fdopen(self.open(uuid), "rb") as stream:
+                return stream.read()
         except OSError as error:
             raise PgOrthancError(f"attachment {uuid} cannot be read: {error.strerror}") from error
 
     def delete(self, uuid: str, file_type: int = 0) -> None:
         """Remove the file, then its two folders if they are empty, as Orthanc does."""
-        final = self.path(uuid)
-        temporary_path(final).unlink(missing_ok=True)
-        final.unlink(missing_ok=True)
-        for folder in (final.parent, final.parent.parent):
-            try:
-                folder.rmdir()
-            except OSError:
-                return
+        if not is_uuid(uuid):
+            return  # no attachment of such a name is in the area
+        with suppress(FileNotFoundError), self.rights, self._existing(uuid) as (upper, lower):
+            for name in (temporary_name(uuid), uuid):
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=lower)
+            with suppress(OSError):
+                os.rmdir(uuid[2:4], dir_fd=upper)
+                os.rmdir(uuid[:2], dir_fd=self.descriptor)
 
-    def _create(self, path: str) -> FileIO:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        file = FileIO(self._with_folders(path, lambda: os.open(path, flags, 0o666)), "wb")
-        self._hand_over(file.fileno())
-        return file
-
-    def _with_folders(self, path: str, make: Callable[[], _Made]) -> _Made:
-        """Make something at a path, whose two folders may be missing."""
-        folder = os.path.dirname(path)
-        for _ in range(_TRIES):
-            try:
-                return make()
-            except FileNotFoundError:
-                for each in (os.path.dirname(folder), folder):
-                    self._make_folder(each)
-        return make()
-
-    def _make_folder(self, folder: str) -> None:
+    @contextmanager
+    def _existing(self, uuid: str) -> Iterator[tuple[int, int]]:
+        """The two folders of an attachment, opened one through the other."""
+        upper = open_folder(_checked(uuid)[:2], self.descriptor)
         try:
-            os.mkdir(folder)
-        except FileExistsError:
-            return
-        except FileNotFoundError:
-            return  # the folder above has just been removed as empty; the next try makes both
-        self._hand_over(folder)
-        if self.sync and self._unsynced is None:
-            durable.sync_folder(os.path.dirname(folder))
+            lower = open_folder(uuid[2:4], upper)
+            try:
+                yield upper, lower
+            finally:
+                os.close(lower)
+        finally:
+            os.close(upper)
 
-    def _hand_over(self, made: str | int) -> None:
-        """What root writes must belong to whom the area belongs to: Orthanc runs as its own user."""
-        if os.geteuid() == 0:
-            if self._owner is None:
-                status = self.root.stat()
-                self._owner = status.st_uid, status.st_gid
-            if self._owner != (0, os.getegid()):
-                os.chown(made, *self._owner)
+    def _in_folder(self, uuid: str, make: Callable[[int], _Made]) -> _Made:
+        """Make something in the folder of an attachment; missing folders are made. It stays open for the next one."""
+        place = _checked(uuid)[:4]
+        for attempt in range(_TRIES + 1):
+            try:
+                if self._folder[0] != place:
+                    self._forget_folder()
+                    with self._existing(uuid) as (_, lower):
+                        self._folder = place, os.dup(lower)
+                return make(self._folder[1])
+            except FileNotFoundError:  # missing, or removed as empty while it was open here
+                self._forget_folder()
+                if attempt == _TRIES:
+                    raise
+            with suppress(
+                FileNotFoundError
+            ):  # the folder above has just been removed; the next try makes both
+                self._make_folder(place[:2], self.descriptor)
+                upper = open_folder(place[:2], self.descriptor)
+                try:
+                    self._make_folder(place[2:], upper)
+                finally:
+                    os.close(upper)
+        raise AssertionError
+
+    def _forget_folder(self) -> None:
+        if self._folder[1] != -1:
+            os.close(self._folder[1])
+        self._folder = ("", -1)
+
+    def _make_folder(self, name: str, above: int) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=above)
+            if self.sync and self._unsynced is None:
+                os.fsync(above)
+
+
+def open_folder(name: str, above: int) -> int:
+    """Open a folder within another one; as root never through a symbolic link.
+
+    Raises:
+        OSError: There is none, or it is a link.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (os.O_NOFOLLOW if os.geteuid() == 0 else 0)
+    try:
+        return os.open(name, flags, dir_fd=above)
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+            raise NotADirectoryError(
+                errno.ENOTDIR, f"{name} in it is a symbolic link, which root does not follow"
+            ) from None
+        raise
 
 
 class LargeObjectArea:
@@ -331,9 +447,20 @@ def new_uuids(count: int) -> list[str]:
     return [made[n - n % _PER_FOLDER][:4] + name[4:] for n, name in enumerate(made)]
 
 
-def temporary_path(final: Path) -> Path:
+def is_uuid(name: str) -> bool:
+    """Whether a name is one that Orthanc gives to an attachment: no other is ever taken for a file."""
+    return _UUID.fullmatch(name) is not None
+
+
+def _checked(uuid: str) -> str:
+    if not is_uuid(uuid):
+        raise OSError(errno.EINVAL, "its name is not a UUID")
+    return uuid
+
+
+def temporary_name(uuid: str) -> str:
     """The name under which a file is written before it is whole."""
-    return final.with_name(f".{final.name}.pgorthanc")
+    return f".{_checked(uuid)}.pgorthanc"
 
 
 def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:

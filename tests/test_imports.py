@@ -50,9 +50,10 @@ ALLOWED = {
     "dicom": set(),
     "index": set(),
     "durable": set(),
+    "workers": set(),
     "storage": {"durable"},
-    "ingest": {"dicom", "durable", "index", "storage"},
-    "sqlite": {"catalog", "revision", "storage", "verify"},
+    "ingest": {"dicom", "index", "storage", "workers"},
+    "sqlite": {"catalog", "revision", "storage", "verify", "workers"},
     "report": {"ingest", "index"},
 }
 # third-party module -> the only rooms that may import it

@@ -192,18 +192,46 @@ def test_a_file_that_is_no_journal_is_left_alone(
     assert path.read_bytes() == before
 
 
-def test_a_damaged_journal_ends_the_run_and_says_what_to_do(run: Run, tmp_path: Path) -> None:
-    samples.folder(tmp_path / "in", 400)
-    run(tmp_path / "in")
-    path = tmp_path / "journal"
+def damage(path: Path) -> bytes:
     data = bytearray(path.read_bytes())
     data[4096 * 4 :] = b"\xff" * len(data[4096 * 4 :])
     path.write_bytes(data)
+    return bytes(data)
+
+
+def test_a_damaged_journal_is_set_aside_with_a_warning(run: Run, tmp_path: Path) -> None:
+    samples.folder(tmp_path / "in", 400)
+    run(tmp_path / "in")
+    damaged = damage(tmp_path / "journal")
+    assert run(tmp_path / "in") == (0, 400, 0, 0)
+    assert "is damaged" in run.warnings[0]
+    assert "journal.damaged-1" in run.warnings[0]
+    assert (tmp_path / "journal.damaged-1").read_bytes() == damaged
+    assert run(tmp_path / "in") == (0, 400, 0, 0)
+    assert run.warnings == []
+
+
+def test_damage_that_comes_to_light_in_the_middle_ends_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large journal is not checked as a whole."""
+    monkeypatch.setattr(known, "_CHECKED_BYTES", 0)
+    samples.folder(tmp_path / "in", 400)
+    run(tmp_path / "in")
+    damage(tmp_path / "journal")
     with pytest.raises(PgOrthancError, match="malformed") as caught:
         run(tmp_path / "in")
-    assert "may be deleted" in str(caught.value.hint)
-    path.unlink()
+    assert "run it again" in str(caught.value.hint)
     assert run(tmp_path / "in") == (0, 400, 0, 0)
+
+
+def test_a_journal_names_files_so_only_its_owner_may_read_it(run: Run, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        run(samples.REAL)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("journal*")} == {0o600}
 
 
 def test_two_imports_do_not_share_a_journal(run: Run, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,8 @@ import pytest
 import sqliteindex
 from schemas import run, snapshot
 
-from pgorthanc_cli import catalog, db, sqlite
+from pgorthanc_cli import catalog, db, sqlite, workers
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
-from pgorthanc_cli.sqlite import pool, worker
 
 _TARGETS = {
     "Resources": "resources", "MainDicomTags": "maindicomtags", "DicomIdentifiers": "dicomidentifiers",
@@ -127,18 +126,9 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 
 @contextmanager
-def inline(jobs: int) -> Iterator[pool.Submit]:
+def inline(jobs: int, call: Callable[..., Any], stop: object) -> Iterator[workers.Pool]:
     """Workers within this process: starting processes takes longer than the rest."""
-
-    def submit(*arguments: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(worker.call(*arguments, **options))
-        except Exception as error:  # noqa: BLE001 - as a pool does it
-            future.set_exception(error)
-        return future
-
-    yield submit
+    yield workers.Pool(call, threading.Event())
 
 
 def accounted(path: Path, converted: sqlite.Converted) -> None:
@@ -195,7 +185,7 @@ def test_damaged_files(
     empty: db.Target, sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Fifty for each seed."""
-    monkeypatch.setattr(pool, "workers", inline)
+    monkeypatch.setattr(workers, "pool", inline)
     dice = random.Random(seed)
     ends: Counter[tuple[str, str]] = Counter()
     path = tmp_path / "index"

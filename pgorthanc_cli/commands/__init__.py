@@ -234,9 +234,17 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
+def ending_signals() -> list[signal.Signals]:
+    """The signals that end a command; `nohup` has SIGHUP ignored, and that stays so."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event, for work that ends at the next safe point; the second one interrupts."""
+    """Ctrl-C, SIGTERM and SIGHUP set the event, for work that ends at the next safe point; the second interrupts."""
     stop = threading.Event()
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -244,7 +252,7 @@ def stopping() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield stop
     finally:

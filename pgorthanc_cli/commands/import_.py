@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
+_list = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 _rate = click.FloatRange(min=0, min_open=True)
 
 
@@ -78,14 +79,14 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_pace("--max-files-per-s", type=_rate, metavar="N", help="Read no more files each second.")
 @_pace("--max-mb-per-s", type=_rate, metavar="N", help="Read no more than N million bytes each second.")
 @_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
-@_report("--refused", type=click.File("w"), metavar="FILE", help="Write what was refused, and why, to FILE.")
+@_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
 @_report("--report", type=_file, metavar="FILE", help="Write a page about the import (HTML) to FILE.")
 @_report("--report-names", is_flag=True, help="Name patients, folders and files on that page, too.")
 def command(
     call: commands.Call,
     paths: tuple[str, ...],
     files_from: BinaryIO | None,
-    refused: TextIO | None,
+    refused: Path | None,
     report: Path | None,
     report_names: bool,
     jobs: int,
@@ -102,7 +103,12 @@ def command(
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
-    with call.resolved() as found, commands.stopping() as stop, output.progress(quiet=call.quiet) as bar:
+    with (
+        call.resolved() as found,
+        commands.stopping() as stop,
+        importing.listing(refused) as listed,
+        output.progress(quiet=call.quiet) as bar,
+    ):
         tally = ingest.Tally()
         feed = importing.feed(paths, files_from, options)
         settings = importing.settings(found, options, concurrent=bool(feed.shard or dask))
@@ -115,8 +121,7 @@ def command(
                 tally.add(batch)
                 told(batch)
                 bar.add(batch.files, batch.bytes)
-                if refused:
-                    refused.writelines(f"{r.path}\t{r.reason}\n" for r in batch.refusals)
+                listed(batch)
                 for warning in batch.warnings:
                     call.warn(warning)
     _end(call, tally.report(), interrupted=stop.is_set())

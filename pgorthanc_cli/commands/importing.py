@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from pgorthanc_cli import files
 from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.files import PRIVATE
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config import OrthancConfiguration, Resolved
@@ -130,6 +136,51 @@ def run(target: Target, made: Settings, jobs: int, dask: str | None, stop: threa
 
 
 @contextmanager
+def listing(path: Path | None) -> Iterator[Callable[[Batch], None]]:
+    """Yields what lists the refused files of batches, for the owner's eyes: one line each, path, tab, reason.
+
+    Each batch is written as soon as it is done. Paths and reasons are escaped as `text.printable` does it.
+    """
+    if path is None:
+        yield lambda batch: None
+        return
+    with _private(path) as stream:
+
+        def add(batch: Batch) -> None:
+            try:
+                stream.writelines(f"{r.path}\t{printable(r.reason)}\n" for r in batch.refusals)
+                stream.flush()
+            except OSError as error:
+                raise _unwritable("list of refused files", path, "--refused", error) from None
+
+        yield add
+
+
+@contextmanager
+def _private(path: Path) -> Iterator[TextIO]:
+    """A new or emptied file that only its owner can read; or a device, a pipe, standard output."""
+    if str(path) == "-":
+        yield sys.stdout
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fchmod(descriptor, PRIVATE)
+            os.ftruncate(descriptor, 0)
+    except OSError as error:
+        raise _unwritable("list of refused files", path, "--refused", error) from None
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        yield stream
+
+
+def _unwritable(what: str, path: Path, option: str, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot write the {what} to {printable(str(path))}: {error.strerror or error}",
+        f"name another file with {option}",
+    )
+
+
+@contextmanager
 def reporting(
     path: Path | None, roots: tuple[str, ...], stop: threading.Event, facts: dict[str, str], *, names: bool
 ) -> Iterator[Callable[[Batch], None]]:
@@ -142,13 +193,13 @@ def reporting(
         return
     from pgorthanc_cli import report
 
-    _writable(path)
+    mode = _writable(path, names=names)
     gathered = report.Gathered(roots, names=names)
     written = time.monotonic()
 
     def write(ending: str) -> None:
         page = report.page(gathered, title="Import into Orthanc", ending=ending, facts=facts)
-        path.write_text(page, "utf-8")
+        files.replace(path, page, mode=mode)
 
     def add(batch: Batch) -> None:
         nonlocal written
@@ -168,14 +219,16 @@ def reporting(
         write(ending)
 
 
-def _writable(path: Path) -> None:
-    """A page that cannot be written is found out before the work, not after it."""
+def _writable(path: Path, *, names: bool) -> int:
+    """Find out before the work if a page can be written; return its permissions: private if it names people."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    mode = PRIVATE if names else 0o666 & ~mask
     try:
-        path.touch()
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, mode))
     except OSError as error:
-        raise UsageError(
-            f"the report cannot be written to {path}: {error.strerror}", "name another file with --report"
-        ) from None
+        raise _unwritable("report", path, "--report", error) from None
+    return mode
 
 
 def facts(target: Target, made: Settings, options: Mapping[str, object]) -> dict[str, str]:

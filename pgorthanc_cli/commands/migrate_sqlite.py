@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,13 @@ def command(
     with call.resolved() as found:
         settings = _completed(settings, found.orthanc)
         path = _index(index, found.orthanc)
-        events = sqlite.check(path, settings) if check_only else sqlite.convert(found.target, path, settings)
-        converted = _run(call, events)
+        with commands.stopping() as stop:
+            events = (
+                sqlite.check(path, settings, stop)
+                if check_only
+                else sqlite.convert(found.target, path, settings, stop)
+            )
+            converted = _run(call, events, stop)
     call.emit(converted)
     _require_whole(converted)
 
@@ -112,19 +118,20 @@ def _index(given: Path | None, orthanc: OrthancConfiguration | None) -> Path:
     return path / "index" if path.is_dir() else path
 
 
-def _run(call: Call, events: Iterator[Event]) -> Converted:
+def _run(call: Call, events: Iterator[Event], stop: threading.Event) -> Converted:
     """Tell what goes on; Ctrl-C ends it at the next safe point."""
     from pgorthanc_cli import sqlite
+    from pgorthanc_cli.workers import Stopped
 
     teller = changing.Teller(quiet=call.quiet)
-    with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
+    with suppress(Stopped), closing(events):  # type: ignore[type-var]
         for event in events:
             if isinstance(event, sqlite.Converted):
                 return event
             if stop.is_set():
-                raise Interrupted("interrupted; what was copied is committed", "run it again to go on")
+                break
             teller.tell(event)
-    raise AssertionError("unreachable")
+    raise Interrupted("interrupted; what was copied is committed", "run it again to go on")
 
 
 def _require_whole(converted: Converted) -> None:

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,20 +132,18 @@ def _job(target: db.Target, settings: Settings, address: str) -> Iterator[Job]:
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
         index.Layout.read(conn)
         database = index.identity(cur)
-    token = None
+    token, area = None, None
     if settings.storage_dir and not settings.dry_run:
-        storage.FilesystemArea(settings.storage_dir).prepare()
+        area = storage.FilesystemArea(settings.storage_dir)
+        area.prepare()
         token = settings.storage_dir.absolute() / journal.FOLDER / f"{uuid.uuid4().hex}.token"
-        token.parent.mkdir(exist_ok=True)
-        token.touch()
+        journal.make_token(area, token.name)
         settings = replace(settings, storage_dir=settings.storage_dir.absolute())
     try:
         yield Job(_portable(target, address), settings, database, token)
     finally:
-        if token:
-            token.unlink(missing_ok=True)
-            with suppress(OSError):  # another run is at work
-                token.parent.rmdir()
+        if token and area:
+            journal.remove_token(area, token.name)
 
 
 def _portable(target: db.Target, address: str) -> db.Target:

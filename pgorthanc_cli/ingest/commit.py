@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,9 +15,10 @@ from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import content, facts, journal, walk
+from pgorthanc_cli.ingest import content, facts, journal, recover, runs, walk
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.worker import ZLIB, Known, Prepared, Refusal, Result
+from pgorthanc_cli.workers import Stopped
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -43,6 +45,7 @@ class Committer:
         journals: journal.Journal | None,
         *,
         stable_changes: bool,
+        stop: threading.Event,
     ) -> None:
         """Attachments are in `objects`, or have been put by the workers into the area of `journals`."""
         self.conn = conn
@@ -50,16 +53,15 @@ class Committer:
         self.objects = objects
         self.journals = journals
         self.stable_changes = stable_changes
+        self.stop = stop
         self.touched: dict[tuple[str, int], None] = {}
+        self._recovery = recover.Recovery(journals, runs.Session(conn)) if journals else None
         self._old = itertools.count(1)
         self._in_doubt = False  # a commit whose outcome nobody knows: the next run settles its journal
 
     def settle_dead_runs(self) -> list[str]:
         """Remove attachments without a row that an interrupted import has left; returns warnings."""
-        if not self.journals:
-            return []
-        with self.conn, self.conn.cursor() as cur:
-            return self.journals.settle_dead_runs(lambda uuids: index.named_attachments(cur, uuids))
+        return self._recovery.settle() if self._recovery else []
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Write what a worker prepared, and commit."""
@@ -83,6 +85,9 @@ class Committer:
             return []
         try:
             return list(self._replayed(prepared))
+        except Stopped:
+            self.conn.rollback()
+            raise
         except (index.Conflict, content.Unreadable, *_REFUSED, *_COLLISIONS) as error:
             self.conn.rollback()
             if len(prepared) == 1:
@@ -107,7 +112,7 @@ class Committer:
         written = self.writer.write([p.record for p in prepared])
         if self.objects:
             self.objects.put_all(
-                (a.uuid, a.file_type, _stored(p, a))
+                (a.uuid, a.file_type, _stored(p, a, self._checkpoint))
                 for p, outcome in zip(prepared, written.outcomes, strict=True)
                 if outcome is not Outcome.KNOWN
                 for a in p.record.attachments
@@ -123,6 +128,10 @@ class Committer:
             self.journals.discard(uuid for uuid, _ in written.removed)
             self.journals.forget(old)
         return written.outcomes
+
+    def _checkpoint(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
 
     def _before_commit(self, removed: Sequence[tuple[str, int]]) -> str | None:
         """Large objects go in the transaction; files go after it, hence their journal before it."""
@@ -196,17 +205,21 @@ def _items(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Iter
             yield facts.Item(r.source, end, r.size, facts.of(r.record.levels))
 
 
-def _stored(prepared: Prepared, attachment: index.Attachment) -> Iterator[bytes | memoryview]:
+def _stored(
+    prepared: Prepared, attachment: index.Attachment, checkpoint: content.Checkpoint
+) -> Iterator[bytes | memoryview]:
     """The bytes to store as a large object; what was too large to hand over is read a second time."""
     if prepared.contents is not None:
         position = prepared.record.attachments.index(attachment)
         yield prepared.contents[position]
         return
-    data = content.read(prepared.source)
+    data = content.read(prepared.source, checkpoint=checkpoint)
     if hashlib.md5(data, usedforsecurity=False).hexdigest() != prepared.md5:
         raise content.Unreadable("it changed while it was read")
     part = memoryview(data)[: attachment.uncompressed_size]
-    yield from storage.encode(part, compress=attachment.compression_type == ZLIB)
+    for chunk in storage.encode(part, compress=attachment.compression_type == ZLIB):
+        checkpoint()
+        yield chunk
 
 
 def _reason(error: Exception) -> str:

@@ -8,17 +8,28 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, cast
 
-from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli import dicom, files
+from pgorthanc_cli.ingest.walk import Source, ZipArchive
 
 IN_MEMORY_BYTES = 64 << 20  # larger ones are copied to an unnamed temporary file and mapped from there
 _CHUNK_BYTES = 1 << 20
+_SPACE_CHUNKS = 16  # after so many it is looked again whether there is space
 _MOST_UNPACKED = 100
+_RESERVE_BYTES, _RESERVE_SHARE = (
+    1 << 30,
+    20,
+)  # what is left free: a twentieth of the file system, a GiB at most
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_HEAD_BYTES = 132
+
+Spool = Callable[[], IO[bytes]]
+Checkpoint = Callable[[], None]
+"""Called now and then in long work; raises what ends it."""
 
 
 class Unreadable(Exception):
@@ -29,14 +40,31 @@ class Archive(Exception):
     """This source is a ZIP archive: its members are to be imported instead."""
 
 
-def read(source: Source, spool_dir: Path | None = None) -> bytes | mmap.mmap:
+def unhurried() -> None:
+    """Let the work go on: the checkpoint of those who cannot be interrupted."""
+
+
+def read(
+    source: Source,
+    spool: Spool = tempfile.TemporaryFile,
+    checkpoint: Checkpoint = unhurried,
+    *,
+    copies: int = 1,
+) -> bytes | mmap.mmap:
     """The content of a file (gunzipped if it is gzip) or of an archive's member.
 
-    What is returned is ours: the file may change or shrink afterwards without harm. Large content is mapped from
-    an unnamed copy in `spool_dir`, which goes with the mapping, so that memory stays bounded.
+    What is returned is ours: the file may change or shrink afterwards without harm. Large content is mapped from an
+    unnamed copy, which goes with the mapping, so that memory stays bounded. It is copied only if it begins like
+    DICOM, and if there is space for it.
+
+    Args:
+        source: The file, or the member of an archive.
+        spool: Makes a new file for the copy.
+        checkpoint: Called again and again while large content is copied.
+        copies: How often the content will be in the file system of the copy, the copy included.
 
     Raises:
-        Unreadable: It cannot be read, or it changed while it was read.
+        Unreadable: It cannot be read, it is not DICOM, there is no space for it, or it changed while it was read.
         Archive: It is a ZIP archive.
     """
     if source.problem:
@@ -45,22 +73,23 @@ def read(source: Source, spool_dir: Path | None = None) -> bytes | mmap.mmap:
         if source.member is None and (whole := _small_file(source.path)) is not None:
             return whole
         with _member(source) if source.member is not None else _file(source) as stream:
-            return _read(stream, source.size, _limit(source, stream), spool_dir)
+            return _read(source, stream, _Copy(spool, checkpoint, _limit(source, stream), copies))
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise Unreadable(_reason(error)) from error
 
 
 def _small_file(path: str) -> bytes | None:
     """Nearly all files: read at once, neither packed nor too large for memory. None for all others."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = files.open_regular(path)
     try:
         before = os.fstat(descriptor)
         if before.st_size > IN_MEMORY_BYTES:
             return None
         data = os.read(descriptor, before.st_size + 1)
-        if len(data) != before.st_size or data[:2] == GZIP:
+        kind = _packed(data[:_HEAD_BYTES])
+        if len(data) != before.st_size or kind == GZIP:
             return None
-        if data[:4] == ZIP:
+        if kind == ZIP:
             raise Archive
         after = os.fstat(descriptor)
     finally:
@@ -70,14 +99,24 @@ def _small_file(path: str) -> bytes | None:
     return data
 
 
+def _packed(head: bytes) -> bytes:
+    """GZIP or ZIP if a file that begins like this is packed; a preamble of DICOM may begin with anything."""
+    if head[128:132] != b"DICM":
+        if head.startswith(GZIP):
+            return GZIP
+        if head.startswith(ZIP):
+            return ZIP
+    return b""
+
+
 def _file(source: Source) -> IO[bytes]:
     with ExitStack() as on_failure:
-        raw = on_failure.enter_context(open(source.path, "rb", buffering=0))
-        magic = os.pread(raw.fileno(), 4, 0)
-        if magic == ZIP:
+        raw = on_failure.enter_context(os.fdopen(files.open_regular(source.path), "rb", buffering=0))
+        kind = _packed(os.pread(raw.fileno(), _HEAD_BYTES, 0))
+        if kind == ZIP:
             raise Archive
         on_failure.pop_all()
-    return cast("IO[bytes]", _Unzipped(raw) if magic[:2] == GZIP else raw)
+    return cast("IO[bytes]", _Unzipped(raw) if kind == GZIP else raw)
 
 
 class _Unzipped(gzip.GzipFile):
@@ -103,7 +142,7 @@ def _member(source: Source) -> IO[bytes]:
 @lru_cache(maxsize=1)
 def _archive(path: str) -> zipfile.ZipFile:
     """Kept open: reading the directory again for each batch of members would be quadratic."""
-    return zipfile.ZipFile(path)
+    return ZipArchive(path)
 
 
 def _limit(source: Source, stream: IO[bytes]) -> int | None:
@@ -117,26 +156,37 @@ def _limit(source: Source, stream: IO[bytes]) -> int | None:
     return max(IN_MEMORY_BYTES, _MOST_UNPACKED * packed)
 
 
-def _read(
-    stream: IO[bytes], expected_size: int, limit: int | None, spool_dir: Path | None
-) -> bytes | mmap.mmap:
+def _read(source: Source, stream: IO[bytes], copy: _Copy) -> bytes | mmap.mmap:
     before = _state(stream)
-    data: bytes | mmap.mmap = _read_some(stream, min(expected_size, IN_MEMORY_BYTES) + 1)
-    if len(data) > expected_size:  # gunzipped, or it has grown
-        data = bytes(data) + _read_some(stream, IN_MEMORY_BYTES + 1 - len(data))
+    plain = source.member is None and not isinstance(stream, _Unzipped) and before is not None
+    if plain and before and before[0] > IN_MEMORY_BYTES:
+        _refuse(dicom.look(lambda start, size: os.pread(stream.fileno(), size, start), before[0]))
+        copy.require(before[0])
+    data: bytes | mmap.mmap = _read_some(stream, min(source.size, IN_MEMORY_BYTES) + 1, copy.checkpoint)
+    if len(data) > source.size:  # gunzipped, or it has grown
+        data = bytes(data) + _read_some(stream, IN_MEMORY_BYTES + 1 - len(data), copy.checkpoint)
     if len(data) > IN_MEMORY_BYTES:
-        data = _spool(bytes(data), stream, limit, spool_dir)
+        head = bytes(data)
+        if not plain:
+            _refuse(dicom.look(lambda start, size: head[start : start + size], None, known=len(head)))
+        data = copy.made(head, stream)
     if _state(stream) != before:
         raise Unreadable("it changed while it was read")
     return data
 
 
-def _read_some(stream: IO[bytes], size: int) -> bytes:
+def _refuse(reason: str | None) -> None:
+    if reason:
+        raise Unreadable(reason)
+
+
+def _read_some(stream: IO[bytes], size: int, checkpoint: Checkpoint) -> bytes:
     """Up to `size` bytes; fewer only at the end."""
-    data = stream.read(size)
-    while len(data) < size and (more := stream.read(size - len(data))):
+    data = bytearray()
+    while len(data) < size and (more := stream.read(min(size - len(data), 16 * _CHUNK_BYTES))):
         data += more
-    return data
+        checkpoint()
+    return bytes(data)
 
 
 def _state(stream: IO[bytes]) -> tuple[int, int] | None:
@@ -147,16 +197,63 @@ def _state(stream: IO[bytes]) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _spool(head: bytes, stream: IO[bytes], limit: int | None, spool_dir: Path | None) -> mmap.mmap:
-    with tempfile.TemporaryFile(dir=spool_dir) as copy:
-        chunk, size = head, 0
-        while chunk:
-            size += copy.write(chunk)
-            if limit is not None and size > limit:
-                raise Unreadable(f"it unpacks to more than {_MOST_UNPACKED} times its size")
-            chunk = stream.read(_CHUNK_BYTES)
-        copy.flush()
-        return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+class _Copy:
+    """Copies large content to a file without a name, and maps it."""
+
+    def __init__(self, spool: Spool, checkpoint: Checkpoint, limit: int | None, copies: int) -> None:
+        """`limit`: how large it may become."""
+        self.spool = spool
+        self.checkpoint = checkpoint
+        self.limit = limit
+        self.copies = copies
+
+    def require(self, size: int) -> None:
+        """Make sure that there is space for content of a known size.
+
+        Raises:
+            Unreadable: There is not.
+        """
+        with self.spool() as copy:
+            free = _free(copy)
+        if size * self.copies > free:
+            raise Unreadable(
+                f"no space: it takes {_size(size * self.copies)} where the files are copied to, "
+                f"and only {_size(max(0, free))} may be used there"
+            )
+
+    def made(self, head: bytes, stream: IO[bytes]) -> mmap.mmap:
+        """Copy the content, whose beginning has been read.
+
+        Raises:
+            Unreadable: It is too large.
+        """
+        with self.spool() as copy:
+            chunk, size, count = head, 0, 0
+            while chunk:
+                if count % _SPACE_CHUNKS == 0 and _free(copy) < len(chunk):
+                    raise Unreadable(f"no space: more than {_size(size)} where the files are copied to")
+                size += copy.write(chunk)
+                count += 1
+                if self.limit is not None and size > self.limit:
+                    raise Unreadable(f"it unpacks to more than {_MOST_UNPACKED} times its size")
+                self.checkpoint()
+                chunk = stream.read(_CHUNK_BYTES)
+            copy.flush()
+            return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _free(copy: IO[bytes]) -> int:
+    """The bytes that may still be written to a file system, so that others who use it are not stopped."""
+    status = os.fstatvfs(copy.fileno())
+    reserve = min(_RESERVE_BYTES, status.f_blocks * status.f_frsize // _RESERVE_SHARE)
+    return status.f_bavail * status.f_frsize - reserve
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("TB", 10**12), ("GB", 10**9)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count / 10**6:.1f} MB"
 
 
 def _reason(error: Exception) -> str:

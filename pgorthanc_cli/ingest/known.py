@@ -10,19 +10,24 @@ from __future__ import annotations
 import itertools
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from pgorthanc_cli import dicom
+from pgorthanc_cli import dicom, files
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.files import PRIVATE
 from pgorthanc_cli.ingest.facts import Item
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli.text import printable
 
 CHUNK_FILES = 1000
 SETTLED_NS = 2_000_000_000  # a file changed so lately could change again without a new time of change
+_HEAD_BYTES = 100
+_CHECKED_BYTES = 64 << 20  # a check of more would take too long; what is wrong then comes to light later
 _APPLICATION = 0x50474A4C  # what SQLite's application_id says of a file of ours
 _TABLES = """
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
@@ -134,17 +139,79 @@ class Record:
 def opened(path: Path | None, profile: dicom.Profile) -> Iterator[tuple[Record, list[str]]]:
     """The record in a file, made if it is missing, and warnings; without a path, a temporary one.
 
+    A journal of ours that is damaged is set aside, and a new one is made. The file is private: it names files.
+
     Raises:
-        PgOrthancError: The file is something else, damaged, in use by another import, or cannot be written to.
+        PgOrthancError: The file is something else, in use by another import, or cannot be written to; or damage
+            came to light in the middle.
     """
     try:
+        warnings = _readable(path, profile) if path else []
         with closing(sqlite3.connect(path or "", timeout=0.5, check_same_thread=False)) as conn:
-            yield Record(conn), _prepare(conn, profile)
+            yield Record(conn), [*warnings, *_prepare(conn, profile)]
     except sqlite3.Error as error:
+        if path and _is_damage(error) and _is_ours(path):
+            raise PgOrthancError(
+                f"the journal {printable(str(path))} is damaged ({error}) and was set aside as {_set_aside(path)}",
+                "run it again: it makes a new journal, and reads the files again",
+            ) from None
         raise PgOrthancError(
             f"the journal {path} cannot be used: {error}",
             "name another file with --journal; a damaged journal may be deleted: files are read again then",
         ) from None
+
+
+def _readable(path: Path, profile: dicom.Profile) -> list[str]:
+    """Make the file private; set it aside if it is a damaged journal of ours. Returns warnings."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise sqlite3.DatabaseError("it is not a regular file")
+            if _is_ours(path):
+                os.fchmod(descriptor, PRIVATE)
+        finally:
+            os.close(descriptor)
+        with closing(sqlite3.connect(path, timeout=0.5)) as conn:
+            warnings = _prepare(conn, profile)
+            if path.stat().st_size <= _CHECKED_BYTES:
+                ((result,),) = conn.execute("PRAGMA quick_check(1)")
+                if result != "ok":
+                    raise sqlite3.DatabaseError(f"database disk image is malformed: {result}")
+            return warnings
+    except OSError as error:
+        raise sqlite3.OperationalError(error.strerror or str(error)) from None
+    except sqlite3.DatabaseError as error:
+        if not (_is_damage(error) and _is_ours(path)):
+            raise
+        name = printable(str(path))
+        return [
+            f"the journal {name} is damaged ({error}) and was set aside as {_set_aside(path)}; a new one was made"
+        ]
+    return []
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return any(t in str(error) for t in ("malformed", "not a database", "no such table", "no such column"))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file says of itself that it is a journal, however damaged it is: no other is ever renamed."""
+    try:
+        with open(files.open_regular(path), "rb") as stream:
+            head = stream.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return head.startswith(b"SQLite format 3\0") and head[68:72] == _APPLICATION.to_bytes(4, "big")
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a journal, and what SQLite keeps beside it; returns the new name, for messages."""
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.damaged-{n}").exists())
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{path}.damaged-{number}{suffix}")
+    return printable(f"{path}.damaged-{number}")
 
 
 def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:

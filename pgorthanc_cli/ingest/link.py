@@ -12,7 +12,7 @@ import os
 import stat
 from enum import Enum
 
-from pgorthanc_cli import storage
+from pgorthanc_cli import files, storage
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest.walk import Source, shown
 
@@ -49,9 +49,9 @@ class Linker:
         if self.how is Link.COPY or source.member is not None:
             return False
         try:
-            descriptor = os.open(source.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = files.open_regular(source.path)
         except OSError:
-            return False  # gone since it was read
+            return False  # gone, or replaced, since it was read
         try:
             return self._place(uuid, source, descriptor, head)
         except OSError as error:
@@ -66,19 +66,17 @@ class Linker:
             return False
         if self.how is Link.HARDLINK:
             self._readable(source, os.fstat(descriptor))
-            self.area.link(uuid, os.path.realpath(source.path))
-            same = os.path.samestat(os.stat(self.area.path(uuid)), os.fstat(descriptor))
+            self.area.link(uuid, descriptor)
         else:
             self.area.fill(uuid, lambda new: _clone(descriptor, new))
-            same = True
-        if same and _is(descriptor, source, head):
+        if _is(descriptor, source, head):
             return True
         self.area.delete(uuid)  # somebody wrote to it meanwhile
         return False
 
     def _readable(self, source: Source, status: os.stat_result) -> None:
         """A hard link keeps owner and mode of the source, and Orthanc has to read it."""
-        owner = os.stat(self.area.root)
+        owner = os.fstat(self.area.descriptor)
         if not (
             status.st_mode & stat.S_IROTH
             or (status.st_uid == owner.st_uid and status.st_mode & stat.S_IRUSR)

@@ -9,16 +9,17 @@ import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, dicom, index, storage
-from pgorthanc_cli.ingest import journal, walk, worker
+from pgorthanc_cli.ingest import journal, runs, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
-from pgorthanc_cli.ingest.pool import Submit, workers
+from pgorthanc_cli.ingest.pool import Team, workers
 from pgorthanc_cli.ingest.report import Batch, Settings
 from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
+from pgorthanc_cli.workers import Stopped
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -67,11 +68,12 @@ def run_sources(
         ConnectError: The database went away; what was yielded is committed.
         PgOrthancError: The storage area cannot be written to.
     """
+    stop = stop or threading.Event()
     yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
     ahead = jobs + 2 if jobs > 1 else 0
     with ExitStack() as stack:
         # First: a forked process must not have a copy of what is opened afterwards.
-        start = stack.enter_context(workers(jobs))
+        team = stack.enter_context(workers(jobs, stop))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
@@ -79,19 +81,24 @@ def run_sources(
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
         if settings.dry_run:
-            submit = start(_work(target, settings, None))
-            pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
+            team.begin(_work(target, settings, None))
+            pipeline = _Pipeline(team, Rehearsal(conn, settings.overwrite), stop)
             yield from pipeline.run(sources, ahead=ahead)
             return
         journals = _journals(conn, settings, stack)
         objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
-        committer = Committer(conn, writer, objects, journals, stable_changes=settings.stable_changes)
+        committer = Committer(
+            conn, writer, objects, journals, stable_changes=settings.stable_changes, stop=stop
+        )
         yield Batch(warnings=tuple(committer.settle_dead_runs()))
-        submit = start(_work(target, settings, journals))
+        team.begin(_work(target, settings, journals))
         most_bytes = _OBJECT_BATCH_BYTES if objects else BATCH_BYTES
-        pipeline = _Pipeline(submit, committer, stop or threading.Event(), most_bytes)
+        pipeline = _Pipeline(team, committer, stop, most_bytes)
         yield from pipeline.run(sources, ahead=ahead)
         committer.log_stable()
+        yield Batch(
+            warnings=tuple(committer.settle_dead_runs())
+        )  # those that may have been alive at the start
 
 
 def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
@@ -102,7 +109,7 @@ def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal
     area.prepare()
     with conn, conn.cursor() as cur:
         database = index.identity(cur)
-    return stack.enter_context(journal.opened(area, database))
+    return stack.enter_context(journal.opened(area, database, runs.Session(conn)))
 
 
 def _work(target: db.Target, settings: Settings, journals: journal.Journal | None) -> worker.Work:
@@ -124,13 +131,13 @@ class _Pipeline:
 
     def __init__(
         self,
-        submit: Submit,
+        team: Team,
         committer: Committer | Rehearsal,
         stop: threading.Event,
         most_bytes: int = BATCH_BYTES,
     ) -> None:
         self.most_bytes = most_bytes
-        self.submit = submit
+        self.team = team
         self.committer = committer
         self.stop = stop
         self.names = (f"{number:08}" for number in itertools.count(1))
@@ -146,18 +153,20 @@ class _Pipeline:
                         return
                     continue
                 name = next(self.names)
-                waiting.append((name, self.submit(name, batch)))
+                waiting.append((name, self.team.submit(name, batch)))
                 if len(waiting) > ahead:
                     yield from self._settle(*waiting.popleft())
                 if self.stop.is_set():
                     return
             while waiting and not self.stop.is_set():
                 yield from self._settle(*waiting.popleft())
+        except Stopped:
+            return  # what was in hand is given up
         finally:
             self._abandon(waiting)
 
     def _settle(self, name: str, future: Future[list[Result]]) -> Iterator[Batch]:
-        rest = future.result()
+        rest = self.team.result(future)
         try:
             while rest:
                 plain = list(itertools.takewhile(lambda r: not isinstance(r, Opened), rest))
@@ -183,8 +192,9 @@ class _Pipeline:
     def _abandon(self, waiting: Iterable[tuple[str, Future[list[Result]]]]) -> None:
         """Undo what workers have stored for batches that will not be written."""
         for name, future in waiting:
-            if not future.cancel() and future.exception() is None:
-                self.committer.forget(name, future.result())
+            if not future.cancel():
+                with suppress(Exception):  # then the worker has undone it, or the next import does
+                    self.committer.forget(name, self.team.result(future))
 
 
 def batched(

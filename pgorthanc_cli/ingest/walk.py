@@ -6,7 +6,10 @@ import os
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
+
+from pgorthanc_cli import files
+from pgorthanc_cli.text import printable
 
 
 class Source(NamedTuple):
@@ -81,15 +84,40 @@ def listed(stream: BinaryIO) -> Iterator[str]:
         yield os.fsdecode(rest)
 
 
+class ZipArchive(zipfile.ZipFile):
+    """A ZIP archive in a regular file; a FIFO that has taken its place is not waited for.
+
+    Raises:
+        OSError: It cannot be opened.
+        zipfile.BadZipFile: It is damaged.
+    """
+
+    _stream: IO[bytes] | None = None
+
+    def __init__(self, path: str) -> None:
+        self._stream = os.fdopen(files.open_regular(path), "rb")
+        try:
+            super().__init__(self._stream)
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def close(self) -> None:
+        """Close the archive and its file."""
+        super().close()
+        if self._stream:
+            self._stream.close()
+
+
 def members(path: str) -> Iterator[Source]:
     """The files in a ZIP archive, in the order of its directory."""
-    with zipfile.ZipFile(path) as archive:
+    with ZipArchive(path) as archive:
         for position, info in enumerate(archive.infolist()):
             if not info.is_dir():
                 yield Source(path, position, info.filename, info.file_size)
 
 
 def shown(source: Source) -> str:
-    """The name of a source for people: valid text, whatever bytes the path has; `archive.zip!member`."""
+    """The name of a source for people, on one line, whatever it contains; `archive.zip!member`."""
     name = source.path if source.member is None else f"{source.path}!{source.member_name}"
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return printable(name)

@@ -1,7 +1,6 @@
 """What one worker does: read, hash and parse a batch of sources, and store what is new in the filesystem area.
 
-A worker is a process with a connection of its own, which it only reads with. It leaves Ctrl-C to the
-parent and ends when the parent is gone.
+A worker is a process with a connection of its own, which it only reads with.
 """
 
 from __future__ import annotations
@@ -9,31 +8,28 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import os
-import signal
-import threading
+import pickle
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
-from multiprocessing import parent_process
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgorthanc_cli import db, dicom, index, storage
+from pgorthanc_cli import db, dicom, index, storage, workers
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content, facts, journal
 from pgorthanc_cli.ingest.link import Link, Linker
 from pgorthanc_cli.ingest.walk import Source, shown
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection as Pipe
-
     from psycopg2.extensions import connection as Connection
 
 DICOM, DICOM_UNTIL_PIXEL_DATA = 1, 3  # file types (SCHEMA.md 5)
 NOT_COMPRESSED, ZLIB = 1, 2  # compression types
 
+_PIECE_BYTES = 16 << 20  # of large content, after which it is asked whether the run is to end
 _HANDED_OVER_BYTES = 4 << 20  # larger content is not sent to the parent, which has several batches at hand
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -132,9 +128,10 @@ class _Parsed:
 class Worker:
     """Prepares batches; the parent uses one itself when it works alone."""
 
-    def __init__(self, work: Work) -> None:
-        """The worker's own connection is opened when it is needed."""
+    def __init__(self, work: Work, checkpoint: content.Checkpoint = content.unhurried) -> None:
+        """The worker's own connection is opened when it is needed; `checkpoint` ends long work by an exception."""
         self.work = work
+        self._checkpoint = checkpoint
         self._conn: Connection | None = None
         self._linker = Linker(work.journals.area, work.link) if work.journals and not work.compress else None
 
@@ -157,8 +154,9 @@ class Worker:
         ]
 
     def _read(self, source: Source) -> _Parsed | Refusal | Opened:
+        self._checkpoint()
         try:
-            data = content.read(source, self.work.journals.folder if self.work.journals else None)
+            data = self._content(source)
             instance = dicom.parse(data, self.work.profile)
         except content.Archive:
             if source.member is None:
@@ -166,7 +164,15 @@ class Worker:
             return Refusal(shown(source), "an archive within an archive")
         except (content.Unreadable, dicom.Refused) as reason:
             return Refusal(shown(source), str(reason))
-        return _Parsed(source, data, _md5(data), instance)
+        return _Parsed(source, data, _md5(data, self._checkpoint), instance)
+
+    def _content(self, source: Source) -> bytes | mmap:
+        if not self.work.journals:
+            return content.read(source, checkpoint=self._checkpoint)
+        copies = (
+            2 if self.work.write and self.work.store_dicom else 1
+        )  # one to read, and the one that is stored
+        return content.read(source, self.work.journals.spool, self._checkpoint, copies=copies)
 
     def _known(self, parsed: Sequence[_Parsed]) -> set[str]:
         if not self.work.skip_known or not parsed:
@@ -196,8 +202,9 @@ class Worker:
                     self._put(p, pieces, names, journals.area) for p, pieces in zip(fresh, parts, strict=True)
                 ]
         except BaseException as error:
-            journals.discard(every)
-            journals.forget(name)
+            with suppress(PgOrthancError):  # then the next import does it
+                journals.discard(every)
+                journals.forget(name)
             if isinstance(error, OSError):
                 raise storage.unusable(journals.area.root, error) from error
             raise
@@ -246,13 +253,13 @@ class Worker:
 
     def _encoded(self, parsed: _Parsed, view: memoryview) -> _AsItIs | _Meter:
         if self.work.compress:
-            return _Meter(storage.encode(view, compress=True))
-        return _AsItIs(view, parsed.md5)
+            return _Meter(storage.encode(view, compress=True), self._checkpoint)
+        return _AsItIs(view, parsed.md5, self._checkpoint)
 
     def _attachment(
         self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _AsItIs | _Meter
     ) -> index.Attachment:
-        md5 = parsed.md5 if file_type == DICOM else _md5(view)
+        md5 = parsed.md5 if file_type == DICOM else _md5(view, self._checkpoint)
         return index.Attachment(
             file_type=file_type,
             uuid=name,
@@ -280,13 +287,16 @@ class Worker:
 class _AsItIs:
     """A whole file that is stored without compression: what a `_Meter` would find is known."""
 
-    def __init__(self, view: memoryview, md5: str) -> None:
+    def __init__(self, view: memoryview, md5: str, checkpoint: content.Checkpoint) -> None:
         self._view = view
         self._md5 = md5
+        self._checkpoint = checkpoint
         self.size = len(view)
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        yield self._view
+        for start in range(0, self.size, _PIECE_BYTES):
+            self._checkpoint()
+            yield self._view[start : start + _PIECE_BYTES]
 
     def drain(self) -> None:
         """There is nothing to be measured."""
@@ -298,13 +308,15 @@ class _AsItIs:
 class _Meter:
     """Counts and hashes the bytes that pass."""
 
-    def __init__(self, chunks: Iterator[bytes | memoryview]) -> None:
+    def __init__(self, chunks: Iterator[bytes | memoryview], checkpoint: content.Checkpoint) -> None:
         self._chunks = chunks
+        self._checkpoint = checkpoint
         self._md5 = hashlib.md5(usedforsecurity=False)
         self.size = 0
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         for chunk in self._chunks:
+            self._checkpoint()
             self.size += len(chunk)
             self._md5.update(chunk)
             yield chunk
@@ -316,8 +328,17 @@ class _Meter:
         return self._md5.hexdigest()
 
 
-def _md5(data: bytes | mmap | memoryview) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+def _md5(data: bytes | mmap | memoryview, checkpoint: content.Checkpoint = content.unhurried) -> str:
+    """The MD5, of large content piece by piece: nothing interrupts a call of hashlib."""
+    if len(data) <= _PIECE_BYTES:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with memoryview(data) as view:
+        for start in range(0, len(view), _PIECE_BYTES):
+            checkpoint()
+            with view[start : start + _PIECE_BYTES] as piece:
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def keep_memory() -> None:
@@ -334,40 +355,19 @@ def keep_memory() -> None:
 
 # --- in a process of its own ---------------------------------------------------------------------------------
 
+_alone: Worker | None = None
+_begun = b""
 
-def serve(pipe: Pipe, inherited: Iterable[Pipe]) -> None:
-    """What a worker process does: its work, then name and sources in, results (or what was raised) out.
 
-    It ends with the pipe. `inherited` are ends of pipes that belong to the parent, which a fork has copied.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for other in inherited:
-        other.close()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    gc.freeze()
-    gc.set_threshold(50_000)  # a batch is many small things, and none of them hangs together in a circle
-    keep_memory()
-    with suppress(EOFError, ConnectionError):
-        work: Work = pipe.recv()
+def call(pickled: bytes, name: str, sources: Sequence[Source]) -> list[Result]:
+    """Prepare a batch; `pickled` is the work, which is the same for all batches of a run."""
+    global _alone, _begun
+    if _alone is None or pickled != _begun:
+        gc.freeze()
+        gc.set_threshold(50_000)  # a batch is many small things, and none of them hangs together in a circle
+        keep_memory()
+        work: Work = pickle.loads(pickled)  # noqa: S301 - from the parent
         if work.journals:
             work.journals.join()
-        alone = Worker(work)
-        while True:
-            name, sources = pipe.recv()
-            pipe.send(_answer(alone, name, sources))
-
-
-def _answer(alone: Worker, name: str, sources: Sequence[Source]) -> list[Result] | Exception:
-    try:
-        return alone.prepare(name, sources)
-    except Exception as error:  # noqa: BLE001 - raised again in the parent
-        return error
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed -9 cannot say so: a worker would finish its batch, and store files that nobody wants."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        _alone, _begun = Worker(work, workers.checkpoint), pickled
+    return _alone.prepare(name, sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,8 +32,15 @@ _NUMBERED = (RESOURCES, RECYCLING, "Changes", "ExportedResources", "Queues")
 class Conversion(Reading):
     """One run; `facts` are those fields of the result that only a conversion knows."""
 
-    def __init__(self, source: Source, settings: Settings, stack: ExitStack, where: db.Target) -> None:
-        super().__init__(source, settings, stack)
+    def __init__(
+        self,
+        source: Source,
+        settings: Settings,
+        stack: ExitStack,
+        where: db.Target,
+        stop: threading.Event | None = None,
+    ) -> None:
+        super().__init__(source, settings, stack, stop)
         self.where = where
         self.facts: dict[str, Any] = {}
 

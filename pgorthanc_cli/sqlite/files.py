@@ -9,10 +9,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from pgorthanc_cli import storage
+from pgorthanc_cli import storage, workers
 
 if TYPE_CHECKING:
     import sqlite3
@@ -81,7 +80,8 @@ def look(area: storage.FilesystemArea, found: Iterator[Attachment], *, hashes: b
             continue
         seen.checked += 1
         try:
-            what = _difference(area.path(attachment.uuid), attachment, seen, hashes=hashes)
+            with os.fdopen(area.open(attachment.uuid), "rb") as stream:
+                what = _difference(stream, attachment, seen, hashes=hashes)
         except OSError as error:
             seen.complain(attachment, str(error.strerror), missing=True)
             continue
@@ -128,28 +128,27 @@ def _store_batch(
 def _store(
     area: storage.FilesystemArea, objects: storage.LargeObjectArea, attachment: Attachment, seen: Seen
 ) -> None:
-    path = area.path(attachment.uuid)
-    what = _difference(path, attachment, seen, hashes=True)
-    if what:
-        seen.complain(attachment, what, missing=False)
-        return
-    with path.open("rb") as stream:
-        objects.put(
-            attachment.uuid, attachment.file_type, iter(lambda: stream.read(storage.CHUNK_BYTES), b"")
-        )
+    with os.fdopen(area.open(attachment.uuid), "rb") as stream:
+        what = _difference(stream, attachment, seen, hashes=True)
+        if what:
+            seen.complain(attachment, what, missing=False)
+            return
+        stream.seek(0)
+        chunks = iter(lambda: stream.read(storage.CHUNK_BYTES), b"")
+        objects.put(attachment.uuid, attachment.file_type, chunks)
     seen.stored += 1
 
 
-def _difference(path: Path, attachment: Attachment, seen: Seen, *, hashes: bool) -> str | None:
-    size = os.stat(path).st_size
+def _difference(stream: BinaryIO, attachment: Attachment, seen: Seen, *, hashes: bool) -> str | None:
+    size = os.fstat(stream.fileno()).st_size
     if size != attachment.size:
         return f"{size:,} bytes, the index says {attachment.size:,}"
     if hashes and attachment.md5:
         seen.hashed += 1
         digest = hashlib.md5(usedforsecurity=False)
-        with path.open("rb") as stream:
-            while piece := stream.read(storage.CHUNK_BYTES):
-                digest.update(piece)
+        while piece := stream.read(storage.CHUNK_BYTES):
+            workers.checkpoint()
+            digest.update(piece)
         if digest.hexdigest() != attachment.md5:
             return "its MD5 is not that of the index"
     return None

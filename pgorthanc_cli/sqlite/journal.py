@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.sqlite.model import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -30,12 +31,29 @@ def create(cur: Cursor, run: dict[str, Any]) -> None:
 
 
 def run(conn: Connection) -> dict[str, Any]:
-    """What the conversion was told, and how the index is put together again."""
+    """What the conversion was told, and how the index is put together again.
+
+    Raises:
+        PgOrthancError: The record is damaged.
+    """
     with conn.cursor() as cur:
         cur.execute(_READ, (_RUN,))
-        (content,) = cur.fetchone() or ("{}",)
-    found: dict[str, Any] = json.loads(content)
+        (content,) = cur.fetchone() or ("",)
+    try:
+        found: dict[str, Any] = json.loads(content)
+        if type(found["revision"]) is not int:
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise unusable() from None
     return found
+
+
+def unusable() -> PgOrthancError:
+    """What to tell when it is not known how to put the index together."""
+    return PgOrthancError(
+        f"the record of the unfinished conversion (row '{_RUN}' of table {TABLE}) is damaged: it cannot be continued",
+        "convert into an empty database or schema; or drop the tables of this one, which hold no finished index",
+    )
 
 
 def record(cur: Cursor, name: str, found: Outcome) -> None:
@@ -56,12 +74,25 @@ def done(conn: Connection) -> Iterator[tuple[str, Outcome]]:
 
 
 def outcome(cur: Cursor, name: str) -> Outcome:
-    """What a piece of work found that is done."""
+    """What a piece of work found that is done.
+
+    Raises:
+        PgOrthancError: The record is damaged.
+    """
     cur.execute(_READ, (name,))
     (text,) = cur.fetchone() or ("",)
-    content = json.loads(text)
-    lists = {kind: [Finding(**one) for one in content[kind]] for kind in ("repaired", "skipped")}
-    return Outcome(content["rows"], content["checksum"], **lists)
+    try:
+        content = json.loads(text)
+        lists = {kind: [Finding(**one) for one in content[kind]] for kind in ("repaired", "skipped")}
+        rows, checksum = content["rows"], content["checksum"]
+        if type(rows) is not int or type(checksum) is not int:
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise PgOrthancError(
+            f"the record of what was converted (row '{name}' of table {TABLE}) is damaged, so it cannot be continued",
+            "run it again with --restart: everything is converted from the beginning",
+        ) from None
+    return Outcome(rows, checksum, **lists)
 
 
 def begin_again(cur: Cursor, run: dict[str, Any]) -> None:

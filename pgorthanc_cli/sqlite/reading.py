@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
-from pgorthanc_cli import revision
+from pgorthanc_cli import revision, workers
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.sqlite import files, findings, pool
+from pgorthanc_cli.sqlite import files, findings, pool, worker
 from pgorthanc_cli.sqlite import source as sources
 from pgorthanc_cli.sqlite.model import LEVELS, Converted, Files, Finding, Outcome, Settings
 from pgorthanc_cli.sqlite.reader import Reader
@@ -28,12 +29,14 @@ class Reading:
         found: What was repaired and what was skipped.
     """
 
-    def __init__(self, source: Source, settings: Settings, stack: ExitStack) -> None:
-        """`stack` closes at the end what is opened on the way."""
+    def __init__(
+        self, source: Source, settings: Settings, stack: ExitStack, stop: threading.Event | None = None
+    ) -> None:
+        """`stack` closes at the end what is opened on the way; `stop` says that the run is to end."""
         self.source = source
         self.settings = settings
         self.stack = stack
-        self.submit = stack.enter_context(pool.workers(settings.jobs))
+        self.pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
         self.work = Work(source, None, settings.revision or revision.current())
         self.rows: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()
@@ -48,12 +51,12 @@ class Reading:
             PgOrthancError: The file is damaged.
         """
         yield Progress("check", "the file")
-        survey = self.submit(self.work, "survey")
+        survey = self.pool.submit(self.work, "survey")
         for table, said in self._check_pages(thorough=thorough):
             if said:
                 raise sources.damaged(self.source.path, f"table {table}: {said[0]}")
             yield Progress("check", f"table {table}")
-        tree_file, outcome = pool.result(survey)
+        tree_file, outcome = self.pool.result(survey)
         self.work = replace(self.work, tree=tree_file)
         for table, number in self.source.unknown.items():
             what = f"{number} rows skipped: no release of Orthanc has this table"
@@ -135,7 +138,7 @@ class Reading:
         self, phase: str, what: str, work: Iterable[tuple[Any, ...]], total: int, **options: Any
     ) -> Iterator[tuple[Progress, Any]]:
         """See `pool.each`."""
-        return pool.each(self.submit, phase, what, work, total, self.settings.jobs, **options)
+        return pool.each(self.pool, phase, what, work, total, self.settings.jobs, **options)
 
     def reader(self) -> Reader:
         """A reader of this process. It stays open to the end: closing it gives up the lock on the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,7 +19,9 @@ from pgorthanc_cli.sqlite.reading import Reading
 _LONGEST = 64  # of a server identifier: serverproperties.server
 
 
-def convert(where: db.Target, path: Path, settings: Settings) -> Iterator[Event]:
+def convert(
+    where: db.Target, path: Path, settings: Settings, stop: threading.Event | None = None
+) -> Iterator[Event]:
     """Convert an SQLite index into an empty index of PostgreSQL; yields what goes on, at last a `Converted`.
 
     Interrupted at any point, it goes on there when it is run again with the same file; until it is complete the target
@@ -28,8 +31,10 @@ def convert(where: db.Target, path: Path, settings: Settings) -> Iterator[Event]
         where: The database; the index in its schema is made if there is none.
         path: The file `index`.
         settings: How to convert.
+        stop: Set it to end: what the workers do is given up then, what was copied is committed.
 
     Raises:
+        workers.Stopped: It was set.
         InUseError: An Orthanc works with the file or the database; or the target is not empty.
         RevisionError: The target is no index that can be filled.
         UsageError: `settings` ask for what cannot be.
@@ -40,16 +45,17 @@ def convert(where: db.Target, path: Path, settings: Settings) -> Iterator[Event]
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(sources.opened(path))
-        conversion = Conversion(source, settings, stack, where)
+        conversion = Conversion(source, settings, stack, where, stop)
         yield from conversion.survey(thorough=False)
         yield from conversion.run()
         yield conversion.result(time.monotonic() - started)
 
 
-def check(path: Path, settings: Settings) -> Iterator[Event]:
+def check(path: Path, settings: Settings, stop: threading.Event | None = None) -> Iterator[Event]:
     """Read everything as `convert` would, and say what it would do; writes nothing, and needs no database.
 
     Raises:
+        workers.Stopped: `stop` was set.
         InUseError: An Orthanc works with the file.
         PgOrthancError: The file cannot be converted.
     """
@@ -57,7 +63,7 @@ def check(path: Path, settings: Settings) -> Iterator[Event]:
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(sources.opened(path))
-        reading = Reading(source, settings, stack)
+        reading = Reading(source, settings, stack, stop)
         yield from reading.survey(thorough=True)
         yield from reading.read()
         yield from reading.look_at_files()

@@ -7,6 +7,7 @@ last transaction gives it back, compares the whole catalog with the one before, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) 
     Raises:
         PgOrthancError: It was of another file, of this one before it changed, or told otherwise.
     """
-    plan = Plan(**journal.run(conn))
+    plan = _recorded(journal.run(conn))
     conn.commit()
     _end_orphans(conn, plan)
     told = (settings.revision or plan.revision, settings.server_identifier or plan.server_identifier)
@@ -195,6 +196,25 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) 
             f"the schema holds an unfinished conversion of {plan.source}, which was another index or has changed since",
             "add --restart to begin anew with this one",
         )
+    return plan
+
+
+def _recorded(record: dict[str, Any]) -> Plan:
+    """The plan as the journal has it.
+
+    Raises:
+        PgOrthancError: It is not whole.
+    """
+    try:
+        plan = Plan(**record)
+        pairs, triples = [*plan.indexes, *plan.triggers], [*plan.keys, *plan.references]
+        sound = all(len(each) == 2 for each in pairs) and all(len(each) == 3 for each in triples)
+        texts = [plan.fingerprint, plan.source, plan.server_identifier, *plan.tables, *plan.before.values()]
+        sound = sound and all(isinstance(t, str) for t in itertools.chain(texts, *pairs, *triples))
+    except (TypeError, AttributeError):
+        sound = False
+    if not sound or not plan.tables:
+        raise journal.unusable()
     return plan
 
 

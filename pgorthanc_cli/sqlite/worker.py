@@ -1,24 +1,19 @@
 """What one process does: copy a piece of the source, run a statement, read a table back.
 
-A worker is a spawned process with a connection of its own to either side. It leaves Ctrl-C to the parent and ends when
-the parent is gone.
+A worker is a spawned process with a connection of its own to either side.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, encoding, storage
+from pgorthanc_cli import catalog, db, encoding, storage, workers
 from pgorthanc_cli.sqlite import files as attachments
 from pgorthanc_cli.sqlite import journal, tree
 from pgorthanc_cli.sqlite import source as sources
@@ -75,6 +70,7 @@ class Worker:
         """The way to SQLite."""
         if self._reader is None:
             self._reader = Reader(self.work.source, self.work.tree, self.work.revision, self.work.tables)
+            workers.at_halt(self._reader.conn.interrupt)
         return self._reader
 
     @property
@@ -82,6 +78,7 @@ class Worker:
         """The way to PostgreSQL."""
         if self._conn is None:
             self._conn = db.connect(self.work.target)
+            workers.at_halt(self._conn.cancel)
             with self._conn, self._conn.cursor() as cur:
                 for statement in _SETTINGS:
                     cur.execute(statement)
@@ -227,19 +224,6 @@ class _Sum(io.RawIOBase):
 # --- in a process of its own ---------------------------------------------------------------------------------
 
 _worker: Worker | None = None
-
-
-def start() -> None:
-    """Initializer of a worker process; the pool ends the others by SIGTERM when one of them was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
 
 
 def call(work: Work, method: str, *arguments: object, **options: object) -> Any:
