@@ -70,14 +70,16 @@ class _SeriesIndex:
 class Writer:
     """Writes batches into one index; make one for each connection."""
 
-    def __init__(
-        self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER, *, concurrent: bool = False
-    ) -> None:
-        """Reads the layout of the index (see `Layout.read`); `concurrent`: others write at the same time."""
+    def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
+        """Read the layout of the index (see `Layout.read`).
+
+        Without unique public ids (revision 1) every transaction is serial, whether other writers are expected or not:
+        an Orthanc that holds no lock may start at any time.
+        """
         self.conn = conn
         self.overwrite = overwrite
         self.layout = Layout.read(conn)
-        self._serial = concurrent and not self.layout.unique_ids
+        self._serial = not self.layout.unique_ids
         if self._serial:
             conn.rollback()
             conn.set_session(isolation_level="SERIALIZABLE")

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import db, dicom, index, storage
+from pgorthanc_cli import db, dicom, index, locks, storage
 from pgorthanc_cli.ingest import journal, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
 from pgorthanc_cli.ingest.pool import Submit, workers
@@ -62,7 +62,7 @@ def run_sources(
 
     Raises:
         UsageError: `settings` ask for what cannot be.
-        InUseError: An Orthanc holds the index lock (unless `settings.concurrent`).
+        InUseError: An Orthanc uses the database, with the index lock or without (unless `settings.concurrent`).
         RevisionError: There is no index, or none that can be written to.
         ConnectError: The database went away; what was yielded is committed.
         PgOrthancError: The storage area cannot be written to.
@@ -75,7 +75,8 @@ def run_sources(
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
-        writer = index.Writer(conn, settings.overwrite, concurrent=settings.concurrent)
+            yield Batch(warnings=_alone(conn, target.schema))
+        writer = index.Writer(conn, settings.overwrite)
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
         if settings.dry_run:
@@ -92,6 +93,14 @@ def run_sources(
         pipeline = _Pipeline(submit, committer, stop or threading.Event(), most_bytes)
         yield from pipeline.run(sources, ahead=ahead)
         committer.log_stable()
+
+
+def _alone(conn: Connection, schema: str) -> tuple[str, ...]:
+    """Refuse to work beside an Orthanc that holds no lock; returns warnings about what cannot be seen."""
+    with conn:
+        return locks.require_no_orthanc(
+            conn, schema, otherwise="or import while it is running, with --concurrent"
+        )
 
 
 def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
