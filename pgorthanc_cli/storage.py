@@ -252,6 +252,16 @@ class LargeObjectArea:
             ]
             execute_values(cur, "INSERT INTO storagearea (uuid, content, type) VALUES %s", rows)
 
+    def put_back(self, uuid: str, file_type: int, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write the large object of an attachment whose own is missing, whether its row is there or not."""
+        with self.conn.cursor() as cur:
+            oid = self._write(cur, chunks)
+            cur.execute(
+                """INSERT INTO storagearea (uuid, content, type) VALUES (%s, %s, %s)
+                   ON CONFLICT (uuid) DO UPDATE SET content = excluded.content""",
+                (uuid, oid, _content_type(file_type)),
+            )
+
     def _write(self, cur: Cursor, chunks: Iterable[bytes | memoryview]) -> int:
         large_object: Any = self.conn.lobject(0, "wb")
         for chunk in chunks:

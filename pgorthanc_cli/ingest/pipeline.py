@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, dicom, index, locks, storage
+from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.ingest import journal, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
 from pgorthanc_cli.ingest.pool import Submit, workers
@@ -22,6 +23,7 @@ from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
 
 BATCH_FILES = 1000
 _FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
@@ -67,6 +69,11 @@ def run_sources(
         ConnectError: The database went away; what was yielded is committed.
         PgOrthancError: The storage area cannot be written to.
     """
+    if settings.overwrite is index.Overwrite.IF_CHANGED and not settings.store_md5:
+        raise UsageError(
+            '"IfChanged" compares MD5s, and "StoreMD5ForAttachments" is false: Orthanc does not start with both',
+            "replace all instances with --overwrite always, or none with --overwrite never",
+        )
     yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
     ahead = jobs + 2 if jobs > 1 else 0
     with ExitStack() as stack:
@@ -79,6 +86,8 @@ def run_sources(
         writer = index.Writer(conn, settings.overwrite)
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
+            if not settings.storage_given:
+                _refuse_foreign(cur, writer.layout)
         if settings.dry_run:
             submit = start(_work(target, settings, None))
             pipeline = _Pipeline(submit, Rehearsal(conn, settings.overwrite), stop or threading.Event())
@@ -103,6 +112,17 @@ def _alone(conn: Connection, schema: str) -> tuple[str, ...]:
         )
 
 
+def _refuse_foreign(cur: Cursor, layout: index.Layout) -> None:
+    """Refuse to conclude from the configuration where the files go, if another plugin keeps those of the index."""
+    if plugin := index.foreign(cur, layout):
+        raise PgOrthancError(
+            f"files of this index are kept by {plugin} (attachedfiles.customdata), not by a storage that import "
+            "writes to: Orthanc might not find what is imported",
+            "import through that Orthanc (POST /instances); or say where the files go, with --storage-dir FOLDER "
+            "or --storage postgresql, if you know that Orthanc reads them there",
+        )
+
+
 def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
     """The journal of the filesystem area; large objects need none."""
     if settings.storage_dir is None:
@@ -119,11 +139,12 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
         target=target,
         profile=settings.profile,
         journals=journals,
+        storage_dir=settings.storage_dir,
         compress=settings.compress,
         store_md5=settings.store_md5,
         store_dicom=settings.store_dicom,
         link=settings.link,
-        skip_known=settings.overwrite is index.Overwrite.NEVER,
+        overwrite=settings.overwrite,
         write=not settings.dry_run,
     )
 

@@ -7,6 +7,6 @@ from pgorthanc_cli.locks.sessions import Session, end, others
 from pgorthanc_cli.locks.terminate import Terminated, choose, terminate
 
 __all__ = [
-    "Found", "Lock", "Orthanc", "Session", "Terminated", "Watcher", "choose", "end", "look", "others", "terminate",
-    "require_no_orthanc", "until_free",
+    "Found", "Lock", "Orthanc", "Session", "Terminated", "Watcher", "choose", "end", "look", "others",
+    "require_no_orthanc", "terminate", "until_free",
 ]  # fmt: skip

@@ -60,5 +60,6 @@ def _hint(orthancs: tuple[Orthanc, ...]) -> str:
     if not doubtful:
         return _STOP
     return (
-        f"{_STOP}; if pid {', '.join(doubtful)} is another program, end its session or let it set an application_name"
+        f"{_STOP}; if pid {', '.join(doubtful)} is another program, end its session, "
+        "or let it set an application_name"
     )
