@@ -289,10 +289,14 @@ class LargeObjectArea:
         return bytes(row[0])
 
     def delete(self, uuid: str, file_type: int) -> None:
-        """Delete the row; the rule on the table unlinks the large object."""
+        """Delete the row; the rule on the table unlinks the large object, so one that is missing is created first."""
+        place = (uuid, _content_type(file_type))
         with self.conn.cursor() as cur:
             cur.execute(
-                "DELETE FROM storagearea WHERE uuid = %s AND type = %s", (uuid, _content_type(file_type))
+                """SELECT pg_catalog.lo_create(content) FROM storagearea WHERE uuid = %s AND type = %s
+                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m WHERE m.oid = content);
+                   DELETE FROM storagearea WHERE uuid = %s AND type = %s""",
+                (*place, *place),
             )
 
 

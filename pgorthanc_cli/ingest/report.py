@@ -133,6 +133,12 @@ class Report:
                 f"{_counted(self.differing, 'known file differs', 'known files differ')} from the stored instances, "
                 f"such as {printable(str(self.differences[0]))}; --overwrite if-changed replaces them"
             )
+        if self.restored:
+            found.append(
+                f"{_counted(self.restored, 'known instance was', 'known instances were')} missing in the storage and "
+                f"{'would be put' if self.dry_run else 'put'} back; if Orthanc could read them all the time, the storage "
+                "named here is not the one that it uses"
+            )
         if self.uncompared:
             found.append(
                 f"{_counted(self.uncompared, 'known file was', 'known files were')} compared by size only: the index "
