@@ -114,28 +114,18 @@ def test_the_command_says_so(fresh: db.Target, tmp_path: Path) -> None:
     files = samples.folder(tmp_path / "in", 2)
     run(fresh, files, tmp_path / "area")
     changed(files[0])
-    command = [
-        sys.executable,
-        "-m",
-        "pgorthanc_cli",
-        "import",
-        "--uri",
-        fresh.dsn,
-        "--storage-dir",
-        tmp_path / "area",
-    ]
-    done = subprocess.run([*command, *files], capture_output=True, text=True, check=True, timeout=60)
-    said = " ".join(done.stderr.split())
+
+    def pgorthanc(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", fresh.dsn, *options]
+        more = ["--storage-dir", str(tmp_path / "area"), *map(str, files)]
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=60)
+
+    said = " ".join(pgorthanc().stderr.split())
     assert "1 known file differs" in said
     assert "--overwrite if-changed" in said
-    done = subprocess.run(
-        [*command, "--dry-run", *files], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "nothing was written" in " ".join(done.stderr.split())
-    done = subprocess.run(
-        [*command, "--dry-run", "--json", *files], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert '"dry_run": true' in done.stdout
+    assert "nothing was written" in " ".join(pgorthanc("--dry-run").stderr.split())
+    assert '"dry_run": true' in pgorthanc("--dry-run", "--json").stdout
+    assert '"dry_run": false' in pgorthanc("--json").stdout
 
 
 # --- with a journal ----------------------------------------------------------------------------------------
