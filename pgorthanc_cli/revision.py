@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, planted, steps
+from pgorthanc_cli import catalog, db, locks, planted, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _establish(
     missing = [d for d in catalog.differences(found, wanted) if d.matters]
     if missing:
         _require_rights(conn, schema, wanted)
-        require_idle(conn)
+        require_idle(conn, schema)
         planted.hold_still(conn)
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
@@ -228,11 +228,12 @@ def _require_rights(conn: Connection, schema: str, wanted: catalog.Catalog) -> N
         )
 
 
-def require_idle(conn: Connection) -> None:
-    """Make sure that no Orthanc works on the database, as far as its locks tell.
+def require_idle(conn: Connection, schema: str) -> None:
+    """Make sure that no Orthanc works on the database, with a lock or without.
 
     Raises:
-        InUseError: Somebody holds the lock of the index or of the storage area.
+        InUseError: Another session holds the lock of the index or of the storage area, or an Orthanc without a lock
+            is seen (see `locks.require_no_orthanc`).
     """
     holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE)
     if holders:
@@ -240,6 +241,7 @@ def require_idle(conn: Connection) -> None:
             f"an Orthanc works on this database: {'; '.join(map(str, holders))}",
             "stop it, then run the same command again",
         )
+    locks.require_no_orthanc(conn, schema)
 
 
 def _needed(

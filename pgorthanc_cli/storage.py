@@ -368,6 +368,16 @@ class LargeObjectArea:
             ]
             execute_values(cur, "INSERT INTO storagearea (uuid, content, type) VALUES %s", rows)
 
+    def put_back(self, uuid: str, file_type: int, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write the large object of an attachment whose own is missing, whether its row is there or not."""
+        with self.conn.cursor() as cur:
+            oid = self._write(cur, chunks)
+            cur.execute(
+                """INSERT INTO storagearea (uuid, content, type) VALUES (%s, %s, %s)
+                   ON CONFLICT (uuid) DO UPDATE SET content = excluded.content""",
+                (uuid, oid, _content_type(file_type)),
+            )
+
     def _write(self, cur: Cursor, chunks: Iterable[bytes | memoryview]) -> int:
         large_object: Any = self.conn.lobject(0, "wb")
         for chunk in chunks:
@@ -395,10 +405,14 @@ class LargeObjectArea:
         return bytes(row[0])
 
     def delete(self, uuid: str, file_type: int) -> None:
-        """Delete the row; the rule on the table unlinks the large object."""
+        """Delete the row; the rule on the table unlinks the large object, so one that is missing is created first."""
+        place = (uuid, _content_type(file_type))
         with self.conn.cursor() as cur:
             cur.execute(
-                "DELETE FROM storagearea WHERE uuid = %s AND type = %s", (uuid, _content_type(file_type))
+                """SELECT pg_catalog.lo_create(content) FROM storagearea WHERE uuid = %s AND type = %s
+                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m WHERE m.oid = content);
+                   DELETE FROM storagearea WHERE uuid = %s AND type = %s""",
+                (*place, *place),
             )
 
 

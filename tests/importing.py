@@ -25,7 +25,7 @@ SMALL_BATCHES = [
 def run(
     target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: Any
 ) -> ingest.Report:
-    tally = ingest.Tally()
+    tally = ingest.Tally(dry_run=settings.get("dry_run", False))
     for batch in ingest.run(
         target,
         map(os.fspath, paths),

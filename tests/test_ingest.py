@@ -142,6 +142,10 @@ def test_dry_run_writes_nothing(fresh: db.Target, tmp_path: Path) -> None:
     run(fresh, files[:2], tmp_path / "area")
     before = dumped(fresh)
     report = run(fresh, [*files, files[5], tmp_path / "absent"], tmp_path / "other", dry_run=True)
+    assert ends(report) == (4, 1, 0, 1)
+    assert report.restored == 2  # what is stored is not in that folder
+    assert report.dry_run
+    report = run(fresh, [*files, files[5], tmp_path / "absent"], tmp_path / "area", dry_run=True)
     assert ends(report) == (4, 3, 0, 1)
     assert dumped(fresh) == before
     assert not (tmp_path / "other").exists()
@@ -355,7 +359,7 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
 
 
 def test_the_first_refusals_are_kept_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgorthanc_cli.ingest.report._MOST_REFUSALS", 3)
+    monkeypatch.setattr("pgorthanc_cli.ingest.report._MOST_LISTED", 3)
     tally = ingest.Tally()
     for number in range(3):
         tally.add(ingest.Batch(refusals=(Refusal(f"a{number}", "bad"), Refusal(f"b{number}", "bad"))))

@@ -34,7 +34,9 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 class Following:
     """An import in a thread that follows `<folder>/in`."""
 
-    def __init__(self, target: db.Target, folder: Path, settle_s: float = SETTLE_S) -> None:
+    def __init__(
+        self, target: db.Target, folder: Path, settle_s: float = SETTLE_S, journal: Path | None = None
+    ) -> None:
         self.target = target
         self.folder = folder / "in"
         self.folder.mkdir(exist_ok=True)
@@ -44,7 +46,7 @@ class Following:
         self.handed: list[str] = []
         self.runs: list[bool] = []
         self._settings = ingest.Settings(storage_dir=self.area)
-        self._feed = ingest.Feed([str(self.folder)], follow=True, settle_s=settle_s)
+        self._feed = ingest.Feed([str(self.folder)], follow=True, settle_s=settle_s, journal=journal)
         self._errors: queue.Queue[BaseException] = queue.Queue()
         self._thread = threading.Thread(target=self._work)
 

@@ -109,7 +109,7 @@ def command(
         importing.listing(refused) as listed,
         output.progress(quiet=call.quiet) as bar,
     ):
-        tally = ingest.Tally()
+        tally = ingest.Tally(dry_run=options["dry_run"])
         feed = importing.feed(paths, files_from, options)
         settings = importing.settings(found, options, concurrent=bool(feed.shard or dask))
         run = importing.run(found.target, settings, jobs, dask, stop)
@@ -142,6 +142,10 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
 
 def _end(call: commands.Call, result: Report, *, interrupted: bool) -> None:
     """Show the result, and say by the exit code how it ended."""
+    if result.dry_run:
+        call.warn("dry run: nothing was written; the figures are what an import would do")
+    for warning in result.warnings:
+        call.warn(warning)
     call.emit(result)
     if interrupted:
         raise Interrupted("interrupted; what was counted is committed", "run it again to go on")

@@ -56,6 +56,7 @@ def settings(found: Resolved, options: Mapping[str, Any], *, concurrent: bool) -
         concurrent=options["concurrent"] or concurrent,
         dry_run=options["dry_run"],
         stable_changes=options["stable_changes"],
+        storage_given=bool(options["storage"] or options["storage_dir"]),
     )
     _check_link(made)
     return made
@@ -94,6 +95,8 @@ def _storage_dir(
             "where do the DICOM files go?",
             "give --storage-dir FOLDER, --storage postgresql, or Orthanc's configuration with --config",
         )
+    if storage is None:
+        orthanc.require_own_storage()
     return None if orthanc.enable_storage and storage is None else orthanc.storage_directory
 
 

@@ -104,6 +104,10 @@ def _completed(settings: Settings, orthanc: OrthancConfiguration | None) -> Sett
     """Orthanc's configuration for what the options leave open."""
     if orthanc is None:
         return settings
+    if settings.storage_dir is None and (
+        settings.verify_files or settings.verify_hashes or settings.large_objects
+    ):
+        orthanc.require_own_storage()
     return replace(
         settings,
         server_identifier=settings.server_identifier or orthanc.database_server_identifier,

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pgorthanc_cli.config import files, review
+from pgorthanc_cli.config import files, plugins, review
 from pgorthanc_cli.config.files import ConfigurationError
 from pgorthanc_cli.config.known import LATEST_PLUGIN, LEVELS, POSTGRESQL_KEYS, ROOT_KEYS, SECTION, valued
+from pgorthanc_cli.errors import UsageError
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +59,25 @@ class OrthancConfiguration:
     def storage_directory(self) -> Path:
         """The folder of the attachments, absolute."""
         return self.folder / str(self._root("StorageDirectory"))
+
+    def require_own_storage(self) -> None:
+        """Make sure that attachments are where Orthanc itself or the PostgreSQL plugin keeps them.
+
+        Raises:
+            UsageError: Another plugin keeps them; the message names it.
+        """
+        others = plugins.other_storages(self.root, self.folder, large_objects=self.enable_storage)
+        if not others:
+            return
+        usual = (
+            'large objects ("EnableStorage")' if self.enable_storage else f"files in {self.storage_directory}"
+        )
+        raise UsageError(
+            f"{self.path} lets another storage plugin keep the DICOM files ({', '.join(others)}), "
+            f"which pgorthanc cannot read or write; Orthanc would not use {usual}",
+            "let Orthanc itself receive the files (POST /instances); or, if you know that it reads them there, "
+            "name the place with --storage-dir FOLDER",
+        )
 
     @property
     def index_directory(self) -> Path:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 INDEX, STORAGE = "libOrthancPostgreSQLIndex", "libOrthancPostgreSQLStorage"
+# Storage plugins whose files are elsewhere: their section, and the key that switches them on; without a key the section
+# alone does. AdvancedStorage is not among them: it reads what lies where Orthanc's own storage puts it.
+_STORAGES = {
+    "AwsS3Storage": "", "AzureBlobStorage": "", "GoogleCloudStorage": "", "S3Zip": "",
+    "MySQL": "EnableStorage", "Odbc": "EnableStorage",
+}  # fmt: skip
+_LARGEST_SCRIPT = 4 << 20
 _X86_64, _AARCH64 = 62, 183
 _LONGEST = 64  # of a release, in bytes
 # endbr64 or nothing; lea rax, [rip + offset]; ret
@@ -44,6 +53,46 @@ class Plugin:
     def is_storage(self) -> bool:
         """Whether this is the PostgreSQL plugin for attachments."""
         return self.name == STORAGE
+
+
+def other_storages(root: Mapping[str, Any], folder: Path, *, large_objects: bool) -> list[str]:
+    """Name the plugins of a configuration that keep attachments elsewhere than Orthanc itself would.
+
+    A section counts whether "Plugins" names the library or not: a container image loads it by other means.
+
+    Args:
+        root: The top-level keys of the configuration.
+        folder: Where relative paths start from.
+        large_objects: The PostgreSQL plugin stores attachments; then any other storage plugin is one too many.
+    """
+    found = [
+        section
+        for section, key in (_STORAGES | ({"AdvancedStorage": "Enable"} if large_objects else {})).items()
+        if isinstance(values := root.get(section), dict) and (not key or values.get(key) is True)
+    ]
+    script = root.get("PythonScript")
+    if isinstance(script, str) and script and "S3Zip" not in found and _stores(folder / script):
+        found.append(f"PythonScript {script}")
+    return found
+
+
+def _stores(script: Path) -> bool:
+    """Whether a script of the Python plugin, or one beside it that it imports, registers a storage area."""
+    content = _script(script)
+    imported = re.findall(rb"^\s*(?:import|from)\s+(\w+)", content, re.MULTILINE)
+    beside = [script.with_name(f"{name.decode()}.py") for name in imported if name != b"orthanc"]
+    return any(b"RegisterStorageArea" in each for each in (content, *map(_script, beside)))
+
+
+def _script(path: Path) -> bytes:
+    """The content of a regular file; empty: there is none that can be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as stream:
+            return stream.read(_LARGEST_SCRIPT)
+    except (OSError, ValueError):
+        return b""
 
 
 def resolve(entries: list[object], folder: Path) -> tuple[list[Plugin], list[str]]:

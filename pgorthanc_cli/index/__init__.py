@@ -5,7 +5,18 @@ What is written is what Orthanc writes when it receives the same instances one a
 """
 
 from pgorthanc_cli.index.batch import Writer, log_stable
-from pgorthanc_cli.index.lookup import Layout, check_sequences, identity, known, named_attachments
+from pgorthanc_cli.index.custom import foreign
+from pgorthanc_cli.index.lookup import (
+    Layout,
+    Stored,
+    absent_objects,
+    check_sequences,
+    identity,
+    known,
+    named_attachments,
+    still_named,
+    stored,
+)
 from pgorthanc_cli.index.model import (
     INSTANCE,
     LEVEL_NAMES,
@@ -29,12 +40,17 @@ __all__ = [
     "Outcome",
     "Overwrite",
     "Record",
+    "Stored",
     "Vanished",
     "Writer",
     "Written",
+    "absent_objects",
     "check_sequences",
+    "foreign",
     "identity",
     "known",
     "log_stable",
     "named_attachments",
+    "still_named",
+    "stored",
 ]

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import planted
+from pgorthanc_cli.index import custom
 from pgorthanc_cli.index.insert import Node, Pending, flush
 from pgorthanc_cli.index.lookup import Layout
 from pgorthanc_cli.index.model import (
@@ -71,14 +72,16 @@ class _SeriesIndex:
 class Writer:
     """Writes batches into one index; make one for each connection."""
 
-    def __init__(
-        self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER, *, concurrent: bool = False
-    ) -> None:
-        """Reads the layout of the index (see `Layout.read`); `concurrent`: others write at the same time."""
+    def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
+        """Read the layout of the index (see `Layout.read`).
+
+        Without unique public ids (revision 1) every transaction is serial, whether other writers are expected or not:
+        an Orthanc that holds no lock may start at any time.
+        """
         self.conn = conn
         self.overwrite = overwrite
         self.layout = Layout.read(conn)
-        self._serial = concurrent and not self.layout.unique_ids
+        self._serial = not self.layout.unique_ids
         if self._serial:
             conn.rollback()
             conn.set_session(isolation_level="SERIALIZABLE")
@@ -198,15 +201,19 @@ class _Batch:
     # --- overwriting -------------------------------------------------------------------------------------
 
     def _replaces(self, record: Record) -> bool:
-        if self.overwrite is not Overwrite.IF_CHANGED:
-            return self.overwrite is Overwrite.ALWAYS
+        if self.overwrite is Overwrite.ALWAYS:
+            return True
+        if self.overwrite is Overwrite.NEVER and not record.replaces:
+            return False
         self._flush()
         self.cur.execute(
-            "SELECT uncompressedhash FROM attachedfiles WHERE id = %s AND filetype = 1",
+            "SELECT uuid, uncompressedhash FROM attachedfiles WHERE id = %s AND filetype = 1",
             (self.nodes[record.levels[INSTANCE].public_id].internal_id,),
         )
-        row = self.cur.fetchone()
-        return row is None or row[0] != record.attachments[0].uncompressed_hash
+        uuid, md5 = self.cur.fetchone() or ("", None)
+        if self.overwrite is Overwrite.IF_CHANGED:
+            return bool(md5 != record.attachments[0].uncompressed_hash)
+        return bool(uuid == record.replaces)
 
     def _delete(self, record: Record) -> None:
         """Delete the stored instance as Orthanc does: with its parents if it was their only child."""
@@ -219,8 +226,11 @@ class _Batch:
                 "DELETE FROM deletedfiles; DELETE FROM remainingancestor; DELETE FROM deletedresources"
             )
             self.cur.execute("DELETE FROM resources WHERE internalid = %s", (node.internal_id,))
-        self.cur.execute("SELECT uuid, filetype FROM deletedfiles")
-        self.removed += self.cur.fetchall()
+        ids = [node.internal_id]
+        while node.parent:
+            node = node.parent
+            ids.append(node.internal_id)
+        self.removed += custom.release(self.cur, self.layout, ids)
         self.cur.execute("SELECT publicid FROM deletedresources")
         for (public_id,) in self.cur.fetchall():
             self.nodes.pop(public_id, None)

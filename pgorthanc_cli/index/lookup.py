@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import encoding
 from pgorthanc_cli.errors import RevisionError
@@ -26,6 +26,8 @@ class Layout:
     delete_function: bool  # from revision 2: deleteresource
     unique_ids: bool  # from revision 2: no public id twice
     counter_notes: bool  # from revision 2: table GlobalIntegersChanges
+    custom_data: bool  # from revision 5: where a storage plugin keeps a file
+    kept_custom_data: bool  # the same, put aside by a downgrade
     triggers_off: bool  # this role may switch the triggers off, and they are Orthanc's alone
     encoding: str  # the server takes Orthanc's bytes, which are UTF-8, for this encoding
 
@@ -48,11 +50,14 @@ class Layout:
                     EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'metadata')
                             AND attname = 'revision' AND NOT attisdropped),
                     to_regclass(here || 'uniquepublicid') IS NOT NULL,
-                    to_regclass(here || 'globalintegerschanges') IS NOT NULL
+                    to_regclass(here || 'globalintegerschanges') IS NOT NULL,
+                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'attachedfiles')
+                            AND attname = 'customdata' AND NOT attisdropped),
+                    to_regclass(here || 'pgorthanc_kept_customdata') IS NOT NULL
                    FROM (SELECT quote_ident(index_schema()) || '.') place (here)"""
             )
             (row,) = cur.fetchall()
-        index, table, touch, delete, marks, count, revisions, unique, notes = row
+        index, table, touch, delete, marks, count, revisions, unique, notes, custom, kept = row
         if not index:
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
         if not revisions:
@@ -61,9 +66,8 @@ class Layout:
                 "run: pgorthanc upgrade",
             )
         off = _may_switch_triggers_off(conn) and _only_known_triggers(conn)
-        return cls(
-            table, touch, count, count and not marks, delete, unique, notes, off, encoding.of_orthanc(conn)
-        )
+        text = encoding.of_orthanc(conn)
+        return cls(table, touch, count, count and not marks, delete, unique, notes, custom, kept, off, text)
 
 
 # Of all revisions (SCHEMA.md 3), on the tables that a new instance has rows in.
@@ -103,6 +107,78 @@ def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
     cur.execute(
         "SELECT publicid FROM index.resources WHERE publicid = ANY(%s) AND resourcetype = %s",
         (list(public_ids), INSTANCE),
+    )
+    return {row[0] for row in cur.fetchall()}
+
+
+class Stored(NamedTuple):
+    """One attachment of a stored instance: its DICOM file (type 1), or that until the pixel data (type 3).
+
+    Attributes:
+        instance: Internal id.
+        file_type: 1 or 3.
+        uuid: Its name in the storage area.
+        size: Bytes, uncompressed.
+        md5: Of these bytes; empty: not recorded (StoreMD5ForAttachments false, or a damaged row).
+        stored_size: Bytes in the storage area.
+        stored_md5: Of those bytes; empty: not recorded.
+        compression_type: 1: none, 2: zlib.
+        elsewhere: A storage plugin keeps it in a place of its own.
+    """
+
+    instance: int
+    file_type: int
+    uuid: str
+    size: int
+    md5: str
+    stored_size: int
+    stored_md5: str
+    compression_type: int
+    elsewhere: bool
+
+
+def stored(cur: Cursor, layout: Layout, public_ids: Sequence[str]) -> dict[str, list[Stored]]:
+    """The instances among these public ids that are stored, with their DICOM attachments."""
+    elsewhere = "false"
+    if layout.custom_data:
+        elsewhere = "COALESCE(a.customdata <> '', false)"
+    elif layout.kept_custom_data:
+        elsewhere = """EXISTS (SELECT FROM index.pgorthanc_kept_customdata k
+                               WHERE k.id = a.id AND k.filetype = a.filetype AND k.uuid = a.uuid)"""
+    cur.execute(
+        f"""SELECT r.publicid, r.internalid, a.filetype, a.uuid, a.uncompressedsize, COALESCE(a.uncompressedhash, ''),
+                   a.compressedsize, COALESCE(a.compressedhash, ''), a.compressiontype, {elsewhere}
+            FROM index.resources r LEFT JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype IN (1, 3)
+            WHERE r.publicid = ANY(%s) AND r.resourcetype = %s
+            ORDER BY r.internalid, a.filetype""",  # noqa: S608 - constants
+        (list(public_ids), INSTANCE),
+    )
+    found: dict[str, list[Stored]] = {}
+    for public_id, *attachment in cur.fetchall():
+        attachments = found.setdefault(public_id, [])
+        if attachment[1] is not None:
+            attachments.append(Stored(*attachment))
+    return found
+
+
+def absent_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
+    """Which of these attachments have no large object: no row in `storagearea`, or one that points to nothing."""
+    cur.execute(
+        """SELECT wanted.uuid FROM pg_catalog.unnest(%s::text[]) AS wanted (uuid)
+           LEFT JOIN index.storagearea s ON s.uuid = wanted.uuid
+           LEFT JOIN pg_catalog.pg_largeobject_metadata m ON m.oid = s.content
+           WHERE m.oid IS NULL""",
+        (list(uuids),),
+    )
+    return {row[0] for row in cur.fetchall()}
+
+
+def still_named(cur: Cursor, attachments: Sequence[Stored], *, lock: bool = False) -> set[str]:
+    """The uuids of those attachments that are still in the index; `lock`: until the transaction ends."""
+    query = "SELECT uuid FROM index.attachedfiles WHERE id = ANY(%s) AND uuid = ANY(%s) ORDER BY id, filetype"
+    cur.execute(
+        f"{query} FOR UPDATE" if lock else query,
+        ([a.instance for a in attachments], [a.uuid for a in attachments]),
     )
     return {row[0] for row in cur.fetchall()}
 

@@ -58,6 +58,7 @@ class Record(NamedTuple):
         index_in_series: Metadata 1 of the instance, if any.
         attachments: Stored already, or to be stored in the same transaction.
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
+        replaces: The uuid of a stored DICOM file that this one replaces, whatever `Overwrite` says of others.
     """
 
     levels: Sequence[LevelRows]
@@ -65,6 +66,7 @@ class Record(NamedTuple):
     index_in_series: str | None
     attachments: tuple[Attachment, ...]
     origin: Mapping[int, str]
+    replaces: str = ""
 
 
 class Overwrite(Enum):
@@ -81,6 +83,7 @@ class Outcome(Enum):
     IMPORTED = "imported"
     KNOWN = "known"
     OVERWRITTEN = "overwritten"
+    RESTORED = "restored"  # it was there, but its content was not
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pgorthanc_cli.ingest.feed import Feed, deliver
 from pgorthanc_cli.ingest.limits import Hours, Limits
 from pgorthanc_cli.ingest.link import Link
 from pgorthanc_cli.ingest.pipeline import run, run_sources
-from pgorthanc_cli.ingest.report import Batch, Report, Settings, Tally
+from pgorthanc_cli.ingest.report import Batch, Difference, Report, Settings, Tally
 from pgorthanc_cli.ingest.shard import By, Shard
 from pgorthanc_cli.ingest.walk import Source, listed, shown, walk
 from pgorthanc_cli.ingest.worker import Refusal
@@ -23,6 +23,7 @@ from pgorthanc_cli.ingest.worker import Refusal
 __all__ = [
     "Batch",
     "By",
+    "Difference",
     "Facts",
     "Feed",
     "Hours",

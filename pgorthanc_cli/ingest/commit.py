@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from mmap import mmap
 from typing import TYPE_CHECKING
 
 import psycopg2
@@ -15,9 +16,10 @@ from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import content, facts, journal, recover, runs, walk
-from pgorthanc_cli.ingest.report import Batch
-from pgorthanc_cli.ingest.worker import ZLIB, Known, Prepared, Refusal, Result
+from pgorthanc_cli.ingest import content, facts, journal, recover, runs, stored, walk
+from pgorthanc_cli.ingest.report import Batch, Difference
+from pgorthanc_cli.ingest.settle import Known, Restored
+from pgorthanc_cli.ingest.worker import ZLIB, Prepared, Refusal, Result
 from pgorthanc_cli.workers import Stopped
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # What the server says about a record that it does not take; an identifier too long for its index is the third.
 _REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
 _COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.Vanished)
+End = Outcome | Refusal | Known  # of a prepared record
 _REPLAYS = 10  # of a batch that collided with another writer (Orthanc's MaximumConnectionRetries)
 
 
@@ -65,6 +68,7 @@ class Committer:
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Write what a worker prepared, and commit."""
+        results = self._put_back(results)
         ends = self._store([r for r in results if isinstance(r, Prepared)])
         return counted(results, ends)
 
@@ -79,12 +83,47 @@ class Committer:
         with self.conn, self.conn.cursor() as cur:
             index.log_stable(cur, self.touched)
 
-    def _store(self, prepared: Sequence[Prepared]) -> list[Outcome | Refusal]:
+    def _put_back(self, results: Sequence[Result]) -> list[Result]:
+        """Store the large objects that are missing, in a transaction of their own; files are there already."""
+        lost = [r for r in results if isinstance(r, Restored)]
+        if not lost or self.objects is None:
+            return list(results)
+        try:
+            with self.conn, self.conn.cursor() as cur:
+                attachments = [a for r in lost for a in r.lost]
+                named = index.still_named(cur, attachments, lock=True)
+                absent = index.absent_objects(cur, [a.uuid for a in attachments])
+                ends = iter([self._put_back_one(r, named, absent, self.objects) for r in lost])
+        except content.Unreadable as error:
+            if len(lost) == 1:
+                refusal = Refusal(walk.shown(lost[0].source), str(error))
+                return [refusal if isinstance(r, Restored) else r for r in results]
+            return [end for r in results for end in self._put_back([r])]
+        return [next(ends) if isinstance(r, Restored) else r for r in results]
+
+    @staticmethod
+    def _put_back_one(
+        one: Restored, named: set[str], absent: set[str], objects: storage.LargeObjectArea
+    ) -> Result:
+        if not named.issuperset(a.uuid for a in one.lost):
+            return Refusal(walk.shown(one.source), "its instance has just been deleted: import it again")
+        missing = [a for a in one.lost if a.uuid in absent]
+        if not missing:  # another import, or another file, was faster
+            return Known(one.source, one.size, one.facts, one.md5, stored.Verdict("", compared=True))
+        data = memoryview(
+            one.content if one.content is not None else _again(one.source, one.md5, self._checkpoint)
+        )
+        for attachment in missing:
+            objects.put_back(attachment.uuid, attachment.file_type, stored.encoded(attachment, data))
+            absent.remove(attachment.uuid)
+        return one
+
+    def _store(self, prepared: Sequence[Prepared]) -> list[End]:
         """One transaction; when the database refuses a record, or others are always faster, halves, down to one."""
         if not prepared:
             return []
         try:
-            return list(self._replayed(prepared))
+            return self._replayed(prepared)
         except Stopped:
             self.conn.rollback()
             raise
@@ -98,7 +137,7 @@ class Committer:
             middle = len(prepared) // 2
             return self._store(prepared[:middle]) + self._store(prepared[middle:])
 
-    def _replayed(self, prepared: Sequence[Prepared]) -> list[Outcome]:
+    def _replayed(self, prepared: Sequence[Prepared]) -> list[End]:
         """The transaction, again and again while it collides with another writer, as Orthanc does it."""
         for attempt in range(1, _REPLAYS):
             try:
@@ -108,7 +147,7 @@ class Committer:
                 time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
         return self._transaction(prepared)
 
-    def _transaction(self, prepared: Sequence[Prepared]) -> list[Outcome]:
+    def _transaction(self, prepared: Sequence[Prepared]) -> list[End]:
         written = self.writer.write([p.record for p in prepared])
         if self.objects:
             self.objects.put_all(
@@ -117,6 +156,7 @@ class Committer:
                 if outcome is not Outcome.KNOWN
                 for a in p.record.attachments
             )
+        ends = self._compared(prepared, written.outcomes)
         old = self._before_commit(written.removed)
         self._commit()
         if self.stable_changes:
@@ -127,7 +167,27 @@ class Committer:
         if self.journals and old:
             self.journals.discard(uuid for uuid, _ in written.removed)
             self.journals.forget(old)
-        return written.outcomes
+        return ends
+
+    def _compared(self, prepared: Sequence[Prepared], outcomes: Sequence[Outcome]) -> list[End]:
+        """The outcomes; a file that turned out to be known is compared with what is stored."""
+        known = [_public_id(p) for p, o in zip(prepared, outcomes, strict=True) if o is Outcome.KNOWN]
+        if not known:
+            return list(outcomes)
+        with self.conn.cursor() as cur:
+            there = index.stored(cur, self.writer.layout, known)
+        return [
+            Known(
+                p.source,
+                p.size,
+                facts.of(p.record.levels),
+                p.md5,
+                stored.compare(there.get(_public_id(p), ()), p.size, p.md5),
+            )
+            if o is Outcome.KNOWN
+            else o
+            for p, o in zip(prepared, outcomes, strict=True)
+        ]
 
     def _checkpoint(self) -> None:
         if self.stop.is_set():
@@ -163,32 +223,52 @@ class Rehearsal:
     def __init__(self, conn: Connection, overwrite: index.Overwrite) -> None:
         """Reads with `conn`."""
         self.conn = conn
-        self.repeated = Outcome.KNOWN if overwrite is index.Overwrite.NEVER else Outcome.OVERWRITTEN
-        self.imagined: set[str] = set()  # instances that are there, or would be by now
+        self.overwrite = overwrite
+        self.imagined: dict[str, tuple[int, str]] = {}  # instances that would be stored: size and MD5
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Count what would be written."""
-        ids = [r.record.levels[index.INSTANCE].public_id for r in results if isinstance(r, Prepared)]
+        prepared = [r for r in results if isinstance(r, Prepared)]
         with self.conn, self.conn.cursor() as cur:
-            self.imagined |= index.known(cur, ids)
-        ends: list[Outcome | Refusal] = []
-        for public_id in ids:
-            ends.append(self.repeated if public_id in self.imagined else Outcome.IMPORTED)
-            self.imagined.add(public_id)
-        return counted(results, ends)
+            there = index.known(cur, [_public_id(p) for p in prepared])
+        return counted(results, [self._end(p, stored_now=_public_id(p) in there) for p in prepared])
+
+    def _end(self, prepared: Prepared, *, stored_now: bool) -> End:
+        """A worker has settled what is stored and stays: what it prepared, replaces that, or repeats a file of now."""
+        public_id, content_now = _public_id(prepared), (prepared.size, prepared.md5)
+        before = self.imagined.get(public_id)
+        if before is None:
+            self.imagined[public_id] = content_now
+            return Outcome.OVERWRITTEN if stored_now else Outcome.IMPORTED
+        changed = before != content_now
+        if self.overwrite is index.Overwrite.ALWAYS or (
+            self.overwrite is index.Overwrite.IF_CHANGED and changed
+        ):
+            self.imagined[public_id] = content_now
+            return Outcome.OVERWRITTEN
+        verdict = stored.Verdict(
+            "another file of this import has other content" if changed else "", compared=True
+        )
+        return Known(prepared.source, prepared.size, facts.of(prepared.record.levels), prepared.md5, verdict)
 
     def forget(self, name: str, unwritten: Sequence[Result]) -> None:
         """Nothing was stored, nothing is to be undone."""
 
 
-def counted(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Batch:
+def counted(results: Sequence[Result], ends: Sequence[End]) -> Batch:
     """The sums of a batch: `ends` are those of its prepared records."""
+    known = [r for r in (*results, *ends) if isinstance(r, Known)]
     return Batch(
         imported=ends.count(Outcome.IMPORTED),
-        known=ends.count(Outcome.KNOWN) + sum(isinstance(r, Known) for r in results),
+        known=len(known),
         overwritten=ends.count(Outcome.OVERWRITTEN),
+        restored=sum(isinstance(r, Restored) for r in results),
+        uncompared=sum(not r.verdict.compared for r in known),
+        differences=tuple(
+            Difference(walk.shown(r.source), r.verdict.difference) for r in known if r.verdict.difference
+        ),
         refusals=tuple(r for r in (*results, *ends) if isinstance(r, Refusal)),
-        bytes=sum(r.size for r in results if isinstance(r, (Prepared, Known))),
+        bytes=sum(r.size for r in results if isinstance(r, (Prepared, Known, Restored))),
         warnings=tuple(
             f"{walk.shown(r.source)}: {w}" for r in results if isinstance(r, Prepared) for w in r.warnings
         ),
@@ -196,13 +276,22 @@ def counted(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Bat
     )
 
 
-def _items(results: Sequence[Result], ends: Sequence[Outcome | Refusal]) -> Iterator[facts.Item]:
+def _items(results: Sequence[Result], ends: Sequence[End]) -> Iterator[facts.Item]:
     remaining = iter(ends)
     for r in results:
-        if isinstance(r, Known):
-            yield facts.Item(r.source, Outcome.KNOWN, r.size, r.facts)
-        elif isinstance(r, Prepared) and isinstance(end := next(remaining), Outcome):
-            yield facts.Item(r.source, end, r.size, facts.of(r.record.levels))
+        end = next(remaining) if isinstance(r, Prepared) else r
+        if isinstance(end, Known):
+            differs = bool(end.verdict.difference)
+            yield facts.Item(end.source, Outcome.KNOWN, end.size, end.facts, end.md5, differs=differs)
+        elif isinstance(end, Restored):
+            yield facts.Item(end.source, Outcome.RESTORED, end.size, end.facts, end.md5)
+        elif isinstance(r, Prepared) and isinstance(end, Outcome):
+            name = r.record.attachments[0].uuid if r.record.attachments else ""
+            yield facts.Item(r.source, end, r.size, facts.of(r.record.levels), r.md5, name)
+
+
+def _public_id(prepared: Prepared) -> str:
+    return prepared.record.levels[index.INSTANCE].public_id
 
 
 def _stored(
@@ -213,13 +302,19 @@ def _stored(
         position = prepared.record.attachments.index(attachment)
         yield prepared.contents[position]
         return
-    data = content.read(prepared.source, checkpoint=checkpoint)
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != prepared.md5:
-        raise content.Unreadable("it changed while it was read")
+    data = _again(prepared.source, prepared.md5, checkpoint)
     part = memoryview(data)[: attachment.uncompressed_size]
     for chunk in storage.encode(part, compress=attachment.compression_type == ZLIB):
         checkpoint()
         yield chunk
+
+
+def _again(source: walk.Source, md5: str, checkpoint: content.Checkpoint) -> bytes | mmap:
+    """The content of a source that was read before."""
+    data = content.read(source, checkpoint=checkpoint)
+    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+        raise content.Unreadable("it changed while it was read")
+    return data
 
 
 def _reason(error: Exception) -> str:

@@ -33,12 +33,25 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One file that is in the index now; `size` is that of the instance in bytes, uncompressed."""
+    """One file that is in the index now.
+
+    Attributes:
+        source: The file.
+        outcome: What became of it.
+        size: Bytes of the instance, uncompressed.
+        facts: About the instance.
+        md5: Of those bytes.
+        stored: The uuid of the stored DICOM file, if this file was stored now.
+        differs: The index has another content under the identifiers of this file, and keeps it.
+    """
 
     source: Source
     outcome: Outcome
     size: int
     facts: Facts
+    md5: str = ""
+    stored: str = ""
+    differs: bool = False
 
 
 def of(levels: Sequence[LevelRows]) -> Facts:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pgorthanc_cli import db, index
+from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest import follow, known
+from pgorthanc_cli.ingest import follow, known, stored
 from pgorthanc_cli.ingest.limits import Hours, Limits
 from pgorthanc_cli.ingest.report import Batch, Settings
 from pgorthanc_cli.ingest.shard import Shard
@@ -24,6 +24,7 @@ from pgorthanc_cli.ingest.walk import Source, walk
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
 
 FEW_FILES = 200
 
@@ -78,7 +79,7 @@ def deliver(
             record, warnings = stack.enter_context(known.opened(feed.journal, settings.profile))
             yield Batch(warnings=tuple(warnings))
         for sources, few in _rounds(feed, settings, record, stop):
-            for batch in _Round(target, feed, record, run, stop).batches(sources, few=few):
+            for batch in _Round(target, feed, settings, record, run, stop).batches(sources, few=few):
                 if record:
                     record.add(batch.items)
                 yield batch
@@ -105,16 +106,23 @@ class _Round:
     """One run over sources, or, with hours, one in each span of them until all is done."""
 
     def __init__(
-        self, target: db.Target, feed: Feed, record: known.Record | None, run: Run, stop: threading.Event
+        self,
+        target: db.Target,
+        feed: Feed,
+        settings: Settings,
+        record: known.Record | None,
+        run: Run,
+        stop: threading.Event,
     ) -> None:
         self.target = target
         self.feed = feed
+        self.settings = settings
         self.record = record
         self.run = run
         self.stop = stop
 
     def batches(self, sources: Iterable[Source], *, few: bool) -> Iterator[Batch]:
-        with closing(_Index(self.target)) as index_:
+        with closing(_Index(self.target, self.settings)) as index_:
             left: Iterator[Source | Batch] = iter(sources)
             if self.record and self.feed.journal:
                 left = self.record.unknown(left, index_.known)
@@ -138,18 +146,38 @@ class _Round:
 
 
 class _Index:
-    """Tells which instances the index has; the connection is opened when it is needed."""
+    """Tells which instances the index has, content included; the connection is opened when it is needed."""
 
-    def __init__(self, target: db.Target) -> None:
+    def __init__(self, target: db.Target, settings: Settings) -> None:
         self._target = target
+        self._settings = settings
         self._stack = ExitStack()
         self._conn: Connection | None = None
+        self._layout: index.Layout | None = None
 
-    def known(self, public_ids: list[str]) -> set[str]:
+    def known(self, contents: list[known.Content]) -> set[known.Content]:
         if self._conn is None:
             self._conn = self._stack.enter_context(db.session(self._target, autocommit=True, readonly=True))
         with db.translated(self._conn), self._conn.cursor() as cur:
-            return index.known(cur, public_ids)
+            if self._layout is None:
+                self._layout = index.Layout.read(self._conn)
+            there = index.stored(cur, self._layout, [public_id for public_id, _ in contents])
+            lost = self._lost(cur, [a for attachments in there.values() for a in attachments])
+        return {
+            (public_id, md5)
+            for public_id, md5 in contents
+            if (attachments := there.get(public_id))
+            and not any(a.uuid in lost for a in attachments)
+            and (md5 is None or any(a.file_type == stored.DICOM and a.md5 in ("", md5) for a in attachments))
+        }
+
+    def _lost(self, cur: Cursor, attachments: list[index.Stored]) -> set[str]:
+        if not self._settings.store_dicom:
+            return set()
+        if self._settings.storage_dir is None:
+            return {a.uuid for a in stored.lost_objects(cur, attachments)}
+        area = storage.FilesystemArea(self._settings.storage_dir)
+        return {a.uuid for a in stored.lost_files(area, attachments)}
 
     def close(self) -> None:
         self._conn = None

@@ -1,8 +1,12 @@
 """Which instance each file holds, remembered from earlier runs, so that a rerun need not read the files again.
 
-A record says "the file of this path, size and time of change holds that instance"; whether the index has the
-instance, the index is asked in every run. So a record that is lost, old, or from another database costs time, and
-never a file. A file whose content is changed without a trace in size and time is the one thing that it misses.
+A record says "the file of this path, size and time of change holds that instance, with that MD5"; whether the index
+has the instance with that content, the index is asked in every run. So a record that is lost, old, or from another
+database costs time, and never a file. A file whose content is changed without a trace in size and time is the one
+thing that it misses.
+
+It also says under which uuid the content of a file was stored. When the file has changed since, that proves whether
+the stored content is still the earlier version of this very file.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import os
 import sqlite3
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +24,7 @@ from pathlib import Path
 from pgorthanc_cli import dicom, files
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.files import PRIVATE
+from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.ingest.facts import Item
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.walk import Source
@@ -33,13 +39,19 @@ _TABLES = """
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);
 CREATE TABLE files (
     folder INTEGER NOT NULL, name BLOB NOT NULL, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, instance BLOB,
+    md5 BLOB, stored BLOB,
     PRIMARY KEY (folder, name)
 ) WITHOUT ROWID;
 CREATE TABLE about (identifiers TEXT NOT NULL);
 """
 
-Ask = Callable[[list[str]], set[str]]
-_Row = tuple[int, bytes, int, int, bytes | None]  # as in table `files`
+# Tells which of some instances the index has with that content: public id and MD5; no MD5: from an older journal.
+Content = tuple[str, str | None]
+Ask = Callable[[list[Content]], set[Content]]
+# As in table `files`: the last three are the public id, the MD5, and the uuid of what was stored.
+_Row = tuple[int, bytes, int, int, bytes | None, bytes | None, bytes | None]
+_Entry = tuple[Source, bytes | None, bytes | None, bytes | None]
+_STORED = (Outcome.IMPORTED, Outcome.OVERWRITTEN)
 
 
 class Record:
@@ -55,11 +67,15 @@ class Record:
 
         Args:
             sources: In any order; up to `CHUNK_FILES` of them are held.
-            ask: Tells which of some public ids the index has.
+            ask: Tells which of some instances the index has, with that content.
         """
         sources = iter(sources)
         while chunk := list(itertools.islice(sources, CHUNK_FILES)):
-            held = {source: instance for source, instance in self._instances(chunk) if instance}
+            held = {
+                source: (_public_id(row[4]), row[5].hex() if row[5] else None)
+                for source, row in self._unchanged(chunk)
+                if row[4]
+            }
             there = ask(list(held.values())) if held else set()
             known = [s for s in chunk if isinstance(s, Source) and held.get(s) in there]
             if known:
@@ -71,38 +87,48 @@ class Record:
         """The sources that are new, or have changed since `seeing` and `add`."""
         sources = iter(sources)
         while chunk := list(itertools.islice(sources, CHUNK_FILES)):
-            seen = {source for source, _ in self._instances(chunk)}
+            seen = {source for source, _ in self._unchanged(chunk)}
             yield from (source for source in chunk if source not in seen)
 
     def add(self, items: Iterable[Item]) -> None:
-        """Remember what files hold."""
+        """Remember what files hold; not of one that is stored with another content, so that it is read again."""
         late = time.time_ns() - SETTLED_NS
-        self._put((i.source, _packed(i.facts.public_id)) for i in items if i.source.mtime_ns <= late)
+        self._put(_entry(item, settled=item.source.mtime_ns <= late) for item in items if not item.differs)
 
     def seeing(self, sources: Iterable[Source]) -> Iterator[Source]:
-        """The same sources; it is remembered that they were there, whatever they hold."""
+        """The same sources, with what their earlier versions were stored as; it is remembered that they were there."""
         sources = iter(sources)
         while chunk := list(itertools.islice(sources, CHUNK_FILES)):
-            self._put((source, None) for source in chunk)
-            yield from chunk
+            before = {source: row[6] for source, row in self._found(chunk) if row[6]}
+            self._put((source, None, None, None) for source in chunk)
+            yield from (
+                s._replace(replaces=str(uuid.UUID(bytes=before[s]))) if s in before else s for s in chunk
+            )
 
-    def _put(self, found: Iterable[tuple[Source, bytes | None]]) -> None:
+    def _put(self, found: Iterable[_Entry]) -> None:
         """Write rows; one without an instance leaves a row that is right but for that as it is."""
         with self._conn:
             self._conn.executemany(
-                """INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT (folder, name) DO UPDATE
-                   SET size = excluded.size, mtime_ns = excluded.mtime_ns, instance = excluded.instance
-                   WHERE excluded.instance IS NOT NULL
+                """INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (folder, name) DO UPDATE
+                   SET size = excluded.size, mtime_ns = excluded.mtime_ns, instance = excluded.instance,
+                       md5 = excluded.md5, stored = COALESCE(excluded.stored, stored)
+                   WHERE excluded.instance IS NOT NULL OR excluded.stored IS NOT NULL
                       OR (size, mtime_ns) <> (excluded.size, excluded.mtime_ns)""",
                 [
-                    (*self._place(source), source.size, source.mtime_ns, instance)
-                    for source, instance in found
+                    (*self._place(source), source.size, source.mtime_ns, *content)
+                    for source, *content in found
                     if source.member is None
                 ],
             )
 
-    def _instances(self, chunk: Sequence[Source | Batch]) -> Iterator[tuple[Source, str | None]]:
-        """Those that are recorded just as they are, and the public id of what they hold."""
+    def _unchanged(self, chunk: Sequence[Source | Batch]) -> Iterator[tuple[Source, _Row]]:
+        """Those that are recorded just as they are."""
+        for source, row in self._found(chunk):
+            if row[2:4] == (source.size, source.mtime_ns):
+                yield source, row
+
+    def _found(self, chunk: Sequence[Source | Batch]) -> Iterator[tuple[Source, _Row]]:
+        """Those whose path is recorded."""
         plain = [s for s in chunk if isinstance(s, Source) and s.member is None]
         places = [self._place(source) for source in plain]
         rows: dict[tuple[int, bytes], _Row] = {}
@@ -110,14 +136,14 @@ class Record:
             names = [name for _, name in group]
             marks = ",".join("?" * len(names))
             found: Iterable[_Row] = self._conn.execute(
-                f"SELECT * FROM files WHERE folder = ? AND name IN ({marks})",  # noqa: S608 - question marks
+                f"SELECT folder, name, size, mtime_ns, instance, md5, stored FROM files "  # noqa: S608 - question marks
+                f"WHERE folder = ? AND name IN ({marks})",
                 (folder, *names),
             )
             rows.update((row[:2], row) for row in found)
         for source, place in zip(plain, places, strict=True):
-            row = rows.get(place)
-            if row and row[2:4] == (source.size, source.mtime_ns):
-                yield source, _public_id(row[4]) if row[4] else None
+            if row := rows.get(place):
+                yield source, row
 
     def _place(self, source: Source) -> tuple[int, bytes]:
         folder, name = os.path.split(source.path)
@@ -224,7 +250,9 @@ def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")
     conn.execute("PRAGMA journal_mode = WAL")
     conn.execute("PRAGMA synchronous = NORMAL")
-    if not tables:
+    if tables:
+        _add_columns(conn)
+    else:
         conn.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION}; {_TABLES} COMMIT;")
     # What the public id of a file depends on, besides the file.
     identifiers = f"Orthanc {'.'.join(map(str, profile.orthanc_version))}, {profile.default_encoding}"
@@ -237,6 +265,23 @@ def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:
     if before in (None, (identifiers,)):
         return []
     return [f"the journal was made for {before[0]}, now it is {identifiers}: all files are read again"]
+
+
+def _add_columns(conn: sqlite3.Connection) -> None:
+    """Bring a journal of version 0.8 or before up to date: what it does not say is asked of the files."""
+    there = {name for (name,) in conn.execute("SELECT name FROM pragma_table_info('files')")}
+    with conn:
+        for name in ("md5", "stored"):
+            if name not in there:
+                conn.execute(f"ALTER TABLE files ADD COLUMN {name} BLOB")
+
+
+def _entry(item: Item, *, settled: bool) -> _Entry:
+    """What a row says of a file; of one that changed just now, only what it was stored as."""
+    name = uuid.UUID(item.stored).bytes if item.outcome in _STORED and item.stored else None
+    if not settled:
+        return item.source, None, None, name
+    return item.source, _packed(item.facts.public_id), bytes.fromhex(item.md5) or None, name
 
 
 def _packed(public_id: str) -> bytes:

@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import db, dicom, index, storage
+from pgorthanc_cli import db, dicom, index, locks, storage
+from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.ingest import journal, runs, walk, worker
 from pgorthanc_cli.ingest.commit import Committer, Rehearsal
 from pgorthanc_cli.ingest.pool import Team, workers
@@ -23,6 +24,7 @@ from pgorthanc_cli.workers import Stopped
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+    from psycopg2.extensions import cursor as Cursor
 
 BATCH_FILES = 1000
 _FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
@@ -63,12 +65,17 @@ def run_sources(
 
     Raises:
         UsageError: `settings` ask for what cannot be.
-        InUseError: An Orthanc holds the index lock (unless `settings.concurrent`).
+        InUseError: An Orthanc uses the database, with the index lock or without (unless `settings.concurrent`).
         RevisionError: There is no index, or none that can be written to.
         ConnectError: The database went away; what was yielded is committed.
         PgOrthancError: The storage area cannot be written to.
     """
     stop = stop or threading.Event()
+    if settings.overwrite is index.Overwrite.IF_CHANGED and not settings.store_md5:
+        raise UsageError(
+            '"IfChanged" compares MD5s, and "StoreMD5ForAttachments" is false: Orthanc does not start with both',
+            "replace all instances with --overwrite always, or none with --overwrite never",
+        )
     yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
     ahead = jobs + 2 if jobs > 1 else 0
     with ExitStack() as stack:
@@ -77,9 +84,12 @@ def run_sources(
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
-        writer = index.Writer(conn, settings.overwrite, concurrent=settings.concurrent)
+            yield Batch(warnings=_alone(conn, target.schema))
+        writer = index.Writer(conn, settings.overwrite)
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
+            if not settings.storage_given:
+                _refuse_foreign(cur, writer.layout)
         if settings.dry_run:
             team.begin(_work(target, settings, None))
             pipeline = _Pipeline(team, Rehearsal(conn, settings.overwrite), stop)
@@ -101,6 +111,25 @@ def run_sources(
         )  # those that may have been alive at the start
 
 
+def _alone(conn: Connection, schema: str) -> tuple[str, ...]:
+    """Refuse to work beside an Orthanc that holds no lock; returns warnings about what cannot be seen."""
+    with conn:
+        return locks.require_no_orthanc(
+            conn, schema, otherwise="or import while it is running, with --concurrent"
+        )
+
+
+def _refuse_foreign(cur: Cursor, layout: index.Layout) -> None:
+    """Refuse to conclude from the configuration where the files go, if another plugin keeps those of the index."""
+    if plugin := index.foreign(cur, layout):
+        raise PgOrthancError(
+            f"files of this index are kept by {plugin} (attachedfiles.customdata), not by a storage that import "
+            "writes to: Orthanc might not find what is imported",
+            "import through that Orthanc (POST /instances); or say where the files go, with --storage-dir FOLDER "
+            "or --storage postgresql, if you know that Orthanc reads them there",
+        )
+
+
 def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
     """The journal of the filesystem area; large objects need none."""
     if settings.storage_dir is None:
@@ -117,11 +146,12 @@ def _work(target: db.Target, settings: Settings, journals: journal.Journal | Non
         target=target,
         profile=settings.profile,
         journals=journals,
+        storage_dir=settings.storage_dir,
         compress=settings.compress,
         store_md5=settings.store_md5,
         store_dicom=settings.store_dicom,
         link=settings.link,
-        skip_known=settings.overwrite is index.Overwrite.NEVER,
+        overwrite=settings.overwrite,
         write=not settings.dry_run,
     )
 

@@ -22,6 +22,7 @@ class Source(NamedTuple):
         size: Its bytes, as far as known: for batches and progress.
         mtime_ns: When it was last changed, by the file system.
         problem: Why it cannot be read at all, found while walking.
+        replaces: The uuid of the stored file that an earlier version of this file has become, if that is known.
     """
 
     path: str
@@ -30,6 +31,7 @@ class Source(NamedTuple):
     size: int = 0
     mtime_ns: int = 0
     problem: str | None = None
+    replaces: str = ""
 
 
 def walk(paths: Iterable[str], storage_dir: str | os.PathLike[str] | None = None) -> Iterator[Source]:

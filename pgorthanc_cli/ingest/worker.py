@@ -17,21 +17,22 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgorthanc_cli import db, dicom, index, storage, workers
+from pgorthanc_cli import dicom, index, storage, workers
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.ingest import content, facts, journal
+from pgorthanc_cli.ingest import content, journal
 from pgorthanc_cli.ingest.link import Link, Linker
+from pgorthanc_cli.ingest.settle import HANDED_OVER_BYTES, Known, Restored, Settler
 from pgorthanc_cli.ingest.walk import Source, shown
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection
+    from pathlib import Path
+
+    from pgorthanc_cli import db
 
 DICOM, DICOM_UNTIL_PIXEL_DATA = 1, 3  # file types (SCHEMA.md 5)
 NOT_COMPRESSED, ZLIB = 1, 2  # compression types
 
 _PIECE_BYTES = 16 << 20  # of large content, after which it is asked whether the run is to end
-_HANDED_OVER_BYTES = 4 << 20  # larger content is not sent to the parent, which has several batches at hand
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _KEPT_BYTES = 32 << 20  # the largest threshold that glibc takes
 
@@ -47,22 +48,24 @@ class Work:
         target: The database of the index.
         profile: What decides the rows of a file.
         journals: For the filesystem area; None: the parent stores large objects in its transaction.
+        storage_dir: The filesystem area, also where nothing is written; None: large objects.
         compress: StorageCompression.
         store_md5: StoreMD5ForAttachments.
         store_dicom: StoreDicom; false: the rows are written, the DICOM file is not.
         link: How files come into the filesystem area.
-        skip_known: Known instances need not be stored (OverwriteInstances is Never).
+        overwrite: OverwriteInstances: which instances that are stored already need not be stored again.
         write: False for a dry run.
     """
 
     target: db.Target
     profile: dicom.Profile
     journals: journal.Journal | None
+    storage_dir: Path | None
     compress: bool
     store_md5: bool
     store_dicom: bool
     link: Link
-    skip_known: bool
+    overwrite: index.Overwrite
     write: bool
 
 
@@ -87,14 +90,6 @@ class Prepared(NamedTuple):
     contents: tuple[bytes, ...] | None
 
 
-class Known(NamedTuple):
-    """The instance is stored already, and stays as it is."""
-
-    source: Source
-    size: int
-    facts: facts.Facts
-
-
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Not imported, and why; shown to people, without the content of the file."""
@@ -113,12 +108,14 @@ class Opened:
     source: Source
 
 
-Result = Prepared | Known | Refusal | Opened
+Result = Prepared | Known | Restored | Refusal | Opened
 _Parts = Sequence[tuple[int, memoryview]]  # file type and content of each attachment of an instance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Parsed:
+class Parsed:
+    """A DICOM file that was read."""
+
     source: Source
     data: bytes | mmap
     md5: str
@@ -132,8 +129,8 @@ class Worker:
         """The worker's own connection is opened when it is needed; `checkpoint` ends long work by an exception."""
         self.work = work
         self._checkpoint = checkpoint
-        self._conn: Connection | None = None
         self._linker = Linker(work.journals.area, work.link) if work.journals and not work.compress else None
+        self._stored = Settler(work)
 
     def prepare(self, name: str, sources: Sequence[Source]) -> list[Result]:
         """Results in the order of the sources; `name` is that of the batch's journal.
@@ -142,18 +139,14 @@ class Worker:
             PgOrthancError: The storage area cannot be written to.
         """
         results = [self._read(source) for source in sources]
-        parsed = [r for r in results if isinstance(r, _Parsed)]
-        known = self._known(parsed)
-        fresh = [p for p in parsed if p.instance.levels[index.INSTANCE].public_id not in known]
-        prepared = dict(zip(fresh, self._prepare(name, fresh), strict=True))
-        return [
-            prepared.get(r) or Known(r.source, len(r.data), facts.of(r.instance.levels))
-            if isinstance(r, _Parsed)
-            else r
-            for r in results
-        ]
+        parsed = [r for r in results if isinstance(r, Parsed)]
+        settled = self._stored.settle(name, parsed)
+        fresh = [p for p in parsed if p not in settled]
+        prepared: dict[Parsed, Result] = {**settled}
+        prepared.update(zip(fresh, self._prepare(name, fresh), strict=True))
+        return [prepared[r] if isinstance(r, Parsed) else r for r in results]
 
-    def _read(self, source: Source) -> _Parsed | Refusal | Opened:
+    def _read(self, source: Source) -> Parsed | Refusal | Opened:
         self._checkpoint()
         try:
             data = self._content(source)
@@ -164,7 +157,7 @@ class Worker:
             return Refusal(shown(source), "an archive within an archive")
         except (content.Unreadable, dicom.Refused) as reason:
             return Refusal(shown(source), str(reason))
-        return _Parsed(source, data, _md5(data, self._checkpoint), instance)
+        return Parsed(source, data, _md5(data, self._checkpoint), instance)
 
     def _content(self, source: Source) -> bytes | mmap:
         if not self.work.journals:
@@ -174,15 +167,7 @@ class Worker:
         )  # one to read, and the one that is stored
         return content.read(source, self.work.journals.spool, self._checkpoint, copies=copies)
 
-    def _known(self, parsed: Sequence[_Parsed]) -> set[str]:
-        if not self.work.skip_known or not parsed:
-            return set()
-        if self._conn is None:
-            self._conn = db.connect(self.work.target, autocommit=True, readonly=True)
-        with db.translated(self._conn), self._conn.cursor() as cur:
-            return index.known(cur, [p.instance.levels[index.INSTANCE].public_id for p in parsed])
-
-    def _prepare(self, name: str, fresh: Sequence[_Parsed]) -> list[Prepared]:
+    def _prepare(self, name: str, fresh: Sequence[Parsed]) -> list[Prepared]:
         if not self.work.write:
             return [self._prepared(p, [], None) for p in fresh]
         parts = [self._parts(p) for p in fresh]
@@ -191,7 +176,7 @@ class Worker:
         return self._put_all(name, fresh, parts, self.work.journals)
 
     def _put_all(
-        self, name: str, fresh: Sequence[_Parsed], parts: Sequence[_Parts], journals: journal.Journal
+        self, name: str, fresh: Sequence[Parsed], parts: Sequence[_Parts], journals: journal.Journal
     ) -> list[Prepared]:
         every = storage.new_uuids(sum(map(len, parts)))
         names = iter(every)
@@ -209,7 +194,7 @@ class Worker:
                 raise storage.unusable(journals.area.root, error) from error
             raise
 
-    def _parts(self, parsed: _Parsed) -> _Parts:
+    def _parts(self, parsed: Parsed) -> _Parts:
         """File type and content of each attachment (INGEST.md 8): ranges cannot be read from compressed files."""
         whole = memoryview(parsed.data)
         offset = parsed.instance.pixel_data_offset
@@ -218,7 +203,7 @@ class Worker:
         return [(DICOM, whole)]
 
     def _put(
-        self, parsed: _Parsed, parts: _Parts, names: Iterator[str], area: storage.FilesystemArea
+        self, parsed: Parsed, parts: _Parts, names: Iterator[str], area: storage.FilesystemArea
     ) -> Prepared:
         attachments = []
         for file_type, view in parts:
@@ -237,12 +222,12 @@ class Worker:
             attachments.append(self._attachment(parsed, file_type, name, view, meter))
         return self._prepared(parsed, attachments, None)
 
-    def _in_memory(self, parsed: _Parsed, parts: _Parts) -> Prepared:
+    def _in_memory(self, parsed: Parsed, parts: _Parts) -> Prepared:
         """For large objects: the parent stores them, in the transaction that writes their rows."""
         attachments, contents = [], []
         for file_type, view in parts:
             meter = self._encoded(parsed, view)
-            if len(parsed.data) > _HANDED_OVER_BYTES:
+            if len(parsed.data) > HANDED_OVER_BYTES:
                 meter.drain()  # too large to hand over: only measured, and read again by the parent
             elif isinstance(parsed.data, bytes) and isinstance(meter, _AsItIs):
                 contents.append(parsed.data)
@@ -251,13 +236,13 @@ class Worker:
             attachments.append(self._attachment(parsed, file_type, str(uuid.uuid4()), view, meter))
         return self._prepared(parsed, attachments, tuple(contents) or None)
 
-    def _encoded(self, parsed: _Parsed, view: memoryview) -> _AsItIs | _Meter:
+    def _encoded(self, parsed: Parsed, view: memoryview) -> _AsItIs | _Meter:
         if self.work.compress:
             return _Meter(storage.encode(view, compress=True), self._checkpoint)
         return _AsItIs(view, parsed.md5, self._checkpoint)
 
     def _attachment(
-        self, parsed: _Parsed, file_type: int, name: str, view: memoryview, meter: _AsItIs | _Meter
+        self, parsed: Parsed, file_type: int, name: str, view: memoryview, meter: _AsItIs | _Meter
     ) -> index.Attachment:
         md5 = parsed.md5 if file_type == DICOM else _md5(view, self._checkpoint)
         return index.Attachment(
@@ -271,7 +256,7 @@ class Worker:
         )
 
     def _prepared(
-        self, parsed: _Parsed, attachments: Sequence[index.Attachment], contents: tuple[bytes, ...] | None
+        self, parsed: Parsed, attachments: Sequence[index.Attachment], contents: tuple[bytes, ...] | None
     ) -> Prepared:
         instance = parsed.instance
         record = index.Record(
@@ -280,6 +265,7 @@ class Worker:
             instance.index_in_series,
             tuple(attachments),
             REST_ORIGIN,
+            parsed.source.replaces,
         )
         return Prepared(parsed.source, len(parsed.data), parsed.md5, record, instance.warnings, contents)
 

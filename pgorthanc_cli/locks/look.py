@@ -163,7 +163,7 @@ class Watcher:
                 seen = groups(sessions, layout, housekeeping=True)
         locks = tuple(_lock(key, sessions) for key in KEYS)
         self._held |= {lock.key: lock for lock in locks if lock.held}
-        said = [*notes(seen), *_unseen(self._conn, sessions)]
+        said = [*notes(seen), *unseen(self._conn, sessions)]
         if layout is None and seen:
             said.append(f"schema {self._schema} holds no index: name the one of that Orthanc with --schema")
         return Found(
@@ -224,6 +224,7 @@ def _goes_on(conn: Connection, schema: str, layout: catalog.Layout | None) -> bo
     counts: set[int] = set()
     with conn.cursor() as cur:
         while len(counts) <= _TWICE and time.monotonic() < deadline:
+            cur.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")  # a transaction may be open
             cur.execute(_SCANS, (schema,))
             counts |= {int(count) for (count,) in cur.fetchall()}
             time.sleep(_POLL_S)
@@ -317,7 +318,8 @@ def notes(seen: Sequence[Group]) -> Iterator[str]:
         )
 
 
-def _unseen(conn: Connection, sessions: Sequence[Observed]) -> Iterator[str]:
+def unseen(conn: Connection, sessions: Sequence[Observed]) -> Iterator[str]:
+    """Say what the role may not see."""
     hidden = sum(session.query is None for session in sessions)
     with conn.cursor() as cur:
         cur.execute("SELECT quote_ident(current_user), pg_is_in_recovery()")

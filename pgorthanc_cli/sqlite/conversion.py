@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pgorthanc_cli import catalog, db, revision
+from pgorthanc_cli import catalog, db, locks, revision
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.sqlite import checklist, journal, target, worker
@@ -87,6 +87,8 @@ class Conversion(Reading):
         self._refuse_what_has_no_place(number)
         if self.settings.strict:
             yield from self._read_first()
+        locks.require_no_orthanc(conn, schema)  # one without a lock; the lock is tried below
+        conn.rollback()
         if not begun:
             target.establish(conn, schema, self.settings)
         self.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))

@@ -119,6 +119,9 @@ def _store_batch(
             if attachment.uuid in known:
                 seen.stored += 1
                 continue
+            if attachment.custom:
+                seen.complain(attachment, "a storage plugin keeps it elsewhere (customData)", missing=True)
+                continue
             try:
                 _store(area, objects, attachment, seen)
             except OSError as error:

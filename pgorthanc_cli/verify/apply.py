@@ -74,7 +74,7 @@ def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
         InUseError: An Orthanc works on the database, or somebody keeps a table locked.
     """
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), revision.driver_errors(), conn:
-        revision.require_idle(conn)
+        revision.require_idle(conn, schema)
         compare(conn, schema)  # refuses what is no index before anything is locked
         planted.hold_still(conn)
         _run(conn, [_PREPARE, _LOCK])
