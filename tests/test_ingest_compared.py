@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 import samples
 from importing import check_area, dumped, ends, run
@@ -287,12 +286,12 @@ def whole(target: db.Target, area: Path | None) -> None:
         return
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
         objects = storage.LargeObjectArea(conn)
-        cur.execute("SELECT uuid, filetype, compressedsize, compressedhash FROM attachedfiles")
+        cur.execute("SELECT uuid, filetype, compressedsize, compressedhash FROM index.attachedfiles")
         for uuid, kind, size, hash_ in cur.fetchall():
             content = objects.get(uuid, kind)
             assert (len(content), hashlib.md5(content).hexdigest()) == (size, hash_)
         cur.execute(
-            "SELECT (SELECT count(*) FROM storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
+            "SELECT (SELECT count(*) FROM index.storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
         )
         assert len(set(cur.fetchone() or ())) == 1
 
@@ -482,6 +481,6 @@ def test_one_query_finds_the_absent_objects(fresh: db.Target, tmp_path: Path) ->
     files = samples.folder(tmp_path / "in", 3)
     run(fresh, files, None)
     gone = lose(fresh, None, md5(files[1]))
-    with psycopg2.connect(fresh.dsn) as conn, conn.cursor() as cur:
+    with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
         assert index.absent_objects(cur, [*stored(fresh), "no-such"]) == {gone, "no-such"}
     conn.close()

@@ -61,7 +61,7 @@ def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
     check_area(fresh, area)
-    with db.session(fresh, readonly=True) as conn:
+    with db.session(fresh) as conn:
         assert len(attachments(conn)) == 600
 
 
@@ -84,7 +84,7 @@ def test_a_run_on_another_machine_without_heartbeat_is_dead(
     if not locks:
         request.getfixturevalue("no_locks")
     run(fresh, [samples.REAL], tmp_path)
-    with db.session(fresh, readonly=True) as conn:
+    with db.session(fresh) as conn:
         (stored,) = attachments(conn)
     file = orphan(tmp_path)
     journal(
@@ -213,7 +213,7 @@ def test_a_damaged_journal_is_set_aside(fresh: db.Target, tmp_path: Path, conten
 
 def test_the_files_of_a_journal_that_was_cut_off_are_looked_up(fresh: db.Target, tmp_path: Path) -> None:
     run(fresh, [samples.REAL], tmp_path)
-    with db.session(fresh, readonly=True) as conn:
+    with db.session(fresh) as conn:
         (stored,) = attachments(conn)
     file, unnamed = orphan(tmp_path), orphan(tmp_path)
     whole = json.dumps({"database": identity(fresh), "uuids": [stored, file.name, unnamed.name]})

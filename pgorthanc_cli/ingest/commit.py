@@ -101,9 +101,8 @@ class Committer:
             return [end for r in results for end in self._put_back([r])]
         return [next(ends) if isinstance(r, Restored) else r for r in results]
 
-    @staticmethod
     def _put_back_one(
-        one: Restored, named: set[str], absent: set[str], objects: storage.LargeObjectArea
+        self, one: Restored, named: set[str], absent: set[str], objects: storage.LargeObjectArea
     ) -> Result:
         if not named.issuperset(a.uuid for a in one.lost):
             return Refusal(walk.shown(one.source), "its instance has just been deleted: import it again")
