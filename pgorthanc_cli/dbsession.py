@@ -52,6 +52,7 @@ class Session(psycopg2.extensions.connection):
         process: The process of the server that serves us, whatever a pooler said at the login.
         pooled: Another process than the one promised at the login serves us: a pooler stands in between.
         path: The search_path of our statements, quoted.
+        nothing_planted: What the schema was like when `planted` last found nothing in it.
         restored: The search_path to leave behind in a pooler's session; None: we never changed it.
     """
 
@@ -60,6 +61,7 @@ class Session(psycopg2.extensions.connection):
     preamble: str = ""
     process: int = 0
     pooled: bool = False
+    nothing_planted: str | None = None
     restored: str | None = None
     path: str = ""
     _path_before: str = ""

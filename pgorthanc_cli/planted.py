@@ -40,7 +40,8 @@ WITH place AS (
 ), planted AS (
     SELECT 1 AS turn, 'cast' AS kind, p.proowner AS owner,
            format('%%s AS %%s', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)) AS name,
-           format('(%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)) AS dropped
+           format('(%%s AS %%s)', format_type(c.castsource, NULL), format_type(c.casttarget, NULL)) AS identity,
+           false AS needed
         FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc
         JOIN pg_type source ON source.oid = c.castsource JOIN pg_type target ON target.oid = c.casttarget
         WHERE p.pronamespace <> 'pg_catalog'::regnamespace
@@ -50,7 +51,7 @@ WITH place AS (
                 WHERE d.classid = 'pg_cast'::regclass AND d.objid = c.oid AND d.deptype = 'e')
     UNION ALL
     SELECT 2, 'trigger', p.proowner, format('%%s on %%s', t.tgname, c.relname),
-           format('%%I ON %%I.%%I', t.tgname, place.nspname, c.relname)
+           format('%%I ON %%I.%%I', t.tgname, place.nspname, c.relname), false
         FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN place ON place.oid = c.relnamespace
         JOIN pg_proc p ON p.oid = t.tgfoid
         WHERE NOT t.tgisinternal AND c.relname = ANY (%(relations)s)
@@ -62,7 +63,7 @@ WITH place AS (
                CASE o.oprright WHEN 0 THEN 'NONE' ELSE format_type(o.oprright, NULL) END),
            format('%%I.%%s (%%s, %%s)', place.nspname, o.oprname,
                CASE o.oprleft WHEN 0 THEN 'NONE' ELSE format_type(o.oprleft, NULL) END,
-               CASE o.oprright WHEN 0 THEN 'NONE' ELSE format_type(o.oprright, NULL) END)
+               CASE o.oprright WHEN 0 THEN 'NONE' ELSE format_type(o.oprright, NULL) END), false
         FROM pg_operator o JOIN place ON place.oid = o.oprnamespace
         WHERE EXISTS (SELECT FROM pg_operator own
                 WHERE own.oprname = o.oprname AND own.oprnamespace = 'pg_catalog'::regnamespace)
@@ -74,7 +75,8 @@ WITH place AS (
            format('%%s(%%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
            format('%%I.%%I(%%s)', place.nspname, p.proname,
                CASE WHEN p.prokind = 'a' AND p.pronargs = 0 THEN '*'
-                    ELSE pg_get_function_identity_arguments(p.oid) END)
+                    ELSE pg_get_function_identity_arguments(p.oid) END),
+           format('%%s(%%s)', p.proname, pg_get_function_identity_arguments(p.oid)) = ANY (%(signatures)s)
         FROM pg_proc p JOIN place ON place.oid = p.pronamespace
         WHERE NOT EXISTS (SELECT FROM pg_depend d
                 WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
@@ -84,7 +86,7 @@ WITH place AS (
                          WHERE own.proname = p.proname AND own.pronamespace = 'pg_catalog'::regnamespace) END
     UNION ALL
     SELECT 6, CASE t.typtype WHEN 'd' THEN 'domain' ELSE 'type' END, t.typowner, t.typname,
-           format('%%I.%%I', place.nspname, t.typname)
+           format('%%I.%%I', place.nspname, t.typname), false
         FROM pg_type t JOIN place ON place.oid = t.typnamespace
         LEFT JOIN pg_class c ON c.oid = t.typrelid
         WHERE coalesce(c.relkind, 'c') = 'c' AND t.typcategory <> 'A'
@@ -95,16 +97,37 @@ WITH place AS (
     UNION ALL
     SELECT 7, CASE c.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'f' THEN 'foreign table'
                   WHEN 'S' THEN 'sequence' ELSE 'table' END, c.relowner, c.relname,
-           format('%%I.%%I', place.nspname, c.relname)
+           format('%%I.%%I', place.nspname, c.relname), c.relkind IN ('r', 'p', 'S')
         FROM pg_class c JOIN place ON place.oid = c.relnamespace
         WHERE c.relname = ANY (%(relations)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
             AND c.relowner IS DISTINCT FROM (SELECT oid FROM index_owner)
+            AND NOT EXISTS (SELECT FROM pg_depend d  -- a column's sequence follows its table
+                WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')
+                    AND c.relkind = 'S')
 )
 SELECT planted.kind::text, planted.name::text, pg_get_userbyid(planted.owner)::text,
-       format('DROP %%s %%s;', upper(planted.kind), planted.dropped)
-    FROM planted CROSS JOIN me
+       CASE WHEN planted.needed AND index_owner.oid IS NOT NULL
+            THEN format('ALTER %%s %%s OWNER TO %%I;', upper(planted.kind), planted.identity,
+                     pg_get_userbyid(index_owner.oid))
+            ELSE format('DROP %%s %%s;', upper(planted.kind), planted.identity) END
+    FROM planted CROSS JOIN me LEFT JOIN index_owner ON true
     WHERE NOT pg_has_role(planted.owner, me.oid, 'MEMBER')
     ORDER BY planted.turn, planted.name
+"""
+# What the look depends on, except the memberships of roles: it is the same as long as nothing was created or changed.
+_STATE = """
+    SELECT concat_ws(' ',
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_proc
+            WHERE pronamespace = place.oid),
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_operator
+            WHERE oprnamespace = place.oid),
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_type
+            WHERE typnamespace = place.oid),
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_class
+            WHERE relnamespace = place.oid),
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_trigger),
+        (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_cast WHERE castfunc >= 16384))
+    FROM pg_namespace place WHERE place.nspname = index_schema()
 """
 # Whoever may lock these keeps everybody from creating functions and operators until its transaction ends.
 _STILL = "LOCK TABLE pg_catalog.pg_proc, pg_catalog.pg_operator IN SHARE MODE"
@@ -130,13 +153,13 @@ class Planted:
         kind: `function`, `operator`, `cast`, `trigger`, ...
         name: Its name and arguments.
         owner: The role that it belongs to.
-        drop: The statement that removes it.
+        remedy: The statement that removes it; or, for what an index needs, that gives it to the owner of the index.
     """
 
     kind: str
     name: str
     owner: str
-    drop: str
+    remedy: str
 
     def __str__(self) -> str:
         """As messages name it."""
@@ -145,8 +168,8 @@ class Planted:
 
 def find(conn: Connection, schema: str) -> list[Planted]:
     """Return what would run in a schema with the rights of this session's role and belongs to another."""
-    functions, relations = _of_index()
-    arguments = {"schema": schema, "functions": functions, "relations": relations}
+    functions, signatures, relations = _of_index()
+    arguments = {"schema": schema, "functions": functions, "signatures": signatures, "relations": relations}
     return [Planted(*row) for row in db.trusted(conn, _PLANTED, arguments)]
 
 
@@ -156,8 +179,12 @@ def refuse(conn: db.Session) -> None:
     Raises:
         RevisionError: There is such an object; the message names them, and the hint the statements.
     """
+    [(state,)] = db.trusted(conn, _STATE) or [(None,)]
+    if state is not None and state == conn.nothing_planted:
+        return
     planted = find(conn, conn.schema)
     if not planted:
+        conn.nothing_planted = state
         return
     named = "; ".join(map(str, planted[:_SHOWN]))
     more = f"; and {len(planted) - _SHOWN:,} more" if len(planted) > _SHOWN else ""
@@ -165,8 +192,8 @@ def refuse(conn: db.Session) -> None:
     raise RevisionError(
         f"{number} in schema {conn.schema} would run in place of PostgreSQL's or the plugin's own, with the rights "
         f"of role {conn.info.user}: {named}{more}",
-        f"run: {' '.join(each.drop for each in planted[:_SHOWN])}{' ...' if more else ''} "
-        "Or log in as the role that owns them, if you trust it",
+        f"run: {' '.join(each.remedy for each in planted[:_SHOWN])}{' ...' if more else ''} "
+        "Then run: pgorthanc verify schema. Or log in as the role that owns them, if you trust it",
     )
 
 
@@ -221,11 +248,13 @@ def _busy(what: str) -> InUseError:
 
 
 @cache
-def _of_index() -> tuple[list[str], list[str]]:
-    """The names of the functions of all revisions, and of their tables and sequences."""
-    names: dict[str, set[str]] = {}
+def _of_index() -> tuple[list[str], list[str], list[str]]:
+    """The functions of all revisions by name and with their arguments, and the names of their tables and sequences."""
+    objects: dict[str, set[str]] = {}
     for revision in catalog.revisions():
         for entry in catalog.wanted(revision, with_storage=True):
             kind, _, rest = entry.partition(" ")
-            names.setdefault(kind, set()).add(rest.partition("(")[0])
-    return sorted(names["function"]), sorted(names["table"] | names["sequence"])
+            objects.setdefault(kind, set()).add(rest)
+    functions = objects["function"]
+    names = {entry.partition("(")[0] for entry in functions}
+    return sorted(names), sorted(functions), sorted(objects["table"] | objects["sequence"])

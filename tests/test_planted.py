@@ -173,7 +173,7 @@ def test_writing_commands_refuse_and_name_what_is_planted(
 
 def statements(target: db.Target) -> list[str]:
     with closing(db.connect(target, readonly=True)) as conn:
-        return [each.drop for each in planted.find(conn, target.schema)]
+        return [each.remedy for each in planted.find(conn, target.schema)]
 
 
 def eve(index: Attacked, *commands: str) -> None:
@@ -207,13 +207,12 @@ def test_what_the_hint_says_makes_the_command_work(index: Attacked, tmp_path: Pa
         f"CREATE FUNCTION noticed() RETURNS trigger {body}",
         "CREATE TRIGGER noticed AFTER INSERT ON resources FOR EACH ROW EXECUTE FUNCTION noticed()",
         "CREATE TRIGGER noticed AFTER INSERT ON own FOR EACH ROW EXECUTE FUNCTION noticed()",
-        "CREATE TABLE patientrecyclingorder (seq integer)",
     )
     words = ("import", "--storage-dir", tmp_path / "area", samples.REAL)
     refused = index.invoke(*words)
     assert refused.exit_code == 4
-    assert "8 objects" in refused.output
-    hint = " ".join(refused.output.split("hint: run: ")[1].split()).split(" Or log in")[0]
+    assert "7 objects" in refused.output
+    hint = " ".join(refused.output.split("hint: run: ")[1].split()).split(" Then run")[0]
     assert hint == " ".join(statements(index.root))
     run(index.root, hint)
     imported = index.invoke(*words)
@@ -247,6 +246,27 @@ def test_the_owner_of_the_objects_gains_nothing_and_a_superuser_refuses(index: A
         ]
     finally:
         run(index.root, "DROP OWNED BY member, above", "DROP ROLE member, above")
+
+
+def test_what_an_index_needs_is_not_dropped_but_gets_its_owner(index: Attacked) -> None:
+    run(
+        index.root,
+        "CREATE ROLE former",
+        "ALTER TABLE labels OWNER TO former",
+        "ALTER TABLE changes OWNER TO former",
+        "ALTER FUNCTION deleteresource(bigint) OWNER TO former",
+    )
+    try:
+        remedies = statements(index.owner)
+        assert remedies[0].startswith("ALTER FUNCTION public.deleteresource(id bigint")
+        assert remedies[1:] == [
+            "ALTER TABLE public.changes OWNER TO orthanc;",
+            "ALTER TABLE public.labels OWNER TO orthanc;",
+        ]
+        run(index.root, *remedies)
+        assert statements(index.owner) == []
+    finally:
+        run(index.root, "DROP OWNED BY former", "DROP ROLE former")
 
 
 def test_a_cast_by_a_function_of_another_role(index: Attacked) -> None:

@@ -66,7 +66,7 @@ def foreign_code(subject: Subject) -> Verdict:
         f"in place of PostgreSQL's or the plugin's own this would run with the rights of role {role}: {shown}{more}"
         if found
         else f"nothing of others runs with the rights of role {role}",
-        f"run: {' '.join(each.drop for each in found[:_SHOWN])}{' ...' if more else ''}",
+        f"run: {' '.join(each.remedy for each in found[:_SHOWN])}{' ...' if more else ''}",
         {"planted_objects": len(found)},
     )
 

@@ -35,16 +35,17 @@ _TEMPORARY = """
         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname IN ('deletedfiles', 'deletedresources')
 """
 _TEMPORARY_SINCE = 160000
-# The idle sessions of whoever connects from the same place as the pooler through which we came, and whether the last
-# statement is what PgBouncer (server_reset_query) or a client's own pool sends when a client has given one back, or
-# what one of our own commands looked at last.
+# Idle sessions that no client has: their last statement is what PgBouncer (server_reset_query), or a program's own
+# pool, sends when a client has given one back. Behind a pooler those from its place, too, in which one of our own
+# commands looked last; and for the rest that came from there it cannot be known.
 _OF_POOLER = """
-    SELECT other.pid, coalesce(other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$'
-                OR other.query LIKE 'SELECT pg_catalog.pg_backend_pid()%%' OR other.query = 'DISCARD TEMP'
-                OR starts_with(other.query, %s), false)
-        FROM pg_stat_activity me JOIN pg_stat_activity other
-            ON other.datname = me.datname AND other.client_addr IS NOT DISTINCT FROM me.client_addr
+    SELECT other.pid, other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$' OR (%(pooled)s AND (
+               other.query LIKE 'SELECT pg_catalog.pg_backend_pid()%%' OR other.query = 'DISCARD TEMP'
+               OR starts_with(other.query, %(reading)s)))
+        FROM pg_stat_activity me JOIN pg_stat_activity other ON other.datname = me.datname
         WHERE me.pid = pg_backend_pid() AND other.pid <> me.pid AND other.state = 'idle'
+            AND (other.query ~* '^ *(DISCARD|RESET|DEALLOCATE) ALL *;? *$'
+                 OR (%(pooled)s AND other.client_addr IS NOT DISTINCT FROM me.client_addr))
 """
 _TOOLS = ("psql", "pg_dump", "pg_restore", "pgAdmin", "DBeaver", "DataGrip", "pg_activity")
 
@@ -120,15 +121,17 @@ def clients(conn: Connection, ours: Sequence[int] = ()) -> list[Session]:
 
 
 def of_pooler(conn: Connection) -> dict[int, bool]:
-    """The idle sessions that may be the pooler's through which we came, by process: True if no client has it.
+    """The idle sessions that may be a pooler's, by process: True if no client has it.
 
-    Empty without a pooler. In session mode a client has its session until it leaves, and the pooler then runs its
-    server_reset_query: a session whose last statement that is belongs to no client. Where there is no such query, or
-    the role may not see it, an idle session may be either.
+    In session mode a client has its session until it leaves, and the pooler then runs its server_reset_query: a
+    session whose last statement that is belongs to no client. Where there is no such query, or the role may not see
+    it, an idle session from the place of the pooler through which we came may be either.
     """
-    if not (isinstance(conn, db.Session) and conn.pooled):
+    if not isinstance(conn, db.Session):
         return {}
-    return dict(db.rows(conn, _OF_POOLER, db.READING))
+    with conn.cursor() as cur:
+        cur.execute(_OF_POOLER, {"pooled": conn.pooled, "reading": db.READING})
+        return {pid: bool(given_back) for pid, given_back in cur.fetchall()}
 
 
 def observe(conn: Connection) -> list[Observed]:

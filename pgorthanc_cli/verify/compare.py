@@ -67,7 +67,7 @@ def _planted(conn: Connection, schema: str) -> list[Finding]:
             None,
             matters=True,
             why="it may run in place of PostgreSQL's or the plugin's own, with the rights of whoever writes",
-            advice=f"if that role has no business there: {each.drop}",
+            advice=f"if that role has no business there: {each.remedy}",
         )
         for each in planted.find(conn, schema)
     ]
