@@ -28,7 +28,7 @@ from pgorthanc_cli.errors import PgOrthancError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
 
-GRACE_S = 3.0  # for what a worker has in hand when it is asked to stop
+GRACE_S = 2.0  # for what a worker has in hand when it is asked to stop
 _LOOK_S = 0.2
 _LAST_S = 1.0  # for the end of a killed process: one that hangs in the kernel does not end
 
