@@ -233,7 +233,10 @@ def test_changes_of_the_file_that_are_not_loaded(server: Server) -> None:
 
 
 def test_the_administrator_is_refused(server: Server) -> None:
-    with pytest.raises(ConnectError, match=r"the administrator's login, --admin: the server refuses this client: .*pg_hba.conf"):
+    with pytest.raises(
+        ConnectError,
+        match=r"the administrator's login, --admin: the server refuses this client: .*pg_hba.conf",
+    ):
         authentication.check(target(server, "scram", password=PASSWORD), admin=target(server, "reject"))
 
 
