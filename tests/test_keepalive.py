@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 from bouncer import bouncer
+from localized import Localized
 from proxy import End, Side, proxy
 from psycopg2.extensions import make_dsn
 from real_servers import LOCALHOST, Server, certificate, wait_until
@@ -263,6 +264,32 @@ def test_the_servers_own_limits_are_named(
     assert report.timeouts_s[setting] == 1.5
     assert report.parameters == {}
     assert f'ALTER ROLE "postgres" SET {setting} = 0' in said(report)
+
+
+@pytest.fixture(scope="module", params=["German", pytest.param("Japanese", marks=pytest.mark.once)])
+def foreign(request: pytest.FixtureRequest) -> Iterator[Server]:
+    made = Localized(request.param, "local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
+    try:
+        yield made.create().start()
+    finally:
+        made.remove()
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_server_in_another_language_is_understood(foreign: Server, in_transaction: bool) -> None:
+    limit = "idle_in_transaction_session_timeout" if in_transaction else "idle_session_timeout"
+
+    def terminate() -> None:
+        foreign.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE application_name = '{APPLICATION}' ORDER BY backend_start LIMIT 1"
+        )
+
+    report = run(
+        at(foreign.port, options=f"-c {limit}=1500"), 3, during=terminate, in_transaction=in_transaction
+    )
+    assert [age.cause for age in report.ages] == ["terminated", limit, limit]
+    assert "administrator command" not in report.ages[0].detail
 
 
 def test_a_terminated_session_is_no_idle_limit(server: Server, target: db.Target) -> None:
