@@ -454,6 +454,9 @@ def _sweep(path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
+    """Whether another process has that number; ours may be that of a run that was killed."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

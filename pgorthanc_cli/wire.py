@@ -387,6 +387,14 @@ def _refusal(body: bytes) -> Refusal:
     )
 
 
+def sqlstate(received: bytes) -> str:
+    """Return the SQLSTATE of the ErrorResponse that these bytes begin with; empty if they begin with another one."""
+    if received[:1] != b"E" or len(received) < 5:
+        return ""
+    (length,) = struct.unpack_from("!I", received, 1)
+    return _refusal(received[5 : length + 1]).sqlstate
+
+
 def _refused(refusal: Refusal, who: Client, address: str | None, *, tls: bool) -> Answer:
     """Which method refuses before it has asked for anything: the routine tells, and the kind of connection."""
     method = "refused"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psycopg2
 import pytest
+from localized import Localized
 from psycopg2.extensions import make_dsn
 from real_servers import LOCALHOST, Pair, Server, certificate, wait_until
 
@@ -19,6 +20,11 @@ MAJORS = [
     pytest.param(major, id=f"PostgreSQL-{major}", marks=[pytest.mark.once] if major != _INSTALLED[0] else [])
     for major in _INSTALLED
 ]
+SERVERS = [
+    *MAJORS,
+    pytest.param("German", id="German"),
+    pytest.param("Japanese, EUC-JP", id="Japanese", marks=pytest.mark.once),
+]  # of a release, or of a language
 HBA = """local all all trust
 host all trust_role all trust
 host all password_role all password
@@ -33,9 +39,11 @@ hostnossl all plain_role all md5
 
 
 @contextmanager
-def server(major: int | None = None, authority: Pair | None = None) -> Iterator[Server]:
+def server(
+    major: int | None = None, authority: Pair | None = None, language: str = "English"
+) -> Iterator[Server]:
     """A running server; with an authority it has TLS if it can, and certificates good, expired and self."""
-    made = Server(HBA, "log_statement = all\n", major)
+    made = Localized(language, HBA, "log_statement = all\n", major)
     try:
         made.create()
         if authority and made.has_tls:

@@ -13,7 +13,7 @@ from typing import Any
 
 import auth_servers
 import pytest
-from auth_servers import HBA, MAJORS, PASSWORD, admin, load, target
+from auth_servers import HBA, PASSWORD, SERVERS, admin, load, target
 from click.testing import CliRunner
 from psycopg2.extensions import make_dsn
 from real_servers import Server
@@ -32,9 +32,11 @@ def no_libpq_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-@pytest.fixture(scope="module", params=MAJORS)
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with auth_servers.server(request.param) as made:
+    """One of each release of PostgreSQL, and some that speak another language."""
+    given = {"language": request.param} if isinstance(request.param, str) else {"major": request.param}
+    with auth_servers.server(**given) as made:
         yield made
 
 
@@ -83,7 +85,6 @@ def test_every_method(
 @pytest.mark.parametrize(
     ("role", "first"),
     [
-        ("scram", "upgrade the plugin to 3.3 or later"),
         ("md5", "md5 is weak"),
         ("trust", "everybody who reaches the server is let in without a password"),
         ("password", "the server gets the password itself"),
@@ -111,11 +112,36 @@ def test_the_remedies_for_an_old_plugin_are_in_order(server: Server) -> None:
     assert authentication.check(target(server, "scram", password=PASSWORD), plugin="10.3").remedies == ()
 
 
+def test_an_old_plugin_that_nobody_uses_is_a_note(server: Server) -> None:
+    found = authentication.check(target(server, "scram", password=PASSWORD))
+    assert (found.plugin, found.works_for_plugin, found.remedies) == ("latest", True, ())
+    assert any(note.startswith("plugins up to 3.2 cannot log in this way") for note in found.notes)
+
+
+@pytest.mark.parametrize("role", ["scram", "md5", "missing"])
+def test_a_wrong_password_works_in_no_way(server: Server, role: str) -> None:
+    before = (server.folder / "log").stat().st_size
+    found = authentication.check(target(server, role, password="wr0ng"))
+    assert (found.login, found.works_for_plugin) == ("refused", False)
+    assert [mode.sslmode for mode in found.sslmodes if mode.works] == []
+    assert all(mode.detail for mode in found.sslmodes)
+    told = " ".join((*found.remedies, *found.notes))
+    assert "check the password of role" in told
+    assert "md5" not in told.replace('"md5_role"', "")
+    assert (server.folder / "log").read_bytes()[before:].count(b"FATAL") <= 2  # libpq's try, and ours
+
+
+def test_a_line_for_another_password_is_told_from_a_wrong_one(server: Server) -> None:
+    """The stored password is md5: plain text would do, if there were TLS with SCRAM."""
+    found = authentication.check(target(server, "wrong", password=PASSWORD), admin=admin(server))
+    assert [mode.works for mode in found.sslmodes] == [False] * 6
+
+
 def test_without_rights_it_tells_what_is_hidden(server: Server) -> None:
     found = authentication.check(target(server, "scram", password=PASSWORD))
     assert found.stored == "scram-sha-256"  # the login has proved it
     assert found.hba_line is None
-    assert found.notes == ("pg_hba.conf is hidden from role scram_role: it takes a superuser (--admin)",)
+    assert found.notes[-1] == "pg_hba.conf is hidden from role scram_role: it takes a superuser (--admin)"
     hidden = authentication.check(target(server, "password", password=PASSWORD))
     assert hidden.stored is None
     assert hidden.notes[0].startswith("the kind of the stored password is hidden from role password_role")
@@ -207,7 +233,10 @@ def test_changes_of_the_file_that_are_not_loaded(server: Server) -> None:
 
 
 def test_the_administrator_is_refused(server: Server) -> None:
-    with pytest.raises(ConnectError, match=r"the administrator's login, --admin: .*rejects"):
+    with pytest.raises(
+        ConnectError,
+        match=r"the administrator's login, --admin: the server refuses this client: .*pg_hba.conf",
+    ):
         authentication.check(target(server, "scram", password=PASSWORD), admin=target(server, "reject"))
 
 
@@ -264,7 +293,8 @@ def invoke(*words: str) -> Any:
     [
         ("trust", [], 0, "OK"),
         ("md5", [], 0, "OK"),
-        ("scram", [], 6, "WARNING"),
+        ("scram", [], 0, "OK"),
+        ("scram", ["--plugin", "3.2"], 6, "WARNING"),
         ("scram", ["--plugin", "10.3"], 0, "OK"),
         ("wrong", [], 3, "CRITICAL"),
         ("reject", [], 3, "CRITICAL"),
@@ -284,6 +314,25 @@ def test_the_command(server: Server, role: str, words: list[str], code: int, sta
     assert monitored.stdout.startswith(f"CHECK-AUTH {status} - role {role}_role")
     assert monitored.exit_code == ["OK", "WARNING", "CRITICAL"].index(status)
     assert PASSWORD not in run.output + monitored.output
+
+
+@pytest.mark.parametrize(
+    ("release", "code", "status"), [("3.2", 6, "WARNING"), ("4.0", 0, "OK"), ("", 0, "OK")]
+)
+def test_the_plugin_of_the_configuration_counts(
+    server: Server, tmp_path: Path, release: str, code: int, status: str
+) -> None:
+    library = tmp_path / f"libOrthancPostgreSQLIndex.so{release and '.'}{release}"
+    library.touch()
+    section = {"Host": "127.0.0.1", "Port": server.port, "Database": "postgres", "Username": "scram_role"}
+    configuration = tmp_path / "orthanc.json"
+    configuration.write_text(
+        json.dumps({"Plugins": [str(library)], "PostgreSQL": {**section, "Password": PASSWORD}})
+    )
+    configuration.chmod(0o600)
+    run = invoke("--config", str(configuration), "--json")
+    assert (run.exit_code, json.loads(run.stdout)["plugin"]) == (code, release or "latest")
+    assert invoke("--config", str(configuration), "--nagios").stdout.startswith(f"CHECK-AUTH {status} - ")
 
 
 def test_wrong_usage() -> None:

@@ -348,3 +348,29 @@ def test_the_plan_names_what_is_changed(server: Server) -> None:
     password, line = planned.changes
     assert password == "the same password of role scram_role is stored as md5, now scram-sha-256"
     assert line.startswith(f"the method becomes md5: {server.data}/pg_hba.conf:5: host all ")
+
+
+def test_a_plan_that_cannot_see_what_is_stored_says_so(server: Server) -> None:
+    planned = authentication.plan(login(server, "scram"), "md5")
+    assert planned.changes[0] == (
+        "the same password of role scram_role is stored as md5, the present kind cannot be seen"
+    )
+
+
+def test_nothing_piles_up_beside_the_file(server: Server) -> None:
+    """A killed run leaves a new file; the next one removes it, and keeps one copy of each content."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    left = server.write(f"pg_hba.conf.{ended.pid}.new", "half of a f")
+    same = server.write(f"pg_hba.conf.{os.getpid()}.new", "of a run with our number")
+    alive = server.write(f"pg_hba.conf.{os.getppid()}.new", "of a run that works")
+    foreign = server.write("pg_hba.conf.bak.new", "of the administrator")
+    try:
+        for kind in ("md5", "scram", "md5", "scram"):
+            authentication.fix(login(server, "scram"), kind, admin=admin(server))
+        assert [path.exists() for path in (left, same, alive, foreign)] == [False, False, True, True]
+        copies = [path.read_bytes() for path in server.data.glob("pg_hba.conf.*.pgorthanc")]
+        assert len(copies) == len(set(copies)) == 2
+    finally:
+        alive.unlink()
+        foreign.unlink()

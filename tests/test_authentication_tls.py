@@ -195,7 +195,51 @@ def test_a_client_certificate(server: Server, authority: Pair, tmp_path: Path) -
     assert (without.method, without.login) == ("cert", "refused")
     assert without.remedies[0].startswith("set sslcert and sslkey")
     stranger = with_client(certificate("cert_role", certificate("stranger")))
-    assert stranger.login == "refused"
+    assert (stranger.method, stranger.login) == ("cert", "refused")
+    assert "client certificate" in stranger.refusal
+
+
+@pytest.mark.parametrize("chief", [True, False])
+def test_a_password_and_a_client_certificate(server: Server, chief: bool) -> None:
+    """The method is that of the line; where no line can be seen, only the certificate is known to be missing."""
+    content = (server.data / "pg_hba.conf").read_text()
+    try:
+        auth_servers.load(server, "hostssl all scram_role all scram-sha-256 clientcert=verify-ca\n" + content)
+        given = target(server, "scram", password=PASSWORD, sslmode="require")
+        found = authentication.check(given, admin=admin(server) if chief else None)
+    finally:
+        auth_servers.load(server, content)
+    assert (found.method, found.login) == ("scram-sha-256" if chief else "cert", "refused")
+    assert found.remedies[0].startswith("set sslcert and sslkey")
+
+
+@pytest.mark.parametrize("method", ["md5", "reject"])
+def test_what_tls_would_change_is_tried(server: Server, method: str) -> None:
+    """A role whose password is stored as md5 gets in by one kind of line, and not by another."""
+    content = (server.data / "pg_hba.conf").read_text()
+    try:
+        lines = f"hostssl all md5_role all scram-sha-256\nhostnossl all md5_role all {method}\n"
+        auth_servers.load(server, lines + content)
+        found = authentication.check(target(server, "md5", password=PASSWORD, sslmode="require"))
+    finally:
+        auth_servers.load(server, content)
+    assert (found.login, found.after_tls) == ("refused", "scram-sha-256-plus")
+    assert {mode.sslmode for mode in found.sslmodes if mode.works} == (
+        {"disable", "allow"} if method == "md5" else set()
+    )
+
+
+@pytest.mark.parametrize("kind", ["reject", "no line"])
+def test_a_refusal_without_tls_gets_the_hint_of_tls(server: Server, kind: str) -> None:
+    content = (server.data / "pg_hba.conf").read_text()
+    try:
+        if kind == "reject":
+            auth_servers.load(server, "hostnossl all tls_role all reject\n" + content)
+        found = authentication.check(target(server, "tls", password=PASSWORD, sslmode="disable"))
+    finally:
+        auth_servers.load(server, content)
+    assert found.refusal.startswith("the server refuses connections without TLS: ")
+    assert "--sslmode verify-full" in found.remedies[0]
 
 
 def test_gss(server: Server) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 import samples
+import sqliteindex
 from click.testing import CliRunner, Result
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
@@ -210,3 +211,24 @@ def test_what_a_downgrade_exports_is_what_orthanc_reads(
             cur.execute(insert.format("".join(TEXTS)).encode())  # the bytes are UTF-8, as Orthanc's
     done("downgrade", "--to", 4, "--yes", "--export", tmp_path / "export", "--uri", target.dsn)
     assert "".join(TEXTS) in (tmp_path / "export").read_text("utf-8")
+
+
+@pytest.mark.parametrize("place", [Place(), Place(of_database="LATIN1"), Place(of_role="LATIN1")], ids=str)
+def test_migrate_sqlite_stores_what_orthanc_stores(
+    database: MakeDatabase, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sqliteindex.rich(tmp_path / "index", instances=30)
+    sqliteindex.change(source, f"UPDATE MainDicomTags SET value = '{''.join(TEXTS)}' WHERE tagGroup = 8")
+    target = database(place)
+    monkeypatch.setenv("PGCLIENTENCODING", "SJIS")
+    done("migrate-sqlite", source, "--uri", target.dsn, "--jobs", 1)
+    monkeypatch.delenv("PGCLIENTENCODING")
+    with contextlib.closing(
+        psycopg2.connect(make_dsn(**{**db.parse(target.dsn), "client_encoding": ""}))
+    ) as conn:
+        with conn.cursor() as cur:
+            cur.execute(
+                "SELECT DISTINCT convert_to(value, %s) FROM maindicomtags WHERE taggroup = 8",
+                (conn.info.parameter_status("client_encoding"),),
+            )
+            assert [bytes(value).decode() for (value,) in cur.fetchall()] == ["".join(TEXTS)]

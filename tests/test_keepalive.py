@@ -9,18 +9,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import datetime, timezone
 from pathlib import Path
 
 import psycopg2
 import pytest
 from bouncer import bouncer
+from localized import Localized
 from proxy import End, Side, proxy
 from psycopg2.extensions import make_dsn
 from real_servers import LOCALHOST, Server, certificate, wait_until
 
 from pgorthanc_cli import db, keepalive
 from pgorthanc_cli.errors import ConnectError, UsageError
-from pgorthanc_cli.keepalive import Age, Plan, Report, Started, Trial
+from pgorthanc_cli.keepalive import Age, KeepAlive, Plan, Report, Started, Trial, verdict
+from pgorthanc_cli.keepalive.model import Probes
+from pgorthanc_cli.keepalive.surroundings import Surroundings
 
 FAST = {"keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "3"}
 APPLICATION = "pgorthanc keepalive-test"
@@ -133,6 +137,81 @@ def test_what_counts_data_only_is_not_helped_by_probes(server: Server) -> None:
     assert "counts only data" in said(report)
 
 
+@pytest.mark.parametrize("end", ["reset", "close", "drop"])
+def test_a_proxy_that_ends_tcp_itself_is_told_from_probes_that_come_too_late(
+    server: Server, end: End
+) -> None:
+    """A silent connection lives for 2 s, and probes every second do not help: faster ones would not, either."""
+    with proxy(server.port, 2.7, end, probes=()) as box:
+        report = run(at(box.port, **FAST), 2, 3.5, confirm=True)
+    assert report.limit_s[0] == 2
+    assert (report.passed, report.confirmation, report.confirmed) == ((), (), None)
+    assert (report.parameters, report.connection_uri, report.postgresql_conf, report.sysctl) == (
+        {},
+        "",
+        (),
+        (),
+    )
+    assert "Probes every 1 s do not keep a connection alive, although a silent one lives 2 s" in said(report)
+    for word in ("timeout client", "HousekeepingInterval", "IndexConnectionsCount"):
+        assert word in said(report)
+    for word in ("come too late", "keepalives_idle", "sysctl", "postgresql.conf"):
+        assert word not in said(report)
+
+
+def test_faster_probes_that_fail_as_well_are_not_recommended(server: Server) -> None:
+    with proxy(server.port, 1.6, "reset", probes=()) as box:
+        report = run(at(box.port), 1, 2.2, confirm=True)
+    assert (report.confirmed, report.passed, report.parameters) == (False, (), {})
+    assert "were tried, too, and connections died: nothing is recommended" in said(report)
+
+
+@pytest.mark.parametrize(
+    ("tried_s", "faster_s"),
+    [(30, None), (59, None), (60, 20), (90, 20)],
+    ids=["half", "just", "same", "later"],
+)
+def test_probes_more_often_than_silence_is_survived_do_not_count(tried_s: int, faster_s: int | None) -> None:
+    """As behind a proxy with a limit of 90 s, tried with the ages of a minute and more."""
+    tried = KeepAlive.every(tried_s, 10, 3)
+    found = verdict.judge(tuple(behind_a_proxy(90.2)), (), tried)
+    assert found.limit_s == (60, 90.2)
+    assert (found.advised.idle_s if found.advised else None) == faster_s
+    assert found.futile == (faster_s is None)
+    assert (found.advised_from("client"), found.advised_from("server")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("died_s", "fits", "not_so"),
+    [
+        (90.2, "", "60 s"),
+        (60.1, "AWS Classic", "Azure"),
+        (240.0, "Azure", "AWS Classic"),
+        (350.2, "350 s", "F5"),
+    ],
+)
+def test_known_limits_that_were_survived_do_not_fit(died_s: float, fits: str, not_so: str) -> None:
+    ages = tuple(behind_a_proxy(died_s, 30.0, *(age for age in (60.0, 120.0, 300.0) if age < died_s - 0.2)))
+    tried = KeepAlive.every(30, 10, 3)
+    around = Surroundings("there", True, '"r"', "none", (), {}, {}, datetime.now(timezone.utc))
+    text = "\n".join(verdict.advice(ages, verdict.judge(ages, (), tried), tried, around))
+    [known] = [line for line in text.splitlines() if line.startswith("Known limits")] or [""]
+    assert fits in known
+    assert not_so not in known
+
+
+def behind_a_proxy(died_s: float, *lived_s: float) -> Iterator[Age]:
+    """The fates of connections that a proxy ends after that time, whoever sends probes."""
+    ways: tuple[Probes, ...] = ("none", "client", "server")
+    for age_s in (*(lived_s or (60.0,)), died_s + 30):
+        for probes in ways:
+            lives = age_s < died_s
+            yield Age(
+                age_s=age_s, keepalive=probes != "none", probes=probes, outcome="alive" if lives else "closed",
+                idle_s=age_s + 0.1 if lives else died_s, noticed_s=0.0, cause="", detail="",
+            )  # fmt: skip
+
+
 @pytest.mark.parametrize("side", ["client", "server"])
 def test_what_counts_packets_of_one_side_needs_probes_from_there(server: Server, side: Side) -> None:
     with proxy(server.port, 1.6, "reset", probes=[side]) as box:
@@ -147,14 +226,20 @@ def test_probes_that_come_too_late_are_replaced_by_faster_ones(server: Server, c
     with proxy(server.port, 1.6, "drop") as box:
         report = run(at(box.port), 1, 2.2, confirm=confirm)
     assert report.limit_s == (1, 2.2)
-    assert report.parameters["keepalives_idle"] == 1
     if confirm:
+        assert report.parameters["keepalives_idle"] == 1
         assert (report.confirmed, report.passed) == (True, ("client", "server"))
         assert [(age.age_s, age.probes, age.outcome) for age in report.confirmation] == [
             (2.2, "client", "alive"), (2.2, "server", "alive"),
         ]  # fmt: skip
     else:
         assert (report.confirmed, report.passed) == (None, ())
+        assert (report.parameters, report.connection_uri, report.postgresql_conf, report.sysctl) == (
+            {},
+            "",
+            (),
+            (),
+        )
         assert "come too late" in said(report)
         assert "--confirm" in said(report)
 
@@ -179,6 +264,32 @@ def test_the_servers_own_limits_are_named(
     assert report.timeouts_s[setting] == 1.5
     assert report.parameters == {}
     assert f'ALTER ROLE "postgres" SET {setting} = 0' in said(report)
+
+
+@pytest.fixture(scope="module", params=["German", pytest.param("Japanese", marks=pytest.mark.once)])
+def foreign(request: pytest.FixtureRequest) -> Iterator[Server]:
+    made = Localized(request.param, "local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
+    try:
+        yield made.create().start()
+    finally:
+        made.remove()
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+def test_a_server_in_another_language_is_understood(foreign: Server, in_transaction: bool) -> None:
+    limit = "idle_in_transaction_session_timeout" if in_transaction else "idle_session_timeout"
+
+    def terminate() -> None:
+        foreign.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE application_name = '{APPLICATION}' ORDER BY backend_start LIMIT 1"
+        )
+
+    report = run(
+        at(foreign.port, options=f"-c {limit}=1500"), 3, during=terminate, in_transaction=in_transaction
+    )
+    assert [age.cause for age in report.ages] == ["terminated", limit, limit]
+    assert "administrator command" not in report.ages[0].detail
 
 
 def test_a_terminated_session_is_no_idle_limit(server: Server, target: db.Target) -> None:

@@ -72,8 +72,8 @@ class Plan:
     @property
     def changes(self) -> list[str]:
         """What `fix` would do, in few words."""
-        now = "which kind is stored now cannot be seen" if self.stored is None else f"now it is {self.stored}"
-        password = f"the same password of role {self.client.role} is stored as {self.wanted}; {now}"
+        now = f"now {self.stored}" if self.stored else "the present kind cannot be seen"
+        password = f"the same password of role {self.client.role} is stored as {self.wanted}, {now}"
         line = f"the method becomes {self.wanted}: {examine.place(self.rule)}" if self.rule else ""
         return [password, *([line] if line and self.changes_line else []), *self.notes]
 

@@ -155,12 +155,6 @@ def _tls_remedies(report: Report) -> Iterator[str]:
 
 
 def _notes(report: Report, seen: Seen, of: Sequence[Release]) -> Iterator[str]:
-    if report.login == "works" and report.method.startswith("scram") and of[-1].knows_scram:
-        yield from (
-            f"plugins {old.name} cannot log in this way: they carry libpq 9.6, which does not know SCRAM"
-            for old in of
-            if not old.knows_scram
-        )
     if seen.rule and not explains(seen.rule, report.method):
         yield (
             f"line {seen.rule.line} of pg_hba.conf does not explain why {report.method} is asked: a pooler stands "
@@ -170,6 +164,12 @@ def _notes(report: Report, seen: Seen, of: Sequence[Release]) -> Iterator[str]:
         yield (
             'sslmode=require ("EnableSsl": true) encrypts, but does not verify the server: only verify-full does, '
             "which needs ConnectionUri and sslrootcert"
+        )
+    if report.login == "works" and report.method.startswith("scram") and of[-1].knows_scram:
+        yield from (
+            f"plugins {old.name} cannot log in this way: they carry libpq 9.6, which does not know SCRAM"
+            for old in of
+            if not old.knows_scram
         )
     if seen.looker is None:
         yield (

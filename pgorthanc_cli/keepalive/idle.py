@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING
 import psycopg2
 from psycopg2.extensions import POLL_OK
 
+from pgorthanc_cli import wire
 from pgorthanc_cli.keepalive.model import Age, Outcome, Probes
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# The words of PostgreSQL and PgBouncer -> what ended the connection. They may say something else, or PostgreSQL may
-# speak another language: then the cause is UNNAMED, and the words are shown.
+# The SQLSTATE with which PostgreSQL ends a session -> what ended it; the words follow its lc_messages. Within TLS the
+# SQLSTATE cannot be seen: then the time tells (`trial`), or the cause is UNNAMED, and the words are shown.
+_STATES = {
+    "57P05": "idle_session_timeout",
+    "25P03": "idle_in_transaction_session_timeout",
+    "57P01": "terminated",
+    "57P02": "crashed",
+}
+# The same within TLS, as long as PostgreSQL speaks English, and the words of PgBouncer, which always does.
 _CAUSES = (
     (r"idle-session timeout", "idle_session_timeout"),
     (r"idle-in-transaction timeout", "idle_in_transaction_session_timeout"),
@@ -30,6 +38,7 @@ _CAUSES = (
     (r"server conn crashed", "PgBouncer lost the server"),
 )
 UNNAMED = "unnamed"
+_PEEKED = 8192  # bytes
 # What ends connections however long they were idle.
 ACCIDENTS = ("terminated", "crashed", "restarted")
 
@@ -44,6 +53,7 @@ class IdleConnection:
         self._probes = probes
         self._since = time.monotonic()
         self._asked: float | None = None
+        self._sqlstate = ""
         self._deadline = self._since + age_s
         self.fd = conn.fileno()
         self.backend_pid = conn.info.backend_pid
@@ -94,7 +104,7 @@ class IdleConnection:
         """How the connection has ended, as the kernel tells it; libpq has the same words for all of these."""
         with socket.socket(fileno=os.dup(self.fd)) as sock:
             try:
-                ended = not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                seen = sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             except (ConnectionResetError, BrokenPipeError):
@@ -107,7 +117,8 @@ class IdleConnection:
                     "dropped",
                     f"given up by this machine's kernel, nothing is heard any more: {error.strerror}",
                 )
-        if ended:
+        self._sqlstate = wire.sqlstate(seen) or self._sqlstate
+        if not seen:
             return "closed", "closed without a word: by a proxy, or the server's process was killed"
         return None
 
@@ -118,7 +129,7 @@ class IdleConnection:
         farewell = " ".join(" ".join(self._conn.notices).split())
         if farewell and outcome != "alive":
             named = (cause for words, cause in _CAUSES if re.search(words, farewell))
-            self.found = self._age("closed", farewell, next(named, UNNAMED))
+            self.found = self._age("closed", farewell, _STATES.get(self._sqlstate) or next(named, UNNAMED))
         else:
             self.found = self._age(outcome, " ".join(detail.split()))
 

@@ -202,7 +202,7 @@ class Report:
         ages: One row for each connection, the youngest first.
         limit_s: An idle connection without probes lives at least the first and at most the second time;
             the second is None if none died.
-        parameters: libpq's parameters for `ConnectionUri` that keep connections alive; empty: none known.
+        parameters: libpq's parameters for `ConnectionUri` that were seen to keep connections alive; empty: none.
         passed: With probes from which side every connection lived: `client` (`parameters`, `sysctl`), `server`
             (`postgresql_conf`). What was tried in vain is not recommended.
         confirmation: What became of the connections with which `parameters` were tried again.

@@ -54,6 +54,17 @@ _ORTHANC_HANGS = (
     ' (net.ipv4.tcp_retries2), and then says "could not receive data from server: Connection timed out";'
     " tcp_user_timeout makes that sooner."
 )
+_DATA_ONLY = "A middle box may answer probes itself, or count only data."
+_RAISE = (
+    "Raise the idle limit of the middle box (HAProxy: timeout client, timeout server and timeout tunnel; Envoy:"
+    " idle_timeout; PgBouncer: client_idle_timeout) above the longest pause of Orthanc, or connect past it."
+)
+_HOUSEKEEPING = (
+    'Orthanc itself sends data every "HousekeepingInterval" (plugin 7.0 and later, 1 s by default), but on one'
+    ' connection at a time: that keeps them all alive only with "IndexConnectionsCount": 1. With'
+    ' "UseDynamicConnectionPool": true (9.0 and later) it closes connections that are idle for 60 s, before a longer'
+    " limit does."
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Verdict:
         passed: From which side all connections lived with them.
         confirmed: See `Report.confirmed`.
         tried: Whether just these have been tried.
+        futile: Whether probes came more often than silence alone ends a connection, and it ended all the same.
     """
 
     limit_s: tuple[float, float | None]
@@ -73,10 +85,11 @@ class Verdict:
     passed: tuple[Probes, ...]
     confirmed: bool | None
     tried: bool
+    futile: bool
 
     def advised_from(self, side: Probes) -> KeepAlive | None:
-        """The probes to recommend for that side: none that were tried there in vain."""
-        return self.advised if side in self.passed or not self.tried else None
+        """Return the probes to recommend for that side: only what was seen to keep every connection alive."""
+        return self.advised if side in self.passed else None
 
 
 def judge(ages: tuple[Age, ...], again: tuple[Age, ...], tried: KeepAlive) -> Verdict:
@@ -91,6 +104,7 @@ def judge(ages: tuple[Age, ...], again: tuple[Age, ...], tried: KeepAlive) -> Ve
         passed=tuple(side for side in sides if was_tried and _lived(again or ages, side)),
         confirmed=not any(age.died for age in again) if settled_again else None,
         tried=was_tried,
+        futile=_died_with_probes(ages) and tried.idle_s < limit(ages)[0],
     )
 
 
@@ -107,18 +121,20 @@ def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
     """The probes that were tried if they help, faster ones if they were too slow, None if none can help."""
     if any(age.cause for age in ages):
         return None
-    if (
-        not any(age.died and age.keepalive for age in ages)
-        or _lived(ages, "client")
-        or _lived(ages, "server")
-    ):
+    if not _died_with_probes(ages):
         return tried
     low, high = limit(ages)
-    bound = low or (high or 0) / 2
-    if tried.idle_s < bound / 2:
+    if tried.idle_s < low:  # silence is no longer between two probes: they do not count
         return None
+    bound = low or (high or 0) / 2
     faster = max(1, int(bound / 3))
     return KeepAlive.every(faster, max(1, faster // 3), 3) if faster < tried.idle_s else None
+
+
+def _died_with_probes(ages: tuple[Age, ...]) -> bool:
+    """Whether connections died from whichever side the probes came."""
+    some = any(age.died and age.keepalive for age in ages)
+    return some and not (_lived(ages, "client") or _lived(ages, "server"))
 
 
 def _lived(ages: tuple[Age, ...], probes: Probes) -> bool:
@@ -148,7 +164,7 @@ def advice(ages: tuple[Age, ...], found: Verdict, tried: KeepAlive, around: Surr
     if "dropped" in outcomes:
         yield _ORTHANC_HANGS
     if "" in causes:
-        yield from _about_limits(found.limit_s)
+        yield from _about_limits(found.limit_s, _survived(ages, found.limit_s))
         if around.tcp:
             yield from _about_keepalive(found, tried, around)
 
@@ -171,16 +187,23 @@ def _about_the_way(around: Surroundings) -> Iterator[str]:
         )
 
 
-def _about_limits(limit_s: tuple[float, float | None]) -> Iterator[str]:
+def _survived(ages: tuple[Age, ...], limit_s: tuple[float, float | None]) -> float:
+    """Return the longest silence that a connection lived through, to the millisecond."""
+    silent = (age for age in ages if age.probes == "none" and age.outcome == "alive")
+    return max((age.idle_s for age in silent if age.age_s <= limit_s[0]), default=0.0)
+
+
+def _about_limits(limit_s: tuple[float, float | None], survived_s: float | None = None) -> Iterator[str]:
     low, high = limit_s
     if high is None:
         return
+    survived = low if survived_s is None else survived_s
     yield f"A silent connection dies after {shown(low)} to {shown(high)}."
-    fitting = [name for seconds, name in _KNOWN_LIMITS_S if low <= seconds <= high]
+    fitting = [name for seconds, name in _KNOWN_LIMITS_S if survived <= seconds <= high]
     if fitting:
         yield f"Known limits that fit: {'; '.join(fitting)}."
     own_s = _conntrack_s()
-    if own_s and low <= own_s <= high:
+    if own_s and survived <= own_s <= high:
         yield f"This machine's own connection tracking forgets connections after {shown(own_s)}: {_CONNTRACK}."
 
 
@@ -191,21 +214,37 @@ def _conntrack_s() -> int | None:
         return None
 
 
+def _about_futility(found: Verdict, tried: KeepAlive) -> Iterator[str]:
+    """Probes do not help; what does."""
+    if found.futile:
+        yield (
+            f"Probes every {tried.idle_s} s do not keep a connection alive, although a silent one lives"
+            f" {shown(found.limit_s[0])}: a middle box (HAProxy, Envoy, PgBouncer, stunnel, a load balancer) answers"
+            " them itself, or counts only data. No parameter of keep-alive helps."
+        )
+    else:
+        yield f"Probes every {tried.idle_s} s do not help, and faster ones cannot be recommended. {_DATA_ONLY}"
+    yield _RAISE
+    yield _HOUSEKEEPING
+
+
 def _about_keepalive(found: Verdict, tried: KeepAlive, around: Surroundings) -> Iterator[str]:
     if found.advised is None:
-        yield (
-            f"Probes after {tried.idle_s} s do not help: something on the way (HAProxy, Envoy, PgBouncer, stunnel)"
-            " ends connections itself and counts only data. Raise its time limit."
-        )
+        yield from _about_futility(found, tried)
         return
     if not found.tried:
         yield (
             f"Probes after {tried.idle_s} s come too late. Those after {found.advised.idle_s} s have not been"
-            " tried: add --confirm."
+            " tried, so nothing is recommended: add --confirm."
         )
-    elif found.confirmed is False:
-        yield "The recommended parameters were tried again, and connections died: see the server's log and the way."
-    elif "client" in found.passed:
+        return
+    if not found.passed:
+        yield (
+            f"Probes after {found.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
+            f" {_DATA_ONLY}"
+        )
+        return
+    if "client" in found.passed:
         yield "With the parameters above every connection lived: add them to ConnectionUri."
     elif "server" in found.passed:
         yield "Only probes from the server keep connections alive: use the lines for postgresql.conf."
