@@ -1,4 +1,4 @@
-"""Configurations in which another storage plugin keeps the DICOM files: what concludes the place from them is refused."""
+"""Configurations in which another storage plugin keeps the DICOM files: no command concludes the place from them."""
 
 from __future__ import annotations
 
