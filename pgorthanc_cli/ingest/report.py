@@ -136,8 +136,8 @@ class Report:
         if self.restored:
             found.append(
                 f"{_counted(self.restored, 'known instance was', 'known instances were')} missing in the storage and "
-                f"{'would be put' if self.dry_run else 'put'} back; if Orthanc could read them all the time, the storage "
-                "named here is not the one that it uses"
+                f"{'would be put' if self.dry_run else 'put'} back; if Orthanc could read them all the time, "
+                "the storage named here is not the one that it uses"
             )
         if self.uncompared:
             found.append(
