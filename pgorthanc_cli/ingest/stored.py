@@ -58,12 +58,16 @@ def lost_files(area: storage.FilesystemArea, attachments: Iterable[index.Stored]
 
     A row whose uuid is not one says nothing about a place in the area.
     """
-    return [a for a in attachments if not a.elsewhere and _UUID.fullmatch(a.uuid) and not _is_whole(area, a)]
+    root = os.fspath(area.root)
+    return [a for a in attachments if not a.elsewhere and _UUID.fullmatch(a.uuid) and not _is_whole(root, a)]
 
 
-def _is_whole(area: storage.FilesystemArea, attachment: index.Stored) -> bool:
+def _is_whole(root: str, attachment: index.Stored) -> bool:
+    uuid = attachment.uuid
     try:
-        status = os.stat(area.path(attachment.uuid))
+        status = os.stat(
+            f"{root}/{uuid[:2]}/{uuid[2:4]}/{uuid}"
+        )  # as `area.path`, which takes four times as long
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size == attachment.stored_size

@@ -75,6 +75,8 @@ class Gathered:
         names: Whether folders below the roots, files and patients are kept.
         total: Of all files.
         overwritten: Instances among `total.imported` that replaced others.
+        restored: Instances among `total.known` whose missing content was put back.
+        differing: Instances among `total.known` that are stored with another content.
         modalities, years, folders: Sums by name; "" where a file does not tell.
         reasons: Of refusals, by their text without its numbers.
         patients: Instances by patient, as (name, Orthanc's identifier); only kept with `names`.
@@ -89,6 +91,8 @@ class Gathered:
         self.elapsed_s = 0.0
         self.total = Sum()
         self.overwritten = 0
+        self.restored = 0
+        self.differing = 0
         self.modalities: dict[str, Sum] = {}
         self.years: dict[str, Sum] = {}
         self.folders: dict[str, Sum] = {}
@@ -112,9 +116,11 @@ class Gathered:
         self.elapsed_s = time.monotonic() - self._clock
         self.timeline.add(self.elapsed_s, batch.files, batch.bytes)
         self.total.imported += batch.imported + batch.overwritten
-        self.total.known += batch.known
+        self.total.known += batch.known + batch.restored
         self.total.refused += len(batch.refusals)
         self.overwritten += batch.overwritten
+        self.restored += batch.restored
+        self.differing += len(batch.differences)
         for item in batch.items:
             self._item(item)
         for refusal in batch.refusals:
@@ -127,7 +133,7 @@ class Gathered:
         facts = item.facts
         self._seen_patients.add(hash(facts.patient_id))
         folder = _row(self.folders, self._folder(shown(item.source)))
-        if item.outcome is Outcome.KNOWN:
+        if item.outcome in (Outcome.KNOWN, Outcome.RESTORED):
             folder.known += 1
             return
         self.total.size_bytes += item.size

@@ -76,6 +76,10 @@ def _tiles(gathered: Gathered) -> str:
     ]
     if gathered.patient_count:
         tiles.insert(3, ("patients", f"{gathered.patient_count:,}", "of whom there were files"))
+    if gathered.differing:
+        tiles.insert(2, ("differing", f"{gathered.differing:,}", "of the known, stored with other content"))
+    if gathered.restored:
+        tiles.insert(2, ("restored", f"{gathered.restored:,}", "of the known, missing content put back"))
     if gathered.overwritten:
         tiles.insert(1, ("overwritten", f"{gathered.overwritten:,}", "of the imported, in place of others"))
     return (

@@ -23,6 +23,7 @@ from interop import lifecycle
 from interop.archive import Archive
 from interop.orthanc import Rest
 from pgorthanc_cli import db, dicom
+from pgorthanc_cli.errors import InUseError
 
 pytestmark = pytest.mark.interop
 
@@ -56,12 +57,16 @@ def working(archive: Archive) -> Iterator[Rest]:
 
 
 @contextmanager
-def importing(archive: Archive, files: Sequence[Path]) -> Iterator[subprocess.Popen[str]]:
+def importing(
+    archive: Archive, files: Sequence[Path], *more: str, concurrent: bool = True
+) -> Iterator[subprocess.Popen[str]]:
     """The program at work, in small batches."""
     archive.folder.joinpath("orthanc.json").chmod(0o600)
     options = ["--config", archive.folder / "orthanc.json", "--orthanc-version", archive.program.version()]
-    command = [sys.executable, "-c", PROGRAM, "import", "--json", "--quiet", "--concurrent", *options, *files]
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+    beside = ["--concurrent"] if concurrent else []
+    command = [sys.executable, "-c", PROGRAM, "import", "--json", "--quiet", *beside, *options, *more, *files]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(list(map(str, command)), text=True, **pipes) as process:
         try:
             yield process
         finally:
@@ -176,3 +181,43 @@ def test_orthanc_deletes_the_patients_that_an_import_adds_to(
     found = beside.dump()
     del found["changes"], wanted["changes"]  # some patients are new again
     check_same(found, wanted)
+
+
+def test_an_import_that_expects_to_be_alone_is_refused(beside: Archive, files: list[Path]) -> None:
+    """The Orthanc holds no lock, but it is seen, and named with what to do."""
+    with working(beside) as rest:
+        rest.upload(files[0].read_bytes())
+        with importing(beside, files, concurrent=False) as process:
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == InUseError.exit_code
+        said = json.loads(errors)
+        assert "Orthanc at 127.0.0.1" in said["message"]
+        assert "without a lock" in said["message"]
+        assert "--concurrent" in said["hint"]
+        assert rest.get("/statistics")["CountInstances"] == 1
+    check(beside)
+
+
+def test_an_orthanc_that_starts_in_the_middle_makes_no_duplicates(
+    beside: Archive, files: list[Path], wanted: dict[str, Any]
+) -> None:
+    """Without --concurrent the import has looked once, and then an Orthanc without a lock starts."""
+    with working(beside):
+        pass  # it makes its index
+    first, rest_of_files = (
+        files[: COUNT // 2],
+        files[COUNT // 2 :],
+    )  # enough for more batches than workers hold
+    with importing(beside, [], "--files-from", "-", concurrent=False) as process:
+        assert process.stdin
+        process.stdin.writelines(f"{path}\n" for path in first)
+        process.stdin.flush()
+        wait_until(lambda: process.poll() is not None or stored(beside) > 0, timeout_s=60)
+        with working(beside) as rest:
+            with meanwhile(lambda: [rest.upload(f.read_bytes()) for f in reversed(files)]):
+                process.stdin.writelines(f"{path}\n" for path in rest_of_files)
+                found = report(process)
+            assert found["imported"] + found["known"] == COUNT
+            assert len(lifecycle.served(rest)) == COUNT
+    check(beside)
+    check_same(beside.dump(), wanted)
