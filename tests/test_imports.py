@@ -49,7 +49,7 @@ ALLOWED = {
     "durable": set(),
     "storage": {"durable"},
     "ingest": {"dicom", "durable", "index", "storage"},
-    "sqlite": {"catalog", "revision", "storage", "verify"},
+    "sqlite": {"catalog", "config", "revision", "storage", "verify"},
     "report": {"ingest", "index"},
 }
 # third-party module -> the only rooms that may import it
