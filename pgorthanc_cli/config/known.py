@@ -136,6 +136,7 @@ _ROOT_NAMES = """
     WebDavUploadAllowed ZipLoaderThreads ZipUseUtf8
 """
 ROOT_NAMES = frozenset(_ROOT_NAMES.split())
+_LONGEST_NAME = 100
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -187,7 +188,9 @@ def _upper_snake(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The option that was probably meant."""
+    """The option that was probably meant; none for a name that is longer than any option."""
+    if len(name) > _LONGEST_NAME:
+        return None
     folded = {key.lower(): key for key in known}
     close = difflib.get_close_matches(name.lower().replace("_", ""), folded, n=1, cutoff=cutoff)
     return folded[close[0]] if close else None
