@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,7 +179,8 @@ def layout(found: Catalog, schema: str) -> Layout | None:
             f"schema {schema} holds the table {' and '.join(core)}, but no Orthanc index of a known layout",
             "use another schema; if this is a damaged index, restore it from a backup",
         )
-    return known
+    # A revision belongs to all releases that work with it, whichever of them created its tables.
+    return replace(known, plugins=plugins(known.revision)) if known and known.revision else known
 
 
 def layouts() -> list[Layout]:
@@ -196,7 +197,11 @@ def revisions() -> list[int]:
 
 def plugins(revision: int) -> str:
     """The releases of the plugin that work with a revision."""
-    return ", ".join(layout.plugins for layout in reversed(layouts()) if layout.revision == revision)
+    texts = [layout.plugins for layout in reversed(layouts()) if layout.revision == revision]
+    numbers = re.findall(r"\d+\.\d+", " ".join(texts))
+    if texts[0].startswith("up to"):
+        return f"up to {numbers[-1]}"
+    return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def of_plugin(release: str) -> int:

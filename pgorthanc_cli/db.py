@@ -134,19 +134,27 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
     Raises:
         UsageError: libpq does not understand it, or it holds a bare @ or / that libpq misunderstands.
     """
+    if "\0" in dsn:  # libpq would ignore what follows
+        raise UsageError(f"{origin} contains a NUL character", "remove it")
     try:
         found: dict[str, str] = parse_dsn(dsn)
     except psycopg2.ProgrammingError as error:
-        reason = re.sub(
-            r'".*"', '"..."', str(error).strip(), flags=re.DOTALL
-        )  # it quotes parts of the password
-        reason = reason.removeprefix("invalid dsn: ")
+        reason = _without_quoted(str(error).strip().removeprefix("invalid dsn: "), dsn)
         raise UsageError(f"{origin} is no connection string: {reason}", _URI_HINT) from None
     if _BARE_AT.match(dsn):
         raise UsageError(
             f"{origin} holds an @ too many: libpq would take a part of the password for a host", _URI_HINT
         )
     return found
+
+
+def _without_quoted(reason: str, dsn: str) -> str:
+    """libpq's complaint without what it quotes, unless that is the name of a parameter and no part of a password."""
+    uri = re.fullmatch(r"\w+://(?:[^?]*@[^?@]*|[^?:@]*(?::\d+)?/[^?:@]*)\?[^@]*", dsn)
+    option = r'invalid (?:URI query parameter:|connection option) "\w+"'
+    if re.fullmatch(option, reason) and (uri or not re.search("pass|://", dsn, re.IGNORECASE)):
+        return reason
+    return re.sub(r'".*"', '"..."', reason, flags=re.DOTALL)
 
 
 def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Connection:

@@ -33,7 +33,7 @@ ALLOWED = {
     "revision": {"catalog", "steps"},
     "status": {"catalog"},
     "transition": {"catalog", "duplicates", "locks", "steps", "verify"},
-    "provision": set(),
+    "provision": {"config"},
     "hba": set(),
     "authentication": {"hba"},
     "locks": {"catalog"},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -197,6 +198,31 @@ def _prompt(question: str) -> str:
     except click.Abort:
         raise Interrupted("interrupted at the question for the password; nothing was done") from None
     return answer
+
+
+class List(click.File):
+    """A file that is read line by line; - is standard input. No named pipe, which may wait for its writer for ever."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        """The opened file."""
+        if value == "-":
+            return super().convert(value, param, ctx)
+        from pgorthanc_cli import files
+
+        try:
+            stream = os.fdopen(files.opened(value), "rb")
+        except OSError as error:
+            self.fail(f"{value!r}: {error.strerror}", param, ctx)
+        except UsageError as error:
+            self.fail(error.message, param, ctx)
+        if ctx is not None:
+            ctx.call_on_close(stream.close)
+        return stream
 
 
 class _SectionOption(click.Option):

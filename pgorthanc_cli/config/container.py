@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pgorthanc_cli import files as disk
 from pgorthanc_cli.config import files, jsontext
 from pgorthanc_cli.config.files import ConfigurationError, Document, Problem, Source
 from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION, named
+from pgorthanc_cli.errors import UsageError
 
 IMAGE = "orthancteam/orthanc"
 PREFIX = "ORTHANC__"
@@ -71,10 +73,12 @@ def _secret(file: Path) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return disk.read(file).decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigurationError(f"{file}: cannot be read: {reason}") from None
+    except UsageError as error:
+        raise ConfigurationError(error.message, error.hint) from None
 
 
 def _merge_text(document: Document, source: Source) -> None:

@@ -11,6 +11,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgorthanc_cli import files
+from pgorthanc_cli.errors import UsageError
+
 INDEX, STORAGE = "libOrthancPostgreSQLIndex", "libOrthancPostgreSQLStorage"
 _X86_64, _AARCH64 = 62, 183
 _LONGEST = 64  # of a release, in bytes
@@ -69,8 +72,8 @@ def look(library: Path) -> Plugin:
     if name not in (INDEX, STORAGE):
         return Plugin(library, name)
     try:
-        content = library.read_bytes()
-    except OSError:
+        content = files.read(library, limit=1_000_000_000)
+    except (OSError, UsageError):
         return Plugin(library, name)
     release = _release(content) or _from_name(library)
     steps = [int(step) for step in _STEP.findall(content)]
