@@ -110,6 +110,11 @@ class Layout:
         """The revision for a message."""
         return str(self.revision) if self.revision else "unknown"
 
+    @property
+    def made_by(self) -> str:
+        """The releases of the plugin that create exactly this layout."""
+        return next(layout.plugins for layout in layouts() if layout.has == self.has)
+
     def fits(self, found: Catalog) -> bool:
         """Whether a schema has this layout."""
         columns = {name.removeprefix("column ") for name in found}

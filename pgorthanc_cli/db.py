@@ -149,7 +149,7 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
 
 
 def _without_quoted(reason: str, dsn: str) -> str:
-    """libpq's complaint without what it quotes, unless that is the name of a parameter and no part of a password."""
+    """Libpq's complaint without what it quotes, unless that is the name of a parameter and no part of a password."""
     uri = re.fullmatch(r"\w+://(?:[^?]*@[^?@]*|[^?:@]*(?::\d+)?/[^?:@]*)\?[^@]*", dsn)
     option = r'invalid (?:URI query parameter:|connection option) "\w+"'
     if re.fullmatch(option, reason) and (uri or not re.search("pass|://", dsn, re.IGNORECASE)):

@@ -70,9 +70,7 @@ def prepare(
     return acting
 
 
-def create_role(
-    conn: Connection, name: str, password_file: Path | None, password: str | None = None
-) -> bool:
+def create_role(conn: Connection, name: str, password_file: Path | None, password: str | None = None) -> bool:
     """Create a role that may log in and nothing else; False if it is there already.
 
     Raises:
@@ -180,7 +178,9 @@ def _password(file: Path, known: str | None) -> str:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise UsageError(f"cannot create {file}: {error.strerror}", "name a file in an existing folder") from None
+        raise UsageError(
+            f"cannot create {file}: {error.strerror}", "name a file in an existing folder"
+        ) from None
     with open(descriptor, "w", encoding="utf-8") as stream:
         stream.write(password + "\n")
     return password

@@ -206,9 +206,7 @@ class List(click.File):
     def __init__(self) -> None:
         super().__init__("rb")
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The opened file."""
         if value == "-":
             return super().convert(value, param, ctx)

@@ -92,6 +92,8 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
     said = complaint(key, value) if key else None
     if said:
         raise UsageError(said, _example(key))
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f'"{keys[-1]}" contains a NUL character', "remove it")
     if keys[-1] == "ConnectionUri":
         db.parse(value, '"ConnectionUri"')
     return value

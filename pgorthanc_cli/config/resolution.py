@@ -258,7 +258,9 @@ def password_in(path: str | Path, origin: str) -> str:
     if not password:
         raise UsageError(f"{origin}: the first line of {path} is empty", "put the password there")
     if "\0" in password:
-        raise UsageError(f"{origin}: the password in {path} contains a NUL character", "write it as plain text")
+        raise UsageError(
+            f"{origin}: the password in {path} contains a NUL character", "write it as plain text"
+        )
     return password
 
 

@@ -39,7 +39,20 @@ def values(document: Document) -> Iterator[Problem]:
         said = complaint(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
         if said:
             yield Problem(f"{SECTION}.{name}", "error", said, place=document.place(SECTION, name))
+    yield from _nul(document)
     yield from _tags(document)
+
+
+def _nul(document: Document) -> Iterator[Problem]:
+    """A NUL in a text: whatever is written in C ignores what follows it, and libpq the rest of the connection."""
+    connection = ((f"{SECTION}.{k}", v, document.place(SECTION, k)) for k, v in section(document).items())
+    root = ((k, v, document.place(k)) for k, v in document.values.items() if k in ROOT_KEYS)
+    for key, value, place in (*connection, *root):
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            name = key.rpartition(".")[2]
+            message = f'"{name}" contains a NUL character (\\u0000): what follows it would be ignored'
+            yield Problem(key, "error", message, "remove it", place)
 
 
 def _tags(document: Document) -> Iterator[Problem]:
