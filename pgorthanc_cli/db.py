@@ -27,7 +27,7 @@ from psycopg2.extensions import (
     parse_dsn,
 )
 
-from pgorthanc_cli import connect_errors
+from pgorthanc_cli import connect_errors, libpq
 from pgorthanc_cli.connect_errors import MissingDatabase, PasswordRequired
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 
@@ -235,10 +235,11 @@ def finish(conn: Connection, timeout_s: float) -> None:
 
 def _connect_patiently(target: Target, begin: Callable[[str], Connection] = psycopg2.connect) -> Connection:
     """Try `retries` times more, but only after failures that heal by themselves."""
-    parameters = target.parameters()
+    libpq.refuse_pipes(parameters := target.parameters())
     for left in range(target.retries, -1, -1):
         try:
-            return begin(make_dsn(**parameters))
+            with libpq.overheard():
+                return begin(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)
         except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own

@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,16 +87,15 @@ def test_a_device_and_a_file_that_does_not_end(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a device, not a regular file"):
         disk.read("/dev/zero")
     (tmp_path / "large").write_bytes(b"x" * 1001)
-    with pytest.raises(UsageError, match="larger than 0.001 MB"):
+    with pytest.raises(UsageError, match=r"larger than 0\.001 MB"):
         disk.read(tmp_path / "large", limit=1000)
 
 
 def test_what_a_shell_hands_over_is_read(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    writer = threading.Thread(target=lambda: (os.write(writing, b"secret\n"), os.close(writing)))
-    writer.start()
+    os.write(writing, b"secret\n")
+    os.close(writing)
     found = config.resolve(application="x", environ={}, password_file=f"/dev/fd/{reading}")
-    writer.join()
     os.close(reading)
     assert db.parse(found.target.dsn)["password"] == "secret"
 
@@ -119,7 +118,7 @@ def test_long_numbers_that_can_be_read(tmp_path: Path, number: str) -> None:
     assert files.read(path, {}).values["A"] == float(number)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[int], str]] = {
     "keys": lambda n: "{" + ",\n".join(f'"k{i}":{i}' for i in range(n)) + "}",
     "options of the section": lambda n: '{"PostgreSQL":{' + ",\n".join(f'"k{i}":{i}' for i in range(n)) + "}}",
     "array": lambda n: '{"A":[' + ",".join(map(str, range(5 * n))) + "]}",
@@ -155,7 +154,7 @@ def _seconds(text: str, path: Path) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_time_grows_with_the_size_and_no_faster(tmp_path: Path, kind: str) -> None:
-    small, large = (_seconds(KINDS[kind](n), tmp_path / "orthanc.json") for n in (1000, 8000))
+    small, large = (_seconds(KINDS[kind](n), tmp_path / "orthanc.json") for n in (500, 4000))
     assert large < 8 * 3 * max(small, 0.01)
 
 

@@ -88,6 +88,14 @@ _SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
 )
 
 
+class _Warnings(logging.Handler):
+    """What rooms log, such as the tries of `db.connect`: warnings on stderr as all others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        output.warn(record.getMessage())
+
+
 class Call:
     """One call of a command: its connection options and the way to show its result."""
 
@@ -99,14 +107,15 @@ class Call:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
+        logger = logging.getLogger("pgorthanc_cli")
+        logger.handlers = [_Warnings()]
+        logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
     @contextmanager
     def resolved(self) -> Iterator[Resolved]:
         """The target and the Orthanc configuration that the options and the environment mean."""
         from pgorthanc_cli import config
 
-        if self.quiet:
-            logging.getLogger("pgorthanc_cli").setLevel(logging.ERROR)  # the tries of db.connect
         options = dict(self.options)
         embedded_dir = options.pop("embedded")
         if embedded_dir:
@@ -283,6 +292,7 @@ def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., No
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             options = {key: own.pop(key) for key in _CONNECTION_NAMES} if connection else {}
+            quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = click.get_current_context().command_path.partition(" ")[2]  # with the names of its groups
             function(Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
 
