@@ -70,7 +70,7 @@ _CONNECTION = (
         "--embedded",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Use a private PostgreSQL in DIR, created at first use.",
+        help="Use the private PostgreSQL in DIR; init, migrate-sqlite and server start create it.",
     ),
 )
 _CONNECTION_NAMES = (
@@ -112,8 +112,13 @@ class Call:
         logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
     @contextmanager
-    def resolved(self) -> Iterator[Resolved]:
-        """The target and the Orthanc configuration that the options and the environment mean."""
+    def resolved(self, *, create: bool = False, needed: bool = True) -> Iterator[Resolved]:
+        """The target and the Orthanc configuration that the options and the environment mean.
+
+        Args:
+            create: Create the private server of --embedded if it is missing.
+            needed: Whether a server is needed at all; else none is started or asked.
+        """
         from pgorthanc_cli import config
 
         options = dict(self.options)
@@ -123,13 +128,16 @@ class Call:
         found = config.resolve(application=f"pgorthanc {self.name}", **options)
         for warning in found.warnings:
             self.warn(warning)
+        if not needed:
+            yield found
+            return
         if not embedded_dir:
             self._explain(found)
             yield replace(found, target=_with_password(found.target))
             return
         from pgorthanc_cli import embedded
 
-        with embedded.attach(Path(embedded_dir)) as server:
+        with embedded.attach(Path(embedded_dir), create=create) as server:
             found = found.at(server.dsn, "--embedded")
             self._explain(found)
             yield found
@@ -157,7 +165,9 @@ class Call:
             output.note(str(setting))
 
     def emit(self, result: object) -> None:
-        """Show the result: a table, or JSON."""
+        """Show the result: a table, or JSON. That of a dry run says so first."""
+        if getattr(result, "dry_run", False) and not self.as_json:
+            output.text("Dry run, nothing was changed.\n")
         output.emit(result, as_json=self.as_json)
 
     def watch(self, make: Callable[[], object]) -> None:

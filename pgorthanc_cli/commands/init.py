@@ -62,7 +62,7 @@ def command(
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
         )
-    with call.resolved() as found:
+    with call.resolved(create=not (dry_run or print_sql), needed=not print_sql) as found:
         target = found.target
         if storage is None:
             storage = found.orthanc is None or found.orthanc.enable_storage

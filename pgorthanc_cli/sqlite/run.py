@@ -61,7 +61,7 @@ def check(path: Path, settings: Settings) -> Iterator[Event]:
         yield from reading.survey(thorough=True)
         yield from reading.read()
         yield from reading.look_at_files()
-        yield reading.result(time.monotonic() - started)
+        yield reading.result(time.monotonic() - started, dry_run=True)
 
 
 def _check(settings: Settings) -> None:
