@@ -104,14 +104,14 @@ def test_what_a_shell_hands_over_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", ["1" * 309, "-" + "9" * 400, "1" * 5000, "1." + "1" * 6000, "1e400", "+" + "1" * 400]
+    "number", ["9" * 309, "-" + "9" * 400, "1" * 5000, "1." + "1" * 6000, "1e400", "+" + "1" * 400]
 )
 def test_numbers_that_no_number_holds(tmp_path: Path, number: str) -> None:
     with pytest.raises(ConfigurationError, match=r"line 2, column 6: .*(too large|not a number)"):
         read(tmp_path, f'{{\n"A": {number}}}')
 
 
-@pytest.mark.parametrize("number", ["1" * 308, "0" * 6000 + "1", "-" + "0" * 400])
+@pytest.mark.parametrize("number", ["1" * 309, "0" * 6000 + "1", "-" + "0" * 400])
 def test_long_numbers_that_can_be_read(tmp_path: Path, number: str) -> None:
     path = tmp_path / "orthanc.json"
     path.write_text(f'{{"A": {number}}}')

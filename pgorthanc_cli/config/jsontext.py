@@ -9,6 +9,7 @@ comment in an object is an error. Found by experiment with Orthanc 1.10.1 (JsonC
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +26,7 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.?))", re.DOTALL)
 _ESCAPED = {'"': '"', "/": "/", "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _LITERALS = {"true": True, "false": False, "null": None}
 _DEEPEST = 200  # no configuration is, and Python's stack has an end
-_LONGEST = 308  # digits of a whole number that a double can hold
+_LONGEST = 309  # digits of the largest whole number that a double can hold
 
 
 class JsonError(ValueError):
@@ -222,9 +223,10 @@ class _Parser:
         text = found[0] if found else ""
         end = start + len(text)
         if re.fullmatch(r"-?[0-9]*", text):
-            if len(text.lstrip("-").lstrip("0")) > _LONGEST:
+            digits = text.lstrip("-").lstrip("0")
+            whole = int(digits[: _LONGEST + 1] or 0)  # JsonCpp reads a lone minus as 0
+            if len(digits) > _LONGEST or whole > sys.float_info.max:
                 raise JsonError(f"a number of {len(text):,} digits is too large", start)
-            whole = int(text.lstrip("-")[-_LONGEST - 1 :] or 0)  # JsonCpp reads a lone minus as 0
             whole = -whole if text.startswith("-") else whole
             exact = -(2**63) <= whole < 2**64
             return Node(whole if exact else float(whole), start, end)

@@ -40,7 +40,7 @@ local function show(value)
     return "{" .. table.concat(parts, ",") .. "}"
   end
   if type(value) == "string" then return '"' .. hex(value) .. '"' end
-  if type(value) == "number" then return string.format("%.17g", value) end
+  if type(value) == "number" then return value - value == 0 and string.format("%.17g", value) or "null" end
   return tostring(value)
 end
 function Initialize()
