@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,11 @@ class Layout:
         """The revision for a message."""
         return str(self.revision) if self.revision else "unknown"
 
+    @property
+    def made_by(self) -> str:
+        """The releases of the plugin that create exactly this layout."""
+        return next(layout.plugins for layout in layouts() if layout.has == self.has)
+
     def fits(self, found: Catalog) -> bool:
         """Whether a schema has this layout."""
         columns = {name.removeprefix("column ") for name in found}
@@ -177,7 +182,8 @@ def layout(found: Catalog, schema: str) -> Layout | None:
             f"schema {schema} holds the table {' and '.join(core)}, but no Orthanc index of a known layout",
             "use another schema; if this is a damaged index, restore it from a backup",
         )
-    return known
+    # A revision belongs to all releases that work with it, whichever of them created its tables.
+    return replace(known, plugins=plugins(known.revision)) if known and known.revision else known
 
 
 def layouts() -> list[Layout]:
@@ -194,7 +200,11 @@ def revisions() -> list[int]:
 
 def plugins(revision: int) -> str:
     """The releases of the plugin that work with a revision."""
-    return ", ".join(layout.plugins for layout in reversed(layouts()) if layout.revision == revision)
+    texts = [layout.plugins for layout in reversed(layouts()) if layout.revision == revision]
+    numbers = re.findall(r"\d+\.\d+", " ".join(texts))
+    if texts[0].startswith("up to"):
+        return f"up to {numbers[-1]}"
+    return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
 def of_plugin(release: str) -> int:

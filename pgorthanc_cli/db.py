@@ -26,7 +26,7 @@ from psycopg2.extensions import (
     parse_dsn,
 )
 
-from pgorthanc_cli import connect_errors
+from pgorthanc_cli import connect_errors, libpq
 from pgorthanc_cli.advisory import (
     LOCK_CREATE_INSTANCE,
     LOCK_DATABASE_SETUP,
@@ -148,19 +148,27 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
     Raises:
         UsageError: libpq does not understand it, or it holds a bare @ or / that libpq misunderstands.
     """
+    if "\0" in dsn:  # libpq would ignore what follows
+        raise UsageError(f"{origin} contains a NUL character", "remove it")
     try:
         found: dict[str, str] = parse_dsn(dsn)
     except psycopg2.ProgrammingError as error:
-        reason = re.sub(
-            r'".*"', '"..."', str(error).strip(), flags=re.DOTALL
-        )  # it quotes parts of the password
-        reason = reason.removeprefix("invalid dsn: ")
+        reason = _without_quoted(str(error).strip().removeprefix("invalid dsn: "), dsn)
         raise UsageError(f"{origin} is no connection string: {reason}", _URI_HINT) from None
     if _BARE_AT.match(dsn):
         raise UsageError(
             f"{origin} holds an @ too many: libpq would take a part of the password for a host", _URI_HINT
         )
     return found
+
+
+def _without_quoted(reason: str, dsn: str) -> str:
+    """Libpq's complaint without what it quotes, unless that is the name of a parameter and no part of a password."""
+    uri = re.fullmatch(r"\w+://(?:[^?]*@[^?@]*|[^?:@]*(?::\d+)?/[^?:@]*)\?[^@]*", dsn)
+    option = r'invalid (?:URI query parameter:|connection option) "\w+"'
+    if re.fullmatch(option, reason) and (uri or not re.search("pass|://", dsn, re.IGNORECASE)):
+        return reason
+    return re.sub(r'".*"', '"..."', reason, flags=re.DOTALL)
 
 
 def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Session:
@@ -292,10 +300,11 @@ def finish(conn: Connection, timeout_s: float) -> None:
 
 def _connect_patiently(target: Target, begin: Callable[[str], Any] = psycopg2.connect) -> Any:
     """Try `retries` times more, but only after failures that heal by themselves."""
-    parameters = target.parameters()
+    libpq.refuse_pipes(parameters := target.parameters())
     for left in range(target.retries, -1, -1):
         try:
-            return begin(make_dsn(**parameters))
+            with libpq.overheard():
+                return begin(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)
         except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own

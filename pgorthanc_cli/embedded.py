@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from psycopg2 import extensions, sql
 from pgorthanc_cli import db
 from pgorthanc_cli.datafolder import DEFAULT_PORT, SUPERUSER, DataFolder, Settings
 from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -110,11 +112,12 @@ class Status(Folder):
 
 
 @contextmanager
-def attach(directory: Path, *, superuser: bool = False) -> Iterator[db.Target]:
+def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> Iterator[db.Target]:
     """The database of a private server, made and started if need be; the last one to leave stops the server.
 
     Args:
         directory: The folder of the server; missing or empty at first use.
+        create: Create a server that is missing; else nothing is created.
         superuser: Log in as the superuser, to the database postgres. Else as the folder's role (orthanc), which
             owns the folder's database (orthanc) and has no other rights.
 
@@ -122,7 +125,13 @@ def attach(directory: Path, *, superuser: bool = False) -> Iterator[db.Target]:
         PgOrthancError: No suitable PostgreSQL; or the folder is somebody else's, damaged, or on a full disk.
     """
     folder = DataFolder(directory)
-    with folder.exclusive():
+    if not create and not folder.exists():
+        raise PgOrthancError(
+            f"{printable(str(folder.path))} does not contain a pgorthanc server",
+            "name the folder of one; `init`, `migrate-sqlite` and `server start` create it",
+        )
+    missing = _missing(folder.path)
+    with folder.exclusive(), _nothing_left_on_failure(folder, missing):
         user = folder.join()
         try:
             folder.ensure_running()
@@ -165,7 +174,8 @@ def start(
         PgOrthancError: As `attach`; or the port is in use, or the database belongs to another role.
     """
     folder = DataFolder(directory)
-    with folder.exclusive():
+    missing = _missing(folder.path)
+    with folder.exclusive(), _nothing_left_on_failure(folder, missing):
         before, was_running = folder.settings(), folder.pid() is not None
         wanted = _wanted(before, port=port, listen=listen, database=database, role=role)
         restart = was_running and _endpoint(before) != _endpoint(wanted)
@@ -186,6 +196,35 @@ def start(
                 folder.ensure_running()
             folder.save(wanted)
         return _running(folder, show_password=show_password)
+
+
+def _missing(path: Path) -> list[Path] | None:
+    """What has to be created for a folder, itself first: nothing if it is there and empty; None if it is in use."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    return missing if missing or not any(path.iterdir()) else None
+
+
+@contextmanager
+def _nothing_left_on_failure(folder: DataFolder, missing: list[Path] | None) -> Iterator[None]:
+    """Remove what the block has created in a folder that was missing or empty, if it fails; under `exclusive()`."""
+    created = missing is not None and not folder.exists()  # another one may have been quicker
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to tell
+            if created and folder.pid() is None:
+                _empty(folder.path)
+                for place in missing or ():
+                    place.rmdir()
+        raise
+
+
+def _empty(path: Path) -> None:
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 @contextmanager
@@ -245,7 +284,8 @@ def stop(directory: Path) -> Stopped:
     folder = DataFolder(directory)
     if not folder.exists():
         raise PgOrthancError(
-            f"no server was ever made in {folder.path}", "name the folder of a server with --dir"
+            f"{printable(str(folder.path))} does not contain a pgorthanc server",
+            "name the folder of a server with --dir",
         )
     with folder.exclusive():
         was_running = folder.pid() is not None

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
 PRIVATE = 0o600
@@ -23,6 +23,49 @@ _LEASE_S, _LEASE_LOOK_S = 5.0, 0.05
 # setgroups(2) by machine: unlike libc's function, the system call changes one thread only
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
 _libc = ctypes.PyDLL(None)
+LARGEST = 64_000_000  # bytes of a file that is read whole: no configuration, list or password comes near it
+# What a shell hands over (`<(pass show orthanc)`, `/dev/stdin`): a pipe, but one that already has a writer.
+_HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+_KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
+    stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+class NotRegular(OSError):
+    """A folder, a pipe, a device or a socket has the name of a file."""
+
+
+def opened(path: str | Path) -> int:
+    """Open a file for reading, and never wait for a writer; return the descriptor.
+
+    Raises:
+        OSError: It cannot be opened.
+        UsageError: It is not a regular file, and no pipe that a shell has handed over.
+    """
+    if str(path).startswith(_HANDED_OVER):
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        return open_regular(path)
+    except NotRegular as error:
+        raise UsageError(f"{printable(str(path))} is {error.strerror}", "name a regular file") from None
+
+
+def read(path: str | Path, *, limit: int = LARGEST) -> bytes:
+    """Return the content of a file that an option or a configuration names.
+
+    Raises:
+        OSError: It cannot be read.
+        UsageError: As `opened`; also more than `limit` bytes.
+    """
+    with os.fdopen(opened(path), "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        said = (
+            f"{printable(str(path))} is larger than {limit / 1e6:g} MB, so it is not what this option reads"
+        )
+        raise UsageError(said, "name the right file")
+    return content
 
 
 @contextmanager
@@ -85,7 +128,8 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
         folder: Descriptor of a folder.
 
     Raises:
-        OSError: It cannot be opened, is not a regular file, or another program keeps a lease on it.
+        NotRegular: It is something else.
+        OSError: It cannot be opened, or another program keeps a lease on it.
     """
     flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     deadline = time.monotonic() + _LEASE_S
@@ -97,10 +141,11 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
             if time.monotonic() >= deadline:
                 raise OSError(errno.EBUSY, "another program is writing to it") from None
             time.sleep(_LEASE_LOOK_S)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind == stat.S_IFREG:
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file")
+    raise NotRegular(errno.EINVAL, f"{_KINDS.get(kind, 'something else')}, not a regular file")
 
 
 class Rights:

@@ -18,6 +18,7 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
 from pgorthanc_cli import db
+from pgorthanc_cli.config.resolution import password_in
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def prepare(
     create_database: bool = False,
     role: str | None = None,
     password_file: Path | None = None,
+    password: str | None = None,
 ) -> db.Target:
     """Create what is missing, and return the target to go on with: it acts as the role.
 
@@ -41,6 +43,7 @@ def prepare(
         role: Create this role if it is missing, and make it the owner of the database.
         password_file: File whose first line is the role's password; if there is no such file, a password is
             generated and the file is written, readable for its owner only.
+        password: The role's password, if it is known: that of Orthanc's configuration.
 
     Raises:
         UsageError: The target names no database, or a role has to be created without a file for its password.
@@ -54,7 +57,7 @@ def prepare(
         )
     with _maintenance(target) as conn:
         if role:
-            create_role(conn, role, password_file)
+            create_role(conn, role, password_file, password)
             _join(conn, role)
         if create_database:
             create_database_for(conn, database, role)
@@ -67,11 +70,11 @@ def prepare(
     return acting
 
 
-def create_role(conn: Connection, name: str, password_file: Path | None) -> bool:
+def create_role(conn: Connection, name: str, password_file: Path | None, password: str | None = None) -> bool:
     """Create a role that may log in and nothing else; False if it is there already.
 
     Raises:
-        UsageError: There is no file for its password.
+        UsageError: There is no file for its password, or the file holds another one than `password`.
         PgOrthancError: The role is there, but no file that holds its password.
     """
     if _exists(conn, "SELECT FROM pg_roles WHERE rolname = %s", name):
@@ -81,9 +84,14 @@ def create_role(conn: Connection, name: str, password_file: Path | None) -> bool
                 "write its password to that file, or leave out --role-password-file",
             )
         return False
-    if password_file is None:
-        raise UsageError(f"role {name} needs a password", "name a file with --role-password-file")
-    verifier = encrypt_password(_password(password_file), name, scope=conn, algorithm="scram-sha-256")
+    if password_file is not None:
+        password = _password(password_file, password)
+    if not password:
+        raise UsageError(
+            f"role {name} needs a password",
+            "name a file with --role-password-file, or the configuration that holds it with --config",
+        )
+    verifier = encrypt_password(password, name, scope=conn, algorithm="scram-sha-256")
     with conn.cursor() as cur:
         statement = (
             "CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS PASSWORD %s"
@@ -152,18 +160,29 @@ def _acting_as(target: db.Target, role: str) -> db.Target:
     )
 
 
-def _password(file: Path) -> str:
-    """The first line of a file; if there is none, a new password that the file holds from now on."""
+def _password(file: Path, known: str | None) -> str:
+    """The first line of a file; if there is none, the known password or a new one, which the file holds from now on.
+
+    Raises:
+        UsageError: The file cannot be read or created, or it holds another password than the known one.
+    """
+    if file.exists():
+        password = password_in(file, "--role-password-file")
+        if known and password != known:
+            raise UsageError(
+                f"{file} holds another password than the configuration, so Orthanc could not log in",
+                "leave out --role-password-file: the role gets the password of the configuration",
+            )
+        return password
+    password = known or secrets.token_urlsafe(24)
     try:
-        with open(file, encoding="utf-8") as stream:
-            password = stream.readline().rstrip("\r\n")
-    except FileNotFoundError:
-        password = secrets.token_urlsafe(24)
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(password + "\n")
-    if not password:
-        raise UsageError(f"the first line of {file} is empty", "put the password there")
+    except OSError as error:
+        raise UsageError(
+            f"cannot create {file}: {error.strerror}", "name a file in an existing folder"
+        ) from None
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(password + "\n")
     return password
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psycopg2.errors
@@ -48,6 +48,7 @@ class Initialised:
         trigram: State of the trigram index, see `catalog.trigram`.
         schema: PostgreSQL namespace.
         repaired: What an index that was there lacked, and has now.
+        dry_run: Whether all of it was rolled back.
     """
 
     revision: int
@@ -57,6 +58,7 @@ class Initialised:
     trigram: str
     schema: str
     repaired: tuple[str, ...]
+    dry_run: bool = field(default=False, metadata={"shown": False})
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -116,7 +118,7 @@ def init(
         result = _establish(conn, schema, revision, scripts, with_storage=with_storage)
         if dry_run:
             conn.rollback()
-    return result
+    return replace(result, dry_run=dry_run)
 
 
 def print_sql(*, schema: str, revision: int | None = None, with_storage: bool = True) -> str:

@@ -19,9 +19,14 @@ ALLOWED = {
     "commands": {"*"},
     "output": set(),
     "errors": set(),
-    "db": {"planted", "pooler"},  # within functions: what a session that writes is checked for
+    "db": {
+        "libpq",
+        "planted",
+        "pooler",
+    },  # the last two within functions: what a session that writes is checked for
     "dbsession": set(),
     "advisory": set(),
+    "libpq": set(),
     "planted": {"catalog"},
     "connect_errors": set(),
     "files": set(),
@@ -36,7 +41,7 @@ ALLOWED = {
     "revision": {"catalog", "steps"},
     "status": {"catalog"},
     "transition": {"catalog", "duplicates", "locks", "steps", "verify"},
-    "provision": set(),
+    "provision": {"config"},
     "hba": set(),
     "authentication": {"hba"},
     "locks": {"catalog"},
@@ -53,7 +58,7 @@ ALLOWED = {
     "workers": set(),
     "storage": {"durable"},
     "ingest": {"dicom", "index", "storage", "workers"},
-    "sqlite": {"catalog", "revision", "storage", "verify", "workers"},
+    "sqlite": {"catalog", "config", "revision", "storage", "verify", "workers"},
     "report": {"ingest", "index"},
 }
 # third-party module -> the only rooms that may import it

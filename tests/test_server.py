@@ -258,6 +258,6 @@ def test_what_start_refuses(directory: Path, wrong: dict[str, str]) -> None:
 
 
 def test_stop_without_a_server(directory: Path) -> None:
-    with pytest.raises(PgOrthancError, match="no server was ever made"):
+    with pytest.raises(PgOrthancError, match="does not contain a pgorthanc server"):
         embedded.stop(directory)
     assert not directory.exists()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -68,7 +69,7 @@ _CONNECTION = (
         "--embedded",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Use a private PostgreSQL in DIR, created at first use.",
+        help="Use the private PostgreSQL in DIR; init, migrate-sqlite and server start create it.",
     ),
 )
 _CONNECTION_NAMES = (
@@ -86,6 +87,14 @@ _SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
 )
 
 
+class _Warnings(logging.Handler):
+    """What rooms log, such as the tries of `db.connect`: warnings on stderr as all others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        output.warn(record.getMessage())
+
+
 class Call:
     """One call of a command: its connection options and the way to show its result."""
 
@@ -97,14 +106,20 @@ class Call:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
+        logger = logging.getLogger("pgorthanc_cli")
+        logger.handlers = [_Warnings()]
+        logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
     @contextmanager
-    def resolved(self) -> Iterator[Resolved]:
-        """The target and the Orthanc configuration that the options and the environment mean."""
+    def resolved(self, *, create: bool = False, needed: bool = True) -> Iterator[Resolved]:
+        """The target and the Orthanc configuration that the options and the environment mean.
+
+        Args:
+            create: Create the private server of --embedded if it is missing.
+            needed: Whether a server is needed at all; else none is started or asked.
+        """
         from pgorthanc_cli import config
 
-        if self.quiet:
-            logging.getLogger("pgorthanc_cli").setLevel(logging.ERROR)  # the tries of db.connect
         options = dict(self.options)
         embedded_dir = options.pop("embedded")
         if embedded_dir:
@@ -112,13 +127,16 @@ class Call:
         found = config.resolve(application=f"pgorthanc {self.name}", **options)
         for warning in found.warnings:
             self.warn(warning)
+        if not needed:
+            yield found
+            return
         if not embedded_dir:
             self._explain(found)
             yield replace(found, target=_with_password(found.target))
             return
         from pgorthanc_cli import embedded
 
-        with embedded.attach(Path(embedded_dir)) as server:
+        with embedded.attach(Path(embedded_dir), create=create) as server:
             found = found.at(server.dsn, "--embedded")
             self._explain(found)
             yield found
@@ -146,7 +164,9 @@ class Call:
             output.note(str(setting))
 
     def emit(self, result: object) -> None:
-        """Show the result: a table, or JSON."""
+        """Show the result: a table, or JSON. That of a dry run says so first."""
+        if getattr(result, "dry_run", False) and not self.as_json:
+            output.text("Dry run, nothing was changed.\n")
         output.emit(result, as_json=self.as_json)
 
     def watch(self, make: Callable[[], object]) -> None:
@@ -196,6 +216,29 @@ def _prompt(question: str) -> str:
     except click.Abort:
         raise Interrupted("interrupted at the question for the password; nothing was done") from None
     return answer
+
+
+class List(click.File):
+    """A file that is read line by line; - is standard input. No named pipe, which may wait for its writer for ever."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The opened file."""
+        if value == "-":
+            return super().convert(value, param, ctx)
+        from pgorthanc_cli import files
+
+        try:
+            stream = os.fdopen(files.opened(value), "rb")
+        except OSError as error:
+            self.fail(f"{value!r}: {error.strerror}", param, ctx)
+        except UsageError as error:
+            self.fail(error.message, param, ctx)
+        if ctx is not None:
+            ctx.call_on_close(stream.close)
+        return stream
 
 
 class _SectionOption(click.Option):
@@ -266,6 +309,7 @@ def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., No
     def decorate(function: Callable[..., None]) -> click.Command:
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             options = {key: own.pop(key) for key in _CONNECTION_NAMES} if connection else {}
+            quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = click.get_current_context().command_path.partition(" ")[2]  # with the names of its groups
             function(Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
 

@@ -120,7 +120,8 @@ def show(call: Call, *, everything: bool, **reader: Any) -> None:
 def uri(call: Call, *, fields: bool, show_password: bool) -> None:
     """Print the ConnectionUri for a connection, correctly encoded; or with --fields the single fields.
 
-    The connection is the one that the options, the environment and --config mean, as for every other command.
+    The connection is the one that the options, the environment and --config mean, as for every other command; libpq's
+    own environment, service file and .pgpass are resolved. The server need not be reachable.
     """
     from pgorthanc_cli import config, db
     from pgorthanc_cli.config import conninfo
@@ -129,7 +130,7 @@ def uri(call: Call, *, fields: bool, show_password: bool) -> None:
     if call.options["embedded"]:
         raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
     found = config.resolve(application=f"pgorthanc {call.name}", **options)
-    parameters = db.parse(found.target.dsn)
+    parameters = conninfo.complete(conninfo.configured(found.target), found.target)
     if not fields:
         text = conninfo.uri(parameters, show_password=show_password)
         output.text(json.dumps({"uri": text}) if call.as_json else text)

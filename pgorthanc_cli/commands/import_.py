@@ -24,7 +24,7 @@ _rate = click.FloatRange(min=0, min_open=True)
 @click.argument("paths", nargs=-1, type=click.Path(exists=True), metavar="PATH...")
 @_input(
     "--files-from",
-    type=click.File("rb"),
+    type=commands.List(),
     metavar="FILE",
     help="Also import the paths listed in FILE (- for stdin).",
 )

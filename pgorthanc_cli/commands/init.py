@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.config import OrthancConfiguration
 
 
 @commands.command("init")
@@ -30,7 +34,7 @@ from pgorthanc_cli.errors import UsageError
     "--role-password-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Its password; a missing file is written, with a new password.",
+    help="Its password; a missing file is written, with a new password.  [default: the password in --config]",
 )
 @click.option("--print-sql", is_flag=True, help="Print the script for an administrator, and stop.")
 @click.option("--dry-run", is_flag=True, help="Try everything, then roll it back.")
@@ -58,7 +62,7 @@ def command(
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
         )
-    with call.resolved() as found:
+    with call.resolved(create=not (dry_run or print_sql), needed=not print_sql) as found:
         target = found.target
         if storage is None:
             storage = found.orthanc is None or found.orthanc.enable_storage
@@ -67,7 +71,11 @@ def command(
             return
         if create_database or role:
             target = provision.prepare(
-                target, create_database=create_database, role=role, password_file=role_password_file
+                target,
+                create_database=create_database,
+                role=role,
+                password_file=role_password_file,
+                password=_configured_password(call, found.orthanc, role),
             )
         with db.session(target) as conn:
             made = room.init(
@@ -76,3 +84,18 @@ def command(
     for warning in made.warnings:
         call.warn(warning)
     call.emit(made)
+
+
+def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role: str | None) -> str | None:
+    """The password with which Orthanc's configuration logs in as the role; None if it names another role, or none."""
+    if orthanc is None or role is None:
+        return None
+    from pgorthanc_cli import db
+    from pgorthanc_cli.config import resolve
+
+    login = db.parse(resolve(application="", orthanc=orthanc, environ={}).target.dsn)
+    if login.get("user") == role:
+        return login.get("password")
+    if login.get("user"):
+        call.warn(f"the configuration logs in as role {login['user']}, not as {role}")
+    return None

@@ -86,7 +86,7 @@ def command(
             )
         given["revision"] = catalog.of_plugin(plugin)
     settings = sqlite.Settings(large_objects=storage == "postgresql", **given)
-    with call.resolved() as found:
+    with call.resolved(create=not check_only, needed=not check_only) as found:
         settings = _completed(settings, found.orthanc)
         path = _index(index, found.orthanc)
         with commands.stopping() as stop:

@@ -64,7 +64,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
         return
     from pgorthanc_cli import embedded
 
-    with embedded.attach(Path(directory), superuser=True) as target:
+    with embedded.attach(Path(directory), superuser=True, create=False) as target:
         yield target
 
 

@@ -101,10 +101,9 @@ def _password(file: Path | None) -> str | None:
         return given or None
     if given and os.environ.get("POSTGRES_PASSWORD_FILE") == str(file):
         raise UsageError("both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set", "keep one of them")
-    lines = file.read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0]:
-        raise UsageError(f"the first line of {file} is empty, and no password", "write the password there")
-    return lines[0]
+    from pgorthanc_cli.config.resolution import password_in
+
+    return password_in(file, "--password-file")
 
 
 @commands.command("stop", connection=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config import conninfo, plugins, review
+from pgorthanc_cli.config import conninfo, plugins, review, starting
 from pgorthanc_cli.config.files import Document, Problem, Severity
 from pgorthanc_cli.config.known import (
     LATEST_PLUGIN,
@@ -37,15 +37,7 @@ _OTHER_INDEXES = {
     "libOrthancMySQLIndex": ("MySQL", "EnableIndex"),
     "libOrthancOdbcIndex": ("Odbc", "EnableIndex"),
 }
-_OTHER_STORAGES = {
-    "libOrthancMySQLStorage": ("MySQL", "EnableStorage"),
-    "libOrthancOdbcStorage": ("Odbc", "EnableStorage"),
-    "libOrthancAwsS3Storage": ("AwsS3Storage", ""),
-    "libOrthancAzureBlobStorage": ("AzureBlobStorage", ""),
-    "libOrthancGoogleCloudStorage": ("GoogleCloudStorage", ""),
-    "libAdvancedStorage": ("AdvancedStorage", "Enable"),
-    "libOrthancIndexer": ("Indexer", "Enable"),
-}
+_OTHER_STORAGES = {**starting.STORAGES, "libOrthancIndexer": ("Indexer", "Enable")}
 
 
 @dataclass(frozen=True)
@@ -157,6 +149,8 @@ def check(found: Subject, further: tuple[Problem, ...] = ()) -> Checked:
     if not any(problem.key.startswith(SECTION) and problem.severity == "error" for problem in problems):
         for rule in _RULES:
             problems.extend(rule(found))
+    for rule in starting.RULES:
+        problems.extend(rule(found))
     problems.extend(further)
     return Checked(
         problems=tuple(sorted(problems, key=lambda problem: _ORDER[problem.severity])),
@@ -231,18 +225,13 @@ def _libraries(found: Subject) -> Iterator[Problem]:
         said = f"the PostgreSQL plugins are of different releases: {', '.join(sorted(releases))}"
         yield Problem("Plugins", "warning", said, "install both from one release", place)
     for others, enabled in ((_OTHER_INDEXES, "EnableIndex"), (_OTHER_STORAGES, "EnableStorage")):
-        rivals = [p.name for p in found.libraries if p.name in others and _active(found, *others[p.name])]
+        rivals = [name for name, switch in others.items() if starting.is_active(found, name, *switch)]
         if rivals and found.option(enabled):
             kind = "index" if enabled == "EnableIndex" else "storage"
             said = f'two {kind} plugins are on: PostgreSQL ("{enabled}") and {", ".join(rivals)}; only one will be used'
             yield Problem(
                 f"{SECTION}.{enabled}", "error", said, "switch the other one off", found.place(enabled)
             )
-
-
-def _active(found: Subject, section: str, key: str) -> bool:
-    values = found.document.values.get(section)
-    return isinstance(values, dict) and (not key or values.get(key) is True)
 
 
 def _releases(found: Subject) -> Iterator[Problem]:

@@ -7,15 +7,22 @@ later comes last here; its place was not seen.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.config.files import Problem
 from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION
-from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.errors import ConnectError, UsageError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
 
 # The plugin's keys in the order in which it joins them -> libpq's words.
 FIELDS = {
@@ -25,6 +32,16 @@ FIELDS = {
 _LEFT_OUT_WHEN_EMPTY = ("Password", "Database", "ApplicationName")
 _CHARACTERS = {" ": "a space", "\t": "a tab", "\n": "a line end", "\r": "a line end", "\\": "a backslash"}
 _TEXTS = ("user", "host", "password", "dbname", "application_name")
+# What may be worth telling of libpq's parameters, and its default. What is not here, such as a parameter of the newest
+# libpq, is told only if it was asked for: an older libpq does not start with a word that it does not know.
+_DEFAULTS = {
+    "host": "", "hostaddr": "", "port": "", "dbname": "", "user": "", "password": "", "sslmode": "prefer",
+    "sslrootcert": "", "sslcert": "", "sslkey": "", "sslpassword": "", "sslcrl": "", "sslcrldir": "",
+    "target_session_attrs": "any", "load_balance_hosts": "disable", "connect_timeout": "", "options": "",
+    "application_name": "", "channel_binding": "prefer", "require_auth": "",
+    "krbsrvname": "postgres", "keepalives": "", "keepalives_idle": "", "keepalives_interval": "",
+    "keepalives_count": "", "tcp_user_timeout": "", "sslnegotiation": "postgres",
+}  # fmt: skip
 _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -95,6 +112,104 @@ def _change(word: str, value: str | None, *, shown: bool) -> str:
     if value is None:
         return f"no {word}"
     return f"{word} = {value}" if shown and "password" not in f"{word}{value}" else f"another {word}"
+
+
+def configured(target: db.Target) -> dict[str, str]:
+    """Return the same as `db.effective`, without a word to the server or to the name service where that is possible.
+
+    Raises:
+        ConnectError: libpq does not understand the parameters, or there is no such service.
+    """
+    given = db.parse(target.dsn)
+    served = "service" in given or os.environ.get("PGSERVICE")
+    ways = (
+        (db.effective, _unreached) if served else (_unreached, db.effective)
+    )  # a service may name an address, too
+    for way in ways:
+        try:
+            found = way(target)
+        except ConnectError as error:
+            failure = error
+        else:
+            if found.get("host"):
+                return found
+    if found := _unreached(target):
+        return found
+    raise failure
+
+
+def _unreached(target: db.Target) -> dict[str, str]:
+    """The parameters while libpq is kept busy with an address of this machine; no `host` where none is named."""
+    given = db.parse(target.dsn)
+    address = given.get("hostaddr") or os.environ.get("PGHOSTADDR")
+    for hosts in range(1, 33):
+        here = ",".join(["127.1"] * hosts)  # the loopback, written as nobody writes it
+        try:
+            found = db.effective(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
+        except ConnectError as error:
+            if "could not match" not in error.message:
+                raise
+            failure = error
+            continue
+        host = {"host": "" if found["host"] == here.partition(",")[0] else found["host"]}
+        known = {**found, **host, "hostaddr": address or ""}
+        return {name: value for name, value in known.items() if value}
+    raise failure
+
+
+def in_use(conn: Connection) -> dict[str, str]:
+    """Return the parameters of a connection as libpq has them, with its environment, service file and defaults.
+
+    Several hosts and ports are lists, as in a connection string; `password` is empty where none was used.
+    """
+    info = conn.info
+    place = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
+    return {**place, **info.dsn_parameters, "password": info.password or ""}
+
+
+def complete(parameters: Mapping[str, str], target: db.Target) -> dict[str, str]:
+    """Return what another machine or role needs to log in as libpq does here, which took some of it from elsewhere.
+
+    Args:
+        parameters: Of `configured` or `in_use`.
+        target: What they were made of. What only we add to it (keep-alive, names of our sessions) is left out.
+    """
+    given = db.parse(target.dsn)
+    own = target.parameters().keys() - given.keys()
+    named = "passfile" in given and "password" not in given  # Orthanc is to read the file, too
+    found = {
+        word: value
+        for word, value in parameters.items()
+        if word not in ("service", "servicefile") and value and not (named and word == "password")
+        if word in given or (word not in own and value != _DEFAULTS.get(word, value))
+    }
+    order = dict.fromkeys(("host", "hostaddr", "port", "dbname", "user", "password", *given))
+    return {word: found[word] for word in (*order, *sorted(found.keys() - order.keys())) if word in found}
+
+
+def orthancs(parameters: Mapping[str, str], *, encrypted: bool) -> dict[str, Any]:
+    """Return the options of the "PostgreSQL" section for a connection; the password is masked.
+
+    Single fields where they carry all of it, else `ConnectionUri`.
+
+    Args:
+        parameters: Of `complete`.
+        encrypted: Whether the session, which may have had the choice, uses TLS.
+    """
+    # The name and the encoding of our session are not Orthanc's.
+    kept = {
+        k: v for k, v in parameters.items() if k not in ("application_name", "client_encoding", "password")
+    }
+    kept["password"] = db.MASK
+    simple = {k: v for k, v in kept.items() if k != "sslmode"}
+    fits = kept.get("sslmode", "prefer") in ("disable", "allow", "prefer", "require")
+    fits = fits and simple.keys() <= {"host", "port", "dbname", "user", "password"}
+    fits = fits and simple.get("port", "").isdecimal() and not simple.get("host", "/").startswith(("/", "@"))
+    if fits and "," not in simple["host"] and simple.get("user"):
+        section, problems = fields({**simple, "sslmode": "require" if encrypted else "disable"})
+        if not problems:
+            return section
+    return {"ConnectionUri": uri(kept)}
 
 
 def uri(parameters: Mapping[str, str], *, show_password: bool = False) -> str:

@@ -7,17 +7,28 @@ Orthanc itself and other images know nothing of this.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pgorthanc_cli import files as disk
 from pgorthanc_cli.config import files, jsontext
 from pgorthanc_cli.config.files import ConfigurationError, Document, Problem, Source
 from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION, named
+from pgorthanc_cli.config.known import variable as named_variable
+from pgorthanc_cli.errors import UsageError
 
 IMAGE = "orthancteam/orthanc"
 PREFIX = "ORTHANC__"
 SECRETS = Path("/run/secrets")
+_ENDING = "_SECRET"  # ORTHANC__POSTGRESQL__PASSWORD_SECRET=db.password: the option is what that secret holds
+_SWITCH = "POSTGRESQL_PLUGIN_ENABLED"
+# What older images took, and the option that it was.
+_DEPRECATED = {
+    "PG_HOST": "Host", "PG_PORT": "Port", "PG_DB": "Database", "PG_USER": "Username", "PG_PASSWORD": "Password",
+}  # fmt: skip
+_OPEN = re.compile(r"\$\{[^}]*\}")
 _DEFAULTS = {"EnableIndex": True, "Lock": False}
 _LOGIN_DEFAULTS = {"Database": "postgres", "Username": "postgres", "Password": "postgres"}
 
@@ -40,12 +51,40 @@ def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS)
     if given:
         _merge_text(document, Source(Path("ORTHANC_JSON"), given, given, (), ()))
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
-        _set(document, name, environ[name], name)
+        if name.endswith(_ENDING):
+            _set_secret(document, name, environ[name], secrets)
+        else:
+            _set(document, name, environ[name], name)
     for file in _secret_files(secrets, ""):
         if file.name.startswith(PREFIX) and file.suffix != ".json":
             _set(document, file.name, _secret(file), str(file))
-    _add_defaults(document)
+    _add_defaults(document, environ)
+    document.problems.extend(_mistakes(environ))
     return document
+
+
+def _set_secret(document: Document, variable: str, secret: str, secrets: Path) -> None:
+    """An option whose variable names the secret that holds it."""
+    file = secrets / secret
+    if not file.is_file():
+        said = f"{variable} names a secret, and {secrets} has no such file"
+        document.problems.append(Problem("", "error", said, "give the secret to the container", variable))
+        return
+    _set(document, variable.removesuffix(_ENDING), _secret(file), f"{variable}, {file}")
+
+
+def _mistakes(environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Variables with which the image does not do what they seem to say."""
+    for name, option in _DEPRECATED.items():
+        if name in environ:
+            said = f"{name} is deprecated: the image {IMAGE} of 26.7.0 and later does not start with it"
+            yield Problem(
+                f"{SECTION}.{option}", "error", said, f"write {named_variable(SECTION, option)}", name
+            )
+    for name, value in environ.items():
+        if name.startswith(("ORTHANC_", "POSTGRESQL_PLUGIN")) and (found := _OPEN.search(value)):
+            said = f"{name} holds {found[0]}: the image does not replace it, only compose does"
+            yield Problem("", "error", said, "write the value itself", name)
 
 
 def variables(file: Path) -> dict[str, str]:
@@ -71,10 +110,12 @@ def _secret(file: Path) -> str:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return disk.read(file).decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigurationError(f"{file}: cannot be read: {reason}") from None
+    except UsageError as error:
+        raise ConfigurationError(error.message, error.hint) from None
 
 
 def _merge_text(document: Document, source: Source) -> None:
@@ -134,8 +175,10 @@ def _inner(value: Any) -> Iterator[files.Keys]:
         yield from ((name, *keys) for keys in _inner(member))
 
 
-def _add_defaults(document: Document) -> None:
-    section = document.values.get(SECTION)
+def _add_defaults(document: Document, environ: Mapping[str, str]) -> None:
+    """What the image adds for a plugin that has a section, or is switched on by its variable."""
+    switched = environ.get(_SWITCH, "").lower() == "true"
+    section = document.values.setdefault(SECTION, {}) if switched else document.values.get(SECTION)
     if not isinstance(section, dict):
         return
     for name, value in (_DEFAULTS | ({} if "ConnectionUri" in section else _LOGIN_DEFAULTS)).items():

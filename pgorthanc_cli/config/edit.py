@@ -9,7 +9,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Edited:
         after: Its new value in the same way.
         backup: Where the file as it was is kept; `none` if nothing was written.
         changed: Whether the file was written.
+        dry_run: Whether this only says what would be changed.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Edited:
     after: str
     backup: str
     changed: bool
+    dry_run: bool = field(default=False, metadata={"shown": False})
 
 
 def key_of(name: str) -> tuple[str, ...]:
@@ -92,6 +94,8 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
     said = complaint(key, value) if key else None
     if said:
         raise UsageError(said, _example(key))
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f'"{keys[-1]}" contains a NUL character', "remove it")
     if keys[-1] == "ConnectionUri":
         db.parse(value, '"ConnectionUri"')
     return value
@@ -118,7 +122,9 @@ def set_option(
         raise files.ConfigurationError(f"{source.path}: {said}")
     before = _member(root, keys)
     if before is None and value is None:
-        return Edited(str(source.path), ".".join(keys), _NOT_GIVEN, _NOT_GIVEN, "none", changed=False)
+        return Edited(
+            str(source.path), ".".join(keys), _NOT_GIVEN, _NOT_GIVEN, "none", changed=False, dry_run=dry_run
+        )
     raw = _removed(source, root, keys) if value is None else _with(source, root, keys, value)
     _prove(source, raw, root, keys, value, environ)
     same = raw == source.raw
@@ -130,6 +136,7 @@ def set_option(
         after=_NOT_GIVEN if value is None else _shown(keys, value),
         backup=str(backup or "none"),
         changed=backup is not None,
+        dry_run=dry_run,
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from pgorthanc_cli import files as disk
 from pgorthanc_cli.config import jsontext
 from pgorthanc_cli.errors import UsageError
 
@@ -20,9 +22,8 @@ Severity = Literal["error", "warning", "info"]
 Keys = tuple[str, ...]
 
 # A default may be in quotes; a bare one holds no quote. Anything else is no variable to Orthanc and stays as it is.
-_VARIABLE = re.compile(
-    r"""\$\{(?P<name>[^:}]*)(?::-(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>[^'"}]*)))?\}"""
-)
+_QUOTED = re.compile(r""":-(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)")\}""")
+MOST = 100  # problems of one kind that are listed one by one
 
 
 class ConfigurationError(UsageError):
@@ -86,8 +87,12 @@ class Source:
         """The line in the file for a position in `text`, counted from 1."""
         shift = self.origin(position)
         if shift is None:
-            shift = next(raw for start, end, raw, _ in self.filled if start <= position < end)
-        return self.raw.count("\n", 0, shift) + 1
+            shift = self.filled[bisect.bisect_right(self.filled, (position, len(self.text) + 1)) - 1][2]
+        return bisect.bisect_left(self._line_ends, shift) + 1
+
+    @cached_property
+    def _line_ends(self) -> list[int]:
+        return [match.start() for match in re.finditer("\n", self.raw)]
 
     def place(self, position: int) -> str:
         """File and line for a position in `text`."""
@@ -176,9 +181,11 @@ def load(path: Path, environ: Mapping[str, str]) -> Source:
         ConfigurationError: It cannot be read, or holds a variable without a name.
     """
     try:
-        raw = path.read_bytes().decode("utf-8", "surrogateescape")
+        raw = disk.read(path).decode("utf-8", "surrogateescape")
     except OSError as error:
         _fail(f"{path}: cannot be read: {error.strerror}")
+    except UsageError as error:
+        _fail(error.message, error.hint)
     return filled(path, raw, environ)
 
 
@@ -190,25 +197,59 @@ def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
     """
     parts, places, unset = [], [], []
     done = length = 0
-    for match in _VARIABLE.finditer(raw):
-        if not match["name"]:
-            _fail(f"{_at(path, raw, match.start())}: ${{}} names no variable; Orthanc does not start with it")
-        value = _value(match, environ)
+    for start, end, name, default in _variables(raw):
+        if not name:
+            _fail(f"{_at(path, raw, start)}: ${{}} names no variable; Orthanc does not start with it")
+        value = environ.get(name, default)
+        kept = raw[done:start]
         if value is None:
-            unset.append((match["name"], length + match.start() - done))
-        kept = raw[done : match.start()]
+            unset.append((name, length + len(kept)))
         parts += [kept, value or ""]
-        start = length + len(kept)
-        length = start + len(value or "")
-        places.append((start, length, match.start(), match.end()))
-        done = match.end()
+        begin = length + len(kept)
+        length = begin + len(value or "")
+        places.append((begin, length, start, end))
+        done = end
     return Source(path, raw, "".join([*parts, raw[done:]]), tuple(places), tuple(unset))
 
 
-def _value(match: re.Match[str], environ: Mapping[str, str]) -> str | None:
-    """What stands for a variable; None if it is not set and has no default."""
-    defaults = (match["single"], match["double"], match["bare"])
-    return environ.get(match["name"], next((d for d in defaults if d is not None), None))
+def _variables(raw: str) -> Iterator[tuple[int, int, str, str | None]]:
+    """Start, end, name and default (None: there is none) of each variable, in linear time whatever the text."""
+    stop, closes = _Following(raw, ":}"), _Following(raw, "'\"}")
+    at = raw.find("${")
+    while at >= 0:
+        name_end, end = stop.after(at + 2), -1
+        default = None
+        if raw[name_end : name_end + 1] == "}":
+            end = name_end + 1
+        elif raw.startswith(":-", name_end):
+            quoted = _QUOTED.match(raw, name_end)
+            bare_end = closes.after(name_end + 2)
+            if quoted:
+                end, default = (
+                    quoted.end(),
+                    quoted["single"] if quoted["single"] is not None else quoted["double"],
+                )
+            elif raw[bare_end : bare_end + 1] == "}":
+                end, default = bare_end + 1, raw[name_end + 2 : bare_end]
+        if end >= 0:
+            yield at, end, raw[at + 2 : name_end], default
+        at = raw.find("${", end if end >= 0 else at + 2)
+
+
+class _Following:
+    """Where the next one of some characters stands, asked for ascending positions; each is looked for once."""
+
+    def __init__(self, text: str, characters: str) -> None:
+        self._text = text
+        self._pattern = re.compile(f"[{re.escape(characters)}]")
+        self._known = -1
+
+    def after(self, position: int) -> int:
+        """The first one at the position or behind it; the length of the text if there is none."""
+        if self._known < position:
+            found = self._pattern.search(self._text, position)
+            self._known = found.start() if found else len(self._text)
+        return self._known
 
 
 def parse(source: Source, problems: list[Problem]) -> jsontext.Node:
@@ -234,27 +275,44 @@ def parse(source: Source, problems: list[Problem]) -> jsontext.Node:
 
 
 def _unset(source: Source) -> list[Problem]:
-    """A problem for each variable without a value that stands in no comment."""
+    """A problem for each variable without a value that stands in no comment; one for all after the first hundred."""
     comments = jsontext.comments(source.text) if source.unset else []
-    return [
+    starts = [start for start, _ in comments]
+
+    def commented(position: int) -> bool:
+        before = bisect.bisect_left(starts, position) - 1
+        return before >= 0 and position <= comments[before][1]
+
+    missing = [(name, position) for name, position in source.unset if not commented(position)]
+    problems = [
         Problem(
             "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its place",
             f"set {name}, or give it a default: ${{{name}:-value}}", source.place(position),
         )
-        for name, position in source.unset
-        if not any(start < position <= end for start, end in comments)
+        for name, position in missing[:MOST]
     ]  # fmt: skip
+    return [*problems, *further(len(missing) - MOST, "error", "variables are not set", str(source.path))]
+
+
+def further(count: int, severity: Severity, what: str, place: str = "") -> Iterator[Problem]:
+    """A problem that stands for those which are not listed; none if there are none."""
+    if count > 0:
+        yield Problem("", severity, f"{count:,} more {what}", None, place)
 
 
 def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
-    remarks = []
+    remarks, repeated = [], 0
     for keys, node in found.root.walk():
         for name in sorted(set(node.repeated)):
+            repeated += 1
+            if repeated > MOST:
+                continue
             dotted = ".".join((*keys, name))
             place = source.place(node.keys[name])
             remarks.append(
                 Problem(dotted, "warning", f"defined twice, the last one counts: {name}", "keep one", place)
             )
+    remarks += further(repeated - MOST, "warning", "keys are defined twice", str(source.path))
     if found.rest is not None:
         text = "Orthanc passes over everything after the closing brace"
         remarks.append(Problem("", "warning", text, "remove what follows", source.place(found.rest)))

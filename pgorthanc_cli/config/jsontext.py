@@ -9,13 +9,16 @@ comment in an object is an error. Found by experiment with Orthanc 1.10.1 (JsonC
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_SPACES = frozenset(" \t\r\n")
 _COMMENT = re.compile(r"//[^\r\n]*|/\*.*?\*/", re.DOTALL)
 _STRING_OR_COMMENT = re.compile(rf'"(?:[^"\\]|\\.)*"|{_COMMENT.pattern}', re.DOTALL)
+_MARK = re.compile('["/]')
 _NUMBER = re.compile(r"[-+]?[0-9]*(?:\.[0-9]*)?(?:[eE][-+]?[0-9]*)?")
 _DOUBLE = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -23,6 +26,7 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.?))", re.DOTALL)
 _ESCAPED = {'"': '"', "/": "/", "\\": "\\", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _LITERALS = {"true": True, "false": False, "null": None}
 _DEEPEST = 200  # no configuration is, and Python's stack has an end
+_LONGEST = 309  # digits of the largest whole number that a double can hold
 
 
 class JsonError(ValueError):
@@ -56,9 +60,11 @@ class Node:
 
     def walk(self, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
         """This value and all members of objects below it, each with the keys that lead to it."""
-        yield path, self
-        for key, member in self.members.items():
-            yield from member.walk((*path, key))
+        waiting = [(path, self)]
+        while waiting:
+            above, node = waiting.pop()
+            yield above, node
+            waiting += [((*above, key), member) for key, member in reversed(node.members.items())]
 
 
 @dataclass(repr=False)
@@ -86,27 +92,39 @@ def parse(text: str) -> Text:
 
 
 def comments(text: str) -> list[tuple[int, int]]:
-    """Start and end of all comments."""
-    return [match.span() for match in _STRING_OR_COMMENT.finditer(text) if match[0][0] == "/"]
+    """Start and end of all comments, in ascending order; what follows a string or comment without end is none."""
+    found = []
+    at = _next_mark(text, 0)
+    while at < len(text):
+        match = _STRING_OR_COMMENT.match(text, at)
+        if match is None and (text[at] == '"' or text.startswith("/*", at)):
+            break
+        if match and text[at] == "/":
+            found.append(match.span())
+        at = _next_mark(text, match.end() if match else at + 1)
+    return found
+
+
+def _next_mark(text: str, at: int) -> int:
+    mark = _MARK.search(text, at)
+    return mark.start() if mark else len(text)
 
 
 def skip(text: str, at: int) -> int:
     """The position of what follows after spaces and comments."""
     while True:
         at = _space(text, at)
-        comment = _match(_COMMENT, text, at)
+        comment = _COMMENT.match(text, at) if text[at : at + 1] == "/" else None
         if not comment:
             return at
-        at += len(comment)
+        at = comment.end()
 
 
 def _space(text: str, at: int) -> int:
-    return at + len(_match(_SPACE, text, at))
-
-
-def _match(pattern: re.Pattern[str], text: str, at: int) -> str:
-    found = pattern.match(text, at)
-    return found[0] if found else ""
+    if text[at : at + 1] not in _SPACES:
+        return at
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
 
 
 class _Parser:
@@ -131,11 +149,11 @@ class _Parser:
         if first == '"':
             text, end = self._string(at)
             return Node(text, at, end)
+        if first and first in "-+0123456789":
+            return self._number(at)
         for word, value in _LITERALS.items():
             if self.text.startswith(word, at):
                 return Node(value, at, at + len(word))
-        if first and first in "-+0123456789":
-            return self._number(at)
         raise JsonError("a value is expected here", at)
 
     def _object(self, start: int, depth: int) -> Node:
@@ -201,12 +219,17 @@ class _Parser:
         return _ESCAPED[match[2]]
 
     def _number(self, start: int) -> Node:
-        text = _match(_NUMBER, self.text, start)
+        found = _NUMBER.match(self.text, start)
+        text = found[0] if found else ""
         end = start + len(text)
         if re.fullmatch(r"-?[0-9]*", text):
-            whole = int(text) if text != "-" else 0  # JsonCpp reads a lone minus as 0
+            digits = text.lstrip("-").lstrip("0")
+            whole = int(digits[: _LONGEST + 1] or 0)  # JsonCpp reads a lone minus as 0
+            if len(digits) > _LONGEST or whole > sys.float_info.max:
+                raise JsonError(f"a number of {len(text):,} digits is too large", start)
+            whole = -whole if text.startswith("-") else whole
             exact = -(2**63) <= whole < 2**64
             return Node(whole if exact else float(whole), start, end)
-        if not _DOUBLE.fullmatch(text) or float(text) in (float("inf"), float("-inf")):
+        if len(text) > 5000 or not _DOUBLE.fullmatch(text) or float(text) in (float("inf"), float("-inf")):
             raise JsonError("this is not a number", start)
         return Node(float(text), start, end)

@@ -104,6 +104,25 @@ ROOT_KEYS = {
 }
 
 
+# Root options whose values decide whether Orthanc 1.13.0 starts; what they mean is of no interest here.
+STARTING_KEYS = {
+    key.name: key
+    for key in (
+        Key("DicomParserThreadsCount", (int,), 2, since="1.13.0", minimum=1),
+        Key("DicomParserMemoryCapacity", (int,), 256, since="1.13.0"),
+        Key("DicomParserCacheSize", (int,), 256, since="1.13.0"),
+        Key("TranscoderThreadsCount", (int,), 4, since="1.13.0", minimum=1),
+        Key("TranscoderMemoryCapacity", (int,), 256, since="1.13.0"),
+        Key("TranscoderCacheSize", (int,), 256, since="1.13.0"),
+        Key("SequentialDicomReaderThreadsCount", (int,), None, since="1.13.0", minimum=1),
+        Key("SequentialDicomReaderWindowSize", (int,), 4, since="1.13.0", minimum=1),
+        Key("SequentialDicomReaderWindowCapacity", (int,), 128, since="1.13.0"),
+        Key("MaximumRequestBodySizeMB", (int,), 8192, since="1.13.0"),
+        Key("MaximumFileSizeInArchiveMB", (int,), 4096, since="1.13.0"),
+        Key("PatientLevelEnabled", (bool,), True, since="1.13.0"),
+    )
+}
+
 # All root options that `Orthanc --config=FILE` of 1.10.1, 1.12.7 and 1.13.0 writes or mentions.
 _ROOT_NAMES = """
     AcceptedSopClasses AcceptedTransferSyntaxes AuthenticationEnabled BuiltinDecoderTranscoderOrder
@@ -135,7 +154,10 @@ _ROOT_NAMES = """
     UnknownSopClassAccepted UserContentType UserMetadata Warnings WebDavDeleteAllowed WebDavEnabled
     WebDavUploadAllowed ZipLoaderThreads ZipUseUtf8
 """
-ROOT_NAMES = frozenset(_ROOT_NAMES.split())
+# Root options of official plugins, which have no section of their own.
+_PLUGIN_NAMES = ("PythonScript", "PythonVerbose")
+ROOT_NAMES = frozenset((*_ROOT_NAMES.split(), *STARTING_KEYS, *_PLUGIN_NAMES))
+_LONGEST_NAME = 100
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -187,7 +209,9 @@ def _upper_snake(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The option that was probably meant."""
+    """The option that was probably meant; none for a name that is longer than any option."""
+    if len(name) > _LONGEST_NAME:
+        return None
     folded = {key.lower(): key for key in known}
     close = difflib.get_close_matches(name.lower().replace("_", ""), folded, n=1, cutoff=cutoff)
     return folded[close[0]] if close else None

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pgorthanc_cli import files
+from pgorthanc_cli.errors import UsageError
+
 INDEX, STORAGE = "libOrthancPostgreSQLIndex", "libOrthancPostgreSQLStorage"
 # Storage plugins whose files are elsewhere: their section, and the key that switches them on; without a key the section
 # alone does. AdvancedStorage is not among them: it reads what lies where Orthanc's own storage puts it.
@@ -118,8 +121,8 @@ def look(library: Path) -> Plugin:
     if name not in (INDEX, STORAGE):
         return Plugin(library, name)
     try:
-        content = library.read_bytes()
-    except OSError:
+        content = files.read(library, limit=1_000_000_000)
+    except (OSError, UsageError):
         return Plugin(library, name)
     release = _release(content) or _from_name(library)
     steps = [int(step) for step in _STEP.findall(content)]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
+from pgorthanc_cli import db, files
 from pgorthanc_cli.config.known import DISCRETE_KEYS
 from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
 from pgorthanc_cli.errors import UsageError
@@ -119,6 +119,12 @@ def resolve(
         target = _patient(target, orthanc)
         others["configuration"] = named
     parts = _merge(sources)
+    for name, part in parts.items():
+        if "\0" in part.value:
+            raise UsageError(
+                f"{part.origin} contains a NUL character, and libpq would ignore what follows it",
+                f"correct the {'password' if name in db.SECRETS else name} there",
+            )
     dsn = make_dsn(**{name: part.value for name, part in parts.items()})
     given = [_setting(name, part.value, part.origin) for name, part in (parts | others).items()]
     return Resolved(
@@ -231,16 +237,31 @@ def _file_mode(file: _Part) -> int:
 
 def _read_password(file: _Part) -> _Part:
     """The first line of a password file, without its line end."""
+    return _Part(password_in(file.value, file.origin), f"{file.origin} {file.value}")
+
+
+def password_in(path: str | Path, origin: str) -> str:
+    """Return the first line of a file; `origin` is the option that names it.
+
+    Raises:
+        UsageError: It cannot be read, is not a regular file, or holds no password.
+    """
     try:
-        with open(file.value, encoding="utf-8", newline="") as stream:
-            password = stream.readline().rstrip("\r\n")
+        content = files.read(path).decode("utf-8")
     except OSError as error:
-        raise UsageError(f"{file.origin}: {file.value} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{origin}: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{file.origin}: {file.value} is not UTF-8 text") from None
+        raise UsageError(f"{origin}: {path} is not UTF-8 text") from None
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error.message}", error.hint) from None
+    password = content.partition("\n")[0].rstrip("\r")
     if not password:
-        raise UsageError(f"{file.origin}: the first line of {file.value} is empty", "put the password there")
-    return _Part(password, f"{file.origin} {file.value}")
+        raise UsageError(f"{origin}: the first line of {path} is empty", "put the password there")
+    if "\0" in password:
+        raise UsageError(
+            f"{origin}: the password in {path} contains a NUL character", "write it as plain text"
+        )
+    return password
 
 
 def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgorthanc_cli.config.files import Document, Problem
+from pgorthanc_cli.config.files import MOST, Document, Problem, further
 from pgorthanc_cli.config.known import (
     DISCRETE_KEYS,
     LEVELS,
@@ -18,6 +18,8 @@ from pgorthanc_cli.config.known import (
     nearest,
     variable,
 )
+
+_EXAMINED = 1000  # names of the root that are compared with those that Orthanc knows
 
 
 def section(document: Document) -> Mapping[str, Any]:
@@ -37,7 +39,20 @@ def values(document: Document) -> Iterator[Problem]:
         said = complaint(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
         if said:
             yield Problem(f"{SECTION}.{name}", "error", said, place=document.place(SECTION, name))
+    yield from _nul(document)
     yield from _tags(document)
+
+
+def _nul(document: Document) -> Iterator[Problem]:
+    """A NUL in a text: whatever is written in C ignores what follows it, and libpq the rest of the connection."""
+    connection = ((f"{SECTION}.{k}", v, document.place(SECTION, k)) for k, v in section(document).items())
+    root = ((k, v, document.place(k)) for k, v in document.values.items() if k in ROOT_KEYS)
+    for key, value, place in (*connection, *root):
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            name = key.rpartition(".")[2]
+            message = f'"{name}" contains a NUL character (\\u0000): what follows it would be ignored'
+            yield Problem(key, "error", message, "remove it", place)
 
 
 def _tags(document: Document) -> Iterator[Problem]:
@@ -56,18 +71,21 @@ def _tags(document: Document) -> Iterator[Problem]:
 def names(document: Document) -> Iterator[Problem]:
     """Options that nobody reads: misspelt ones, and those that `ConnectionUri` makes dead."""
     found = section(document)
-    for name in found:
-        if name not in POSTGRESQL_KEYS:
-            meant = nearest(name, POSTGRESQL_KEYS)
-            message = f'the plugin does not know "{name}" in section "{SECTION}"'
-            place = document.place(SECTION, name)
-            yield Problem(
-                f"{SECTION}.{name}",
-                "warning",
-                message + _question(meant),
-                _rename(meant, place, SECTION),
-                place,
-            )
+    unknown = [name for name in found if name not in POSTGRESQL_KEYS]
+    for name in unknown[:MOST]:
+        meant = nearest(name, POSTGRESQL_KEYS)
+        message = f'the plugin does not know "{name}" in section "{SECTION}"'
+        place = document.place(SECTION, name)
+        yield Problem(
+            f"{SECTION}.{name}",
+            "warning",
+            message + _question(meant),
+            _rename(meant, place, SECTION),
+            place,
+        )
+    yield from further(
+        len(unknown) - MOST, "warning", f'options of "{SECTION}" that the plugin does not know'
+    )
     dead = [name for name in DISCRETE_KEYS if "ConnectionUri" in found and name in found]
     if dead:
         listed = ", ".join(f'"{name}"' for name in dead)
@@ -75,14 +93,14 @@ def names(document: Document) -> Iterator[Problem]:
             f"{SECTION}.ConnectionUri", "warning", f'"ConnectionUri" is given, so the plugin ignores {listed}',
             "remove what is ignored, or write it into the URI", document.place(SECTION, "ConnectionUri"),
         )  # fmt: skip
-    for name, value in document.values.items():
-        yield from _root_name(document, name, value)
+    strangers = [name for name in document.values if name not in ROOT_NAMES and name != SECTION]
+    for name in strangers[:_EXAMINED]:
+        yield from _root_name(document, name, document.values[name])
+    yield from further(len(strangers) - _EXAMINED, "warning", "options that Orthanc does not know")
 
 
 def _root_name(document: Document, name: str, value: object) -> Iterator[Problem]:
     """A root option that Orthanc does not know; an object is a plugin's section, unless it looks like ours."""
-    if name in ROOT_NAMES or name == SECTION:
-        return
     place = document.place(name)
     if name in POSTGRESQL_KEYS and name not in ("Host", "Port", "Username", "Password"):
         message = f'"{name}" stands outside of section "{SECTION}": nobody reads it there'

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from pgorthanc_cli import db
@@ -82,8 +83,13 @@ def masked(keys: tuple[str, ...], value: Any) -> Any:
         return {name: masked((*keys, name), member) for name, member in value.items()}
     if keys[0] == SECTION and keys[1:] and keys[-1] in POSTGRESQL_KEYS:
         return check.shown(keys[-1], value)
-    if any(_SECRET.search(key) or nearest(key, SECRET_KEYS) for key in keys):
+    if any(map(_secret, keys)):
         return db.MASK
     if isinstance(value, list):
         return [masked(keys, element) for element in value]
     return value
+
+
+@lru_cache(maxsize=10_000)
+def _secret(key: str) -> bool:
+    return bool(_SECRET.search(key) or nearest(key, SECRET_KEYS))

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from pathlib import Path
 
+from pgorthanc_cli import files
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.ingest.report import Batch
 from pgorthanc_cli.ingest.walk import Source
@@ -75,7 +75,7 @@ class Hours:
             UsageError: It is nothing of the kind, or leaves no hour at all.
         """
         try:
-            text = given if given.lstrip().startswith("{") else Path(given).read_text("utf-8")
+            text = given if given.lstrip().startswith("{") else files.read(given).decode("utf-8")
             document = json.loads(text)
         except OSError as error:
             raise UsageError(f"the schedule {given} cannot be read: {error.strerror}", _HINT) from None

@@ -96,7 +96,7 @@ def _releases(first: int, last: int, layout: catalog.Layout | None) -> str:
         if last >= newest:
             return "unknown"
         known = (
-            re.findall(r"\d+\.\d+", layout.plugins) if layout and layout.revision == last else _numbers(last)
+            re.findall(r"\d+\.\d+", layout.made_by) if layout and layout.revision == last else _numbers(last)
         )
         return f"{known[-1]} or earlier"
     oldest = _numbers(first)[0]

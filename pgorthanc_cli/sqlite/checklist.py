@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pgorthanc_cli import db
 from pgorthanc_cli.sqlite.model import Settings
@@ -16,18 +18,27 @@ _KEPT = (
 
 
 def remaining(
-    target: db.Target, path: Path, server_identifier: str, plugins: str, settings: Settings
+    options: Mapping[str, Any],
+    target: db.Target,
+    path: Path,
+    server_identifier: str,
+    plugins: str,
+    settings: Settings,
 ) -> tuple[str, ...]:
-    """The steps, in order; the password is not among them."""
-    known = target.parameters()
+    """Return the steps, in order.
+
+    Args:
+        options: The connection as the "PostgreSQL" section says it, without the password; of `conninfo.orthancs`.
+        target: The new index.
+        path: The SQLite index.
+        server_identifier: Whose the server properties are.
+        plugins: The releases of the plugin that work with the new index.
+        settings: Of the conversion.
+    """
     section = {
         "EnableIndex": True,
         "EnableStorage": settings.large_objects,
-        "Host": known.get("host", "localhost"),
-        "Port": int(known.get("port", "5432").split(",")[0]),
-        "Database": known.get("dbname", ""),
-        "Username": known.get("user", ""),
-        "Password": db.MASK,
+        **options,
         **({"Schema": target.schema} if target.schema != "public" else {}),
     }
     lines = json.dumps({"PostgreSQL": section, "DatabaseServerIdentifier": server_identifier}, indent=2)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import catalog, db, locks, revision
+from pgorthanc_cli.config import conninfo
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.sqlite import checklist, journal, target, worker
@@ -59,6 +60,8 @@ class Conversion(Reading):
         yield Progress("prove", "the new index")
         target.stamp(conn, self.where.schema, plan, self.properties(reader))
         plugins = catalog.plugins(plan.revision)
+        parameters = conninfo.complete(conninfo.in_use(conn), self.where)
+        options = conninfo.orthancs(parameters, encrypted=bool(conn.info.ssl_in_use))
         self.facts |= {
             "schema": self.where.schema,
             "revision": plan.revision,
@@ -67,7 +70,7 @@ class Conversion(Reading):
             "verified": self.settings.verify,
             "large_objects": stored,
             "steps": checklist.remaining(
-                self.where, self.source.path, plan.server_identifier, plugins, self.settings
+                options, self.where, self.source.path, plan.server_identifier, plugins, self.settings
             ),
         }
         yield from self.look_at_files()

@@ -134,6 +134,7 @@ class Converted:
         steps: What is still to be done, with the lines of the configuration.
         elapsed_s: How long it took, in seconds.
         rows_per_s: Rows converted per second, everything included.
+        dry_run: Whether the index was only checked.
     """
 
     source: str
@@ -154,6 +155,7 @@ class Converted:
     steps: tuple[str, ...] = ()
     elapsed_s: float = 0.0
     rows_per_s: float = 0.0
+    dry_run: bool = field(default=False, metadata={"shown": False})
 
 
 Event = Progress | Converted

@@ -67,7 +67,7 @@ def check(path: Path, settings: Settings, stop: threading.Event | None = None) -
         yield from reading.survey(thorough=True)
         yield from reading.read()
         yield from reading.look_at_files()
-        yield reading.result(time.monotonic() - started)
+        yield reading.result(time.monotonic() - started, dry_run=True)
 
 
 def _check(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import catalog, db, duplicates, steps
@@ -44,6 +44,7 @@ class Plan:
         sessions: Who else is connected, and has to leave for the switch.
         locks: Who holds Orthanc's locks.
         replicas: Standbys; they replay what the switch does, and their readers wait for that, too.
+        dry_run: A plan changes nothing.
     """
 
     schema: str
@@ -68,6 +69,7 @@ class Plan:
     sessions: tuple[Session, ...]
     locks: tuple[db.LockHolder, ...]
     replicas: tuple[Replica, ...]
+    dry_run: bool = field(default=True, metadata={"shown": False})
 
 
 def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:

@@ -50,7 +50,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
         schema=schema,
         revision=revision,
         recorded_revision=found.get("property 4"),
-        plugins=here.plugins if here.revision == revision else _plugins(revision),
+        plugins=here.plugins if here.revision == revision else catalog.plugins(revision),
         healthy=not any(finding.matters for finding in findings),
         deep=deep,
         functions=dict(origins.most_common()),
@@ -106,10 +106,6 @@ def _revision(found: Catalog, digests: dict[str, str], known: Bodies, here: Layo
         return len(wrong) + len(bad)
 
     return min(int(recorded), here.revision, key=distance)
-
-
-def _plugins(revision: int) -> str:
-    return next(layout.plugins for layout in catalog.layouts() if layout.revision == revision)
 
 
 def _differences(conn: Connection, found: Catalog, wanted: Catalog) -> list[Difference]:

@@ -22,7 +22,7 @@ import pytest
 from interop.configurations import Case, broken_and_odd, folders, generated, variables
 from interop.orthanc import Program
 from pgorthanc_cli import db
-from pgorthanc_cli.config import ConfigurationError, conninfo, files, plugins
+from pgorthanc_cli.config import ConfigurationError, check, conninfo, files, plugins, starting
 from pgorthanc_cli.config.orthanc import accept
 from pgorthanc_cli.errors import UsageError
 
@@ -40,7 +40,7 @@ local function show(value)
     return "{" .. table.concat(parts, ",") .. "}"
   end
   if type(value) == "string" then return '"' .. hex(value) .. '"' end
-  if type(value) == "number" then return string.format("%.17g", value) end
+  if type(value) == "number" then return value - value == 0 and string.format("%.17g", value) or "null" end
   return tostring(value)
 end
 function Initialize()
@@ -288,6 +288,36 @@ def test_root_values(program: Program, tmp_path: Path, key: str, value: object) 
         assert refused
     else:
         assert not refused
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        {"OverwriteInstances": "IfChanged", "StoreMD5ForAttachments": False}, {"OverwriteInstances": "IfChanged"},
+        {"PatientLevelEnabled": False, "MaximumPatientCount": 5}, {"PatientLevelEnabled": False},
+        {"PatientLevelEnabled": False, "MaximumStorageSize": 5}, {"PatientLevelEnabled": "x"},
+        *({name: value} for name in ("DicomParserThreadsCount", "TranscoderThreadsCount") for value in (0, 1, "x")),
+        *({name: value} for name in ("DicomParserCacheSize", "TranscoderMemoryCapacity") for value in (0, -1)),
+        {"SequentialDicomReaderWindowSize": 0}, {"SequentialDicomReaderWindowCapacity": 0},
+        {"SequentialDicomReaderThreadsCount": 0},
+        *({"ExtraMainDicomTags": {"Study": [tag]}} for tag in ("EthnicGroup", "ReasonForStudy", "0010,2160")),
+        *({"ExtraMainDicomTags": {"Study": [tag]}} for tag in ("PatientAge", "0010-1010", "00101010")),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_stops_orthanc_is_said(program: Program, tmp_path: Path, root: dict[str, Any]) -> None:
+    if int(program.version().split(".")[1]) < 13:
+        root = {}  # it knows none of these options, so it starts with anything
+    case = Case("start", {"a.json": json.dumps(root).encode()})
+    refused = ask(program, case, tmp_path / "run") == "refused"
+    document = files.Document(root)
+    said = [p for p in starting_problems(document, tmp_path) if p.severity != "info"]
+    assert refused is bool(said), said
+
+
+def starting_problems(document: files.Document, folder: Path) -> list[files.Problem]:
+    found = check.subject(document, folder)
+    return [problem for rule in starting.RULES for problem in rule(found)]
 
 
 def test_the_release_is_read_from_the_libraries(program: Program, tmp_path: Path) -> None:

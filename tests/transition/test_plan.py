@@ -94,7 +94,7 @@ def test_a_plan_changes_nothing_and_blocks_nobody(filled: Filled) -> None:
 def test_the_plan_of_an_upgrade(filled: Filled) -> None:
     plan = planned(filled(1), 10)
     assert (plan.revision, plan.recorded, plan.to) == (1, 1, 10)
-    assert (plan.plugins, plan.plugins_then) == ("5.0 to 5.1", "10.0 to 10.3")
+    assert (plan.plugins, plan.plugins_then) == ("4.0 to 5.1", "10.0 to 10.3")
     prepared = [item.statements[0] for item in plan.prepare]
     assert "CREATE UNIQUE INDEX CONCURRENTLY pgorthanc_uniquepublicid ON resources (publicid)" in prepared
     assert [len(item.statements) for item in plan.switch] == [1] * 6
