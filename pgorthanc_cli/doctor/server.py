@@ -90,9 +90,10 @@ _FOLLOWERS = """
            pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint FROM pg_stat_replication ORDER BY 1
 """
 _SLOTS = """
-    SELECT slot_name, active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint
+    SELECT slot_name, active, {wal_status}, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint
         FROM pg_replication_slots ORDER BY 1
 """
+_WAL_STATUS_SINCE = 130000
 
 
 def settings(subject: Subject) -> Verdict:
@@ -188,7 +189,8 @@ def replication(subject: Subject) -> Verdict:
     words = [
         f"{name}: {state or 'hidden'}, {behind or 0:,} bytes behind" for name, state, behind in followers
     ]
-    slots = subject.rows(_SLOTS)
+    known = subject.conn.server_version >= _WAL_STATUS_SINCE
+    slots = subject.rows(_SLOTS.format(wal_status="wal_status" if known else "NULL"))
     lost = [name for name, _, wal, _ in slots if wal == "lost"]
     idle = [(name, kept or 0) for name, active, wal, kept in slots if not active and wal != "lost"]
     words += [f"slot {name} has lost what its standby needs" for name in lost]

@@ -41,7 +41,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     strange, origins = _functions(digests, wanted, known, mender, revision)
     findings = [*_findings(_differences(conn, found, wanted), judge, mender), *strange]
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
-        findings += data.findings(conn, found, revision, deep=deep)
+        findings += data.findings(conn, found, revision, deep=deep, schema=schema)
     return SchemaReport(
         schema=schema,
         revision=revision,

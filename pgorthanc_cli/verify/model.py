@@ -59,9 +59,11 @@ class Finding:
         """One line: how much it matters, what it is, why, and what to do if the tool cannot."""
         weight = "MATTERS" if self.matters else "harmless"
         advice = f"; {self.advice}" if self.advice else ""
-        return f"{weight}: {self._difference()}: {self.why}{advice}"
+        return f"{weight}: {self.difference}: {self.why}{advice}"
 
-    def _difference(self) -> str:
+    @property
+    def difference(self) -> str:
+        """What is found, and what is expected."""
         if self.found is None:
             return f"{self.name} is missing"
         if self.wanted is None:
