@@ -30,11 +30,12 @@ _DATABASE = """
 _COLLATE = "SELECT datcollate FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
 # Collations that columns of indexes name themselves, instead of the database's.
 _OF_INDEXES = """
-    SELECT DISTINCT o.collname::text, o.collversion, pg_catalog.pg_collation_actual_version(o.oid)
+    SELECT DISTINCT pg_catalog.format('%%s.%%I', o.collnamespace::pg_catalog.regnamespace::text, o.collname),
+           o.collversion, pg_catalog.pg_collation_actual_version(o.oid)
         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        CROSS JOIN pg_catalog.unnest(i.indcollation) AS used(collation)
-        JOIN pg_catalog.pg_collation o ON o.oid = used.collation
+        CROSS JOIN pg_catalog.unnest(i.indcollation) AS used(number)
+        JOIN pg_catalog.pg_collation o ON o.oid = used.number
         WHERE n.nspname = %s AND o.collprovider <> 'd' AND o.collversion IS NOT NULL ORDER BY 1
 """
 _ORDERED_COLUMNS = """
@@ -108,7 +109,7 @@ def collation(subject: Subject) -> Verdict:
         return Verdict(
             "CRITICAL",
             f"out of order: {', '.join(misplaced)}: look-ups miss rows, and unique indexes let duplicates in",
-            _rebuild(subject, refresh=subject.conn.server_version >= _VERSIONED_SINCE),
+            _rebuild(subject),
         )
     read = "; all indexes of text are in order" if subject.deep else ""
     if subject.conn.server_version < _VERSIONED_SINCE:
@@ -119,28 +120,28 @@ def collation(subject: Subject) -> Verdict:
             f"not checked: {collate}; this server is older than PostgreSQL 15, and records no version of it",
             "to compare the indexes with today's order: pgorthanc doctor --deep collation",
         )
-    recorded = [("the database", *subject.row(_DATABASE)[1:])]
-    recorded += [
-        (f"collation {name}", was, now) for name, was, now in subject.rows(_OF_INDEXES, subject.target.schema)
-    ]
-    changed = [
-        f"{what}: recorded version {was}, now {now or 'none'}" for what, was, now in recorded if was != now
-    ]
+    database = sql.Identifier(subject.conn.info.dbname).as_string(subject.conn)
+    refresh = f"ALTER DATABASE {database} REFRESH COLLATION VERSION;"
+    recorded = [("the database", refresh, *subject.row(_DATABASE)[1:])]
+    for name, was, now in subject.rows(_OF_INDEXES, subject.target.schema):
+        recorded.append((f"collation {name}", f"ALTER COLLATION {name} REFRESH VERSION;", was, now))
+    changed = [entry for entry in recorded if entry[2] != entry[3]]
     if not changed:
-        version = recorded[0][2]
+        version = recorded[0][3]
         return Verdict("OK", f"{collate}, {f'version {version}' if version else 'without versions'}{read}")
+    shown = "; ".join(f"{what}: recorded version {was}, now {now or 'none'}" for what, _, was, now in changed)
     return Verdict(
         "WARNING",
-        f"{'; '.join(changed)}: the order of text has changed under the indexes, so look-ups may miss rows, and unique "
-        f"indexes may let duplicates in{read}",
-        _rebuild(subject, refresh=True),
+        f"{shown}: the order of text has changed under the indexes, so look-ups may miss rows, and unique indexes may "
+        f"let duplicates in{read}",
+        _rebuild(subject, *(statement for _, statement, _, _ in changed)),
     )
 
 
-def _rebuild(subject: Subject, *, refresh: bool) -> str:
+def _rebuild(subject: Subject, *refresh: str) -> str:
     """Return the statements in the only order that helps: REFRESH silences the warning, whatever the indexes hold."""
     database = sql.Identifier(subject.conn.info.dbname).as_string(subject.conn)
-    last = f" and then: ALTER DATABASE {database} REFRESH COLLATION VERSION;" if refresh else ""
+    last = f" and then: {' '.join(refresh)}" if refresh else ""
     return f"as the owner of the database, first: REINDEX DATABASE CONCURRENTLY {database};{last}"
 
 

@@ -10,7 +10,7 @@ from pgorthanc_cli import catalog
 from pgorthanc_cli.catalog import Catalog, Difference, Layout
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.verify import data
-from pgorthanc_cli.verify.functions import Bodies, bare, bodies
+from pgorthanc_cli.verify.functions import Bodies, Body, bare, bodies
 from pgorthanc_cli.verify.judge import Judge, of_body
 from pgorthanc_cli.verify.mend import Mender, without_lock
 from pgorthanc_cli.verify.model import Finding, Fix, SchemaReport
@@ -70,7 +70,7 @@ def _layout(conn: Connection, found: Catalog, schema: str) -> Layout:
     return here
 
 
-def _revision(found: Catalog, digests: dict[str, str], known: Bodies, here: Layout) -> int:
+def _revision(found: Catalog, digests: dict[str, Body], known: Bodies, here: Layout) -> int:
     """The revision of the layout, or the recorded one if the schema is as near to that: scripts leave tables behind."""
     recorded = found.get("property 4") or ""
     if recorded == str(here.revision) or recorded not in map(str, catalog.revisions()):
@@ -126,7 +126,7 @@ def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
 
 
 def _functions(
-    digests: dict[str, str], wanted: Catalog, known: Bodies, mender: Mender, revision: int
+    digests: dict[str, Body], wanted: Catalog, known: Bodies, mender: Mender, revision: int
 ) -> tuple[list[Finding], Counter[str]]:
     """The functions whose body does not belong to the revision, and where all of them come from."""
     strange: list[Finding] = []
