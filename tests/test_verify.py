@@ -25,8 +25,9 @@ REVISIONS = (1, 2, 3, 4, 5, 6, 10)
 # A patient with two instances, attachments and changes, at any revision.
 FILL = (
     "SELECT createinstance('p', 's', 'e', 'i'), createinstance('p', 's', 'e', 'j')",
-    """INSERT INTO attachedfiles (id, filetype, uuid, compressedsize, uncompressedsize)
-           SELECT internalid, 1, publicid, 10, 20 FROM resources WHERE resourcetype = 3""",
+    """INSERT INTO attachedfiles
+               (id, filetype, uuid, compressedsize, uncompressedsize, uncompressedhash, compressedhash)
+           SELECT internalid, 1, publicid, 10, 20, '', '' FROM resources WHERE resourcetype = 3""",
     "INSERT INTO changes SELECT 40 + internalid, 2, internalid, resourcetype, 'now' FROM resources",
 )
 _SOURCES = """SELECT pg_get_functiondef(oid) FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS (

@@ -143,7 +143,7 @@ class Bodies:
         signature = name.removeprefix("function ")
         releases = [entry for entry in self._released if entry["functions"].get(signature) == found.text]
         same = _SAME_BODY.get(bare(name), ())
-        for entry in releases:
+        for entry in sorted(releases, key=lambda entry: bool(entry["revision"] != revision)):
             if entry["revision"] == revision or (entry["revision"] in same and revision in same):
                 return Origin(entry["release"], True, entry["revision"])
         known = [
