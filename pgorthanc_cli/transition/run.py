@@ -18,6 +18,7 @@ from pgorthanc_cli.transition import kept, survey
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Settings
+from pgorthanc_cli.transition.obstacles import obstacles
 from pgorthanc_cli.transition.plan import require_direction
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
@@ -163,11 +164,12 @@ class _Change:
         require_direction(damage.start, self.to, schema, down=self.down)
         way = steps.path(damage.start, self.to)
         survey.require_rights(conn, found)
-        in_the_way = survey.obstacles(conn, found, damage, self.to)
+        in_the_way = obstacles(conn, schema, found, damage, self.to)
         conn.commit()
         if in_the_way:
+            more = f"; and {len(in_the_way) - _SHOWN} more" if len(in_the_way) > _SHOWN else ""
             raise RevisionError(
-                f"something is in the way of revision {self.to}: {'; '.join(in_the_way[:_SHOWN])}",
+                f"revision {self.to} cannot be reached: {'; '.join(in_the_way[:_SHOWN])}{more}",
                 "nothing was changed; settle that, then run the same command again",
             )
         return damage, way

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import psycopg2
+import psycopg2.errors
+
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
 from pgorthanc_cli.locks import Session, end, others
 from pgorthanc_cli.progress import Progress
@@ -14,6 +19,9 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _POLL_S = 0.2
+_CALM_S = 1.0
+_EXPEL_S = 10.0
+_EXPEL_WAIT = "200ms"
 _SHOWN = 5
 
 # Not cached for the length of a transaction, as pg_stat_activity is.
@@ -29,6 +37,15 @@ _BLOCKING = """
 """
 
 
+# A process that serves no client is named by its kind, such as autovacuum worker.
+_NAMED = """
+    SELECT wanted.pid, coalesce(nullif(a.application_name, ''), nullif(a.backend_type, 'client backend'), ''),
+           a.usename::text, pg_catalog.host(a.client_addr), a.backend_start, a.state
+        FROM pg_catalog.unnest(%s::pg_catalog.int4[]) AS wanted(pid)
+        LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = wanted.pid ORDER BY 1
+"""
+
+
 def waiting(conn: Connection) -> list[Session]:
     """The sessions that wait for a table which this session has locked: they work with the index."""
     with conn.cursor() as cur:
@@ -38,40 +55,52 @@ def waiting(conn: Connection) -> list[Session]:
 
 
 def blocking(conn: Connection, tables: Sequence[str]) -> list[Session]:
-    """The sessions that have some of the tables locked, if only for reading."""
+    """Return the sessions that have some of the tables locked, if only for reading; autovacuum and the like, too."""
     with conn.cursor() as cur:
         cur.execute(_BLOCKING, (list(tables),))
         pids = {pid for (pid,) in cur.fetchall()}
-    return [session for session in others(conn) if session.pid in pids] if pids else []
+    return named(conn, pids)
 
 
-def in_use(found: Sequence[Session], what: str = "is connected with this database") -> InUseError:
-    """The refusal that names them."""
-    named = "; ".join(map(str, found[:_SHOWN]))
+def named(conn: Connection, pids: Collection[int]) -> list[Session]:
+    """Return the processes of the server with these pids: sessions of clients, and those that serve none."""
+    return [Session(*row) for row in db.rows(conn, _NAMED, list(pids))] if pids else []
+
+
+def in_use(
+    found: Sequence[object], what: str = "is connected to this database", *, terminate: bool = False
+) -> InUseError:
+    """Return the refusal that names them; what was tried in vain is not advised again."""
+    shown = "; ".join(map(str, found[:_SHOWN])) or "it has just ended"
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return InUseError(
-        f"somebody {what}: {named}{more}",
-        "stop every Orthanc that uses it, then run the same command again; "
-        "or wait for them with --wait SECONDS, or end their sessions with --terminate",
+        f"another session {what}: {shown}{more}",
+        "stop every Orthanc that uses it, then run the same command again"
+        + (
+            ""
+            if terminate
+            else "; or wait for them with --wait SECONDS, or end their sessions with --terminate"
+        ),
     )
 
 
 def vacate(
     conn: Connection, *, ours: Sequence[int] = (), wait_s: float = 0, terminate: bool = False
 ) -> Iterator[Progress]:
-    """Wait until nobody else is connected, or end the sessions of those who are.
+    """Wait until no other session is connected, or end those that are.
 
     Args:
         conn: A connection without an open transaction.
         ours: Pids of further sessions of ours.
         wait_s: How long to wait.
-        terminate: End their sessions at once; then at least 5 seconds are theirs to end.
+        terminate: End their sessions. A client that connects again and again is no reason to refuse: locks keep it
+            out, see `expel`.
 
     Raises:
-        InUseError: Somebody is still connected; the message says who.
+        InUseError: Another session is still connected; the message says which.
     """
     started = time.monotonic()
-    patience = max(wait_s, 5.0) if terminate else wait_s
+    patience = max(wait_s, _CALM_S) if terminate else wait_s
     while True:
         found = others(conn, ours)
         if found and terminate:
@@ -80,6 +109,45 @@ def vacate(
         if not found:
             return
         if time.monotonic() - started >= patience:
+            if terminate:
+                yield Progress(
+                    "switch", f"{len(found)} sessions connect again and again; locks keep them out"
+                )
+                return
             raise in_use(found)
         yield Progress("switch", f"waiting for {len(found)} sessions to end, such as pid {found[0].pid}")
         time.sleep(_POLL_S)
+
+
+@contextmanager
+def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]:
+    """Hold one of Orthanc's advisory locks, whoever takes it again and again: its holders are ended, and we queue.
+
+    A request that waits comes before all later ones, also before those of pg_try_advisory_lock.
+
+    Raises:
+        InUseError: It was not free within 10 seconds; the message says who holds it.
+    """
+    deadline = time.monotonic() + _EXPEL_S
+    while True:
+        end(conn, [session for session in others(conn, ours) if session.pid in _holders(conn, lock)])
+        try:
+            db.rows(conn, "SELECT pg_catalog.set_config('lock_timeout', %s, true)", _EXPEL_WAIT)
+            db.rows(conn, "SELECT pg_catalog.pg_advisory_lock(%s)", lock)
+            conn.commit()
+            break
+        except psycopg2.errors.LockNotAvailable:
+            conn.rollback()
+            if time.monotonic() >= deadline:
+                raise in_use(db.lock_holders(conn, lock), "holds a lock of Orthanc", terminate=True) from None
+    try:
+        yield
+    finally:
+        with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
+            conn.rollback()
+            db.rows(conn, "SELECT pg_catalog.pg_advisory_unlock(%s)", lock)
+            conn.commit()
+
+
+def _holders(conn: Connection, lock: int) -> set[int]:
+    return {holder.pid for holder in db.lock_holders(conn, lock)}

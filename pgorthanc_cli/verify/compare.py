@@ -122,7 +122,8 @@ def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
     judged, why = judge.verdict(difference)
     repair = () if judge.stood_in(judged.name) else mender.fixes(judged)
     advice = without_lock(repair) if repair else judge.advice(judged)
-    return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice)
+    blocks = difference.matters and difference.wanted is None and not (judged.matters or repair)
+    return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice, blocks)
 
 
 def _functions(

@@ -45,6 +45,7 @@ class Finding:
         why: What it means for the operator.
         repair: The statements that mend it; empty if that is not safe, or if nothing needs mending.
         advice: What to do where `repair` is empty, or instead of it; None if nothing.
+        blocks: Whether it keeps the index from being upgraded or downgraded, although the plugin works with it.
     """
 
     name: str
@@ -54,9 +55,12 @@ class Finding:
     why: str
     repair: tuple[Fix, ...] = ()
     advice: str | None = None
+    blocks: bool = False
 
     def __str__(self) -> str:
         """One line: how much it matters, what it is, why, and what to do if the tool cannot."""
+        if self.blocks:
+            return f"note: extra {self.name} (not created by the plugin); {self.why}"
         weight = "MATTERS" if self.matters else "harmless"
         advice = f"; {self.advice}" if self.advice else ""
         return f"{weight}: {self.difference}: {self.why}{advice}"
