@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, duplicates, steps
+from pgorthanc_cli import catalog, db, duplicates, rights, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.locks import others
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.transition import kept, survey
+from pgorthanc_cli.transition import kept
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Settings
@@ -163,7 +163,7 @@ class _Change:
         damage = diagnose(conn, schema)
         require_direction(damage.start, self.to, schema, down=self.down)
         way = steps.path(damage.start, self.to)
-        survey.require_rights(conn, found)
+        rights.require_change(conn, schema, found)
         in_the_way = obstacles(conn, schema, found, damage, self.to)
         conn.commit()
         if in_the_way:

@@ -13,7 +13,6 @@ import psycopg2.errors
 from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates
-from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.locks import Session, others
 from pgorthanc_cli.transition import mend
 from pgorthanc_cli.transition.obstacles import index_tables, obstacles
@@ -37,13 +36,6 @@ _REPLICAS = """
     SELECT coalesce(nullif(application_name, ''), client_addr::text, 'pid ' || pid), state,
            pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint, replay_lag
         FROM pg_stat_replication ORDER BY 1
-"""
-_RIGHTS = """
-    SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(current_schema()),
-           has_schema_privilege(current_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY'),
-           ARRAY(SELECT quote_ident(relname) FROM pg_class
-               WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('r', 'S', 'p')
-                   AND relname = ANY (%s) AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1)
 """
 
 
@@ -159,25 +151,6 @@ def find_duplicates(conn: Connection, found: catalog.Catalog) -> tuple[duplicate
         return None
     finally:
         conn.rollback()
-
-
-def require_rights(conn: Connection, found: catalog.Catalog) -> None:
-    """Name every right that is missing, before anything is written.
-
-    Raises:
-        RevisionError: Some are.
-    """
-    ((role, database, name, create, temporary, foreign),) = _rows(conn, _RIGHTS, index_tables(found))
-    grants = [f"ALTER TABLE {name}.{table} OWNER TO {role};" for table in foreign]
-    if not create:
-        grants.append(f"GRANT USAGE, CREATE ON SCHEMA {name} TO {role};")
-    if not temporary:
-        grants.append(f"GRANT TEMPORARY ON DATABASE {database} TO {role};")
-    if grants:
-        raise RevisionError(
-            f"role {role} lacks rights to change the index in schema {name}",
-            f"log in as the owner of its tables, or have an administrator run: {' '.join(grants)}",
-        )
 
 
 def _patients(conn: Connection, found: catalog.Catalog) -> int:
