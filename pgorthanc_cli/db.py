@@ -387,6 +387,11 @@ _WRITE = (
 )
 
 
+def hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
+    """Return what to do about a statement that the server refused."""
+    return _hint(error.pgcode or "", primary_message(error), conn, schema)
+
+
 def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
     if state == "42501":
         role = sql.Identifier(conn.info.user).as_string(conn)

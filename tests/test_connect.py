@@ -481,4 +481,17 @@ def test_missing_right_names_the_grant(server: Server) -> None:
         cur.execute("SELECT * FROM secret")
     error = caught.value
     assert error.message == "PostgreSQL: permission denied for table secret (SQLSTATE 42501)"
-    assert error.hint == 'as its owner: GRANT ALL ON TABLE secret TO "trusted_role";'
+    assert error.hint == (
+        'as the owner of the index: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "public" TO "trusted_role"; '
+        'GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA "public" TO "trusted_role"; '
+        'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "public" TO "trusted_role";'
+    )
+    with (
+        pytest.raises(PgOrthancError) as caught,
+        db.session(target, readonly=True) as conn,
+        conn.cursor() as cur,
+    ):
+        cur.execute("SELECT * FROM secret")
+    assert caught.value.hint == (
+        'as the owner of the index: GRANT SELECT ON ALL TABLES IN SCHEMA "public" TO "trusted_role";'
+    )

@@ -118,7 +118,7 @@ def _verdict(name: str, subject: Subject) -> Verdict:
     except PgOrthancError as error:
         return Verdict("CRITICAL", error.message, error.hint)
     except psycopg2.errors.InsufficientPrivilege as error:
-        return _not_checked(db.primary_message(error), "log in as a role that may read it, or grant that")
+        return _not_checked(db.primary_message(error), db.hint(error, subject.conn, subject.target.schema))
     except psycopg2.errors.QueryCanceled as error:
         return _not_checked(
             db.primary_message(error),

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.2
 _CALM_S = 1.0
-_EXPEL_S = 10.0
-_EXPEL_WAIT = "200ms"
+_EXPEL_S = 15.0
+_EXPEL_WAIT = "1s"
 _SHOWN = 5
 
 # Not cached for the length of a transaction, as pg_stat_activity is.
+_END_OTHERS = """
+    SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+        WHERE datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid() AND pid <> ALL (%s)
+            AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'
+"""
 _WAITING = """
     SELECT DISTINCT l.pid FROM pg_locks l
         WHERE NOT l.granted AND l.locktype = 'relation' AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid))
@@ -126,20 +131,22 @@ def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]
     A request that waits comes before all later ones, also before those of pg_try_advisory_lock.
 
     Raises:
-        InUseError: It was not free within 10 seconds; the message says who holds it.
+        InUseError: It was not free within 15 seconds; the message says who holds it.
     """
     deadline = time.monotonic() + _EXPEL_S
     while True:
-        end(conn, [session for session in others(conn, ours) if session.pid in _holders(conn, lock)])
         try:
             db.rows(conn, "SELECT pg_catalog.set_config('lock_timeout', %s, true)", _EXPEL_WAIT)
+            end_others(conn, ours)
             db.rows(conn, "SELECT pg_catalog.pg_advisory_lock(%s)", lock)
             conn.commit()
             break
         except psycopg2.errors.LockNotAvailable:
             conn.rollback()
+            holders = db.lock_holders(conn, lock)
+            conn.rollback()
             if time.monotonic() >= deadline:
-                raise in_use(db.lock_holders(conn, lock), "holds a lock of Orthanc", terminate=True) from None
+                raise in_use(holders, "holds a lock of Orthanc", terminate=True) from None
     try:
         yield
     finally:
@@ -149,5 +156,10 @@ def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]
             conn.commit()
 
 
-def _holders(conn: Connection, lock: int) -> set[int]:
-    return {holder.pid for holder in db.lock_holders(conn, lock)}
+def end_others(conn: Connection, ours: Sequence[int]) -> None:
+    """Ask the server to end all other client sessions on this database, in one statement: others begin meanwhile.
+
+    Raises:
+        psycopg2.errors.InsufficientPrivilege: The role may not.
+    """
+    db.rows(conn, _END_OTHERS, list(ours))

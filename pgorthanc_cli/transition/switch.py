@@ -14,7 +14,6 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
-from pgorthanc_cli.locks import end, others
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.transition import mend, obstacles, proof, sessions
 from pgorthanc_cli.transition.model import Settings
@@ -142,7 +141,7 @@ def _lock_tables(
     while True:
         try:
             if settings.terminate:
-                end(conn, others(conn, ours))
+                sessions.end_others(conn, ours)
             _try_lock(conn, tables)
             return
         except psycopg2.errors.LockNotAvailable:
@@ -201,7 +200,7 @@ def _require_nothing_lost(before: proof.Evidence, after: proof.Evidence, revisio
 def _require_alone(conn: Connection, settings: Settings, ours: Sequence[int]) -> None:
     """Make sure that no session which waits for our tables, or has connected meanwhile, works on as if nothing was."""
     if settings.terminate:
-        end(conn, others(conn, ours))
+        sessions.end_others(conn, ours)
     elif found := sessions.waiting(conn):
         raise sessions.in_use(found, "began to work with the index in the middle, so nothing was changed")
 

@@ -174,9 +174,10 @@ def index(preparing: Server) -> Iterator[db.Target]:
         walk(conn, 10, 1)
         fillindex.fill(conn)
     yield target
-    for gid, database in rows(target, "SELECT gid, database FROM pg_prepared_xacts"):
-        if database == "prepared":
-            run(target, f"ROLLBACK PREPARED '{gid}'")
+    for (gid,) in rows(
+        target, "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = current_database()"
+    ):
+        run(target, f"ROLLBACK PREPARED {gid}")
     preparing.sql("DROP DATABASE prepared")
 
 
