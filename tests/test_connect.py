@@ -482,7 +482,8 @@ def test_missing_right_names_the_grant(server: Server) -> None:
     error = caught.value
     assert error.message == "PostgreSQL: permission denied for table secret (SQLSTATE 42501)"
     assert error.hint == (
-        'as the owner of the index: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "public" TO "trusted_role"; '
+        "as the owner of the index: "
+        'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "public" TO "trusted_role"; '
         'GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA "public" TO "trusted_role"; '
         'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "public" TO "trusted_role";'
     )

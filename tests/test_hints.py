@@ -211,7 +211,6 @@ def test_an_import_asks_for_all_that_it_needs_at_once(
 ) -> None:
     """Rights on tables, sequences and functions, none of which hardening took away from Orthanc's own role."""
     orthanc, importer = roles(), roles()
-    run(fresh, *FILL)
     owned(fresh, orthanc)
     run(fresh, "REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC")
     files = tmp_path / "files"
