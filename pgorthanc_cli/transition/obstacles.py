@@ -61,7 +61,9 @@ _DEPENDENT = """
 _PREPARED = """
     SELECT DISTINCT p.gid, p.owner::text, p.prepared
         FROM pg_catalog.pg_prepared_xacts p
-        JOIN pg_catalog.pg_locks l ON l.virtualtransaction = '-1/' || p.transaction::text
+        JOIN pg_catalog.pg_locks x
+            ON x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.pid IS NULL
+        JOIN pg_catalog.pg_locks l ON l.virtualtransaction = x.virtualtransaction AND l.pid IS NULL
         LEFT JOIN pg_catalog.pg_class c ON c.oid = l.relation
         LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
         LEFT JOIN pg_catalog.pg_class t ON t.oid = coalesce(i.indrelid, c.oid)
