@@ -255,7 +255,7 @@ class _BySql:
         if "primary_conninfo" not in settings:
             raise PgOrthancError(
                 f"role {self._conn.info.user} may not see which server the standby follows",
-                "GRANT pg_monitor TO it, log in as a superuser, or name the folder with --dir",
+                f'as a superuser: GRANT pg_monitor TO "{self._conn.info.user}"; or name the folder with --dir',
             )
         return Before(
             one(self._conn, "SELECT system_identifier::text FROM pg_control_system()"),

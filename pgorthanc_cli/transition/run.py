@@ -19,7 +19,7 @@ from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Settings
 from pgorthanc_cli.transition.obstacles import obstacles
-from pgorthanc_cli.transition.plan import require_direction
+from pgorthanc_cli.transition.plan import require_direction, require_known
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
 from pgorthanc_cli.transition.statements import settle_in
@@ -74,6 +74,7 @@ class _Change:
     def run(self) -> Iterator[Event]:
         """All phases that are asked for, on two sessions: one holds our lock and looks, the other works."""
         started = time.monotonic()
+        require_known(self.to)
         if self.settings.export:
             kept.require_new(self.settings.export)
         with ExitStack() as stack:
