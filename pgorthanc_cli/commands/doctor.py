@@ -22,7 +22,7 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also recount statistics and child counts, compare the order of indexes, and check all stored files' rows.",
+    help="Also recount statistics and child counts, and read the rows of all stored files and indexes of text.",
 )
 @click.option(
     "--storage-dir",
