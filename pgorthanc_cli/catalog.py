@@ -79,6 +79,16 @@ SELECT format('function %%s(%%s)', p.proname, pg_get_function_identity_arguments
     WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND NOT EXISTS (
         SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
 """
+# What others attach to a table, and what changes the rows that its queries see.
+_ATTACHED = """
+    SELECT pg_catalog.format('child %%s.%%s', t.relname, i.inhrelid::pg_catalog.regclass), 'inherits'
+        FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class t ON t.oid = i.inhparent
+        WHERE t.relkind IN ('r', 'p') AND t.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)
+    UNION ALL
+    SELECT 'rowsecurity ' || relname, CASE WHEN relforcerowsecurity THEN 'FORCED' ELSE 'ENABLED' END
+        FROM pg_catalog.pg_class
+        WHERE relrowsecurity AND relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)
+"""
 # Only what the scripts write: the rest of the properties is Orthanc's own business.
 _PROPERTIES = sql.SQL("""SELECT 'property ' || property, value FROM {schema}.globalproperties
     WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)""")
@@ -86,6 +96,11 @@ _COUNTERS = sql.SQL("""SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'N
     FROM {schema}.globalintegers""")
 
 _OPERATOR_CLASS = re.compile(r'("(?:[^"]|"")+"|\w+)\.gin_trgm_ops')
+# Indexes that another object stands in for: not missed while that one is there and valid.
+_STAND_IN = {
+    "index childrenindex": "index childrenindex2",
+    "index publicindex": "constraint resources.uniquepublicid",
+}
 # The shape that the plugin gives it on a server whose version it cannot parse.
 _OTHER_CHILDREN_INDEX = (
     "CREATE INDEX childrenindex2 ON resources USING btree (parentid, publicid, internalid)"
@@ -158,6 +173,7 @@ def snapshot(conn: Connection, schema: str) -> Catalog:
     db.check_schema(conn, schema)
     objects = db.described(conn, schema, _OBJECTS, schema, schema)
     catalog = {name: _neutral(definition) for name, definition in objects}
+    catalog |= dict(db.described(conn, schema, _ATTACHED, schema, schema))
     for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
         if f"column {column}" in catalog:
             catalog |= dict(db.rows(conn, query.format(schema=sql.Identifier(schema))))
@@ -289,6 +305,22 @@ def differences(found: Catalog, wanted: Catalog) -> list[Difference]:
     ]
 
 
+def stand_in(name: str, found: Catalog) -> str | None:
+    """Return the object that does the work of a missing index: building that index would cost hours for nothing."""
+    other = _STAND_IN.get(name)
+    return other if other in found and not found[other or ""].endswith(_INVALID) else None
+
+
+def deviations(found: Catalog, revision: int) -> list[Difference]:
+    """Return what keeps a schema from being an index of a revision: the judgement of a switch, and of its plan."""
+    expected = wanted(revision, with_storage="table storagearea" in found)
+    return [
+        difference
+        for difference in differences(found, expected)
+        if difference.matters and not (difference.found is None and stand_in(difference.name, found))
+    ]
+
+
 def dump(catalog: Catalog) -> str:
     """A catalog as the text of its file."""
     return json.dumps(catalog, indent=0, ensure_ascii=False) + "\n"
@@ -319,7 +351,8 @@ def _intrudes(name: str, definition: str, wanted: Catalog) -> bool:
     if kind == "index":
         table = re.match(r"CREATE UNIQUE INDEX .* ON (?:ONLY )?(\S+) USING", definition)
         return bool(table and f"table {table[1]}" in wanted)
-    return kind in ("column", "constraint", "trigger", "rule") and f"table {rest.partition('.')[0]}" in wanted
+    attached = ("column", "constraint", "trigger", "rule", "child", "rowsecurity")
+    return kind in attached and f"table {rest.partition('.')[0]}" in wanted
 
 
 def _neutral(definition: str) -> str:

@@ -337,7 +337,7 @@ def session(
     """
     conn = _open(target)
     try:
-        with translated(conn):
+        with translated(conn, target.schema):
             if not readonly:
                 _require_own_session(conn)
                 check_writable(conn)
@@ -424,7 +424,7 @@ def check_schema(conn: Connection, schema: str) -> None:
 
 
 @contextmanager
-def translated(conn: Connection) -> Iterator[None]:
+def translated(conn: Connection, schema: str | None = None) -> Iterator[None]:
     """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
 
     Raises:
@@ -434,7 +434,7 @@ def translated(conn: Connection) -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as error:
-        raise _translate(error, conn) from None
+        raise _translate(error, conn, schema) from None
 
 
 def primary_message(error: psycopg2.Error) -> str:
@@ -448,7 +448,7 @@ def primary_message(error: psycopg2.Error) -> str:
     return primary
 
 
-def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
+def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
     # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
@@ -463,19 +463,41 @@ def _translate(error: psycopg2.Error, conn: Connection) -> PgOrthancError:
             "see whether the server still runs (its log says what happened), then run the same command again",
         )
     return PgOrthancError(
-        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""), _hint(state, primary, conn)
+        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""),
+        _hint(state, primary, conn, schema),
     )
 
 
-def _hint(state: str, primary: str, conn: Connection) -> str | None:
+# The commands that only read, by the application_name of their sessions.
+_READING = re.compile(
+    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status)"
+)
+_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
+_WRITE = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+    "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}; "
+    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};"
+)
+
+
+def hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
+    """Return what to do about a statement that the server refused."""
+    return _hint(error.pgcode or "", primary_message(error), conn, schema)
+
+
+def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
     if state == "42501":
         role = sql.Identifier(conn.info.user).as_string(conn)
-        denied = re.match(
-            r"permission denied for (?:(table|schema|sequence|function|database) )(\S+)", primary
+        denied = re.match(r"permission denied for (table|sequence|function) \S+", primary)
+        if not denied or schema is None:
+            return f"log in as its owner, or as a role that may do this: role {role} may not"
+        reads = getattr(conn, "preamble", "") or _READING.match(
+            conn.info.parameter_status("application_name") or ""
         )
-        if denied:
-            return f"as its owner: GRANT ALL ON {denied[1].upper()} {denied[2]} TO {role};"
-        return f"log in as the owner of the database, or grant role {role} what is missing"
+        grants = _READ if reads and denied[1] != "function" else _WRITE
+        kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
+        name = sql.Identifier(schema).as_string(conn)
+        return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
     if state in ("53100", "53200", "53300") or "No space left on device" in primary:
         return "the server lacks disk space, memory or connections: make room, then run it again"
     if state == "25006":

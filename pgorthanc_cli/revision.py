@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, locks, planted, steps
+from pgorthanc_cli import catalog, db, locks, planted, rights, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 
 if TYPE_CHECKING:
@@ -166,7 +166,8 @@ def _establish(
     wanted = catalog.wanted(revision, with_storage=with_storage or "table storagearea" in found)
     missing = [d for d in catalog.differences(found, wanted) if d.matters]
     if missing:
-        _require_rights(conn, schema, wanted)
+        db.check_writable(conn)
+        rights.require_creation(conn, schema, found)
         require_idle(conn, schema)
         planted.hold_still(conn)
         _run(conn, _needed(missing, scripts, here, revision))
@@ -200,33 +201,6 @@ def _refuse_other_revision(here: catalog.Layout, recorded: str | None, revision:
             f"run: pgorthanc downgrade --to {revision}"
             if here.revision > revision
             else "run: pgorthanc upgrade",
-        )
-
-
-def _require_rights(conn: Connection, schema: str, wanted: catalog.Catalog) -> None:
-    """Name every right that is missing, before anything is written."""
-    tables = [name.removeprefix("table ") for name in wanted if name.startswith("table ")]
-    db.check_writable(conn)
-    with conn.cursor() as cur:
-        cur.execute(
-            """SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(index_schema()),
-                      has_schema_privilege(index_schema(), 'CREATE'),
-                      has_database_privilege(current_database(), 'TEMPORARY'),
-                      ARRAY(SELECT quote_ident(relname) FROM pg_class
-                          WHERE relnamespace = quote_ident(index_schema())::regnamespace
-                              AND relname = ANY (%s) AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1)""",
-            (tables,),
-        )
-        role, database, name, create, temporary, foreign = cur.fetchone() or ()
-    grants = [f"ALTER TABLE {name}.{table} OWNER TO {role};" for table in foreign]
-    if not create:
-        grants.append(f"GRANT USAGE, CREATE ON SCHEMA {name} TO {role};")
-    if not temporary:
-        grants.append(f"GRANT TEMPORARY ON DATABASE {database} TO {role};")
-    if grants:
-        raise RevisionError(
-            f"role {role} lacks rights to make the index in schema {schema}",
-            f"have an administrator run: {' '.join(grants)} or simply: ALTER DATABASE {database} OWNER TO {role};",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import stat
@@ -23,6 +24,7 @@ from real_servers import Server
 
 from pgorthanc_cli import catalog, db, doctor
 from pgorthanc_cli.doctor import server
+from pgorthanc_cli.doctor.model import Subject, Verdict
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 SECRET = "Planted-s3cret"
@@ -148,6 +150,53 @@ def test_a_pooler_that_shares_sessions() -> None:
             assert found(db.Target(dsn), "pooler").status == "CRITICAL"
     finally:
         behind.remove()
+
+
+def test_the_pooler_is_looked_for_before_anything_else() -> None:
+    assert next(iter(doctor.CHECKS)) == "pooler"
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, name: str, failure: Callable[[Subject], Verdict]) -> None:
+    room = importlib.import_module("pgorthanc_cli.doctor.examine")  # in the package the function has its name
+    monkeypatch.setattr(room, "CHECKS", {**room.CHECKS, name: failure})
+
+
+FAILURES: dict[str, tuple[Callable[[Subject], object], str]] = {
+    "a column that this server lacks": (lambda s: s.rows("SELECT no_such FROM pg_class"), "SQLSTATE 42703"),
+    "no right": (lambda s: s.rows("SET ROLE pg_monitor; SELECT * FROM pg_authid"), "permission denied"),
+    "a time limit": (lambda s: s.rows("SET statement_timeout = 50; SELECT pg_sleep(9)"), "statement timeout"),
+    "a transaction left open": (lambda s: s.rows("BEGIN; SELECT no_such FROM pg_class"), "no_such"),
+    "the session ended": (lambda s: s.rows("SELECT pg_terminate_backend(pg_backend_pid())"), "not checked: "),
+    "a file that may not be read": (lambda s: Path("/proc/1/mem").read_bytes()[:0] or 1 / 0, "Error: "),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_check_that_fails_is_unknown_and_the_others_go_on(
+    fresh: db.Target, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = {check.name: check.status for check in doctor.examine(fresh).checks}
+    failure, reason = FAILURES[name]
+
+    def fail(subject: Subject) -> Verdict:
+        failure(subject)
+        raise AssertionError
+
+    broken(monkeypatch, "clock", fail)
+    checks = {check.name: check for check in doctor.examine(fresh).checks}
+    assert checks["clock"].status == "UNKNOWN"
+    assert reason in checks["clock"].message
+    assert "\n" not in checks["clock"].message
+    assert checks["clock"].hint or name == "the session ended"
+    assert list(checks) == list(before)
+    passing = {name for name in before if before[name] == "OK" and name not in ("clock", "transactions")}
+    assert {name for name in passing if checks[name].status != "OK"} == set()
+
+
+def test_slots_of_a_server_without_wal_status(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL 12: the query must not name the column. What it names, an older server has to have."""
+    monkeypatch.setattr(server, "_WAL_STATUS_SINCE", 10**7)
+    assert found(fresh, "replication").status != "UNKNOWN"
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def orthanc(target: db.Target, *keys: int, name: str = "") -> Iterator[Connectio
         yield conn
 
 
-def watcher(conn: Connection, **options: bool | None) -> locks.Watcher:
+def watcher(conn: Connection, **options: Any) -> locks.Watcher:
     return locks.Watcher(conn, "public", **options)
 
 

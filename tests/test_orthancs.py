@@ -9,7 +9,7 @@ import pytest
 
 from pgorthanc_cli import catalog
 from pgorthanc_cli.locks import generation, statements
-from pgorthanc_cli.locks.look import notes
+from pgorthanc_cli.locks.look import _shared, notes
 from pgorthanc_cli.locks.orthancs import Group, groups
 from pgorthanc_cli.locks.sessions import Observed
 
@@ -99,6 +99,60 @@ def test_a_pool_of_connections_is_one_orthanc(
     connected_s: list[float], wanted: list[tuple[int, int]]
 ) -> None:
     assert sizes(groups([observed(i, s) for i, s in enumerate(connected_s)], None)) == wanted
+
+
+SET_UP, AT_WORK = RELEASED, "COMMIT"
+REVISION_1 = next(entry for entry in catalog.layouts() if entry.revision == 1)
+
+
+def started(first: int, after_s: float, *locks: int, storage: bool = True, pool: int = 1) -> list[Observed]:
+    """An Orthanc as the real 1.10.1 and 1.13.0 start: storage area first, then the index, then the rest of its pool."""
+    held = [(lock,) if lock in locks else () for lock in (43, 42)]
+    area = [observed(first, after_s, SET_UP, locks=held[0])] if storage else []
+    index = [
+        observed(
+            first + 1 + n, after_s + 0.05 + 0.26 * bool(n) + 0.02 * n, AT_WORK, locks=() if n else held[1]
+        )
+        for n in range(pool)
+    ]
+    return [*area, *index]
+
+
+@pytest.mark.parametrize("storage", [True, False])
+@pytest.mark.parametrize("apart_s", [0.02, 0.6, 1.9])
+@pytest.mark.parametrize("locked_first", [True, False])
+def test_an_orthanc_without_lock_that_started_beside_one_with_a_lock(
+    storage: bool, apart_s: float, locked_first: bool
+) -> None:
+    """The CRITICAL case: they have one address and role, no names, and started within two seconds."""
+    with_lock = started(1, 0 if locked_first else apart_s + 0.1, 42, 43, storage=storage)
+    without = started(11, 0.1 + apart_s if locked_first else 0, storage=storage)
+    connections = None if storage or not locked_first else 1  # then only the configuration tells
+    found = groups([*with_lock, *without], REVISION_1, connections=connections)
+    assert sorted((group.orthanc.locked, [m.pid for m in group.members]) for group in found) == [
+        (False, [session.pid for session in without]),
+        (True, [session.pid for session in with_lock]),
+    ]
+    [problem] = _shared(found)
+    assert "works without a lock on a database" in problem
+
+
+@pytest.mark.parametrize("pool", [1, 2, 5, 50])
+@pytest.mark.parametrize("storage", [True, False])
+@pytest.mark.parametrize("configured", [True, False])
+@pytest.mark.parametrize("locks", [(42, 43), ()])
+def test_one_orthanc_is_not_taken_for_two(
+    pool: int, storage: bool, configured: bool, locks: tuple[int, ...]
+) -> None:
+    sessions = started(1, 0, *locks, storage=storage, pool=pool)
+    [group] = groups(sessions, REVISION_1, connections=pool if configured else None)
+    assert group.orthanc.sessions == len(sessions)
+
+
+def test_pools_without_locks_that_started_together_are_counted_by_the_configuration() -> None:
+    sessions = [*started(1, 0, pool=3), *started(11, 0.5, pool=3)]
+    assert len(groups(sessions, REVISION_1)) == 1
+    assert [group.orthanc.sessions for group in groups(sessions, REVISION_1, connections=3)] == [4, 4]
 
 
 @pytest.mark.parametrize("difference", [{"role": "b"}, {"address": None}, {"application": "b-orthanc"}])

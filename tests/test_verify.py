@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,17 +17,21 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 from schemas import ODD_SCHEMA, as_role, drop_database, init, rows, run, snapshot
 
-from pgorthanc_cli import catalog, cli, db, verify
+from pgorthanc_cli import catalog, cli, db, steps, verify
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
+from pgorthanc_cli.verify.functions import Body, code
 
 REVISIONS = (1, 2, 3, 4, 5, 6, 10)
 # A patient with two instances, attachments and changes, at any revision.
 FILL = (
     "SELECT createinstance('p', 's', 'e', 'i'), createinstance('p', 's', 'e', 'j')",
-    """INSERT INTO attachedfiles (id, filetype, uuid, compressedsize, uncompressedsize)
-           SELECT internalid, 1, publicid, 10, 20 FROM resources WHERE resourcetype = 3""",
+    """INSERT INTO attachedfiles
+               (id, filetype, uuid, compressedsize, uncompressedsize, uncompressedhash, compressedhash)
+           SELECT internalid, 1, publicid, 10, 20, '', '' FROM resources WHERE resourcetype = 3""",
     "INSERT INTO changes SELECT 40 + internalid, 2, internalid, resourcetype, 'now' FROM resources",
 )
+_SOURCES = """SELECT pg_get_functiondef(oid) FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND NOT EXISTS (
+    SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')"""
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +214,62 @@ def test_known_bodies_of_the_plugin_are_recognised() -> None:
             n for n in wanted if n.startswith("function")
         }
         for name, digest in entry["functions"].items():
-            origin = known.origin(f"function {name}", digest, entry["revision"])
+            origin = known.origin(f"function {name}", Body(digest, ""), entry["revision"])
             assert (origin.name, origin.fits) == (entry["release"], True)
+
+
+def test_no_false_alarm_about_a_body_that_an_upgrade_or_downgrade_leaves() -> None:
+    """What our scripts do not replace on the way from an index of the real plugin fits where they lead."""
+    known = verify.functions.Bodies()
+    file = Path(catalog.__file__).parent / "catalogs" / "functions.json"
+    for entry, end in itertools.product(json.loads(file.read_text(encoding="utf-8")), REVISIONS):
+        replaced = {
+            name for step in steps.path(entry["revision"], end) for name in verify.functions._of(step.script)
+        }
+        wanted = catalog.wanted(end, with_storage=False)
+        for signature, digest in entry["functions"].items():
+            name = f"function {signature}"
+            if name in wanted and verify.functions.bare(name) not in replaced:
+                assert known.origin(name, Body(digest, ""), end).fits, (entry["release"], end, name)
+
+
+REMARKS = (
+    ("BEGIN", "-- a remark\nBEGIN /* another /* nested */ -- one */\n\t"),
+    ("  ", "\t\n"),
+    (";", "; -- it's \"said\n"),
+)
+CHANGES = (
+    ("RETURN", "-- RETURN"),
+    ("RETURN", "/* RETURN */"),
+    ("'", "' "),
+    ("'", "'--"),
+    ("BEGIN", 'BEGIN PERFORM "a  b", "a b";'),
+)
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+def test_remarks_and_white_space_in_a_body_change_nothing(
+    index: Callable[[int], db.Target], remark: tuple[str, str]
+) -> None:
+    target = index(10)
+    functions = [name for name in snapshot(target) if name.startswith("function ")]
+    for (source,) in rows(target, _SOURCES):
+        head, quote, body = source.partition("$function$")
+        run(target, head + quote + body.replace(*remark))
+    assert len(rows(target, _SOURCES)) == len(functions)
+    assert look(target).findings == ()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_code_that_becomes_a_remark_or_a_literal_is_another_body(change: tuple[str, str]) -> None:
+    source = "BEGIN RETURN 'a  b' || E'\\' -- c' || $x$ -- d $x$; END"
+    assert code(source.replace(*change)) != code(source)
+
+
+def test_literals_keep_their_white_space() -> None:
+    assert code("a  'b  c'\n--d\n $$e  f$$ \"g  h\" /* i /* j */ k */ l") == "a 'b  c' $$e  f$$ \"g  h\" l"
+    assert code("'it''s -- no'--remark") == "'it''s -- no'"
+    assert code("/* never ended") == ""
 
 
 def test_a_repair_that_fails_changes_nothing(index: Callable[[int], db.Target]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call, changing
 from pgorthanc_cli.errors import InUseError, UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.config import OrthancConfiguration
 
 
 def _which(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
@@ -17,6 +21,11 @@ def _which(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
     if not value.isdecimal():
         raise click.BadParameter(f"{value} is neither a pid nor all")
     return int(value)
+
+
+def _connections(orthanc: OrthancConfiguration | None) -> Callable[[str], int] | None:
+    """How many connections to the index one Orthanc opens, by the release of its plugin."""
+    return (lambda release: int(orthanc.postgresql("IndexConnectionsCount", release))) if orthanc else None
 
 
 @commands.command("check-lock")
@@ -58,7 +67,9 @@ def command(
         db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
     ):
         lock = bool(settings.orthanc.postgresql("Lock")) if settings.orthanc else None
-        watcher = locks.Watcher(conn, settings.target.schema, lock=lock)
+        watcher = locks.Watcher(
+            conn, settings.target.schema, lock=lock, connections=_connections(settings.orthanc)
+        )
         if watch:
             call.watch(watcher.look)
             return

@@ -20,7 +20,9 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @commands.command("doctor")
 @click.argument("checks", nargs=-1, metavar="[CHECK]...")
 @click.option(
-    "--deep", is_flag=True, help="Also recount statistics, tree and child counts: reads whole tables."
+    "--deep",
+    is_flag=True,
+    help="Also recount statistics and child counts, and read the rows of all stored files and indexes of text.",
 )
 @click.option(
     "--storage-dir",
@@ -40,14 +42,15 @@ def command(
     html: Path | None,
     nagios: bool,
 ) -> None:
-    """Look for everything that can be wrong with a server and its index, with the remedy.
+    """Run health checks on the server and the index, and suggest fixes.
 
-    All checks, or those that are named: connection, round-trip, clock, tls, authentication, pooler, settings,
-    connections, transactions, wraparound, replication, disk, rights, revision, schema, foreign-code, locks,
-    indexes, trigram, counters, child-counts, vacuum. Reads only; what this role may not see is UNKNOWN, with the
-    right that it lacks.
+    All checks, or those that are named: pooler, connection, round-trip, clock, tls, authentication, settings,
+    connections, transactions, wraparound, replication, disk, encoding, collation, rights, revision, schema,
+    foreign-code, locks, indexes, trigram, counters, child-counts, vacuum, large-objects, attachments. Reads only. What
+    this role may not see is UNKNOWN, with the missing right; a check that fails is UNKNOWN with the reason, and the
+    others go on.
 
-    Exit code 0: nothing is wrong; 6: something is; 3: the server cannot be reached.
+    Exit code 0: no warnings and no problems; 6: there are some; 3: the server cannot be reached.
     """
     from pgorthanc_cli import doctor
 

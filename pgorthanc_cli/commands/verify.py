@@ -20,7 +20,11 @@ def command() -> None:
 
 
 @commands.command("schema")
-@click.option("--deep", is_flag=True, help="Also recount statistics, tree and child counts.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also recount statistics, tree, child counts; check the rows of stored files.",
+)
 @click.option("--repair", is_flag=True, help="Print the SQL that mends what can be mended.")
 @click.option("--apply", is_flag=True, help="With --repair: run it, in one transaction with its proof.")
 def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:

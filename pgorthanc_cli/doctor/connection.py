@@ -102,13 +102,19 @@ def authentication(subject: Subject) -> Verdict:
 
 
 def through_pooler(subject: Subject) -> Verdict:
-    """Whether a session is a session."""
-    seen = pooler.detect(subject.target)
-    if seen.mode != "transaction":
-        return Verdict("OK", "none is seen" if seen.mode == "none" else f"in session mode: {seen.evidence}")
+    """Check whether a pooler stands between, and whether it leaves Orthanc its sessions."""
+    return judge_pooler(pooler.detect(subject.target))
+
+
+def judge_pooler(seen: pooler.Pooler) -> Verdict:
+    """Judge what stands between client and server."""
+    if seen.mode == "none":
+        return Verdict("OK", "no pooler detected")
+    if seen.mode == "session":
+        return Verdict("OK", f"a pooler in session mode: {seen.evidence}")
     return Verdict(
         "CRITICAL",
-        f"in transaction mode: {seen.evidence}",
-        "Orthanc needs sessions of its own (locks, prepared statements, search_path): use pool_mode = session, or "
-        "go to the server directly",
+        f"a pooler in transaction mode: {seen.evidence}",
+        "Orthanc needs sessions of its own (locks, prepared statements, search_path): set pool_mode = session for its "
+        "database, or connect to the server directly",
     )

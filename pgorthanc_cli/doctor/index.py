@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from psycopg2 import sql
+
 from pgorthanc_cli import catalog, locks, planted, verify
 from pgorthanc_cli import revision as revisions
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
@@ -10,7 +12,8 @@ _SHOWN = 3
 
 _RIGHTS = """
     SELECT bool_and(has_table_privilege(oid, 'SELECT')),
-           bool_and(has_table_privilege(oid, 'SELECT, INSERT, UPDATE, DELETE')),
+           bool_and(has_table_privilege(oid, 'SELECT') AND has_table_privilege(oid, 'INSERT')
+               AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE')),
            bool_and(pg_has_role(relowner, 'USAGE')), min(pg_get_userbyid(relowner)),
            has_schema_privilege(index_schema(), 'CREATE')
         FROM pg_class
@@ -90,8 +93,13 @@ def rights(subject: Subject) -> Verdict:
     return Verdict(
         "OK" if reads else "WARNING",
         f"role {role} can do: {able}" + (f". It cannot: {lacking}" if lacking else ""),
-        f"as the owner: GRANT SELECT ON ALL TABLES IN SCHEMA {subject.target.schema} TO {role};",
+        f"as their owner: GRANT SELECT ON ALL TABLES IN SCHEMA {_quoted(subject, subject.target.schema)} TO "
+        f"{_quoted(subject, role)};",
     )
+
+
+def _quoted(subject: Subject, name: str) -> str:
+    return sql.Identifier(name).as_string(subject.conn)
 
 
 def at_work(subject: Subject) -> Verdict:

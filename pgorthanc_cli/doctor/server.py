@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from psycopg2 import sql
+
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 
 _MINUTE_S = 60.0
@@ -90,9 +92,10 @@ _FOLLOWERS = """
            pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint FROM pg_stat_replication ORDER BY 1
 """
 _SLOTS = """
-    SELECT slot_name, active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint
+    SELECT slot_name, active, {wal_status}, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint
         FROM pg_replication_slots ORDER BY 1
 """
+_WAL_STATUS_SINCE = 130000
 
 
 def settings(subject: Subject) -> Verdict:
@@ -148,7 +151,7 @@ def transactions(subject: Subject) -> Verdict:
         return Verdict(
             "UNKNOWN",
             f"{hidden} sessions of other roles show nothing to this one",
-            f"as an administrator: GRANT pg_read_all_stats TO {subject.conn.info.user};",
+            f"as an administrator: GRANT pg_read_all_stats TO {_role(subject)};",
         )
     worst = max(age, prepared_s)
     status: Status = "OK" if worst < _LONG_S else "WARNING" if worst < _TOO_LONG_S else "CRITICAL"
@@ -188,7 +191,8 @@ def replication(subject: Subject) -> Verdict:
     words = [
         f"{name}: {state or 'hidden'}, {behind or 0:,} bytes behind" for name, state, behind in followers
     ]
-    slots = subject.rows(_SLOTS)
+    known = subject.conn.server_version >= _WAL_STATUS_SINCE
+    slots = subject.rows(_SLOTS.format(wal_status="wal_status" if known else "NULL"))
     lost = [name for name, _, wal, _ in slots if wal == "lost"]
     idle = [(name, kept or 0) for name, active, wal, kept in slots if not active and wal != "lost"]
     words += [f"slot {name} has lost what its standby needs" for name in lost]
@@ -211,7 +215,7 @@ def disk(subject: Subject) -> Verdict:
         return Verdict(
             "UNKNOWN",
             "the server's disk cannot be seen from here",
-            "run it on the server's machine, as a role with pg_read_all_settings",
+            f"run it on the server's machine; as an administrator: GRANT pg_read_all_settings TO {_role(subject)};",
         )
     least = min(usage.free / usage.total for usage in free.values())
     status: Status = "OK" if least >= 0.1 else "WARNING" if least >= 0.05 else "CRITICAL"
@@ -224,6 +228,10 @@ def disk(subject: Subject) -> Verdict:
         "make room before it is full: a full disk stops the server, and Orthanc with it",
         {f"{what.replace(' ', '_')}_free_bytes": usage.free for what, usage in free.items()},
     )
+
+
+def _role(subject: Subject) -> str:
+    return sql.Identifier(subject.conn.info.user).as_string(subject.conn)
 
 
 def _data_directory(subject: Subject) -> Path | None:

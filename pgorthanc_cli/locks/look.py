@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
@@ -138,9 +139,18 @@ class Watcher:
         conn: An autocommit connection: within a transaction the server shows the same sessions again and again.
         schema: Namespace of the index, which tells the releases of the plugin that fit.
         lock: What Orthanc's configuration says of `Lock`; None: nothing is known.
+        connections: What it says of `IndexConnectionsCount` for a release of the plugin; None: nothing is known.
     """
 
-    def __init__(self, conn: Connection, schema: str, *, lock: bool | None = None) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        schema: str,
+        *,
+        lock: bool | None = None,
+        connections: Callable[[str], int] | None = None,
+    ) -> None:
+        self._connections = connections
         self._conn = conn
         self._schema = schema
         self._lock = lock
@@ -154,13 +164,14 @@ class Watcher:
         """
         sessions = observe(self._conn)
         layout = _layout(self._conn, self._schema)
-        seen = groups(sessions, layout)
+        most = self._most(layout)
+        seen = groups(sessions, layout, connections=most)
         unknown = [group for group in seen if not group.orthanc.certain]
         housekeeping = False
         if unknown or any(session.query is None for session in sessions):
             housekeeping = _goes_on(self._conn, self._schema, layout)
             if housekeeping and len(unknown) == 1:
-                seen = groups(sessions, layout, housekeeping=True)
+                seen = groups(sessions, layout, housekeeping=True, connections=most)
         locks = tuple(_lock(key, sessions) for key in KEYS)
         self._held |= {lock.key: lock for lock in locks if lock.held}
         said = [*notes(seen), *unseen(self._conn, sessions)]
@@ -175,6 +186,11 @@ class Watcher:
             errors=tuple(_errors(locks)),
             notes=tuple(said),
         )
+
+    def _most(self, layout: catalog.Layout | None) -> int | None:
+        """Return how many connections to the index one Orthanc opens, for the plugin that the index is made for."""
+        releases = re.findall(r"\d+\.\d+", layout.plugins) if layout else []
+        return self._connections(releases[-1]) if self._connections and releases else None
 
     def _lost(self, locks: Sequence[Lock], seen: Sequence[Group]) -> Iterator[str]:
         """Locks that an Orthanc which goes on must have had: `Lock` is one option for index and storage area."""
@@ -262,9 +278,11 @@ def _place(seen: Lock | Orthanc) -> tuple[str | None, ...]:
 
 def _shared(seen: Sequence[Group]) -> Iterator[str]:
     """Orthancs beside one that means to be alone."""
-    certain = [group.orthanc for group in seen if group.orthanc.certain]
-    for alone in (orthanc for orthanc in certain if orthanc.locked):
-        for other in (orthanc for orthanc in certain if not orthanc.locked):
+    found = [group.orthanc for group in seen]
+    for alone in (orthanc for orthanc in found if orthanc.certain and orthanc.locked):
+        for other in (orthanc for orthanc in found if not orthanc.locked):
+            if not other.certain and _place(alone) != _place(other):
+                continue
             doubt = "; or both are one, which has connected again" if _place(alone) == _place(other) else ""
             yield (
                 f"{other.named} works without a lock on a database that {alone.named} has locked for itself: stop one "

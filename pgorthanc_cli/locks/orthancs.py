@@ -15,6 +15,9 @@ from pgorthanc_cli.locks.sessions import Observed
 _START = timedelta(seconds=2)
 # More starts than that, or of very different size: one pool that closes and opens connections as it needs them.
 _MOST_STARTS = 3
+# The one connection of the storage area ends its set-up outside of a transaction; those of the index do not. Seen with
+# the plugins 4.0 and 5.0.
+_SEEN_UP_TO = 1
 _LOCKS = (db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)
 
 
@@ -81,17 +84,28 @@ class Group:
 
 
 def groups(
-    sessions: Sequence[Observed], layout: catalog.Layout | None, *, housekeeping: bool = False
+    sessions: Sequence[Observed],
+    layout: catalog.Layout | None,
+    *,
+    housekeeping: bool = False,
+    connections: int | None = None,
 ) -> list[Group]:
-    """The Orthancs among the sessions. Those of one role, address and name are one, unless they started apart.
+    """Return the Orthancs among the sessions. Those of one role, address and name are one, unless they started apart.
 
-    With `housekeeping` an Orthanc without other proof is that which does the housekeeping.
+    Several that started together are told apart by what one Orthanc alone cannot have, see `_apart`.
+
+    Args:
+        sessions: The other sessions on the database.
+        layout: That of the index.
+        housekeeping: An Orthanc without other proof is the one that does the housekeeping.
+        connections: IndexConnectionsCount of Orthanc's configuration, if it is known.
     """
     found = []
     for alike in _alike(session for session in sessions if not session.is_ours):
         members = _members(alike)
         starts = _starts(members)
         parts = starts if _are_several(starts) else [members]
+        parts = [one for part in parts for one in _apart(part, layout, connections)]
         found += [
             Group(_orthanc(part, layout, housekeeping), tuple(part), len(_starts(part)))
             for part in parts
@@ -138,6 +152,42 @@ def _starts(sessions: Sequence[Observed]) -> list[list[Observed]]:
         else:
             starts.append([session])
     return starts
+
+
+def _apart(
+    members: Sequence[Observed], layout: catalog.Layout | None, connections: int | None
+) -> list[list[Observed]]:
+    """Return the sessions of each Orthanc among some that connected within seconds.
+
+    An Orthanc connects first for the storage area, takes lock 43 and sets up its table; then for the index, takes lock
+    42 and sets up its tables; then come the other connections of its pool. So none of one that has locks is older than
+    those that hold them, and none has two connections for the storage area, or more than its configuration says.
+    """
+    ordered = sorted(members, key=lambda s: (s.since is not None, s.since, s.pid))
+    locked = [number for number, session in enumerate(ordered) if set(_LOCKS) & set(session.locks)]
+    if not locked or ordered[0].since is None:
+        most = None if connections is None or locked else connections + 1
+        return _pools(ordered, most)
+    first, last = locked[0], locked[-1]
+    storage = any(db.LOCK_STORAGE in session.locks for session in ordered)
+    ends = [len(ordered)]
+    if storage and layout and layout.revision <= _SEEN_UP_TO:
+        ends += [number for number in range(last + 1, len(ordered)) if _sets_up_storage(ordered[number])]
+    if connections is not None:
+        ends.append(max(first + connections + storage, last + 1))
+    end = min(ends)
+    return [part for part in (ordered[:first], ordered[first:end], ordered[end:]) if part]
+
+
+def _pools(ordered: list[Observed], most: int | None) -> list[list[Observed]]:
+    """Cut sessions into pools that are no larger than the configuration allows."""
+    size = most or max(len(ordered), 1)
+    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+
+
+def _sets_up_storage(session: Observed) -> bool:
+    """Whether a session has done nothing yet but the set-up of the storage area."""
+    return statements.read(session.query).kind == "prepared statement released"
 
 
 def _are_several(starts: Sequence[Sequence[Observed]]) -> bool:

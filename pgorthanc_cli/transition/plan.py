@@ -79,6 +79,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
         ConnectError: There is no such schema, or the role may not use it.
         RevisionError: There is no index, or no way to that revision in this direction.
     """
+    require_known(to)
     found = catalog.snapshot(conn, schema)
     there = survey(conn, schema, to)
     require_direction(there.damage.start, to, schema, down=down)
@@ -114,6 +115,19 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
         locks=there.locks,
         replicas=there.replicas,
     )
+
+
+def require_known(to: int) -> None:
+    """Make sure that there is such a revision.
+
+    Raises:
+        RevisionError: There is not; says which there are.
+    """
+    *others, last = catalog.revisions()
+    if to not in (*others, last):
+        raise RevisionError(
+            f"revision {to} does not exist", f"choose {', '.join(map(str, others))} or {last}"
+        )
 
 
 def require_direction(start: int, to: int, schema: str, *, down: bool) -> None:

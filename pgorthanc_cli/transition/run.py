@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from pgorthanc_cli import catalog, db, duplicates, steps
+from pgorthanc_cli import catalog, db, duplicates, rights, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.locks import clients
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.transition import kept, survey
+from pgorthanc_cli.transition import kept
 from pgorthanc_cli.transition.finish import finish, unfinished
 from pgorthanc_cli.transition.mend import Damage, diagnose
 from pgorthanc_cli.transition.model import Changed, Event, Settings
-from pgorthanc_cli.transition.plan import require_direction
+from pgorthanc_cli.transition.obstacles import obstacles
+from pgorthanc_cli.transition.plan import require_direction, require_known
 from pgorthanc_cli.transition.preparation import beforehand
 from pgorthanc_cli.transition.prepare import prepare
 from pgorthanc_cli.transition.statements import settle_in
@@ -75,6 +76,7 @@ class _Change:
     def run(self) -> Iterator[Event]:
         """All phases that are asked for, on two sessions: one holds our lock and looks, the other works."""
         started = time.monotonic()
+        require_known(self.to)
         if self.settings.export:
             kept.require_new(self.settings.export)
         with ExitStack() as stack:
@@ -164,12 +166,13 @@ class _Change:
         damage = diagnose(conn, schema)
         require_direction(damage.start, self.to, schema, down=self.down)
         way = steps.path(damage.start, self.to)
-        survey.require_rights(conn, found)
-        in_the_way = survey.obstacles(conn, found, damage, self.to)
+        rights.require_change(conn, schema, found)
+        in_the_way = obstacles(conn, schema, found, damage, self.to)
         conn.commit()
         if in_the_way:
+            more = f"; and {len(in_the_way) - _SHOWN} more" if len(in_the_way) > _SHOWN else ""
             raise RevisionError(
-                f"something is in the way of revision {self.to}: {'; '.join(in_the_way[:_SHOWN])}",
+                f"revision {self.to} cannot be reached: {'; '.join(in_the_way[:_SHOWN])}{more}",
                 "nothing was changed; settle that, then run the same command again",
             )
         return damage, way

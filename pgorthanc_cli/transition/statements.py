@@ -14,6 +14,7 @@ import psycopg2.errors
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
 from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.transition.sessions import named
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -37,6 +38,10 @@ _SETTINGS = """
 _MEMORY = """
     SELECT set_config(name, greatest(setting::bigint, 256 * 1024)::text, false) FROM pg_settings
         WHERE name = 'maintenance_work_mem'
+"""
+_PREPARED = """
+    SELECT pg_catalog.quote_literal(gid) FROM pg_catalog.pg_prepared_xacts
+        WHERE database = pg_catalog.current_database() ORDER BY prepared, gid
 """
 _PROGRESS = """
     SELECT phase, CASE WHEN blocks_total > 0 THEN blocks_done ELSE tuples_done END,
@@ -105,8 +110,21 @@ def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Pr
         cur.execute("SELECT pg_stat_clear_snapshot()")
         cur.execute(_PROGRESS, (db.process(worker),))
         stage, done, total = cur.fetchone() or (None, None, None)
+    waited_for = _waited_for(conn, db.process(worker))
     conn.commit()
-    return Progress(phase, f"{what}: {stage}" if stage else what, done, total)
+    return Progress(phase, f"{what}: {stage}{waited_for}" if stage else what + waited_for, done, total)
+
+
+def _waited_for(conn: Connection, pid: int) -> str:
+    """Name the sessions, and the prepared transactions (pid 0), that a session waits for."""
+    pids = set(db.value(conn, "SELECT pg_catalog.pg_blocking_pids(%s)", pid) or ())
+    names = [str(session) for session in named(conn, pids - {0})]
+    if 0 in pids:
+        names += [
+            f"prepared transaction {gid}, until ROLLBACK PREPARED {gid}"
+            for (gid,) in db.rows(conn, _PREPARED)
+        ]
+    return f", waiting for {'; '.join(names)}" if names else ""
 
 
 def _cancel(worker: Connection, future: Future[T]) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg2.errors
 from psycopg2 import sql
 
-from pgorthanc_cli import catalog, db, duplicates, steps
-from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli import catalog, db, duplicates
 from pgorthanc_cli.locks import Session, clients
 from pgorthanc_cli.transition import mend
+from pgorthanc_cli.transition.obstacles import index_tables, obstacles
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -36,24 +36,6 @@ _REPLICAS = """
     SELECT coalesce(nullif(application_name, ''), client_addr::text, 'pid ' || pid), state,
            pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint, replay_lag
         FROM pg_stat_replication ORDER BY 1
-"""
-# A view on a table or column that a step drops keeps it from doing so.
-_VIEWS = """
-    SELECT DISTINCT CASE v.relkind WHEN 'm' THEN 'materialized view ' ELSE 'view ' END || v.oid::regclass,
-           concat_ws('.', t.relname, a.attname)
-        FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
-        JOIN pg_class t ON t.oid = d.refobjid
-        LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid AND a.attnum > 0
-        WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass AND v.oid <> t.oid
-            AND t.relnamespace = quote_ident(index_schema())::regnamespace AND v.relkind IN ('v', 'm')
-            AND (t.relname = ANY (%s) OR t.relname || '.' || a.attname = ANY (%s)) ORDER BY 1, 2
-"""
-_RIGHTS = """
-    SELECT quote_ident(current_user), quote_ident(current_database()), quote_ident(index_schema()),
-           has_schema_privilege(index_schema(), 'CREATE'), has_database_privilege(current_database(), 'TEMPORARY'),
-           ARRAY(SELECT quote_ident(relname) FROM pg_class
-               WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind IN ('r', 'S', 'p')
-                   AND relname = ANY (%s) AND NOT pg_has_role(relowner, 'USAGE') ORDER BY 1)
 """
 
 
@@ -141,7 +123,7 @@ def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()
     surveyed = Survey(
         schema=schema,
         damage=damage,
-        obstacles=obstacles(conn, found, damage, to),
+        obstacles=obstacles(conn, schema, found, damage, to),
         trigram=catalog.trigram(conn, found),
         tables=tuple(Table(*row) for row in _rows(conn, _SIZES, names)),
         patients=_patients(conn, found),
@@ -151,14 +133,6 @@ def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()
     )
     conn.commit()
     return surveyed
-
-
-def index_tables(found: catalog.Catalog) -> list[str]:
-    """The tables of the index in a schema, of whatever revision; the storage area is none of them."""
-    known = {
-        name for revision in catalog.revisions() for name in catalog.wanted(revision, with_storage=False)
-    }
-    return [name.removeprefix("table ") for name in found if name.startswith("table ") and name in known]
 
 
 def find_duplicates(conn: Connection, found: catalog.Catalog) -> tuple[duplicates.Duplicate, ...] | None:
@@ -177,51 +151,6 @@ def find_duplicates(conn: Connection, found: catalog.Catalog) -> tuple[duplicate
         return None
     finally:
         conn.rollback()
-
-
-def require_rights(conn: Connection, found: catalog.Catalog) -> None:
-    """Name every right that is missing, before anything is written.
-
-    Raises:
-        RevisionError: Some are.
-    """
-    ((role, database, name, create, temporary, foreign),) = _rows(conn, _RIGHTS, index_tables(found))
-    grants = [f"ALTER TABLE {name}.{table} OWNER TO {role};" for table in foreign]
-    if not create:
-        grants.append(f"GRANT USAGE, CREATE ON SCHEMA {name} TO {role};")
-    if not temporary:
-        grants.append(f"GRANT TEMPORARY ON DATABASE {database} TO {role};")
-    if grants:
-        raise RevisionError(
-            f"role {role} lacks rights to change the index in schema {name}",
-            f"log in as the owner of its tables, or have an administrator run: {' '.join(grants)}",
-        )
-
-
-def obstacles(conn: Connection, found: catalog.Catalog, damage: mend.Damage, to: int) -> tuple[str, ...]:
-    """What no step can go past: objects of an administrator, and rows that nobody can read."""
-    wanted = catalog.wanted(to, with_storage="table storagearea" in found)
-    wrong = {difference.name for difference in catalog.differences(found, wanted) if difference.matters}
-    left = [
-        finding for finding in damage.obstacles if finding.name in wrong or finding.name not in found | wanted
-    ]
-    return (*mend.words(left), *_views(conn, damage.start, to))
-
-
-def _views(conn: Connection, start: int, to: int) -> list[str]:
-    """Views on what goes away on the way, in words."""
-    gone = [
-        name
-        for step in steps.path(start, to)
-        for name in catalog.wanted(max(step.start, 1), with_storage=False).keys()
-        - catalog.wanted(step.end, with_storage=False).keys()
-    ]
-    tables = [name.removeprefix("table ") for name in gone if name.startswith("table ")]
-    columns = [name.removeprefix("column ") for name in gone if name.startswith("column ")]
-    return [
-        f"{view} stands on {what}, which goes away: drop it, and make it anew afterwards"
-        for view, what in _rows(conn, _VIEWS, tables, columns)
-    ]
 
 
 def _patients(conn: Connection, found: catalog.Catalog) -> int:

@@ -14,9 +14,8 @@ from psycopg2 import sql
 
 from pgorthanc_cli import catalog, db, duplicates, planted, steps
 from pgorthanc_cli.errors import InUseError, RevisionError
-from pgorthanc_cli.locks import end
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.transition import mend, proof, sessions, survey
+from pgorthanc_cli.transition import mend, obstacles, proof, sessions
 from pgorthanc_cli.transition.model import Settings
 
 if TYPE_CHECKING:
@@ -70,17 +69,19 @@ def switch(
     conn.commit()
     with ExitStack() as locks:
         for lock in (db.LOCK_DATABASE_SETUP, db.LOCK_INDEX, db.LOCK_STORAGE):
-            locks.enter_context(db.advisory_lock(conn, lock))
-        yield from sessions.vacate(conn, ours=ours, terminate=settings.terminate)
-        yield Progress("switch", f"to revision {to}: nobody else works on the index now")
+            held = sessions.expelled(conn, lock, ours) if settings.terminate else db.advisory_lock(conn, lock)
+            locks.enter_context(held)
+        if not settings.terminate:
+            yield from sessions.vacate(conn, ours=ours)
+        yield Progress("switch", f"to revision {to}: no other session works on the index now")
         with refusals(), _committed(conn):
-            switched = _transaction(conn, schema, to, settings)
+            switched = _transaction(conn, schema, to, settings, ours)
     yield switched
 
 
-def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> Switched:
+def _transaction(conn: Connection, schema: str, to: int, settings: Settings, ours: Sequence[int]) -> Switched:
     found = catalog.snapshot(conn, schema)
-    _lock_tables(conn, survey.index_tables(found))
+    _lock_tables(conn, schema, obstacles.index_tables(found), settings, ours)
     planted.hold_still(conn)
     started = time.monotonic()
     role = _role(conn)
@@ -93,7 +94,7 @@ def _transaction(conn: Connection, schema: str, to: int, settings: Settings) -> 
     found = catalog.snapshot(conn, schema)
     _require_equal(found, to)
     _require_nothing_lost(before, proof.collect(conn, found), to)
-    _require_alone(conn, settings)
+    _require_alone(conn, settings, ours)
     return Switched(damage.start, repaired, merged, time.monotonic() - started)
 
 
@@ -130,20 +131,31 @@ def run(conn: Connection, way: Sequence[steps.Step], role: str) -> None:
             cur.execute("SELECT set_config('role', %s, true)", (role,))
 
 
-def _lock_tables(conn: Connection, tables: Sequence[str]) -> None:
-    """Lock all tables against everybody, giving way again and again to those who wait behind us."""
+def _lock_tables(
+    conn: Connection, schema: str, tables: list[str], settings: Settings, ours: Sequence[int]
+) -> None:
+    """Lock all tables against all others, giving way again and again to those who wait behind us.
+
+    With `terminate` the sessions of others end first. Those that connect again queue up behind us.
+    """
     deadline = time.monotonic() + _ATTEMPTS_S
     while True:
         try:
+            if settings.terminate:
+                sessions.end_others(conn, ours)
             _try_lock(conn, tables)
             return
         except psycopg2.errors.LockNotAvailable:
             conn.rollback()
-            found = sessions.blocking(conn, tables)
+            found: list[object] = [
+                *obstacles.prepared(conn, schema, tables),
+                *sessions.blocking(conn, tables),
+            ]
             conn.rollback()
             if time.monotonic() >= deadline:
-                raise sessions.in_use(found, "keeps tables of the index locked") from None
-            time.sleep(_RETRY_S)
+                what = "keeps tables of the index locked"
+                raise sessions.in_use(found, what, terminate=settings.terminate) from None
+            time.sleep(0 if settings.terminate else _RETRY_S)
 
 
 def _try_lock(conn: Connection, tables: Sequence[str]) -> None:
@@ -165,12 +177,15 @@ def _role(conn: Connection) -> str:
 
 
 def _require_equal(found: catalog.Catalog, revision: int) -> None:
-    wanted = catalog.wanted(revision, with_storage="table storagearea" in found)
-    left = [str(difference) for difference in catalog.differences(found, wanted) if difference.matters]
+    left = catalog.deviations(found, revision)
     if left:
+        extra = [difference.name for difference in left if difference.wanted is None]
         raise RevisionError(
-            f"the schema would not be what revision {revision} must be, so it was left as it was: {_listed(left)}",
-            "run: pgorthanc verify schema",
+            f"the result would not match revision {revision}, so everything was rolled back: "
+            f"{_listed([*map(str, left)])}",
+            f"drop {_listed(extra)}, then run the same command again"
+            if extra
+            else "run: pgorthanc verify schema",
         )
 
 
@@ -183,12 +198,12 @@ def _require_nothing_lost(before: proof.Evidence, after: proof.Evidence, revisio
         )
 
 
-def _require_alone(conn: Connection, settings: Settings) -> None:
-    """Whoever waits for our tables now has worked with the old revision, and would go on as if nothing had happened."""
-    found = sessions.waiting(conn)
-    if found and not settings.terminate:
+def _require_alone(conn: Connection, settings: Settings, ours: Sequence[int]) -> None:
+    """Make sure that no session which waits for our tables, or has connected meanwhile, works on as if nothing was."""
+    if settings.terminate:
+        sessions.end_others(conn, ours)
+    elif found := sessions.waiting(conn):
         raise sessions.in_use(found, "began to work with the index in the middle, so nothing was changed")
-    end(conn, found)
 
 
 def _listed(words: Sequence[str]) -> str:

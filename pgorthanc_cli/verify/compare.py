@@ -10,7 +10,7 @@ from pgorthanc_cli import catalog, planted
 from pgorthanc_cli.catalog import Catalog, Difference, Layout
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.verify import data
-from pgorthanc_cli.verify.functions import Bodies, bare, bodies
+from pgorthanc_cli.verify.functions import Bodies, Body, bare, bodies
 from pgorthanc_cli.verify.judge import Judge, of_body
 from pgorthanc_cli.verify.mend import Mender, without_lock
 from pgorthanc_cli.verify.model import Finding, Fix, SchemaReport
@@ -45,7 +45,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
         *_planted(conn, schema),
     ]
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
-        findings += data.findings(conn, found, revision, deep=deep)
+        findings += data.findings(conn, found, revision, deep=deep, schema=schema)
     return SchemaReport(
         schema=schema,
         revision=revision,
@@ -89,7 +89,7 @@ def _layout(conn: Connection, found: Catalog, schema: str) -> Layout:
     return here
 
 
-def _revision(found: Catalog, digests: dict[str, str], known: Bodies, here: Layout) -> int:
+def _revision(found: Catalog, digests: dict[str, Body], known: Bodies, here: Layout) -> int:
     """The revision of the layout, or the recorded one if the schema is as near to that: scripts leave tables behind."""
     recorded = found.get("property 4") or ""
     if recorded == str(here.revision) or recorded not in map(str, catalog.revisions()):
@@ -137,11 +137,12 @@ def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
     judged, why = judge.verdict(difference)
     repair = () if judge.stood_in(judged.name) else mender.fixes(judged)
     advice = without_lock(repair) if repair else judge.advice(judged)
-    return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice)
+    blocks = difference.matters and difference.wanted is None and not (judged.matters or repair)
+    return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice, blocks)
 
 
 def _functions(
-    digests: dict[str, str], wanted: Catalog, known: Bodies, mender: Mender, revision: int
+    digests: dict[str, Body], wanted: Catalog, known: Bodies, mender: Mender, revision: int
 ) -> tuple[list[Finding], Counter[str]]:
     """The functions whose body does not belong to the revision, and where all of them come from."""
     strange: list[Finding] = []

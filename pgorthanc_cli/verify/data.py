@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import duplicates
 from pgorthanc_cli.catalog import Catalog
+from pgorthanc_cli.verify import content
 from pgorthanc_cli.verify.mend import HIGHEST_PLACE, RECYCLING, advance, recount
 from pgorthanc_cli.verify.model import Finding, Fix, Phase
 
@@ -80,7 +81,9 @@ _READABLE = """SELECT has_sequence_privilege(oid, 'SELECT'), quote_ident(current
 _LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM index.{sequence}"
 
 
-def findings(conn: Connection, found: Catalog, revision: int, *, deep: bool) -> list[Finding]:
+def findings(
+    conn: Connection, found: Catalog, revision: int, *, deep: bool, schema: str | None = None
+) -> list[Finding]:
     """What is wrong with the rows of an index that lacks no table or column."""
     checks = _places(conn) if revision >= 6 else _order(conn, revision)
     if deep:
@@ -92,6 +95,7 @@ def findings(conn: Connection, found: Catalog, revision: int, *, deep: bool) -> 
             *_tree(conn, "resources without a child", _CHILDLESS, "they are listed, but hold no instance"),
             *(_child_counts(conn, marks=revision >= 4) if revision >= 3 else ()),
             *(_duplicates(conn) if "constraint resources.uniquepublicid" not in found else ()),
+            *(content.findings(conn, found, schema) if schema else ()),
         ]
     return checks
 

@@ -1,7 +1,7 @@
-"""The bodies of the functions: ours, those of the real plugins, and those that nobody knows.
+"""The bodies of the functions: ours, those of the real plugins, and unknown ones.
 
-Ours are read from the scripts. Those of the plugins are known by their MD5 in `catalogs/functions.json`, of the
-source with each run of white space as one blank.
+Ours are read from the scripts, and compared without comments and white space. Those of the plugins are known by
+their MD5 in `catalogs/functions.json`, of the source with each run of white space as one blank.
 """
 
 from __future__ import annotations
@@ -38,11 +38,24 @@ _FITS_BELOW = {
     "updatechildcount": range(4, 10),
     "updateinvalidchildcounts": range(4, 6),
 }
+# Bodies of the plugin that differ in comments only, from the first of these revisions to the last.
+_SAME_BODY = {"createdeletedfilestemporarytable": range(5, 11)}
+
+# What a body consists of: comments (those of /* */ nest, see `code`), literals with their prefix, quoted names, and
+# what stands between. A white space in a literal counts, a backslash only in E''.
+_TOKEN = re.compile(
+    r"""(?P<comment>--[^\n]*|/\*)
+    |(?P<literal>\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|(?P<dollar>\$(?:[^\W\d]\w*)?\$).*?(?P=dollar))
+    |(?P<space>\s+)
+    |(?P<word>\w[\w$]*|.)""",
+    re.DOTALL | re.VERBOSE,
+)
+_COMMENT_BOUNDARY = re.compile(r"/\*|\*/")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A function as one of our scripts makes it."""
+    """A function as one of our scripts makes it; `digest` is that of its code."""
 
     statement: str
     digest: str
@@ -63,16 +76,53 @@ class Origin:
     revision: int | None
 
 
-def digest(body: str) -> str:
-    """What identifies a body, whatever its indentation."""
-    return hashlib.md5(" ".join(body.split()).encode(), usedforsecurity=False).hexdigest()
+@dataclass(frozen=True)
+class Body:
+    """What identifies a body: a digest of all of it, whatever its indentation, and one of its code.
+
+    Attributes:
+        text: MD5 with each run of white space as one blank, as in `catalogs/functions.json`.
+        code: MD5 without comments, and with the same white space between any two words.
+    """
+
+    text: str
+    code: str
+
+    @classmethod
+    def of(cls, source: str) -> Body:
+        """Return the digests of a source."""
+        return cls(_md5(" ".join(source.split())), _md5(code(source)))
 
 
-def bodies(conn: Connection) -> dict[str, str]:
-    """The digests of all functions of the current schema, by name and arguments as in a catalog."""
+def code(source: str) -> str:
+    """Return SQL or PL/pgSQL without comments, its tokens separated by one blank; literals stay as they are."""
+    tokens, place = [], 0
+    while match := _TOKEN.match(source, place):
+        place = match.end()
+        if match["comment"] == "/*":
+            place = _end_of_comment(source, place)
+        elif not match["comment"] and not match["space"]:
+            tokens.append(match[0])
+    return " ".join(tokens)
+
+
+def _end_of_comment(source: str, place: int) -> int:
+    depth = 1
+    while depth and (boundary := _COMMENT_BOUNDARY.search(source, place)):
+        depth += 1 if boundary[0] == "/*" else -1
+        place = boundary.end()
+    return len(source) if depth else place
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def bodies(conn: Connection) -> dict[str, Body]:
+    """Return the digests of all functions of the current schema, by name and arguments as in a catalog."""
     with conn.cursor() as cur:
         cur.execute(_BODIES)
-        return {name: digest(body) for name, body in cur.fetchall()}
+        return {name: Body.of(body) for name, body in cur.fetchall()}
 
 
 def bare(name: str) -> str:
@@ -88,17 +138,18 @@ class Bodies:
         text = (files("pgorthanc_cli") / "catalogs" / "functions.json").read_text(encoding="utf-8")
         self._released = json.loads(text)
 
-    def origin(self, name: str, found: str, revision: int) -> Origin:
-        """Where the body of a function comes from, at best from its own revision."""
+    def origin(self, name: str, found: Body, revision: int) -> Origin:
+        """Return where the body of a function comes from, at best from its own revision."""
         signature = name.removeprefix("function ")
-        releases = [entry for entry in self._released if entry["functions"].get(signature) == found]
-        for entry in releases:
-            if entry["revision"] == revision:
-                return Origin(entry["release"], True, revision)
+        releases = [entry for entry in self._released if entry["functions"].get(signature) == found.text]
+        same = _SAME_BODY.get(bare(name), ())
+        for entry in sorted(releases, key=lambda entry: bool(entry["revision"] != revision)):
+            if entry["revision"] == revision or (entry["revision"] in same and revision in same):
+                return Origin(entry["release"], True, entry["revision"])
         known = [
             (OURS, number)
             for number, of in self._ours.items()
-            if any(definition.digest == found for definition in of.get(bare(name), ()))
+            if any(definition.digest == found.code for definition in of.get(bare(name), ()))
         ]
         if (OURS, revision) in known:
             return Origin(OURS, True, revision)
@@ -139,6 +190,6 @@ def _ours() -> dict[int, dict[str, list[Definition]]]:
 def _of(script: str) -> dict[str, list[Definition]]:
     """The functions that a script makes."""
     return {
-        match["name"]: [Definition(f"CREATE OR REPLACE {match['rest']}", digest(match["body"]))]
+        match["name"]: [Definition(f"CREATE OR REPLACE {match['rest']}", _md5(code(match["body"])))]
         for match in _STATEMENT.finditer(steps.text(script))
     }

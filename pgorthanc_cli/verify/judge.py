@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from pgorthanc_cli.catalog import TRIGRAM_INDEX, Catalog, Difference
+from pgorthanc_cli.catalog import TRIGRAM_INDEX, Catalog, Difference, stand_in
 from pgorthanc_cli.verify.functions import UNKNOWN, Origin
 from pgorthanc_cli.verify.mend import known_elsewhere
 
@@ -44,6 +44,8 @@ _EXTRA = {
     "property": "the plugin does not look at it",
     "table": "the plugin does not look at it",
     "sequence": "the plugin does not look at it",
+    "child": "the plugin's queries read its rows as those of the table, and no key of the table covers them",
+    "rowsecurity": "a role that does not own the table sees only the rows that policies let through",
 }
 _HARMLESS = {
     "index": "it costs a little with each write",
@@ -60,11 +62,9 @@ _REBUILD = (
     "restore the table from a backup, or make it anew with the columns in the wanted order and copy the rows"
 )
 _FOREIGN = "if nobody needs it, drop it"
-
-# Indexes that another one stands in for: not missed while that one is there and valid.
-_STAND_IN = {
-    "index childrenindex": "index childrenindex2",
-    "index publicindex": "constraint resources.uniquepublicid",
+_SWITCH_OFF = {
+    "child": "detach it: ALTER TABLE {child} NO INHERIT {table}; or, for a partition, restore the table from a backup",
+    "rowsecurity": "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;",
 }
 _READ_BY_POSITION = ("maindicomtags", "exportedresources")
 
@@ -109,6 +109,9 @@ class Judge:
             return "have an administrator run CREATE EXTENSION pg_trgm, then run: pgorthanc verify schema --repair"
         if not difference.matters:
             return None
+        if kind in _SWITCH_OFF:
+            table, _, child = rest.partition(".")
+            return _SWITCH_OFF[kind].format(table=table, child=child)
         if difference.wanted is None:
             return _FOREIGN
         table = rest.partition(".")[0]
@@ -116,8 +119,7 @@ class Judge:
 
     def stood_in(self, name: str) -> bool:
         """Whether another index does the work of one: making it would cost hours for nothing."""
-        other = self._found.get(_STAND_IN.get(name, ""))
-        return other is not None and not other.endswith(" INVALID")
+        return stand_in(name, self._found) is not None
 
     def _special(self, difference: Difference) -> tuple[bool, str] | None:
         name, found = difference.name, difference.found
@@ -128,7 +130,7 @@ class Judge:
         if name == f"index {TRIGRAM_INDEX}":
             return False, "searches with wildcards are slow without it"
         if found is None and self.stood_in(name):
-            return False, f"{_STAND_IN[name]} does its work"
+            return False, f"{stand_in(name, self._found)} does its work"
         if self._without_labels and re.search(r"\blabels", name) and found is None:
             return False, "plugin 4.0 does not know labels; a plugin from 5.0 on makes them at its start"
         if name.startswith("index ") and (found or "").endswith(" INVALID"):
@@ -144,7 +146,7 @@ class Judge:
                 why = f"the plugin that needs it adds it again in its upgrade, and fails; {why}"
             return difference, f"left behind by a script, it belongs to {of}; {why}"
         if kind == "column" and self._harmless_column(difference):
-            return replace(difference, matters=False), "not of the plugin; at the end it is in nobody's way"
+            return replace(difference, matters=False), "it blocks upgrades and downgrades"
         return difference, f"not of the plugin; {why}"
 
     def _harmless_column(self, difference: Difference) -> bool:

@@ -45,6 +45,7 @@ class Finding:
         why: What it means for the operator.
         repair: The statements that mend it; empty if that is not safe, or if nothing needs mending.
         advice: What to do where `repair` is empty, or instead of it; None if nothing.
+        blocks: Whether it keeps the index from being upgraded or downgraded, although the plugin works with it.
     """
 
     name: str
@@ -54,14 +55,19 @@ class Finding:
     why: str
     repair: tuple[Fix, ...] = ()
     advice: str | None = None
+    blocks: bool = False
 
     def __str__(self) -> str:
         """One line: how much it matters, what it is, why, and what to do if the tool cannot."""
+        if self.blocks:
+            return f"note: extra {self.name} (not created by the plugin); {self.why}"
         weight = "MATTERS" if self.matters else "harmless"
         advice = f"; {self.advice}" if self.advice else ""
-        return f"{weight}: {self._difference()}: {self.why}{advice}"
+        return f"{weight}: {self.difference}: {self.why}{advice}"
 
-    def _difference(self) -> str:
+    @property
+    def difference(self) -> str:
+        """What is found, and what is expected."""
         if self.found is None:
             return f"{self.name} is missing"
         if self.wanted is None:

@@ -112,6 +112,21 @@ def test_two_at_once_on_one_machine_without_names(archive: Archive, tmp_path: Pa
     assert "or both are one, which has connected again" in found["problems"][0]
 
 
+@pytest.mark.parametrize("postgresql_storage", [True, False])
+def test_two_that_start_at_once_on_one_machine_without_names(
+    new_archive: Callable[..., Archive], tmp_path: Path, postgresql_storage: bool
+) -> None:
+    archive = new_archive(postgresql_storage=postgresql_storage)
+    second = beside(archive, tmp_path / "second")
+    with archive.orthanc(), second.orthanc(**unlocked(second)):
+        found = check(archive)
+    assert [(one["sessions"], one["locked"]) for one in found["orthancs"]] == [
+        (1 + postgresql_storage, True),
+        (1 + postgresql_storage, False),
+    ]
+    assert "works without a lock on a database" in found["problems"][0]
+
+
 def test_one_that_was_killed(archive: Archive) -> None:
     """The server notices at once that the process is gone, and frees the locks."""
     seen = []

@@ -193,6 +193,16 @@ def test_a_release_instead_of_a_revision(empty: db.Target) -> None:
     assert invoke("downgrade", *at).exit_code == 2
 
 
+@pytest.mark.parametrize("number", [0, 7, 9, 11, -1])
+@pytest.mark.parametrize("command", ["upgrade", "downgrade"])
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_revision_that_does_not_exist(filled: Filled, command: str, number: int, plan: bool) -> None:
+    refused = invoke(command, "--uri", filled(6).dsn, "--to", number, *(["--plan"] if plan else []))
+    assert refused.exit_code == 4
+    assert f"revision {number} does not exist" in refused.stderr
+    assert "choose 1, 2, 3, 4, 5, 6 or 10" in refused.stderr
+
+
 def test_every_script_says_what_can_be_made_beforehand() -> None:
     """The heads are read by the tool: a line that looks like a statement is one that it understands."""
     for step in steps.found():
