@@ -387,6 +387,21 @@ def test_nothing_is_put_back_where_no_file_is_stored(fresh: db.Target, tmp_path:
     assert (report.restored, report.known) == (0, 2)
 
 
+def test_content_among_the_large_objects_is_not_lost(fresh: db.Target, tmp_path: Path) -> None:
+    """An archive that was moved to another storage: files of both names would leave orphans."""
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, None)
+    report = run(fresh, files, tmp_path / "area")
+    assert (report.known, report.restored) == (2, 0)
+
+
+def test_a_dry_run_without_a_table_for_large_objects(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 2)
+    execute(fresh, "DROP TABLE storagearea")
+    run(fresh, files, tmp_path / "area")
+    assert run(fresh, files, None, dry_run=True).restored == 2
+
+
 def test_a_row_whose_uuid_is_a_path_is_left_alone(fresh: db.Target, tmp_path: Path) -> None:
     files = samples.folder(tmp_path / "in", 1)
     run(fresh, files, tmp_path / "area")

@@ -89,17 +89,28 @@ class Committer:
         if not lost or self.objects is None:
             return list(results)
         try:
-            with self.conn, self.conn.cursor() as cur:
-                attachments = [a for r in lost for a in r.lost]
-                named = index.still_named(cur, attachments, lock=True)
-                absent = index.absent_objects(cur, [a.uuid for a in attachments])
-                ends = iter([self._put_back_one(r, named, absent, self.objects) for r in lost])
+            ends = iter(self._put_back_all(lost, self.objects))
         except content.Unreadable as error:
             if len(lost) == 1:
                 refusal = Refusal(walk.shown(lost[0].source), str(error))
                 return [refusal if isinstance(r, Restored) else r for r in results]
             return [end for r in results for end in self._put_back([r])]
         return [next(ends) if isinstance(r, Restored) else r for r in results]
+
+    def _put_back_all(self, lost: Sequence[Restored], objects: storage.LargeObjectArea) -> list[Result]:
+        """In one transaction, again and again while it collides with another writer."""
+        attachments = [a for r in lost for a in r.lost]
+        for attempt in itertools.count(1):
+            try:
+                with self.conn, self.conn.cursor() as cur:
+                    named = index.still_named(cur, attachments, lock=True)
+                    absent = index.absent_objects(cur, [a.uuid for a in attachments])
+                    return [self._put_back_one(r, named, absent, objects) for r in lost]
+            except _COLLISIONS:
+                if attempt == _REPLAYS:
+                    raise
+                time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
+        raise AssertionError("unreachable")
 
     def _put_back_one(
         self, one: Restored, named: set[str], absent: set[str], objects: storage.LargeObjectArea

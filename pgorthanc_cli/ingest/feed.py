@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pgorthanc_cli import db, index, storage
+from pgorthanc_cli import db, index
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.ingest import follow, known, stored
 from pgorthanc_cli.ingest.limits import Hours, Limits
@@ -24,7 +24,6 @@ from pgorthanc_cli.ingest.walk import Source, walk
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
-    from psycopg2.extensions import cursor as Cursor
 
 FEW_FILES = 200
 
@@ -162,7 +161,10 @@ class _Index:
             if self._layout is None:
                 self._layout = index.Layout.read(self._conn)
             there = index.stored(cur, self._layout, [public_id for public_id, _ in contents])
-            lost = self._lost(cur, [a for attachments in there.values() for a in attachments])
+            lost: set[str] = set()
+            if self._settings.store_dicom:
+                every = [a for attachments in there.values() for a in attachments]
+                lost = stored.lost(cur, self._settings.storage_dir, every)
         return {
             (public_id, md5)
             for public_id, md5 in contents
@@ -170,14 +172,6 @@ class _Index:
             and not any(a.uuid in lost for a in attachments)
             and (md5 is None or any(a.file_type == stored.DICOM and a.md5 in ("", md5) for a in attachments))
         }
-
-    def _lost(self, cur: Cursor, attachments: list[index.Stored]) -> set[str]:
-        if not self._settings.store_dicom:
-            return set()
-        if self._settings.storage_dir is None:
-            return {a.uuid for a in stored.lost_objects(cur, attachments)}
-        area = storage.FilesystemArea(self._settings.storage_dir)
-        return {a.uuid for a in stored.lost_files(area, attachments)}
 
     def close(self) -> None:
         self._conn = None

@@ -115,7 +115,7 @@ class Settler:
         there: Mapping[str, Sequence[index.Stored]],
     ) -> dict[Parsed, Known | Restored]:
         """Those of the known files whose stored content is missing: put back, or told to be different."""
-        lost = self._lost(cur, [a for p in known for a in there[_public_id(p)]])
+        lost = stored.lost(cur, self.work.storage_dir, [a for p in known for a in there[_public_id(p)]])
         if not lost:
             return {}
         result: dict[Parsed, Known | Restored] = {}
@@ -132,11 +132,6 @@ class Settler:
         if self.work.journals and again:
             self._put_back(cur, f"{name}-restored", result, self.work.journals)
         return result
-
-    def _lost(self, cur: Cursor, attachments: Sequence[index.Stored]) -> set[str]:
-        if self.work.storage_dir is None:
-            return {a.uuid for a in stored.lost_objects(cur, attachments)}
-        return {a.uuid for a in stored.lost_files(storage.FilesystemArea(self.work.storage_dir), attachments)}
 
     def _restored(self, parsed: Parsed, lost: Sequence[index.Stored]) -> Restored:
         handed = self.work.write and not self.work.journals and len(parsed.data) <= HANDED_OVER_BYTES

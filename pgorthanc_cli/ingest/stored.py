@@ -12,6 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import index, storage
@@ -51,6 +52,17 @@ def compare(attachments: Sequence[index.Stored], size: int, md5: str) -> Verdict
         f"the stored file is another one: {first.size} bytes{stored_md5}; this file: {size} bytes, MD5 {md5}",
         compared=True,
     )
+
+
+def lost(cur: Cursor, storage_dir: Path | None, attachments: Iterable[index.Stored]) -> set[str]:
+    """The uuids of those whose content is missing in the storage area: a folder, or (None) large objects.
+
+    What is not in the folder but among the large objects is not lost: it was stored when Orthanc was set up otherwise.
+    """
+    if storage_dir is None:
+        return {a.uuid for a in lost_objects(cur, attachments)}
+    missing = lost_files(storage.FilesystemArea(storage_dir), attachments)
+    return {a.uuid for a in lost_objects(cur, missing)}
 
 
 def lost_files(area: storage.FilesystemArea, attachments: Iterable[index.Stored]) -> list[index.Stored]:
