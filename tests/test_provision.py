@@ -21,7 +21,7 @@ from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
 @pytest.mark.parametrize(
     ("grants", "missing"),
     [
-        (["GRANT USAGE ON SCHEMA orthanc TO {}"], "GRANT USAGE, CREATE ON SCHEMA orthanc TO {};"),
+        (["GRANT USAGE ON SCHEMA orthanc TO {}"], 'GRANT CREATE ON SCHEMA "orthanc" TO {};'),
         (
             ["GRANT ALL ON SCHEMA orthanc TO {}", "REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC"],
             "GRANT TEMPORARY ON DATABASE {database} TO {};",
@@ -37,7 +37,7 @@ def test_missing_rights_are_named(empty: db.Target, role: str, grants: list[str]
         init(as_role(target, role))
 
     assert missing.format(role, database=database) in (refusal.value.hint or "")
-    assert f"ALTER DATABASE {database} OWNER TO {role};" in (refusal.value.hint or "")
+    assert "OWNER TO" not in (refusal.value.hint or "")
     assert snapshot(target) == {}
 
 
@@ -48,7 +48,8 @@ def test_tables_of_another_role_are_named(fresh: db.Target, role: str) -> None:
     with pytest.raises(RevisionError) as refusal:
         init(as_role(fresh, role))
 
-    assert f"ALTER TABLE public.labels OWNER TO {role};" in (refusal.value.hint or "")
+    assert "OWNER TO" not in (refusal.value.hint or "")
+    assert "log in as role " in (refusal.value.hint or "")
 
 
 def test_the_owner_of_the_database_needs_no_other_right(empty: db.Target, role: str, trigram: str) -> None:

@@ -169,4 +169,5 @@ def end_others(conn: Connection, ours: Sequence[int]) -> None:
     Raises:
         psycopg2.errors.InsufficientPrivilege: The role may not.
     """
+    db.rows(conn, "SELECT pg_catalog.pg_stat_clear_snapshot()")  # else those of the transaction's beginning
     db.rows(conn, _END_OTHERS, list(ours))
