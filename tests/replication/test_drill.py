@@ -76,14 +76,14 @@ def killed_in_the_middle(site: Site, files: Path, *, cut_off: bool) -> set[str]:
     command = [sys.executable, "-m", "pgorthanc_cli", *map(str, importing(site, files))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         primary = site.orthanc(site.primary.port)
-        wait_until(lambda: len(ids(primary)) > FILES // 10)
+        wait_until(lambda: len(ids(primary)) > FILES // 10, timeout_s=120)
         if cut_off:  # what is committed from now on reaches no standby
             before = len(ids(primary))
             os.kill(int(site.primary.sql("SELECT pid FROM pg_stat_replication")), signal.SIGSTOP)
             wait_until(lambda: len(ids(primary)) > before)
         acknowledged = ids(primary)
         crash(site.primary.data)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 3, said
     assert "run the same command again" in said
     assert len(acknowledged) < FILES

@@ -10,9 +10,10 @@ from psycopg2.extensions import make_dsn
 from real_servers import free_port, wait_until
 
 from pgorthanc_cli import db, embedded, replication
-from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import standby
 from pgorthanc_cli.replication.cluster import Cluster
+from pgorthanc_cli.replication.mark import MARK
 from replication.site import Site, answer, crash, make_template, pgorthanc, stop
 from replication.test_promote import cut_off, promote, written
 
@@ -43,6 +44,7 @@ def test_after_a_planned_switch_it_just_follows(pair: Site) -> None:
     done = rejoin(pair)
     assert (done.method, done.lost_bytes, done.lost_commits, done.kept) == ("follow", 0, 0, "none")
     assert (done.streaming, done.timeline) == (True, 2)
+    assert not (pair.primary.data / MARK).exists()  # it is fenced for no standby any more
     wait_until(lambda: level(pair))
     again = answer(
         "replication", "promote", "--uri", pair.administrator.dsn, "--fence", pair.folder
@@ -108,7 +110,7 @@ def test_an_interrupted_rewind_ends_in_a_copy(pair: Site, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patched:
         patched.setattr(Cluster, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="slot pgorthanc_standby of"):
             rejoin(pair, administrator=pair.standby_administrator(), discard=True)
     done = rejoin(pair, administrator=pair.standby_administrator())
     assert (done.method, done.why.partition(",")[0]) == ("copy", "an earlier rejoin was interrupted")
@@ -126,7 +128,7 @@ def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest
 
     with monkeypatch.context() as patched:
         patched.setattr(standby, "copy", fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="slot pgorthanc_standby of"):
             rejoin(pair, discard=True)
     assert leftovers(pair.primary.data) == []
     assert rejoin(pair, discard=True).method == "copy"
