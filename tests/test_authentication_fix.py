@@ -366,11 +366,14 @@ def test_nothing_piles_up_beside_the_file(server: Server) -> None:
     alive = server.write(f"pg_hba.conf.{os.getppid()}.new", "of a run that works")
     foreign = server.write("pg_hba.conf.bak.new", "of the administrator")
     try:
-        for kind in ("md5", "scram", "md5", "scram"):
-            authentication.fix(login(server, "scram"), kind, admin=admin(server))
+        for _ in range(2):
+            authentication.fix(login(server, "scram"), "md5", admin=admin(server))
+            store = f"ALTER ROLE scram_role {auth_servers.password()}"
+            server.sql("SET password_encryption = 'scram-sha-256'", store)
+            load(server, HBA)
         assert [path.exists() for path in (left, same, alive, foreign)] == [False, False, True, True]
         copies = [path.read_bytes() for path in server.data.glob("pg_hba.conf.*.pgorthanc")]
-        assert len(copies) == len(set(copies)) == 2
+        assert len(copies) == len(set(copies))
     finally:
         alive.unlink()
         foreign.unlink()

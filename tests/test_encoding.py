@@ -217,7 +217,7 @@ def test_what_a_downgrade_exports_is_what_orthanc_reads(
 def test_migrate_sqlite_stores_what_orthanc_stores(
     database: MakeDatabase, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = sqliteindex.rich(tmp_path / "index", instances=30)
+    source = sqliteindex.rich(tmp_path / "index")
     sqliteindex.change(source, f"UPDATE MainDicomTags SET value = '{''.join(TEXTS)}' WHERE tagGroup = 8")
     target = database(place)
     monkeypatch.setenv("PGCLIENTENCODING", "SJIS")
