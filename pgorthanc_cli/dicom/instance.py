@@ -71,7 +71,7 @@ class _Ancestors(NamedTuple):
     levels: tuple[Level, Level, Level]
     identifiers: str  # joined, as they are hashed
     texts: dict[int, str]
-    reading: tuple[Charset, bool, bool, bool]  # how to read texts: see `Reader`
+    reading: tuple[Charset, bool, bool]  # how to read texts: see `Reader`
     expected_instances: int | None
 
 
@@ -121,7 +121,7 @@ def _made(data_set: container.DataSet, tables: tags.Tables, profile: Profile) ->
         _level(ids[n], tables.levels[n], _series(expected) if n == 2 else {}, elements, texts, reader)
         for n in range(3)
     )
-    reading = reader.charset, reader.signed, reader.trims_nul, reader.all_numbers
+    reading = reader.charset, reader.trims_nul, reader.all_numbers
     return _Ancestors((patient, study, series), "|".join(identifiers), texts, reading, expected)
 
 
