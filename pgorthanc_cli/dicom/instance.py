@@ -11,7 +11,7 @@ from pgorthanc_cli.dicom.charset import Charset
 from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
-from pgorthanc_cli.dicom.values import LIMIT, Reader, normalized, reader_of
+from pgorthanc_cli.dicom.values import LIMIT, NEWER_DCMTK_SINCE, Reader, normalized, reader_of
 
 _WARN_DEPTH = 40
 
@@ -42,7 +42,9 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     """
     tables = tags.tables(profile)
     meta = file_meta(data)
-    data_set = container.read(data, tables.wanted, meta)
+    old = profile.orthanc_version < NEWER_DCMTK_SINCE
+    data_set = container.read(data, tables.wanted, meta, old_dcmtk=old)
+    known = streams.known(profile.orthanc_version)
     elements = data_set.elements
     ancestors = _ancestors(data_set, tables, profile)
     reader = Reader(data_set.data, *ancestors.reading)
@@ -52,7 +54,7 @@ def parse(data: Buffer, profile: Profile) -> Instance:
             texts[tag] = text
     _check_identifiers(elements, texts)
     public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
-    pixels = streams.pixel_data(data, meta, data_set)
+    pixels = streams.pixel_data(data, meta, data_set, known)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
     own = _instance(meta, data_set, texts, index, pixels, profile)
     instance = _level(public_id, tables.levels[3], own, elements, texts, reader)
@@ -187,8 +189,9 @@ def _instance(
     profile: Profile,
 ) -> dict[int, str]:
     """The metadata that only the instance level has."""
-    syntax = streams.named_transfer_syntax(meta)
-    if syntax is None and data_set.transfer_syntax in streams.KNOWN:
+    known = streams.known(profile.orthanc_version)
+    syntax = streams.named_transfer_syntax(meta, known)
+    if syntax is None and data_set.transfer_syntax in known:
         syntax = data_set.transfer_syntax
     has_vr = profile.orthanc_version >= _PIXEL_DATA_VR_SINCE
     candidates = {

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from struct import Struct
 from typing import NamedTuple
 
-from pgorthanc_cli.dicom.dictionary import XS, vr_of, written
+from pgorthanc_cli.dicom.dictionary import XS, follows_sign, vr_of, written
 from pgorthanc_cli.dicom.model import Buffer, Refused
 
 PIXEL_DATA = 0x7FE00010
@@ -93,9 +93,10 @@ class Walker:
         first_late: tag, position and VR of the first element of the top level that is pixel data or comes later.
     """
 
-    def __init__(self, data: Buffer) -> None:
-        """Walk `data`, which is not copied."""
+    def __init__(self, data: Buffer, *, any_vr: bool = False) -> None:
+        """Walk `data`, which is not copied; `any_vr` takes any two bytes for a VR."""
         self.data = data
+        self.any_vr = any_vr
         self.size = len(data)
         self.deepest = 0
         self.straight = False
@@ -189,7 +190,7 @@ class Walker:
         tag, vr, start, length = header
         keep = tag in wanted and tag not in kept
         items: list[dict[int, Element]] | None = None
-        if keep and vr == XS:
+        if keep and vr == XS and follows_sign(tag):
             vr = self._signedness(kept)
         if length == UNDEFINED or vr == "SQ":
             try:
@@ -337,7 +338,7 @@ class Walker:
                 raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
             if tag == ITEM_END:
                 return tag, "", pos + 8, _LENGTH[order](self.data, pos + 4)[0]
-        vr, is_long = _VRS.get(letters) or _irregular(letters, pos)
+        vr, is_long = _VRS.get(letters) or _irregular(letters, pos, any_vr=self.any_vr)
         if not is_long:
             return tag, vr, pos + 8, length
         if pos + 12 > self.size:
@@ -361,10 +362,11 @@ def _check_room(header: Header, stop: int) -> None:
         )
 
 
-def _irregular(letters: bytes, pos: int) -> tuple[str, bool]:
+def _irregular(letters: bytes, pos: int, *, any_vr: bool) -> tuple[str, bool]:
     """How DCMTK reads an element whose VR is none of DICOM's: no name, and the size of its length field."""
     first, second = letters
-    if letters in (b"na", b"pi") or not (0x20 <= first < 0x7F and 0x20 <= second < 0x7F):
+    printable = 0x20 <= first < 0x7F and 0x20 <= second < 0x7F
+    if letters in (b"na", b"pi") or not (printable or any_vr):
         raise Refused(f"the element at byte {pos} has no value representation")
     upper = 0x41 <= first <= 0x5A and 0x41 <= second <= 0x5A
     return "", upper or letters in (b"ox", b"px", b"lt")

@@ -21,7 +21,7 @@ _MAX_NUMBERS = 256  # of OF, OD, OL and OV
 _MAX_NUMBER_BYTES = 16 << 20  # of the other numbers, which Orthanc stores whole
 
 # Orthanc versions since which the same value gives another text.
-_TRIMS_NUL_SINCE = (1, 12, 3)  # the first one with a DCMTK newer than 3.6.7
+NEWER_DCMTK_SINCE = (1, 12, 3)  # newer than 3.6.7; it trims trailing 00
 _SPLITS_JAPANESE_SINCE = (1, 12, 9)
 _ALL_NUMBERS_SINCE = (1, 12, 11)
 
@@ -174,7 +174,7 @@ def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -
     reader = Reader(
         data,
         charset(b"", profile.default_encoding, split=split),
-        trims_nul=version >= _TRIMS_NUL_SINCE,
+        trims_nul=version >= NEWER_DCMTK_SINCE,
         all_numbers=version >= _ALL_NUMBERS_SINCE,
     )
     specific = elements.get(SPECIFIC_CHARACTER_SET)
