@@ -15,7 +15,9 @@ from pgorthanc_cli.dicom.structure import (
     BIG_ENDIAN,
     EXPLICIT,
     IMPLICIT,
+    NEWEST,
     UNDEFINED,
+    Dialect,
     Element,
     Encoding,
     Walker,
@@ -26,7 +28,10 @@ IMPLICIT_LE = "1.2.840.10008.1.2"
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 EXPLICIT_BE = "1.2.840.10008.1.2.2"
 _GE_PRIVATE = "1.2.840.113619.5.2"  # implicit little endian but for its pixel data
-_JPIP = ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.204")  # the pixel data is elsewhere, never in fragments
+_JPIP = (
+    "1.2.840.10008.1.2.4.94",
+    "1.2.840.10008.1.2.4.204",
+)  # the pixel data is elsewhere, never in fragments
 _ENCODINGS = {
     IMPLICIT_LE: IMPLICIT,
     _GE_PRIVATE: IMPLICIT,
@@ -91,7 +96,7 @@ class DataSet(NamedTuple):
 
 
 def read(
-    data: Buffer, wanted: Container[int], meta: FileMeta | None = None, *, old_dcmtk: bool = False
+    data: Buffer, wanted: Container[int], meta: FileMeta | None = None, dialect: Dialect = NEWEST
 ) -> DataSet:
     """Walk a whole file, and remember the wanted elements of its data set.
 
@@ -99,7 +104,7 @@ def read(
         data: the file.
         wanted: tags to remember.
         meta: its file meta information, if it is known already: that saves walking it again.
-        old_dcmtk: read as DCMTK 3.6.7 does, which knows fewer transfer syntaxes and takes any two bytes for a VR.
+        dialect: which reader's.
 
     Raises:
         Refused: DCMTK would not parse the file.
@@ -107,52 +112,50 @@ def read(
     if not len(data):
         raise Refused("the file is empty")
     if meta and meta.plain and bytes(data[meta.end : meta.end + 2]) != b"\2\0":
-        return _read(data, _uid(meta.syntax or None), meta.end, wanted, old_dcmtk=old_dcmtk)
+        return _read(data, _uid(meta.syntax or None), meta.end, wanted, dialect)
     if bytes(data[:4]) in _ZIP:
         raise Refused("the file starts as a ZIP archive: Orthanc opens it as one")
     start = 132 if bytes(data[128:132]) == b"DICM" else 0
     if start:
-        return _behind(data, start, wanted, old_dcmtk=old_dcmtk)
+        return _behind(data, start, wanted, dialect)
     try:
-        return _behind(data, start, wanted, old_dcmtk=old_dcmtk)
+        return _behind(data, start, wanted, dialect)
     except Refused:
         raise Refused("not a DICOM file: no DICM at byte 128, and no data set at byte 0") from None
 
 
-def _behind(data: Buffer, start: int, wanted: Container[int], *, old_dcmtk: bool) -> DataSet:
+def _behind(data: Buffer, start: int, wanted: Container[int], dialect: Dialect) -> DataSet:
     """The data set behind the file meta information at `start`, if there is any."""
-    value, pos = _file_meta(data, start, old_dcmtk=old_dcmtk)
-    return _read(data, _uid(value), pos, wanted, old_dcmtk=old_dcmtk)
+    value, pos = _file_meta(data, start, dialect)
+    return _read(data, _uid(value), pos, wanted, dialect)
 
 
-def _read(data: Buffer, uid: str, pos: int, wanted: Container[int], *, old_dcmtk: bool) -> DataSet:
-    if old_dcmtk and uid in _NEW_SYNTAXES:
+def _read(data: Buffer, uid: str, pos: int, wanted: Container[int], dialect: Dialect) -> DataSet:
+    if dialect.old and uid in _NEW_SYNTAXES:
         uid = ""
     known = uid in _ENCODINGS or uid in _ENCAPSULATED or uid in _DEFLATED
     file = data
     if uid in _DEFLATED:
         data, pos = _inflated(data, pos), 0
     encoding = _ENCODINGS.get(uid, EXPLICIT) if known else _guessed(data, pos)
-    walker = Walker(data, any_vr=old_dcmtk)
+    walker = Walker(data, dialect)
     elements = walker.data_set(pos, encoding, wanted, encapsulated=uid in _ENCAPSULATED)
     syntax = uid if known else _NATIVE[encoding]
     straight = walker.straight and data is file
     return DataSet(data, elements, syntax, walker.deepest, pos, straight, walker.first_late)
 
 
-def _file_meta(data: Buffer, start: int, *, old_dcmtk: bool) -> tuple[bytes | None, int]:
+def _file_meta(data: Buffer, start: int, dialect: Dialect) -> tuple[bytes | None, int]:
     """The value of the first TransferSyntaxUID (None without one), and where the data set starts.
 
     The file meta information ends with the element in which its own length ends, wherever that is, and where the
     group changes if it gives no length. An undefined length is like 0: the rest belongs to the data set.
     """
     encoding = _guessed(data, start)
-    walker, pos, kept = Walker(data, any_vr=old_dcmtk), start, dict[int, Element]()
+    walker, pos, kept = Walker(data, dialect), start, dict[int, Element]()
     second = b"\x00\x02" if encoding.order == ">" else b"\x02\x00"
     stop: int | None = None
-    while pos < len(data) and (
-        bytes(data[pos : pos + 2]) == second if stop is None else pos < stop
-    ):
+    while pos < len(data) and (bytes(data[pos : pos + 2]) == second if stop is None else pos < stop):
         header = walker.header(pos, encoding)
         first, pos = pos == start, walker.element(header, encoding, _META_TAGS, kept)
         if first and header[0] == GROUP_LENGTH:

@@ -12,8 +12,10 @@ XS = "xs"
 _CHOICES = {"US or SS": XS, "OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "OW"}
 # Of "US or SS", those that DCMTK decides by PixelRepresentation; it leaves the others undecided.
 _BY_SIGN = frozenset(
-    (0x00189810, *range(0x00280106, 0x0028010A), 0x00280120, 0x00280121, 0x00283002)
-    + (0x00409211, 0x00409216, 0x00603004, 0x00603006)
+    (
+        *(0x00189810, 0x00280106, 0x00280107, 0x00280108, 0x00280109, 0x00280120, 0x00280121, 0x00283002),
+        *(0x00409211, 0x00409216, 0x00603004, 0x00603006),
+    )
 )
 _NOTHING = ("UN", "", "", "", "")
 

@@ -36,6 +36,7 @@ class FileMeta(NamedTuple):
 
     Attributes:
         syntax: the value of its last TransferSyntaxUID, empty without one.
+        earlier: the values of those before it.
         end: position after its last element.
         exact: that is where its length ends, too.
         overlong: a value is longer than its VR can be.
@@ -43,6 +44,7 @@ class FileMeta(NamedTuple):
     """
 
     syntax: bytes
+    earlier: tuple[bytes, ...]
     end: int
     exact: bool
     overlong: bool
@@ -60,6 +62,7 @@ def file_meta(data: Buffer) -> FileMeta | None:
         if size >= _START and bytes(data[128:132]) == b"DICM":
             _check_vr(bytes(data[136:138]), 132)
         return None
+    earlier: tuple[bytes, ...] = ()
     pos, stop = _START, _START + _LENGTH(data, 140)[0]
     if stop > size:
         return None
@@ -81,10 +84,11 @@ def file_meta(data: Buffer) -> FileMeta | None:
         plain = plain and group == 2 and vr != b"SQ"
         if element == _SYNTAX_ELEMENT and group == 2:
             plain = plain and not found and vr == b"UI"
+            earlier = (*earlier, syntax) if found else ()
             found, syntax = True, bytes(data[pos:end]) if vr == b"UI" else b""
         pos = end
     exact = pos == stop
-    return FileMeta(syntax, pos, exact, overlong, plain and exact and found)
+    return FileMeta(syntax, earlier, pos, exact, overlong, plain and exact and found)
 
 
 def _check_vr(letters: bytes, pos: int) -> None:

@@ -11,7 +11,7 @@ from pgorthanc_cli.dicom.charset import Charset
 from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
-from pgorthanc_cli.dicom.values import LIMIT, NEWER_DCMTK_SINCE, Reader, normalized, reader_of
+from pgorthanc_cli.dicom.values import LIMIT, Reader, dialect, normalized, reader_of
 
 _WARN_DEPTH = 40
 
@@ -42,8 +42,7 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     """
     tables = tags.tables(profile)
     meta = file_meta(data)
-    old = profile.orthanc_version < NEWER_DCMTK_SINCE
-    data_set = container.read(data, tables.wanted, meta, old_dcmtk=old)
+    data_set = container.read(data, tables.wanted, meta, dialect(profile.orthanc_version))
     known = streams.known(profile.orthanc_version)
     elements = data_set.elements
     ancestors = _ancestors(data_set, tables, profile)

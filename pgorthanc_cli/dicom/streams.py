@@ -81,20 +81,25 @@ def pixel_data(
     """The pixel data, None where Orthanc's reader does not find it; the data set is that of the file."""
     if meta is None or not meta.exact:
         return None
-    syntax = meta.syntax.removesuffix(b"\0") if meta.syntax[-1:] == b"\0" else meta.syntax.removesuffix(b" ")
-    name = syntax.decode("latin-1")
-    if name not in known:
+    name = _name(meta.syntax)
+    if name not in known or any(_name(value) not in known for value in meta.earlier):
         return None
     if data_set.straight and data_set.start == meta.end and name not in (IMPLICIT_LE, EXPLICIT_BE):
         found = data_set.first_late  # the walk went where this reader goes
-        if found is None or found[0] != PIXEL_DATA:
+        if found is None:
             return None
-        return PixelData(found[1], name, found[2] or NO_VR)
+        if found[2] != "SQ":
+            return PixelData(found[1], name, found[2] or NO_VR) if found[0] == PIXEL_DATA else None
     try:
         forward = _forward(data, meta.end, name)
     except _Malformed:
         return None
     return None if forward is None else PixelData(forward[0], name, forward[1])
+
+
+def _name(value: bytes) -> str:
+    """A transfer syntax without its padding, which is one byte."""
+    return (value[:-1] if value[-1:] in (b"\0", b" ") else value).decode("latin-1")
 
 
 def _forward(data: Buffer, pos: int, syntax: str) -> tuple[int, str] | None:

@@ -33,8 +33,9 @@ def vrs(names: str) -> frozenset[str]:
 
 SHORT_VRS = vrs("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US")
 LONG_VRS = vrs("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+UNITS = {"AT": 4, "OF": 4, "OD": 8, "OL": 4, "OV": 8}  # bytes of one
 _PIXEL_GROUP = PIXEL_DATA >> 16
-_SKIMMED = {vr.encode(): vr for vr in SHORT_VRS}
+_SKIMMED = {vr.encode(): vr for vr in SHORT_VRS if vr not in UNITS}
 _VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True) for vr in LONG_VRS}
 
 
@@ -45,6 +46,19 @@ class Encoding(NamedTuple):
     order: str
 
 
+class Dialect(NamedTuple):
+    """What depends on the version of the reader.
+
+    Attributes:
+        old: as DCMTK 3.6.7, which knows fewer transfer syntaxes and takes any two bytes for a VR.
+        whole_arrays: a value of AT, OF, OD, OL or OV that is no whole number of its units is refused.
+    """
+
+    old: bool = False
+    whole_arrays: bool = True
+
+
+NEWEST = Dialect()
 IMPLICIT = Encoding(False, "<")
 EXPLICIT = Encoding(True, "<")
 BIG_ENDIAN = Encoding(True, ">")
@@ -93,10 +107,11 @@ class Walker:
         first_late: tag, position and VR of the first element of the top level that is pixel data or comes later.
     """
 
-    def __init__(self, data: Buffer, *, any_vr: bool = False) -> None:
-        """Walk `data`, which is not copied; `any_vr` takes any two bytes for a VR."""
+    def __init__(self, data: Buffer, dialect: Dialect = NEWEST) -> None:
+        """Walk `data`, which is not copied."""
         self.data = data
-        self.any_vr = any_vr
+        self.dialect = dialect
+        self._units = UNITS if dialect.whole_arrays else {}
         self.size = len(data)
         self.deepest = 0
         self.straight = False
@@ -203,6 +218,11 @@ class Walker:
                 raise
         else:
             end = start + length
+            if vr in self._units and (length + length % 2) % self._units[vr]:
+                raise Refused(
+                    f"element ({written(tag)}) at byte {start} has {length} bytes, "
+                    f"which is no whole number of units of {self._units[vr]} bytes"
+                )
             if end > self.size:
                 raise Refused(
                     f"element ({written(tag)}) at byte {start} has {length} bytes, "
@@ -338,7 +358,7 @@ class Walker:
                 raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
             if tag == ITEM_END:
                 return tag, "", pos + 8, _LENGTH[order](self.data, pos + 4)[0]
-        vr, is_long = _VRS.get(letters) or _irregular(letters, pos, any_vr=self.any_vr)
+        vr, is_long = _VRS.get(letters) or _irregular(letters, pos, any_vr=self.dialect.old)
         if not is_long:
             return tag, vr, pos + 8, length
         if pos + 12 > self.size:

@@ -12,7 +12,7 @@ from typing import Any
 from pgorthanc_cli.dicom.charset import Charset, charset
 from pgorthanc_cli.dicom.dictionary import XS, is_private, name_of, vr_of, written
 from pgorthanc_cli.dicom.model import Buffer, Profile, Refused
-from pgorthanc_cli.dicom.structure import UNDEFINED, Element, vrs
+from pgorthanc_cli.dicom.structure import UNDEFINED, Dialect, Element, vrs
 from pgorthanc_cli.dicom.tags import SPECIFIC_CHARACTER_SET
 
 LIMIT = 256  # bytes of UTF-8; a longer text is not stored
@@ -111,7 +111,7 @@ class Reader:
         if vr in _ARRAYS:
             code, form = _ARRAYS[vr]
             unpacker = _STRUCTS[code, element.order]
-            raw = self._arrayed(element, unpacker.size, _MAX_NUMBERS * unpacker.size)
+            raw = _padded(self.raw(element, _MAX_NUMBERS * unpacker.size))
             return "\\".join(form % number for number in unpacker.iter_unpack(raw))
         if element.length > _MAX_NUMBER_BYTES:
             raise Refused(
@@ -122,20 +122,12 @@ class Reader:
 
     def _tags(self, element: Element) -> str | None:
         if self.all_numbers:  # of more than LIMIT bytes the text is too long
-            raw = self._arrayed(element, 4, LIMIT)
+            raw = _padded(self.raw(element, LIMIT))
         else:
             raw = _padded(self.raw(element, 4))
             raw = raw if len(raw) == 4 else b""
         texts = [written(group << 16 | tag) for group, tag in _TAGS[element.order].iter_unpack(raw)]
         return "\\".join(texts) if self.all_numbers else next(iter(texts), None)
-
-    def _arrayed(self, element: Element, size: int, limit: int) -> bytes:
-        """The first bytes of a value that Orthanc reads as an array."""
-        if (element.length + element.length % 2) % size:
-            raise Refused(
-                f"({written(element.tag)}) has {element.length} bytes, which are no whole numbers of {size} bytes"
-            )
-        return _padded(self.raw(element, limit))
 
     def json(self, sequences: list[Element]) -> str:
         """Metadata 16: sequences as one JSON document, with everything inside them."""
@@ -182,6 +174,11 @@ def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -
         terms = charset(reader.raw(specific), profile.default_encoding, split=split)
         reader = replace(reader, charset=terms)
     return reader
+
+
+def dialect(version: tuple[int, int, int]) -> Dialect:
+    """How this version of Orthanc reads the structure of a file."""
+    return Dialect(old=version < NEWER_DCMTK_SINCE, whole_arrays=version >= _ALL_NUMBERS_SINCE)
 
 
 def _plain(raw: bytes, vr: str) -> str | None:
