@@ -385,7 +385,7 @@ def _check_room(header: Header, stop: int) -> None:
 def _irregular(letters: bytes, pos: int, *, any_vr: bool) -> tuple[str, bool]:
     """How DCMTK reads an element whose VR is none of DICOM's: no name, and the size of its length field."""
     first, second = letters
-    printable = 0x20 <= first < 0x7F and 0x20 <= second < 0x7F
+    printable = 0x20 <= first <= 0x7F and 0x20 <= second <= 0x7F
     if letters in (b"na", b"pi") or not (printable or any_vr):
         raise Refused(f"the element at byte {pos} has no value representation")
     upper = 0x41 <= first <= 0x5A and 0x41 <= second <= 0x5A

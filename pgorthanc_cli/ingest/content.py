@@ -58,7 +58,7 @@ def _small_file(path: str) -> bytes | None:
         if before.st_size > IN_MEMORY_BYTES:
             return None
         data = os.read(descriptor, before.st_size + 1)
-        if len(data) != before.st_size or data[:2] == GZIP:
+        if len(data) != before.st_size or _is_gzip(data[:132]):
             return None
         if data[:4] == ZIP:
             raise Archive
@@ -73,11 +73,16 @@ def _small_file(path: str) -> bytes | None:
 def _file(source: Source) -> IO[bytes]:
     with ExitStack() as on_failure:
         raw = on_failure.enter_context(open(source.path, "rb", buffering=0))
-        magic = os.pread(raw.fileno(), 4, 0)
-        if magic == ZIP:
+        head = os.pread(raw.fileno(), 132, 0)
+        if head[:4] == ZIP:
             raise Archive
         on_failure.pop_all()
-    return cast("IO[bytes]", _Unzipped(raw) if magic[:2] == GZIP else raw)
+    return cast("IO[bytes]", _Unzipped(raw) if _is_gzip(head) else raw)
+
+
+def _is_gzip(head: bytes) -> bool:
+    """Return True for gzip; a DICOM file may have a preamble that begins like it."""
+    return head[:2] == GZIP and head[128:132] != b"DICM"
 
 
 class _Unzipped(gzip.GzipFile):
