@@ -178,9 +178,14 @@ def test_no_identifiers_found(data: bytes) -> None:
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
 def test_cut_off_anywhere(syntax: str) -> None:
-    """A file is refused wherever it ends but between two elements of the top level."""
+    """A file is refused wherever it ends but between two elements of the top level.
+
+    And where the sequence starts: DCMTK takes one of which nothing is there.
+    """
     data, listed = dicom_file(WITH_SEQUENCE, syntax=syntax), elements(WITH_SEQUENCE)
     between = {len(data) - len(encode(listed[-count:], syntax)) for count in range(1, len(listed) + 1)}
+    sequence = next(n for n, element in enumerate(listed) if element.tag == SEQUENCE)
+    between.add(len(data) - len(encode(listed[sequence:], syntax)) + (8 if syntax == IMPLICIT else 12))
     whole = set()
     for end in range(len(data) - len(encode(listed, syntax)), len(data)):
         try:
