@@ -10,6 +10,13 @@ from functools import lru_cache
 # Where the standard leaves a choice, what DCMTK takes for implicit files; XS waits for PixelRepresentation.
 XS = "xs"
 _CHOICES = {"US or SS": XS, "OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "OW"}
+# Of "US or SS", those that DCMTK decides by PixelRepresentation; it leaves the others undecided.
+_BY_SIGN = frozenset(
+    (
+        *(0x00189810, 0x00280106, 0x00280107, 0x00280108, 0x00280109, 0x00280120, 0x00280121, 0x00283002),
+        *(0x00409211, 0x00409216, 0x00603004, 0x00603006),
+    )
+)
 _NOTHING = ("UN", "", "", "", "")
 
 
@@ -34,6 +41,11 @@ def vr_of(tag: int) -> str:
     return "LO" if is_private_creator(tag) else "UN"
 
 
+def is_known(tag: int) -> bool:
+    """True if the dictionary has the tag; it has the group lengths of all groups of the standard."""
+    return _entry(tag) is not _NOTHING or (tag & 0xFFFF == 0 and not is_private(tag))
+
+
 def is_private_creator(tag: int) -> bool:
     """True for the elements that reserve a block of private ones (PS3.5, 7.8.1)."""
     return is_private(tag) and 0x10 <= tag & 0xFFFF <= 0xFF
@@ -52,6 +64,11 @@ def name_of(tag: int) -> str:
     if tag & 0xFFFF == 0:
         return "GenericGroupLength"
     return "PrivateCreator" if is_private_creator(tag) else "Unknown Tag & Data"
+
+
+def follows_sign(tag: int) -> bool:
+    """True for a tag of VR `XS` which is US or SS as PixelRepresentation says."""
+    return tag in _BY_SIGN
 
 
 def tag_of(keyword: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from pgorthanc_cli.dicom.model import Buffer
+from pgorthanc_cli.dicom.model import Buffer, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, UNDEFINED
 
 _SYNTAX_ELEMENT = 0x0010  # of group 0002: TransferSyntaxUID
@@ -35,7 +35,8 @@ class FileMeta(NamedTuple):
     """The file meta information, read to the length that it gives itself.
 
     Attributes:
-        syntax: the value of its (first) TransferSyntaxUID, empty without one.
+        syntax: the value of its last TransferSyntaxUID, empty without one.
+        earlier: the values of those before it.
         end: position after its last element.
         exact: that is where its length ends, too.
         overlong: a value is longer than its VR can be.
@@ -43,6 +44,7 @@ class FileMeta(NamedTuple):
     """
 
     syntax: bytes
+    earlier: tuple[bytes, ...]
     end: int
     exact: bool
     overlong: bool
@@ -50,11 +52,20 @@ class FileMeta(NamedTuple):
 
 
 def file_meta(data: Buffer) -> FileMeta | None:
-    """The file meta information, None where there is none that is well-formed."""
-    if len(data) < _START or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
-        return None
+    """The file meta information, None where there is none that is well-formed.
+
+    Raises:
+        Refused: Orthanc's reader meets a VR that it does not know.
+    """
     size, header = len(data), _HEADER
+    if size < _START or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
+        if size >= _START and bytes(data[128:132]) == b"DICM":
+            _check_vr(bytes(data[136:138]), 132)
+        return None
+    earlier: tuple[bytes, ...] = ()
     pos, stop = _START, _START + _LENGTH(data, 140)[0]
+    if stop > size:
+        return None
     syntax, overlong, plain, found = b"", False, True, False
     while pos < stop:
         if pos + 8 > size:
@@ -64,6 +75,7 @@ def file_meta(data: Buffer) -> FileMeta | None:
         if vr in _LONG and length == 0 and pos + 4 <= size:
             length, pos = _LENGTH(data, pos)[0], pos + 4
         elif vr not in _SHORT:
+            _check_vr(vr, pos - 8)
             return None
         end = pos + length
         if end > size:
@@ -71,8 +83,14 @@ def file_meta(data: Buffer) -> FileMeta | None:
         overlong = overlong or length > _LONGEST.get(vr, UNDEFINED)
         plain = plain and group == 2 and vr != b"SQ"
         if element == _SYNTAX_ELEMENT and group == 2:
-            plain = plain and not found
-            found, syntax = True, syntax or bytes(data[pos:end])
+            plain = plain and not found and vr == b"UI"
+            earlier = (*earlier, syntax) if found else ()
+            found, syntax = True, bytes(data[pos:end]) if vr == b"UI" else b""
         pos = end
     exact = pos == stop
-    return FileMeta(syntax, pos, exact, overlong, plain and exact and found)
+    return FileMeta(syntax, earlier, pos, exact, overlong, plain and exact and found)
+
+
+def _check_vr(letters: bytes, pos: int) -> None:
+    if letters not in _SHORT and letters not in _LONG:
+        raise Refused(f"the file meta information has an unknown value representation at byte {pos}")

@@ -11,7 +11,7 @@ from pgorthanc_cli.dicom.charset import Charset
 from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
-from pgorthanc_cli.dicom.values import LIMIT, Reader, normalized, reader_of
+from pgorthanc_cli.dicom.values import LIMIT, Reader, dialect, normalized, reader_of
 
 _WARN_DEPTH = 40
 
@@ -42,7 +42,8 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     """
     tables = tags.tables(profile)
     meta = file_meta(data)
-    data_set = container.read(data, tables.wanted, meta)
+    data_set = container.read(data, tables.wanted, meta, dialect(profile.orthanc_version))
+    known = streams.known(profile.orthanc_version)
     elements = data_set.elements
     ancestors = _ancestors(data_set, tables, profile)
     reader = Reader(data_set.data, *ancestors.reading)
@@ -52,7 +53,7 @@ def parse(data: Buffer, profile: Profile) -> Instance:
             texts[tag] = text
     _check_identifiers(elements, texts)
     public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
-    pixels = streams.pixel_data(data, meta, data_set)
+    pixels = streams.pixel_data(data, meta, data_set, known)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
     own = _instance(meta, data_set, texts, index, pixels, profile)
     instance = _level(public_id, tables.levels[3], own, elements, texts, reader)
@@ -71,7 +72,7 @@ class _Ancestors(NamedTuple):
     levels: tuple[Level, Level, Level]
     identifiers: str  # joined, as they are hashed
     texts: dict[int, str]
-    reading: tuple[Charset, bool, bool, bool]  # how to read texts: see `Reader`
+    reading: tuple[Charset, bool, bool]  # how to read texts: see `Reader`
     expected_instances: int | None
 
 
@@ -121,7 +122,7 @@ def _made(data_set: container.DataSet, tables: tags.Tables, profile: Profile) ->
         _level(ids[n], tables.levels[n], _series(expected) if n == 2 else {}, elements, texts, reader)
         for n in range(3)
     )
-    reading = reader.charset, reader.signed, reader.trims_nul, reader.all_numbers
+    reading = reader.charset, reader.trims_nul, reader.all_numbers
     return _Ancestors((patient, study, series), "|".join(identifiers), texts, reading, expected)
 
 
@@ -187,8 +188,9 @@ def _instance(
     profile: Profile,
 ) -> dict[int, str]:
     """The metadata that only the instance level has."""
-    syntax = streams.named_transfer_syntax(meta)
-    if syntax is None and data_set.transfer_syntax in streams.KNOWN:
+    known = streams.known(profile.orthanc_version)
+    syntax = streams.named_transfer_syntax(meta, known)
+    if syntax is None and data_set.transfer_syntax in known:
         syntax = data_set.transfer_syntax
     has_vr = profile.orthanc_version >= _PIXEL_DATA_VR_SINCE
     candidates = {

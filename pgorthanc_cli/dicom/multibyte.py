@@ -151,8 +151,16 @@ def _pair(raw: bytes, pos: int, mode: str) -> tuple[str, int]:
     if len(pair) < 2 or not (0x21 <= pair[0] <= 0x7E and 0x21 <= pair[1] <= 0x7E):
         return "", pos + 1
     if mode == "x0212":
-        return bytes((0x8F, pair[0] | 0x80, pair[1] | 0x80)).decode("euc_jp", "ignore"), pos + 2
-    return _shifted(*pair).decode("cp932", "ignore"), pos + 2
+        return _mapped(bytes((0x8F, pair[0] | 0x80, pair[1] | 0x80)), "euc_jp"), pos + 2
+    return _mapped(_shifted(*pair), "cp932"), pos + 2
+
+
+def _mapped(raw: bytes, codec: str) -> str:
+    """One character, nothing for a pair that the codec does not map: it is dropped whole."""
+    try:
+        return raw.decode(codec)
+    except UnicodeDecodeError:
+        return ""
 
 
 def _shifted(row: int, cell: int) -> bytes:

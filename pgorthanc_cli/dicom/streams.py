@@ -27,13 +27,17 @@ KNOWN = frozenset(
     [f"1.2.840.10008.1.2{n}" for n in ("", ".1", ".1.99", ".2", ".5", ".6.1", ".6.2")]
     + [f"1.2.840.10008.1.2.4.{n}" for n in _IMAGES]
 )
+_KNOWN_BEFORE_HTJ2K = KNOWN - {f"1.2.840.10008.1.2.4.{n}" for n in (110, 111, 112, 201, 202, 203)}
+HTJ2K_SINCE = (1, 12, 3)  # and JPEG XL: 1.10.1 does not have them, 1.13.0 does
 
 _SHORT = frozenset(vr.encode() for vr in SHORT_VRS)
 _LONG = frozenset(vr.encode() for vr in LONG_VRS)
-_READ_FIRST = _SHORT | {b"SQ"}
 _HEADER = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
 _TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}
 _LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
+
+
+NO_VR = "Not supported"  # Orthanc's name for letters that are no VR of DICOM
 
 
 class _Malformed(Exception):
@@ -54,7 +58,12 @@ class PixelData(NamedTuple):
     vr: str
 
 
-def named_transfer_syntax(meta: FileMeta | None) -> str | None:
+def known(version: tuple[int, int, int]) -> frozenset[str]:
+    """The transfer syntaxes that this version of Orthanc knows."""
+    return KNOWN if version >= HTJ2K_SINCE else _KNOWN_BEFORE_HTJ2K
+
+
+def named_transfer_syntax(meta: FileMeta | None, known: frozenset[str]) -> str | None:
     """The transfer syntax that the file meta information names, "" if it names none that Orthanc knows.
 
     Returns:
@@ -63,27 +72,34 @@ def named_transfer_syntax(meta: FileMeta | None) -> str | None:
     if meta is None or meta.overlong:
         return None
     name = meta.syntax.removesuffix(b"\0").translate(None, b" \t\n\x0b\x0c\r").decode("latin-1")
-    return name if name in KNOWN else ""
+    return name if name in known else ""
 
 
-def pixel_data(data: Buffer, meta: FileMeta | None, data_set: DataSet) -> PixelData | None:
+def pixel_data(
+    data: Buffer, meta: FileMeta | None, data_set: DataSet, known: frozenset[str]
+) -> PixelData | None:
     """The pixel data, None where Orthanc's reader does not find it; the data set is that of the file."""
     if meta is None or not meta.exact:
         return None
-    syntax = meta.syntax.removesuffix(b"\0") if meta.syntax[-1:] == b"\0" else meta.syntax.removesuffix(b" ")
-    name = syntax.decode("latin-1")
-    if name not in KNOWN:
+    name = _name(meta.syntax)
+    if name not in known or any(_name(value) not in known for value in meta.earlier):
         return None
     if data_set.straight and data_set.start == meta.end and name not in (IMPLICIT_LE, EXPLICIT_BE):
         found = data_set.first_late  # the walk went where this reader goes
-        if found is None or found[0] != PIXEL_DATA:
+        if found is None:
             return None
-        return PixelData(found[1], name, found[2])
+        if found[2] != "SQ":
+            return PixelData(found[1], name, found[2] or NO_VR) if found[0] == PIXEL_DATA else None
     try:
         forward = _forward(data, meta.end, name)
     except _Malformed:
         return None
     return None if forward is None else PixelData(forward[0], name, forward[1])
+
+
+def _name(value: bytes) -> str:
+    """A transfer syntax without its padding, which is one byte."""
+    return (value[:-1] if value[-1:] in (b"\0", b" ") else value).decode("latin-1")
 
 
 def _forward(data: Buffer, pos: int, syntax: str) -> tuple[int, str] | None:
@@ -104,8 +120,8 @@ def _forward(data: Buffer, pos: int, syntax: str) -> tuple[int, str] | None:
         start, length = _value(data, pos, order, vr, short_length)
         nests = length == UNDEFINED and vr not in _SHORT
         end = start if nests else start + length
-        # A long value is judged by its header; a short one and a sequence only when they were read.
-        judged = vr not in _READ_FIRST or (end <= size and not nests)
+        # A long value is judged by its header, a short one only when it was read, a sequence never.
+        judged = vr != b"SQ" and (vr or not nests) and (vr not in _SHORT or end <= size)
         if judged and depth == 0 and tag >= PIXEL_DATA:
             return (pos, _vr_name(vr)) if tag == PIXEL_DATA else None
         pos, depth = end, depth + nests
@@ -134,4 +150,4 @@ def _delimiter(data: Buffer, pos: int, tag: int, order: str, depth: int) -> tupl
 
 
 def _vr_name(vr: bytes) -> str:
-    return vr.decode() if not vr or vr in _SHORT or vr in _LONG else "UN"
+    return vr.decode() if not vr or vr in _SHORT or vr in _LONG else NO_VR

@@ -10,11 +10,14 @@ from collections.abc import Callable, Container
 from struct import Struct
 from typing import NamedTuple
 
-from pgorthanc_cli.dicom.dictionary import vr_of, written
+from pgorthanc_cli.dicom.dictionary import XS, follows_sign, vr_of, written
 from pgorthanc_cli.dicom.model import Buffer, Refused
 
 PIXEL_DATA = 0x7FE00010
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+PIXEL_REPRESENTATION = 0x00280103
+_MISPLACED = frozenset((ITEM, SEQUENCE_END))  # among elements
+_FRAGMENT_VRS = frozenset(("OB", "OW"))
 UNDEFINED = 0xFFFFFFFF
 NOTHING: Container[int] = range(0)
 EVERYTHING: Container[int] = range(1 << 32)
@@ -30,8 +33,9 @@ def vrs(names: str) -> frozenset[str]:
 
 SHORT_VRS = vrs("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US")
 LONG_VRS = vrs("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
+UNITS = {"AT": 4, "OF": 4, "OD": 8, "OL": 4, "OV": 8}  # bytes of one
 _PIXEL_GROUP = PIXEL_DATA >> 16
-_SKIMMED = {vr.encode(): vr for vr in SHORT_VRS}
+_SKIMMED = {vr.encode(): vr for vr in SHORT_VRS if vr not in UNITS}
 _VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True) for vr in LONG_VRS}
 
 
@@ -42,6 +46,19 @@ class Encoding(NamedTuple):
     order: str
 
 
+class Dialect(NamedTuple):
+    """What depends on the version of the reader.
+
+    Attributes:
+        old: as DCMTK 3.6.7, which knows fewer transfer syntaxes and takes any two bytes for a VR.
+        whole_arrays: a value of AT, OF, OD, OL or OV that is no whole number of its units is refused.
+    """
+
+    old: bool = False
+    whole_arrays: bool = True
+
+
+NEWEST = Dialect()
 IMPLICIT = Encoding(False, "<")
 EXPLICIT = Encoding(True, "<")
 BIG_ENDIAN = Encoding(True, ">")
@@ -77,6 +94,10 @@ _LENGTH = {order: Struct(f"{order}I").unpack_from for order in "<>"}
 Header = tuple[int, str, int, int]  # tag, VR, position of the value, length
 
 
+class _EndOfFile(Exception):
+    """A sequence, fragments or an empty fragment start where the file ends: whatever they are in ends too."""
+
+
 class Walker:
     """Walks one buffer.
 
@@ -86,9 +107,11 @@ class Walker:
         first_late: tag, position and VR of the first element of the top level that is pixel data or comes later.
     """
 
-    def __init__(self, data: Buffer) -> None:
+    def __init__(self, data: Buffer, dialect: Dialect = NEWEST) -> None:
         """Walk `data`, which is not copied."""
         self.data = data
+        self.dialect = dialect
+        self._units = UNITS if dialect.whole_arrays else {}
         self.size = len(data)
         self.deepest = 0
         self.straight = False
@@ -118,11 +141,14 @@ class Walker:
                 if pos >= size:
                     break
             header = read(pos)
-            if header[0] == ITEM_END:
-                raise Refused(f"misplaced item delimiter at byte {pos}")
+            if header[0] == ITEM_END:  # the data set ends, whatever follows
+                break
             if encapsulated and header[0] == PIXEL_DATA and header[3] != UNDEFINED:
                 raise Refused(f"native pixel data at byte {pos} in an encapsulated transfer syntax")
-            end = self.element(header, encoding, wanted, kept)
+            try:
+                end = self.element(header, encoding, wanted, kept)
+            except _EndOfFile:
+                end = size
             self._note(pos, header, end)
             pos = end
         return kept
@@ -179,10 +205,24 @@ class Walker:
         tag, vr, start, length = header
         keep = tag in wanted and tag not in kept
         items: list[dict[int, Element]] | None = None
+        if keep and vr == XS and follows_sign(tag):
+            vr = self._signedness(kept)
         if length == UNDEFINED or vr == "SQ":
-            end, items = self._nested(header, encoding, depth, keep)
+            try:
+                end, items = self._nested(header, encoding, depth, keep)
+            except _EndOfFile:
+                if keep:
+                    fragments = tag == PIXEL_DATA and vr in _FRAGMENT_VRS
+                    nothing: list[dict[int, Element]] | None = None if fragments else []
+                    kept[tag] = Element(tag, vr, start, length, encoding.order, nothing, self.size)
+                raise
         else:
             end = start + length
+            if vr in self._units and (length + length % 2) % self._units[vr]:
+                raise Refused(
+                    f"element ({written(tag)}) at byte {start} has {length} bytes, "
+                    f"which is no whole number of units of {self._units[vr]} bytes"
+                )
             if end > self.size:
                 raise Refused(
                     f"element ({written(tag)}) at byte {start} has {length} bytes, "
@@ -201,7 +241,7 @@ class Walker:
             return self._sequence(start, length, encoding, depth + 1, keep)
         if vr == "UN":  # PS3.5, 6.2.2: a sequence in implicit little endian
             return self._sequence(start, length, IMPLICIT, depth + 1, keep)
-        if tag == PIXEL_DATA and vr in ("OB", "OW"):
+        if tag == PIXEL_DATA and vr in _FRAGMENT_VRS:
             return self._fragments(start, encoding), None
         raise Refused(
             f"element ({written(tag)}) at byte {start} has an undefined length, which its VR cannot have"
@@ -210,16 +250,21 @@ class Walker:
     def _sequence(
         self, pos: int, length: int, encoding: Encoding, depth: int, keep: bool
     ) -> tuple[int, list[dict[int, Element]]]:
-        """Step over the items of a sequence; a defined length may end before its last item does."""
+        """Step over the items of a sequence.
+
+        It ends with a delimiter, of whatever length, or with the item in which its own length ends.
+        """
         if depth >= MAX_DEPTH:
             raise Refused(f"too many nested sequences: {depth}, Orthanc takes fewer than {MAX_DEPTH}")
         self.deepest = max(self.deepest, depth)
+        if pos == self.size:
+            raise _EndOfFile
         items: list[dict[int, Element]] = []
         stop = None if length == UNDEFINED else pos + length
         while stop is None or pos < stop:
             tag, item_length = self._tag_and_length(pos, encoding.order)
             pos += 8
-            if stop is None and tag == SEQUENCE_END and item_length == 0:
+            if tag == SEQUENCE_END:
                 break
             if tag != ITEM:
                 raise Refused(f"no item but ({written(tag)}) at byte {pos - 8} inside a sequence")
@@ -231,36 +276,53 @@ class Walker:
     def _item(
         self, pos: int, length: int, encoding: Encoding, depth: int, keep: bool
     ) -> tuple[int, dict[int, Element]]:
-        """Step over one item. One of defined length may also end, between two elements, with the file."""
+        """Step over one item.
+
+        It ends with a delimiter, of whatever length, with the element in which its own length ends, or with the
+        file, between two elements.
+        """
         kept: dict[int, Element] = {}
         wanted = EVERYTHING if keep else NOTHING
-        read = self._reader(encoding)
-        stop = self.size + 1 if length == UNDEFINED else min(pos + length, self.size)
-        while pos < stop:
+        read, size = self._reader(encoding), self.size
+        stop = None if length == UNDEFINED else pos + length
+        while pos < size and (stop is None or pos < stop):
             header = read(pos)
+            if stop is not None:
+                _check_room(header, stop)
             if header[0] == ITEM_END:
-                if length != UNDEFINED or header[3]:
-                    raise Refused(f"misplaced item delimiter at byte {pos}")
                 pos = header[2]
                 break
-            pos = self.element(header, encoding, wanted, kept, depth)
-        if length != UNDEFINED and pos != stop:
-            raise Refused(f"an item should end at byte {stop}, but its last element ends at byte {pos}")
+            try:
+                pos = self.element(header, encoding, wanted, kept, depth)
+            except _EndOfFile:
+                pos = size
         self._kept += len(kept)
         if self._kept > MAX_KEPT:
             raise Refused(f"more than {MAX_KEPT} elements in sequences that the index stores")
         return pos, kept
 
     def _fragments(self, pos: int, encoding: Encoding) -> int:
-        """Step over the fragments of encapsulated pixel data (PS3.5, A.4)."""
+        """Step over the fragments of encapsulated pixel data (PS3.5, A.4), to a delimiter of whatever length."""
+        if pos == self.size:
+            raise _EndOfFile
         while True:
             tag, length = self._tag_and_length(pos, encoding.order)
             pos += 8
-            if tag == SEQUENCE_END and length == 0:
+            if tag == SEQUENCE_END:
                 return pos
             if tag != ITEM or pos + length > self.size:
                 raise Refused(f"the pixel data has no complete fragment at byte {pos - 8}")
+            if pos == self.size:
+                raise _EndOfFile
             pos += length
+
+    def _signedness(self, kept: dict[int, Element]) -> str:
+        """The VR of "US or SS": PixelRepresentation decides if it precedes, in the same data set or item."""
+        sign = kept.get(PIXEL_REPRESENTATION)
+        if sign is None or not 0 < sign.length < UNDEFINED:
+            return XS
+        value = bytes(self.data[sign.start : sign.start + min(sign.length, 2)])
+        return "SS" if int.from_bytes(value, "little") == 1 else "US"
 
     def _tag_and_length(self, pos: int, order: str) -> tuple[int, int]:
         if pos + 8 > self.size:
@@ -279,7 +341,7 @@ class Walker:
             raise self._cut(pos)
         group, element, length = _TAG_LENGTH["<"](self.data, pos)
         tag = group << 16 | element
-        if group == 0xFFFE and tag != ITEM_END:
+        if tag in _MISPLACED:
             raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
         return tag, vr_of(tag), pos + 8, length
 
@@ -292,10 +354,11 @@ class Walker:
         group, element, letters, length = _TAG_VR_LENGTH[order](self.data, pos)
         tag = group << 16 | element
         if group == 0xFFFE:
-            if tag != ITEM_END:
+            if tag in _MISPLACED:
                 raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
-            return tag, "", pos + 8, _LENGTH[order](self.data, pos + 4)[0]
-        vr, is_long = _VRS.get(letters) or _irregular(letters, pos)
+            if tag == ITEM_END:
+                return tag, "", pos + 8, _LENGTH[order](self.data, pos + 4)[0]
+        vr, is_long = _VRS.get(letters) or _irregular(letters, pos, any_vr=self.dialect.old)
         if not is_long:
             return tag, vr, pos + 8, length
         if pos + 12 > self.size:
@@ -310,10 +373,20 @@ class Walker:
         )
 
 
-def _irregular(letters: bytes, pos: int) -> tuple[str, bool]:
+def _check_room(header: Header, stop: int) -> None:
+    """Refuse a value that does not fit into its item; DCMTK only compares if the header itself fits."""
+    tag, _, start, length = header
+    if start <= stop < start + length and length != UNDEFINED:
+        raise Refused(
+            f"element ({written(tag)}) at byte {start} has {length} bytes, but its item ends at byte {stop}"
+        )
+
+
+def _irregular(letters: bytes, pos: int, *, any_vr: bool) -> tuple[str, bool]:
     """How DCMTK reads an element whose VR is none of DICOM's: no name, and the size of its length field."""
     first, second = letters
-    if letters in (b"na", b"pi") or not (0x20 <= first < 0x7F and 0x20 <= second < 0x7F):
+    printable = 0x20 <= first <= 0x7F and 0x20 <= second <= 0x7F
+    if letters in (b"na", b"pi") or not (printable or any_vr):
         raise Refused(f"the element at byte {pos} has no value representation")
     upper = 0x41 <= first <= 0x5A and 0x41 <= second <= 0x5A
     return "", upper or letters in (b"ox", b"px", b"lt")

@@ -9,11 +9,12 @@ from functools import lru_cache
 from pgorthanc_cli.dicom.charset import ENCODINGS
 from pgorthanc_cli.dicom.dictionary import tag_of, written
 from pgorthanc_cli.dicom.model import LEVELS, Profile
+from pgorthanc_cli.dicom.structure import PIXEL_REPRESENTATION
 from pgorthanc_cli.errors import UsageError
 
 PATIENT_ID, STUDY_UID, SERIES_UID, SOP_INSTANCE_UID = 0x00100020, 0x0020000D, 0x0020000E, 0x00080018
 SPECIFIC_CHARACTER_SET, SOP_CLASS_UID = 0x00080005, 0x00080016
-PIXEL_REPRESENTATION, BITS_ALLOCATED = 0x00280103, 0x00280100
+BITS_ALLOCATED = 0x00280100
 INSTANCE_NUMBER, IMAGE_INDEX = 0x00200013, 0x00541330
 # ImagesInAcquisition x NumberOfTemporalPositions, NumberOfSlices x NumberOfTimeSlices, CardiacNumberOfImages
 EXPECTED_INSTANCES = ((0x00201002, 0x00200105), (0x00540081, 0x00540101), (0x00181090,))

@@ -12,8 +12,8 @@ from typing import Any
 from pgorthanc_cli.dicom.charset import Charset, charset
 from pgorthanc_cli.dicom.dictionary import XS, is_private, name_of, vr_of, written
 from pgorthanc_cli.dicom.model import Buffer, Profile, Refused
-from pgorthanc_cli.dicom.structure import UNDEFINED, Element, vrs
-from pgorthanc_cli.dicom.tags import PIXEL_REPRESENTATION, SPECIFIC_CHARACTER_SET
+from pgorthanc_cli.dicom.structure import UNDEFINED, Dialect, Element, vrs
+from pgorthanc_cli.dicom.tags import SPECIFIC_CHARACTER_SET
 
 LIMIT = 256  # bytes of UTF-8; a longer text is not stored
 _HEAD = 1 << 16  # bytes of a value that are enough, but for oddities, to see that its text is too long
@@ -21,12 +21,12 @@ _MAX_NUMBERS = 256  # of OF, OD, OL and OV
 _MAX_NUMBER_BYTES = 16 << 20  # of the other numbers, which Orthanc stores whole
 
 # Orthanc versions since which the same value gives another text.
-_TRIMS_NUL_SINCE = (1, 12, 3)  # the first one with a DCMTK newer than 3.6.7
+NEWER_DCMTK_SINCE = (1, 12, 3)  # newer than 3.6.7; it trims trailing 00
 _SPLITS_JAPANESE_SINCE = (1, 12, 9)
 _ALL_NUMBERS_SINCE = (1, 12, 11)
 
 TEXT_VRS = vrs("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT")
-_BINARY = frozenset({"OB", "OW", ""})
+_BINARY = frozenset({"OB", "OW", "", XS})  # XS: PixelRepresentation does not say what it is
 _WHITE = b" \t\n\x0b\x0c\r"
 
 # VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind whole, however long.
@@ -53,14 +53,12 @@ class Reader:
     Attributes:
         data: what the elements point into.
         charset: of the file.
-        signed: "US or SS" of implicit files is SS (PixelRepresentation of the data set).
         trims_nul: trailing 00 bytes are padding as spaces are (DCMTK after 3.6.7).
         all_numbers: AT has all its values, and SV, UV, OF, OD, OL and OV have a text (Orthanc 1.12.11).
     """
 
     data: Buffer
     charset: Charset
-    signed: bool
     trims_nul: bool
     all_numbers: bool
 
@@ -86,7 +84,7 @@ class Reader:
             if element.length <= _HEAD or head is None or _too_long(vr, head):
                 return head
             return self._decoded(element, element.length)
-        return self._numbers(element, ("SS" if self.signed else "US") if vr == XS else vr)
+        return self._numbers(element, vr)
 
     def _trimmed(self, raw: bytes, vr: str) -> bytes:
         if vr == "UI":
@@ -113,8 +111,8 @@ class Reader:
         if vr in _ARRAYS:
             code, form = _ARRAYS[vr]
             unpacker = _STRUCTS[code, element.order]
-            raw = self.raw(element, _MAX_NUMBERS * unpacker.size)
-            return "\\".join(form % number for number in unpacker.iter_unpack(_whole(raw, unpacker.size)))
+            raw = _padded(self.raw(element, _MAX_NUMBERS * unpacker.size))
+            return "\\".join(form % number for number in unpacker.iter_unpack(raw))
         if element.length > _MAX_NUMBER_BYTES:
             raise Refused(
                 f"({written(element.tag)}) has {element.length} bytes of numbers, too many for the index"
@@ -123,7 +121,11 @@ class Reader:
         return _joined(self.raw(element), _STRUCTS[code, element.order], form)
 
     def _tags(self, element: Element) -> str | None:
-        raw = _whole(self.raw(element, LIMIT), 4)  # as many bytes are too many characters already
+        if self.all_numbers:  # of more than LIMIT bytes the text is too long
+            raw = _padded(self.raw(element, LIMIT))
+        else:
+            raw = _padded(self.raw(element, 4))
+            raw = raw if len(raw) == 4 else b""
         texts = [written(group << 16 | tag) for group, tag in _TAGS[element.order].iter_unpack(raw)]
         return "\\".join(texts) if self.all_numbers else next(iter(texts), None)
 
@@ -136,7 +138,10 @@ class Reader:
     def _described(self, element: Element) -> dict[str, Any]:
         name = name_of(element.tag)
         if element.items is not None:
-            items = [self._described_item(item) for item in element.items]
+            items = [
+                {written(tag): self._described(member) for tag, member in item.items()}
+                for item in element.items
+            ]
             return {"Name": name, "Type": "Sequence", "Value": items}
         text = self._whole_text(element)
         if text is None:
@@ -144,12 +149,6 @@ class Reader:
         if _too_long(element.vr, text):
             return {"Name": name, "Type": "TooLong", "Value": None}
         return {"Name": name, "Type": "String", "Value": text}
-
-    def _described_item(self, item: dict[int, Element]) -> dict[str, Any]:
-        reader = self
-        if PIXEL_REPRESENTATION in item:
-            reader = replace(self, signed=self.text(item[PIXEL_REPRESENTATION]) == "1")
-        return {written(tag): reader._described(element) for tag, element in item.items()}
 
 
 _ESCAPE = re.compile(r"\\(u007f|.)")
@@ -167,17 +166,19 @@ def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -
     reader = Reader(
         data,
         charset(b"", profile.default_encoding, split=split),
-        signed=False,
-        trims_nul=version >= _TRIMS_NUL_SINCE,
+        trims_nul=version >= NEWER_DCMTK_SINCE,
         all_numbers=version >= _ALL_NUMBERS_SINCE,
     )
-    specific, sign = elements.get(SPECIFIC_CHARACTER_SET), elements.get(PIXEL_REPRESENTATION)
+    specific = elements.get(SPECIFIC_CHARACTER_SET)
     if specific is not None and specific.vr in TEXT_VRS:
         terms = charset(reader.raw(specific), profile.default_encoding, split=split)
         reader = replace(reader, charset=terms)
-    if sign is not None and reader.text(sign) == "1":
-        reader = replace(reader, signed=True)
     return reader
+
+
+def dialect(version: tuple[int, int, int]) -> Dialect:
+    """How this version of Orthanc reads the structure of a file."""
+    return Dialect(old=version < NEWER_DCMTK_SINCE, whole_arrays=version >= _ALL_NUMBERS_SINCE)
 
 
 def _plain(raw: bytes, vr: str) -> str | None:
@@ -190,23 +191,21 @@ def _plain(raw: bytes, vr: str) -> str | None:
 
 
 def _too_long(vr: str, text: str) -> bool:
-    if vr in _NUMBERS or vr == XS or 4 * len(text) <= LIMIT:
+    if vr in _NUMBERS or 4 * len(text) <= LIMIT:
         return False
     return len(text.encode()) > LIMIT
 
 
-def _whole(raw: bytes, size: int) -> bytes:
-    """As much of it as has whole numbers."""
-    return raw[: len(raw) - len(raw) % size]
+def _padded(raw: bytes) -> bytes:
+    """A value of even length, as DCMTK makes it."""
+    return raw + b"\0" if len(raw) % 2 else raw
 
 
 def _joined(raw: bytes, unpacker: Struct, form: str) -> str | None:
-    r"""Numbers joined with `\`; only the first one if the length fits no whole number of them.
-
-    DCMTK pads a value of odd length with one byte 00, so one byte of a US is a number.
-    """
+    r"""Numbers joined with `\`; only the first one if the padded length fits no whole number of them."""
+    raw = _padded(raw)
     if len(raw) % unpacker.size:
-        raw = (raw + b"\0" * (len(raw) % 2))[: unpacker.size]
+        raw = raw[: unpacker.size]
     if len(raw) < unpacker.size:
         return None
     return "\\".join(form % number for number in unpacker.iter_unpack(raw))
