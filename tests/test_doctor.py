@@ -167,7 +167,7 @@ FAILURES: dict[str, tuple[Callable[[Subject], object], str]] = {
     "a time limit": (lambda s: s.rows("SET statement_timeout = 50; SELECT pg_sleep(9)"), "statement timeout"),
     "a transaction left open": (lambda s: s.rows("BEGIN; SELECT no_such FROM pg_class"), "no_such"),
     "the session ended": (lambda s: s.rows("SELECT pg_terminate_backend(pg_backend_pid())"), "not checked: "),
-    "a file that may not be read": (lambda s: Path("/proc/1/mem").read_bytes()[:0] or 1 / 0, "Error: "),
+    "a file that may not be read": (lambda s: Path("/proc/1/mem").read_bytes()[:0] or 1 / 0, "unexpected "),
 }
 
 
