@@ -21,7 +21,6 @@ from psycopg2 import sql
 from psycopg2.extensions import (
     POLL_OK,
     POLL_READ,
-    TRANSACTION_STATUS_UNKNOWN,
     make_dsn,
     parse_dsn,
 )
@@ -51,7 +50,8 @@ from pgorthanc_cli.dbsession import (
     trusted,
     value,
 )
-from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.errors import ConnectError, UsageError
+from pgorthanc_cli.statement_errors import hint, place, primary_message, translated
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -60,7 +60,7 @@ __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
     "LOCK_TRANSITION", "MASK", "OWN_PATH", "READING", "SECRETS", "LockHolder", "MissingDatabase",
     "PasswordRequired", "Session", "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable",
-    "connect", "connect_async", "described", "effective", "finish", "lock_holders", "parse", "process",
+    "connect", "connect_async", "described", "effective", "finish", "hint", "lock_holders", "parse", "primary_message", "process",
     "replication_session", "row", "rows", "session", "translated", "trusted", "value",
 ]  # fmt: skip
 
@@ -82,9 +82,6 @@ MASK = "***"
 
 # A password with a bare @ or / moves the rest of the URI: part of it would become the host or the database.
 _BARE_AT = re.compile(r"postgres(?:ql)?://(?:[^/?]*@[^/?]*@|[^?]*/[^?]*@)")
-_LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
-_NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untranslatable character
-_SEVERITY = re.compile(r"\S+:  ")  # how a text of the server begins, in whatever language
 
 _URI_HINT = (
     "write it as postgresql://role:password@host:5432/database, "
@@ -371,7 +368,7 @@ def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[
             yield conn
     except TimeoutError as error:
         raise ConnectError(
-            f"the server {_place(conn)} does not answer: {error}",
+            f"the server {place(conn)} does not answer: {error}",
             "check the server and the network, then run the same command again",
         ) from None
     finally:
@@ -394,7 +391,7 @@ def check_writable(conn: Connection) -> None:
         return
     what = "is a standby (in recovery)" if standby else "is read-only (default_transaction_read_only is on)"
     raise ConnectError(
-        f"the server {_place(conn)} {what}, and this command writes",
+        f"the server {place(conn)} {what}, and this command writes",
         f"name the primary{f', {primary},' if primary else ''} with --host, "
         "or list all hosts in the URI beside target_session_attrs=read-write",
     )
@@ -421,91 +418,3 @@ def check_schema(conn: Connection, schema: str) -> None:
         f"database {conn.info.dbname} has no schema {quoted}",
         f"name another one with --schema, or create it: CREATE SCHEMA {quoted} AUTHORIZATION {role};",
     )
-
-
-@contextmanager
-def translated(conn: Connection, schema: str | None = None) -> Iterator[None]:
-    """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
-
-    Raises:
-        ConnectError: The connection is lost.
-        PgOrthancError: The server refused a statement: its primary message and SQLSTATE.
-    """
-    try:
-        yield
-    except psycopg2.Error as error:
-        raise _translate(error, conn, schema) from None
-
-
-def primary_message(error: psycopg2.Error) -> str:
-    """What the server says in one line; never the values of a row, which may be patient data."""
-    if error.pgcode in _NO_SUCH_CHARACTER:  # it quotes the bytes
-        encoding = error.cursor.connection.info.parameter_status("server_encoding") if error.cursor else None
-        return f"this database (encoding {encoding or 'unknown'}) cannot store a character of the text"
-    primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
-    if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
-        primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
-    return primary
-
-
-def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> PgOrthancError:
-    state = error.pgcode or ""
-    primary = primary_message(error)
-    # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
-    # A server that is killed may make it a bare DatabaseError; of what the server says about a large object
-    # nothing but the text is passed on.
-    lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
-    about_object = _SEVERITY.match(str(error)) and conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
-    gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
-    if conn.closed or gone or state.startswith(_LOST):
-        return ConnectError(
-            f"the connection to {_place(conn)} was lost: {primary}",
-            "see whether the server still runs (its log says what happened), then run the same command again",
-        )
-    return PgOrthancError(
-        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""),
-        _hint(state, primary, conn, schema),
-    )
-
-
-# The commands that only read, by the application_name of their sessions.
-_READING = re.compile(
-    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status)"
-)
-_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
-_WRITE = (
-    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
-    "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}; "
-    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};"
-)
-
-
-def hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
-    """Return what to do about a statement that the server refused."""
-    return _hint(error.pgcode or "", primary_message(error), conn, schema)
-
-
-def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
-    if state == "42501":
-        role = sql.Identifier(conn.info.user).as_string(conn)
-        denied = re.match(r"permission denied for (table|sequence|function) \S+", primary)
-        if not denied or schema is None:
-            return f"log in as its owner, or as a role that may do this: role {role} may not"
-        reads = getattr(conn, "preamble", "") or _READING.match(
-            conn.info.parameter_status("application_name") or ""
-        )
-        grants = _READ if reads and denied[1] != "function" else _WRITE
-        kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
-        name = sql.Identifier(schema).as_string(conn)
-        return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
-    if state in ("53100", "53200", "53300") or "No space left on device" in primary:
-        return "the server lacks disk space, memory or connections: make room, then run it again"
-    if state == "25006":
-        return (
-            "the server is read-only or a standby: name the primary, or use target_session_attrs=read-write"
-        )
-    return None
-
-
-def _place(conn: Connection) -> str:
-    return f"{conn.info.host or 'local socket'}:{conn.info.port}"

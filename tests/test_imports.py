@@ -13,7 +13,10 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "dbsession", "planted", "advisory", "connect_errors", "files", "progress", "text"}
+BASE = {
+    "advisory", "connect_errors", "db", "dbsession", "encoding", "errors", "files", "planted", "progress",
+    "statement_errors", "text", "wire",
+}  # fmt: skip
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
@@ -23,12 +26,16 @@ ALLOWED = {
         "libpq",
         "planted",
         "pooler",
-    },  # the last two within functions: what a session that writes is checked for
+    },  # two of them within functions: what a session that writes is checked for
     "dbsession": set(),
     "advisory": set(),
     "libpq": set(),
     "planted": {"catalog"},
     "connect_errors": set(),
+    "encoding": set(),
+    "rights": {"catalog"},
+    "statement_errors": set(),
+    "wire": set(),
     "files": set(),
     "progress": set(),
     "text": set(),
@@ -38,9 +45,9 @@ ALLOWED = {
     "embedded": {"datafolder"},
     "steps": set(),
     "catalog": set(),
-    "revision": {"catalog", "steps"},
+    "revision": {"catalog", "locks", "rights", "steps"},
     "status": {"catalog"},
-    "transition": {"catalog", "duplicates", "locks", "steps", "verify"},
+    "transition": {"catalog", "duplicates", "locks", "rights", "steps", "verify"},
     "provision": {"config"},
     "hba": set(),
     "authentication": {"hba"},
@@ -57,8 +64,8 @@ ALLOWED = {
     "durable": set(),
     "workers": set(),
     "storage": {"durable"},
-    "ingest": {"dicom", "index", "storage", "workers"},
-    "sqlite": {"catalog", "config", "revision", "storage", "verify", "workers"},
+    "ingest": {"dicom", "index", "locks", "storage", "workers"},
+    "sqlite": {"catalog", "config", "locks", "revision", "storage", "verify", "workers"},
     "report": {"ingest", "index"},
 }
 # third-party module -> the only rooms that may import it

@@ -1,0 +1,108 @@
+"""Statements that the server refused: driver errors made into ours, with what to do, and without a value of a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg2
+from psycopg2 import sql
+from psycopg2.extensions import TRANSACTION_STATUS_UNKNOWN
+
+from pgorthanc_cli.errors import ConnectError, PgOrthancError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
+_NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untranslatable character
+_SEVERITY = re.compile(r"\S+:  ")  # how a text of the server begins, in whatever language
+# The commands that only read, by the application_name of their sessions.
+_READING = re.compile(
+    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status)"
+)
+_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
+_WRITE = (
+    "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+    "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}; "
+    "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};"
+)
+
+
+@contextmanager
+def translated(conn: Connection, schema: str | None = None) -> Iterator[None]:
+    """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
+
+    Raises:
+        ConnectError: The connection is lost.
+        PgOrthancError: The server refused a statement: its primary message and SQLSTATE.
+    """
+    try:
+        yield
+    except psycopg2.Error as error:
+        raise _translate(error, conn, schema) from None
+
+
+def primary_message(error: psycopg2.Error) -> str:
+    """What the server says in one line; never the values of a row, which may be patient data."""
+    if error.pgcode in _NO_SUCH_CHARACTER:  # it quotes the bytes
+        encoding = error.cursor.connection.info.parameter_status("server_encoding") if error.cursor else None
+        return f"this database (encoding {encoding or 'unknown'}) cannot store a character of the text"
+    primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
+    if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
+        primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
+    return primary
+
+
+def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> PgOrthancError:
+    state = error.pgcode or ""
+    primary = primary_message(error)
+    # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
+    # A server that is killed may make it a bare DatabaseError; of what the server says about a large object
+    # nothing but the text is passed on.
+    lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
+    about_object = _SEVERITY.match(str(error)) and conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
+    gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
+    if conn.closed or gone or state.startswith(_LOST):
+        return ConnectError(
+            f"the connection to {place(conn)} was lost: {primary}",
+            "see whether the server still runs (its log says what happened), then run the same command again",
+        )
+    return PgOrthancError(
+        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""),
+        _hint(state, primary, conn, schema),
+    )
+
+
+def hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
+    """Return what to do about a statement that the server refused."""
+    return _hint(error.pgcode or "", primary_message(error), conn, schema)
+
+
+def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
+    if state == "42501":
+        role = sql.Identifier(conn.info.user).as_string(conn)
+        denied = re.match(r"permission denied for (table|sequence|function) \S+", primary)
+        if not denied or schema is None:
+            return f"log in as its owner, or as a role that may do this: role {role} may not"
+        reads = getattr(conn, "preamble", "") or _READING.match(
+            conn.info.parameter_status("application_name") or ""
+        )
+        grants = _READ if reads and denied[1] != "function" else _WRITE
+        kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
+        name = sql.Identifier(schema).as_string(conn)
+        return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
+    if state in ("53100", "53200", "53300") or "No space left on device" in primary:
+        return "the server lacks disk space, memory or connections: make room, then run it again"
+    if state == "25006":
+        return (
+            "the server is read-only or a standby: name the primary, or use target_session_attrs=read-write"
+        )
+    return None
+
+
+def place(conn: Connection) -> str:
+    """Name the server of a connection."""
+    return f"{conn.info.host or 'local socket'}:{conn.info.port}"
