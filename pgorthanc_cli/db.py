@@ -60,8 +60,8 @@ __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX", "LOCK_NAMES", "LOCK_STORAGE",
     "LOCK_TRANSITION", "MASK", "OWN_PATH", "READING", "SECRETS", "LockHolder", "MissingDatabase",
     "PasswordRequired", "Session", "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable",
-    "connect", "connect_async", "described", "effective", "finish", "hint", "lock_holders", "parse", "primary_message", "process",
-    "replication_session", "row", "rows", "session", "translated", "trusted", "value",
+    "connect", "connect_async", "described", "effective", "finish", "hint", "lock_holders", "parse",
+    "primary_message", "process", "replication_session", "row", "rows", "session", "translated", "trusted", "value",
 ]  # fmt: skip
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
