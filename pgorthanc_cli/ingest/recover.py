@@ -64,9 +64,15 @@ class Recovery:
 
         Returns:
             Warnings: about runs that may be alive, and journals that are damaged or of another database.
+
+        Raises:
+            PgOrthancError: The storage folder cannot be written to.
         """
-        with self.area.rights, journal.top(self.area) as top:
-            return [w for run in self._runs(top) for w in self._settle(run, top)]
+        try:
+            with self.area.rights, journal.top(self.area) as top:
+                return [w for run in self._runs(top) for w in self._settle(run, top)]
+        except OSError as error:
+            raise storage.unusable(self.area.root, error) from error
 
     def _runs(self, top: int) -> Iterator[str]:
         for name in sorted(os.listdir(top)):
