@@ -311,13 +311,21 @@ def stand_in(name: str, found: Catalog) -> str | None:
     return other if other in found and not found[other or ""].endswith(_INVALID) else None
 
 
-def deviations(found: Catalog, revision: int) -> list[Difference]:
-    """Return what keeps a schema from being an index of a revision: the judgement of a switch, and of its plan."""
+def deviations(found: Catalog, revision: int, before: Catalog | None = None) -> list[Difference]:
+    """Return what keeps a schema from being an index of a revision: the judgement of a switch, and of its plan.
+
+    Another index may stand in for a missing one, but not for one that was there `before`.
+    """
     expected = wanted(revision, with_storage="table storagearea" in found)
     return [
         difference
         for difference in differences(found, expected)
-        if difference.matters and not (difference.found is None and stand_in(difference.name, found))
+        if difference.matters
+        and not (
+            difference.found is None
+            and stand_in(difference.name, found)
+            and (before is None or difference.name not in before)
+        )
     ]
 
 

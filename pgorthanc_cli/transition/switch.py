@@ -80,9 +80,14 @@ def switch(
 
 
 def _transaction(conn: Connection, schema: str, to: int, settings: Settings, ours: Sequence[int]) -> Switched:
+<<<<<<< HEAD
     found = catalog.snapshot(conn, schema)
     _lock_tables(conn, schema, obstacles.index_tables(found), settings, ours)
     planted.hold_still(conn)
+=======
+    catalog_before = catalog.snapshot(conn, schema)
+    _lock_tables(conn, schema, obstacles.index_tables(catalog_before), settings, ours)
+>>>>>>> doctor
     started = time.monotonic()
     role = _role(conn)
     damage, repaired = mend.mend(conn, schema)
@@ -92,7 +97,7 @@ def _transaction(conn: Connection, schema: str, to: int, settings: Settings, our
     _spare_checks(conn)
     run(conn, steps.path(damage.start, to), role)
     found = catalog.snapshot(conn, schema)
-    _require_equal(found, to)
+    _require_equal(found, to, catalog_before)
     _require_nothing_lost(before, proof.collect(conn, found), to)
     _require_alone(conn, settings, ours)
     return Switched(damage.start, repaired, merged, time.monotonic() - started)
@@ -176,8 +181,8 @@ def _role(conn: Connection) -> str:
         return str((cur.fetchone() or ("none",))[0])
 
 
-def _require_equal(found: catalog.Catalog, revision: int) -> None:
-    left = catalog.deviations(found, revision)
+def _require_equal(found: catalog.Catalog, revision: int, before: catalog.Catalog) -> None:
+    left = catalog.deviations(found, revision, before)
     if left:
         extra = [difference.name for difference in left if difference.wanted is None]
         raise RevisionError(
