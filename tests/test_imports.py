@@ -13,7 +13,7 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-BASE = {"errors", "db", "connect_errors", "files", "progress", "text"}
+BASE = {"errors", "db", "connect_errors", "encoding", "files", "progress", "text", "wire"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
@@ -21,6 +21,8 @@ ALLOWED = {
     "errors": set(),
     "db": set(),
     "connect_errors": set(),
+    "encoding": set(),
+    "wire": set(),
     "files": set(),
     "progress": set(),
     "text": set(),
