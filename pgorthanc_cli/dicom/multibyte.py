@@ -99,44 +99,59 @@ def cp949(raw: bytes) -> str:
     return raw.decode("cp949", _KOREAN)
 
 
-_DESIGNATIONS = {
+_MODES = {
     b"(B": "ascii",
     b"(J": "roman",
+    b"(H": "roman",
     b"(I": "katakana",
     b"$B": "x0208",
     b"$@": "x0208",
+    b"&@": "x0208",
     b"$(D": "x0212",
-    b"$)A": "",
-    b"$)C": "",
 }
+# Escape sequences that ICU knows and that designate nothing here: they are dropped whole.
+_OTHER_SEQUENCES = (
+    *(b"(@", b"(A", b"(C", b"(D", b"(E", b"(F", b"(G", b"(K", b"(R", b"$A", b"%B", b".A", b".F", b"O"),
+    *(b"$(" + bytes((final,)) for final in b"@ABCEGHIJKLM"),
+    *(b"$)A", b"$)C", b"$)E", b"$)G", b"$*H", *(b"$+" + bytes((final,)) for final in b"IJKLM")),
+)
+_SEQUENCES = dict.fromkeys(_OTHER_SEQUENCES, "") | _MODES
+_STARTS = frozenset(known[:length] for known in (*_SEQUENCES, b"%/G") for length in range(1, len(known)))
 _ROMAN = {0x5C: "\xa5", 0x7E: "\u203e"}
 
 
 def iso_2022_jp(raw: bytes) -> str:
-    """ISO-2022-JP with JIS X 0201, 0208 and 0212; escape sequences of other sets lose their ESC only."""
+    """ISO-2022-JP with JIS X 0201, 0208 and 0212; unknown escape sequences lose their ESC only."""
     texts: list[str] = []
     pos, mode = 0, "ascii"
     while pos < len(raw):
         byte = raw[pos]
         if byte == 0x1B:
-            sequence = next(
-                (s for s in (raw[pos + 1 : pos + 3], raw[pos + 1 : pos + 4]) if s in _DESIGNATIONS), b""
-            )
-            mode = _DESIGNATIONS.get(sequence) or mode
+            sequence = _sequence(raw[pos + 1 : pos + 4])
+            mode = _SEQUENCES.get(sequence) or mode
             pos += 1 + len(sequence)
         elif byte in (0x0A, 0x0D):
             texts.append(chr(byte))
             mode = "roman" if mode == "roman" else "ascii"
             pos += 1
-        elif byte in (0x0E, 0x0F) or byte >= 0x80:
+        elif byte in (0x0E, 0x0F):
             pos += 1
         elif mode in ("x0208", "x0212"):
             text, pos = _pair(raw, pos, mode)
             texts.append(text)
+        elif byte >= 0x80:
+            pos += 1
         else:
             texts.append(_single(byte, mode))
             pos += 1
     return "".join(texts)
+
+
+def _sequence(rest: bytes) -> bytes:
+    """What goes with an ESC: a sequence that ICU knows, or the start of one where the text ends."""
+    if len(rest) < 3 and rest in _STARTS:
+        return rest
+    return next((rest[:length] for length in (1, 2, 3) if rest[:length] in _SEQUENCES), b"")
 
 
 def _single(byte: int, mode: str) -> str:
@@ -146,8 +161,13 @@ def _single(byte: int, mode: str) -> str:
 
 
 def _pair(raw: bytes, pos: int, mode: str) -> tuple[str, int]:
-    """The character of two bytes 21-7E, and the position after it; a byte that starts no pair is dropped."""
+    """The character of two bytes 21-7E, and the position after it.
+
+    A byte that starts no pair is dropped, and the end of a line goes with it.
+    """
     pair = raw[pos : pos + 2]
+    if pair[1:] in (b"\n", b"\r"):
+        return "", pos + 2
     if len(pair) < 2 or not (0x21 <= pair[0] <= 0x7E and 0x21 <= pair[1] <= 0x7E):
         return "", pos + 1
     if mode == "x0212":
