@@ -13,14 +13,10 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself, errors and what stands in BASE
-<<<<<<< HEAD
 BASE = {
     "advisory", "connect_errors", "db", "dbsession", "encoding", "errors", "files", "planted", "progress",
     "statement_errors", "text", "wire",
 }  # fmt: skip
-=======
-BASE = {"errors", "db", "connect_errors", "encoding", "files", "progress", "text", "wire"}
->>>>>>> login
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
@@ -37,11 +33,8 @@ ALLOWED = {
     "planted": {"catalog"},
     "connect_errors": set(),
     "encoding": set(),
-<<<<<<< HEAD
     "rights": {"catalog"},
     "statement_errors": set(),
-=======
->>>>>>> login
     "wire": set(),
     "files": set(),
     "progress": set(),

@@ -74,13 +74,8 @@ def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_
         _, said = process.communicate("\n", timeout=120)
         assert process.returncode == 0, said
     check_area(fresh, area)
-<<<<<<< HEAD
     with db.session(fresh) as conn:
-        assert len(attachments(conn)) == 600
-=======
-    with db.session(fresh, readonly=True) as conn:
         assert len(attachments(conn)) == 160
->>>>>>> storage
 
 
 def test_a_run_on_another_machine_is_left_alone_while_its_heart_beats(

@@ -80,14 +80,9 @@ def switch(
 
 
 def _transaction(conn: Connection, schema: str, to: int, settings: Settings, ours: Sequence[int]) -> Switched:
-<<<<<<< HEAD
-    found = catalog.snapshot(conn, schema)
-    _lock_tables(conn, schema, obstacles.index_tables(found), settings, ours)
-    planted.hold_still(conn)
-=======
     catalog_before = catalog.snapshot(conn, schema)
     _lock_tables(conn, schema, obstacles.index_tables(catalog_before), settings, ours)
->>>>>>> doctor
+    planted.hold_still(conn)
     started = time.monotonic()
     role = _role(conn)
     damage, repaired = mend.mend(conn, schema)
