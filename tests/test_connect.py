@@ -482,25 +482,19 @@ def test_schema_without_rights(server: Server) -> None:
 def test_missing_right_names_the_grant(server: Server) -> None:
     server.sql("CREATE TABLE public.secret (x int)", "GRANT USAGE ON SCHEMA public TO trusted_role")
     target = db.Target(server.tcp + " user=trusted_role")
-    with pytest.raises(PgOrthancError) as caught, db.session(target) as conn, conn.cursor() as cur:
-        cur.execute("SELECT * FROM secret")
-    error = caught.value
-    assert re.fullmatch(r"PostgreSQL: .*secret.* \(SQLSTATE 42501\)", error.message)
+    with pytest.raises(PgOrthancError, match=r"^PostgreSQL: .*secret.* \(SQLSTATE 42501\)$") as caught:
+        with db.session(target) as conn:
+            db.rows(conn, "SELECT * FROM secret")
     if isinstance(server, localized.Localized) and server.language != "English":
-        assert 'role "trusted_role" may not' in (error.hint or "")  # only an English text says of what
+        assert 'role "trusted_role" may not' in (caught.value.hint or "")  # only an English text says of what
         return
-    assert error.hint == (
+    assert caught.value.hint == (
         "as the owner of the index: "
         'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "public" TO "trusted_role"; '
         'GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA "public" TO "trusted_role"; '
         'GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA "public" TO "trusted_role";'
     )
-    with (
-        pytest.raises(PgOrthancError) as caught,
-        db.session(target, readonly=True) as conn,
-        conn.cursor() as cur,
-    ):
-        cur.execute("SELECT * FROM index.secret")
-    assert caught.value.hint == (
-        'as the owner of the index: GRANT SELECT ON ALL TABLES IN SCHEMA "public" TO "trusted_role";'
-    )
+    with pytest.raises(PgOrthancError) as caught, db.session(target, readonly=True) as conn:
+        db.rows(conn, "SELECT * FROM index.secret")
+    reader = 'GRANT SELECT ON ALL TABLES IN SCHEMA "public" TO "trusted_role";'
+    assert caught.value.hint == f"as the owner of the index: {reader}"

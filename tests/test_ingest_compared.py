@@ -498,4 +498,3 @@ def test_one_query_finds_the_absent_objects(fresh: db.Target, tmp_path: Path) ->
     gone = lose(fresh, None, md5(files[1]))
     with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
         assert index.absent_objects(cur, [*stored(fresh), "no-such"]) == {gone, "no-such"}
-    conn.close()

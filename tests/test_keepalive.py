@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,19 +15,17 @@ from pathlib import Path
 import psycopg2
 import pytest
 from bouncer import bouncer
+from idling import APPLICATION, FAST, at, fates, plain, run, said, sessions
 from localized import Localized
 from proxy import End, Side, proxy
 from psycopg2.extensions import make_dsn
 from real_servers import LOCALHOST, Server, certificate, wait_until
 
-from pgorthanc_cli import db, keepalive
-from pgorthanc_cli.errors import ConnectError, UsageError
-from pgorthanc_cli.keepalive import Age, KeepAlive, Plan, Report, Started, Trial, verdict
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.keepalive import Age, KeepAlive, Plan, Started, Trial, verdict
 from pgorthanc_cli.keepalive.model import Probes
 from pgorthanc_cli.keepalive.surroundings import Surroundings
-
-FAST = {"keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "3"}
-APPLICATION = "pgorthanc keepalive-test"
 
 
 @pytest.fixture(scope="module")
@@ -50,42 +48,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def target(server: Server) -> db.Target:
     return at(server.port)
-
-
-def at(port: int, **parameters: str) -> db.Target:
-    given = {"sslmode": "disable", **parameters}
-    dsn = make_dsn("", host="127.0.0.1", port=port, user="postgres", dbname="postgres", **given)
-    return db.Target(dsn, application=APPLICATION)
-
-
-def run(
-    target: db.Target, *ages_s: float, during: Callable[[], object] | None = None, **plan: bool
-) -> Report:
-    """A whole test; `during` is called when all connections are idle."""
-    trial = Trial(target, Plan(ages_s, answer_s=1.0, **plan))
-    for event in trial.run():
-        if isinstance(event, Started) and during:
-            during()
-            during = None
-    return trial.report()
-
-
-def plain(port: int) -> str:
-    """With what PgBouncer's own configuration knows."""
-    return f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
-
-
-def fates(report: Report) -> dict[tuple[float, str], str]:
-    return {(age.age_s, age.probes): age.outcome for age in report.ages}
-
-
-def sessions(server: Server) -> int:
-    """How many connections of tests the server still has."""
-    return int(server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}'"))
-
-
-def said(report: Report) -> str:
-    return "\n".join(report.advice)
 
 
 @pytest.mark.parametrize("sslmode", ["disable", pytest.param("require", marks=pytest.mark.once)])
@@ -452,36 +414,6 @@ def test_a_server_without_room_is_an_error_and_not_a_fate(server: Server, target
         run(target, *(100.0 + n for n in range(20)))
     assert "fewer --ages" in str(caught.value.hint)
     wait_until(lambda: sessions(server) == 0)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("4m", 240), ("1.5min", 90), ("2h", 7200), (" 10 s ", 10)]
-)
-def test_durations(text: str, seconds: float) -> None:
-    assert keepalive.duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "4 minutes", "m", "1m 2s", "nan"])
-def test_wrong_durations(text: str) -> None:
-    with pytest.raises(UsageError, match="no length of time"):
-        keepalive.duration(text)
-
-
-def test_usual_ages() -> None:
-    assert keepalive.ages("4m,1m,60s") == (60, 240)
-    assert keepalive.ages_up_to(900) == (60, 120, 240, 300, 360, 600, 900)
-    assert keepalive.ages_up_to(8) == (1, 2, 5, 8)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "name"),
-    [(120, 240, "Azure"), (240, 300, "Azure"), (300, 360, "AWS Network Load Balancer"), (600, 900, "IPVS")],
-)
-def test_known_limits_that_fit_are_named(low: float, high: float, name: str) -> None:
-    from pgorthanc_cli.keepalive import verdict
-
-    assert any(name in line for line in verdict._about_limits((low, high)))
-    assert not any("known" in line.lower() for line in verdict._about_limits((1, 5)))
 
 
 def command(target: db.Target, *words: str) -> subprocess.Popen[str]:
