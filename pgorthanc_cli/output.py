@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import logging
 import os
 import sys
 import time
@@ -46,17 +45,6 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
-    log = logging.getLogger("pgorthanc_cli")
-    if not log.handlers:
-        log.addHandler(_Warnings())
-
-
-class _Warnings(logging.Handler):
-    """Shows what rooms log as warnings on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Show one."""
-        warn(record.getMessage())
 
 
 def emit(result: object, *, as_json: bool) -> None:

@@ -142,8 +142,6 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
 
 def _end(call: commands.Call, result: Report, *, interrupted: bool) -> None:
     """Show the result, and say by the exit code how it ended."""
-    if result.dry_run:
-        call.warn("dry run: nothing was written; the figures are what an import would do")
     for warning in result.warnings:
         call.warn(warning)
     call.emit(result)
