@@ -165,6 +165,8 @@ def _apart(
     """
     ordered = sorted(members, key=lambda s: (s.since is not None, s.since, s.pid))
     locked = [number for number, session in enumerate(ordered) if set(_LOCKS) & set(session.locks)]
+    if len(_starts(members)) > 1:  # a pool that closes and opens connections has no order
+        return [list(members)]
     if not locked or ordered[0].since is None:
         most = None if connections is None or locked else connections + 1
         return _pools(ordered, most)
