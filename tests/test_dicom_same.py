@@ -79,7 +79,9 @@ def the_long_way() -> Iterator[None]:
         patch.setattr(values, "_plain", lambda raw, vr: None)
         patch.setattr(instance, "_same", lambda data_set, wanted: None)
         read = container.read
-        patch.setattr(container, "read", lambda data, wanted, meta, dialect: read(data, wanted, None, dialect))
+        patch.setattr(
+            container, "read", lambda data, wanted, meta, dialect: read(data, wanted, None, dialect)
+        )
         yield
 
 
