@@ -311,7 +311,7 @@ def _signs(maker: Maker) -> Iterator[Odd]:
         for where, item in (("before", mine + ambiguous), ("after", ambiguous + mine)):
             for outer in (b"", implicit(SIGN, b"\1\0")):
                 sequence = implicit(REQUEST, mark(ITEM, len(item)) + item)
-                name = f"US or SS in an item, {sign} {where} it, {outer.hex() or 'nothing'} outside"
+                name = f"US or SS in an item, {sign!r} {where} it, {outer.hex() or 'nothing'} outside"
                 yield Odd(name, maker.file(end=outer + sequence, syntax=IMPLICIT))
     for tag in (0x00281101, 0x00283002, 0x00283006, 0x00281201, 0x00409211, 0x00280110):
         item = implicit(SIGN, b"\1\0") + implicit(tag, b"\xfe\xff\1\0")

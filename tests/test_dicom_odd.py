@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from dicomfile import IMPLICIT
-from oddfiles import REQUEST, SIGN, Maker, Odd, all_of_them, header, mark
+from dicomfile import IMPLICIT, header
+from oddfiles import REQUEST, SIGN, Maker, Odd, all_of_them, mark
 
 from pgorthanc_cli.dicom import Profile, Refused, parse
 
