@@ -105,7 +105,7 @@ def test_eight_bit_sets(specific: bytes, codec: str) -> None:
         (b"ISO 2022 IR 87", b"\x1b$B!A!B!]-!|q\x1b(B", "\uff5e\u2225\uff0d\u2460\u2170"),
         (b"ISO 2022 IR 87", b"\x1b$B;3\nED", "山\nED"),
         (b"ISO 2022 IR 87", b"\x1b$B;3 ED!", "山田"),
-        (b"ISO 2022 IR 87", b"a\x1b$)Ab\x1b$)Cc\x1b.Ad\x0e\x0f\x80\xffe", "abc.Ade"),
+        (b"ISO 2022 IR 87", b"a\x1b$)Ab\x1b$)Cc\x1b.Ad\x0e\x0f\x80\xffe", "abcde"),
         (b"ISO 2022 IR 100\\ISO 2022 IR 144", b"a\x0e\x0f\x1bn\x1b~\x1b-L\x1b$)Cb\x1bx", "ab\x1bx"),
         (b"ISO_IR 100", b"a\x0e\x1b-Lb", "a\x0e\x1b-Lb"),
         (b"ISO 2022 IR 6\\ISO 2022 IR 87", b"a\x1b$B;3\x1b(Bb", "a$B;3(Bb"),

@@ -127,6 +127,17 @@ def test_content_too_large_for_memory(
         assert storage.LargeObjectArea(conn).get(uuid, 1) == samples.instance()
 
 
+def test_a_preamble_that_begins_like_gzip(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 128 arbitrary bytes; the magic behind them makes it a DICOM file."""
+    for number, limit in enumerate((content.IN_MEMORY_BYTES, 1000)):
+        monkeypatch.setattr(content, "IN_MEMORY_BYTES", limit)
+        image = samples.instance(number=number + 1)
+        (path := tmp_path / f"{number}.dcm").write_bytes(content.GZIP + image[2:])
+        assert ends(run(fresh, [path], tmp_path / "area")) == (1, 0, 0, 0)
+
+
 def test_completed_series_and_stable_changes(fresh: db.Target, tmp_path: Path) -> None:
     paths = []
     for number in (1, 2):
