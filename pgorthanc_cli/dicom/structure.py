@@ -34,6 +34,7 @@ def vrs(names: str) -> frozenset[str]:
 SHORT_VRS = vrs("AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US")
 LONG_VRS = vrs("OB OD OF OL OV OW SQ SV UC UN UR UT UV")
 UNITS = {"AT": 4, "OF": 4, "OD": 8, "OL": 4, "OV": 8}  # bytes of one
+_UNUSUAL = frozenset((*UNITS, "SQ", XS))  # there is something to decide about their values
 _PIXEL_GROUP = PIXEL_DATA >> 16
 _SKIMMED = {vr.encode(): vr for vr in SHORT_VRS if vr not in UNITS}
 _VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True) for vr in LONG_VRS}
@@ -111,7 +112,6 @@ class Walker:
         """Walk `data`, which is not copied."""
         self.data = data
         self.dialect = dialect
-        self._units = UNITS if dialect.whole_arrays else {}
         self.size = len(data)
         self.deepest = 0
         self.straight = False
@@ -149,7 +149,8 @@ class Walker:
                 end = self.element(header, encoding, wanted, kept)
             except _EndOfFile:
                 end = size
-            self._note(pos, header, end)
+            if self.straight:
+                self._note(pos, header, end)
             pos = end
         return kept
 
@@ -205,32 +206,51 @@ class Walker:
         tag, vr, start, length = header
         keep = tag in wanted and tag not in kept
         items: list[dict[int, Element]] | None = None
-        if keep and vr == XS and follows_sign(tag):
-            vr = self._signedness(kept)
-        if length == UNDEFINED or vr == "SQ":
-            try:
-                end, items = self._nested(header, encoding, depth, keep)
-            except _EndOfFile:
-                if keep:
-                    fragments = tag == PIXEL_DATA and vr in _FRAGMENT_VRS
-                    nothing: list[dict[int, Element]] | None = None if fragments else []
-                    kept[tag] = Element(tag, vr, start, length, encoding.order, nothing, self.size)
-                raise
-        else:
-            end = start + length
-            if vr in self._units and (length + length % 2) % self._units[vr]:
-                raise Refused(
-                    f"element ({written(tag)}) at byte {start} has {length} bytes, "
-                    f"which is no whole number of units of {self._units[vr]} bytes"
-                )
-            if end > self.size:
-                raise Refused(
-                    f"element ({written(tag)}) at byte {start} has {length} bytes, "
-                    f"of which {self.size - start} are there: the file is cut off or damaged"
-                )
+        end = start + length
+        if length == UNDEFINED or vr in _UNUSUAL:
+            if length == UNDEFINED or vr == "SQ":
+                end, items = self._opened(header, encoding, wanted, kept, depth)
+            elif vr == XS:
+                vr = self._signedness(kept) if keep and follows_sign(tag) else vr
+            else:
+                self._check_units(header)
+        if end > self.size:
+            raise Refused(
+                f"element ({written(tag)}) at byte {start} has {length} bytes, "
+                f"of which {self.size - start} are there: the file is cut off or damaged"
+            )
         if keep:
             kept[tag] = Element(tag, vr, start, length, encoding.order, items, end)
         return end
+
+    def _check_units(self, header: Header) -> None:
+        """Refuse an array that is no whole number of its units, padded to an even length."""
+        tag, vr, start, length = header
+        if self.dialect.whole_arrays and (length + length % 2) % UNITS[vr]:
+            raise Refused(
+                f"element ({written(tag)}) at byte {start} has {length} bytes, "
+                f"which is not a whole number of units of {UNITS[vr]} bytes"
+            )
+
+    def _opened(
+        self,
+        header: Header,
+        encoding: Encoding,
+        wanted: Container[int],
+        kept: dict[int, Element],
+        depth: int,
+    ) -> tuple[int, list[dict[int, Element]] | None]:
+        """Step over a sequence or fragments; what starts at the end of the file counts, but has nothing in it."""
+        tag, vr, start, length = header
+        keep = tag in wanted and tag not in kept
+        try:
+            return self._nested(header, encoding, depth, keep)
+        except _EndOfFile:
+            if keep:
+                items: list[dict[int, Element]] | None = []
+                items = None if tag == PIXEL_DATA and vr in _FRAGMENT_VRS else items
+                kept[tag] = Element(tag, vr, start, length, encoding.order, items, self.size)
+            raise
 
     def _nested(
         self, header: Header, encoding: Encoding, depth: int, keep: bool
@@ -287,7 +307,7 @@ class Walker:
         stop = None if length == UNDEFINED else pos + length
         while pos < size and (stop is None or pos < stop):
             header = read(pos)
-            if stop is not None:
+            if stop is not None and header[2] <= stop < header[2] + header[3]:
                 _check_room(header, stop)
             if header[0] == ITEM_END:
                 pos = header[2]
@@ -341,7 +361,7 @@ class Walker:
             raise self._cut(pos)
         group, element, length = _TAG_LENGTH["<"](self.data, pos)
         tag = group << 16 | element
-        if tag in _MISPLACED:
+        if group == 0xFFFE and tag in _MISPLACED:
             raise Refused(f"misplaced ({written(tag)}) at byte {pos}")
         return tag, vr_of(tag), pos + 8, length
 
@@ -374,9 +394,9 @@ class Walker:
 
 
 def _check_room(header: Header, stop: int) -> None:
-    """Refuse a value that does not fit into its item; DCMTK only compares if the header itself fits."""
+    """Refuse a value that does not fit into its item, whose header does; DCMTK takes it if neither fits."""
     tag, _, start, length = header
-    if start <= stop < start + length and length != UNDEFINED:
+    if length != UNDEFINED:
         raise Refused(
             f"element ({written(tag)}) at byte {start} has {length} bytes, but its item ends at byte {stop}"
         )
