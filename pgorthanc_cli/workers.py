@@ -28,6 +28,7 @@ from pgorthanc_cli.errors import PgOrthancError
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
 
+KIND_S = 1.0  # what takes no longer is still done when the run is to end
 GRACE_S = 2.0  # for what a worker has in hand when it is asked to stop
 _LOOK_S = 0.2
 _LAST_S = 1.0  # for the end of a killed process: one that hangs in the kernel does not end
@@ -37,6 +38,21 @@ class Stopped(Exception):
     """The work was given up, because the run is to end."""
 
 
+class Checkpoint:
+    """Called now and then in long work: ends it by Stopped, once an event has been set for `KIND_S`."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._seen = 0.0
+
+    def __call__(self) -> None:
+        """Raise Stopped if it is time."""
+        if self._stop.is_set():
+            self._seen = self._seen or time.monotonic()
+            if time.monotonic() - self._seen > KIND_S:
+                raise Stopped
+
+
 class Pool:
     """Processes, or this one if there is none; see `pool`."""
 
@@ -44,6 +60,7 @@ class Pool:
         """`call` does the work; `stop` says that the run is to end."""
         self.call = call
         self.stop = stop
+        self.checkpoint = Checkpoint(stop)  # for work of this process itself
         self._queue: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
         self._processes: list[_Process] = []
         self._halted = threading.Event()
@@ -113,15 +130,6 @@ class Pool:
             for process in self._processes:
                 process.kill()
         return late > _LAST_S
-
-    def checkpoint(self) -> None:
-        """Called now and then in long work of this process itself.
-
-        Raises:
-            Stopped: The run is to end.
-        """
-        if self.stop.is_set():
-            raise Stopped
 
     def close(self) -> None:
         """End all processes: at once those that have nothing to do, the others as `halt` does."""
@@ -251,14 +259,7 @@ _halted = threading.Event()
 _at_halt: list[Callable[[], object]] = []
 
 
-def checkpoint() -> None:
-    """Called now and then in long work.
-
-    Raises:
-        Stopped: The run is to end.
-    """
-    if _halted.is_set():
-        raise Stopped
+checkpoint = Checkpoint(_halted)
 
 
 def at_halt(action: Callable[[], object]) -> None:

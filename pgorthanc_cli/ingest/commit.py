@@ -20,7 +20,7 @@ from pgorthanc_cli.ingest import content, facts, journal, recover, runs, stored,
 from pgorthanc_cli.ingest.report import Batch, Difference
 from pgorthanc_cli.ingest.settle import Known, Restored
 from pgorthanc_cli.ingest.worker import ZLIB, Prepared, Refusal, Result
-from pgorthanc_cli.workers import Stopped
+from pgorthanc_cli.workers import Checkpoint, Stopped
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -56,7 +56,7 @@ class Committer:
         self.objects = objects
         self.journals = journals
         self.stable_changes = stable_changes
-        self.stop = stop
+        self._checkpoint = Checkpoint(stop)
         self.touched: dict[tuple[str, int], None] = {}
         self._recovery = recover.Recovery(journals, runs.Session(conn)) if journals else None
         self._old = itertools.count(1)
@@ -198,10 +198,6 @@ class Committer:
             else o
             for p, o in zip(prepared, outcomes, strict=True)
         ]
-
-    def _checkpoint(self) -> None:
-        if self.stop.is_set():
-            raise Stopped
 
     def _before_commit(self, removed: Sequence[tuple[str, int]]) -> str | None:
         """Large objects go in the transaction; files go after it, hence their journal before it."""
