@@ -26,9 +26,10 @@ _numbers = itertools.count(1)
 
 
 def pytest_configure() -> None:
-    """Programs that the tests start get Ctrl-C even where a shell runs the tests in its background, and ignores it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Programs that the tests start get Ctrl-C and SIGHUP even where a shell or nohup has them ignored."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -221,7 +221,7 @@ def test_a_fifo_in_place_of_a_file_is_refused(
     ):
         tally.add(batch)
     assert ends(tally.report()) == (1, 0, 0, 1)
-    assert tally.report().refusals[0].reason == "not a regular file"
+    assert tally.report().refusals[0].reason == "a named pipe, not a regular file"
 
 
 @pytest.mark.usefixtures("alarm")
@@ -245,19 +245,28 @@ def test_nothing_that_opens_files_from_outside_waits_for_a_fifo(tmp_path: Path, 
         area.get(uuid, 1)
 
 
+# A program that takes a lease on a file, and gives it back a little later than it is asked to.
+LEASED = """
+import fcntl, os, signal, sys, threading, time
+file = os.open(sys.argv[1], os.O_RDWR)
+returned = threading.Event()
+def give_back(*_):
+    time.sleep(0.3)
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    returned.set()
+signal.signal(signal.SIGIO, give_back)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print(flush=True)
+returned.wait()
+"""
+
+
 @pytest.mark.usefixtures("alarm")
 def test_a_file_that_another_program_has_leased_is_waited_for_a_little(tmp_path: Path) -> None:
     """Samba and NFS servers give a lease back when they are asked to; some never do."""
     path = tmp_path / "1"
     path.write_bytes(b"content")
-    holder = (
-        "import fcntl,os,signal,sys,time; f = os.open(sys.argv[1], os.O_RDWR); signal.signal(signal.SIGIO, "
-    )
-    holder += "lambda *a: (time.sleep(0.3), fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_UNLCK)));"
-    holder += (
-        "fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK); print(flush=True); signal.pause(); time.sleep(0.5)"
-    )
-    with subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", LEASED, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
         os.close(files.open_regular(path))
