@@ -41,8 +41,8 @@ def imported(target: db.Target, folder: Path, *options: object) -> subprocess.Co
     )  # fmt: skip
 
 
-def names_below(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if folder / "area" not in (path, *path.parents)}
+def names_below(folder: Path, *, but: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if but not in (path, *path.parents)}
 
 
 # --- archives ------------------------------------------------------------------------------------
@@ -60,18 +60,22 @@ def names_below(folder: Path) -> set[Path]:
         "../victim/kept.txt",
     ],
 )
-def test_a_name_in_a_zip_leads_nowhere(fresh: db.Target, tmp_path: Path, name: str) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "victim").mkdir()
-    (tmp_path / "victim" / "kept.txt").write_text("kept")
-    with zipfile.ZipFile(tmp_path / "in" / "a.zip", "w") as archive:
-        archive.writestr(name.format(folder=tmp_path), samples.instance())
-    before = names_below(tmp_path.parent)
-    assert ends(run(fresh, [tmp_path / "in"], tmp_path / "area")) == (1, 0, 0, 0)
-    check_area(fresh, tmp_path / "area")
-    area = {tmp_path / "area", *(tmp_path / "area").rglob("*")}
-    assert names_below(tmp_path.parent) - area == before
-    assert (tmp_path / "victim" / "kept.txt").read_text() == "kept"
+def test_a_name_in_a_zip_leads_nowhere(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "deep" / "here"
+    victim = tmp_path / "deep" / "victim"
+    for folder in (here, victim):
+        folder.mkdir(parents=True)
+    (victim / "kept.txt").write_text("kept")
+    with zipfile.ZipFile(here / "a.zip", "w") as archive:
+        archive.writestr(name.format(folder=victim.parent), samples.instance())
+    monkeypatch.chdir(here)
+    before = names_below(tmp_path, but=here / "area")
+    assert ends(run(fresh, [here / "a.zip"], here / "area")) == (1, 0, 0, 0)
+    check_area(fresh, here / "area")
+    assert names_below(tmp_path, but=here / "area") == before
+    assert (victim / "kept.txt").read_text() == "kept"
 
 
 def test_a_symbolic_link_in_a_zip_is_not_followed(fresh: db.Target, tmp_path: Path) -> None:
@@ -206,13 +210,11 @@ def test_a_million_elements(fresh: db.Target, tmp_path: Path) -> None:
 
 def test_the_page_of_an_import_runs_no_script_of_a_file(fresh: db.Target, tmp_path: Path) -> None:
     """Names of files and patients come from outside, and a browser opens the page."""
-    script = "<script>alert('file')<" + "\u2215script>"
+    script = "<script>alert('folder')<\u2215script>"
     folder = tmp_path / "in" / script
     folder.mkdir(parents=True)
-    (folder / "\"><img src=x onerror=alert(1)>.txt").write_text("no DICOM")
-    image = samples.instance(
-        "P<script>", PatientName="<script>alert('name')</script>", Modality="<B>", StudyDate="<i>"
-    )
+    (folder / '"><img src=x onerror=alert(1)>.txt').write_text("no DICOM")
+    image = samples.instance("P<script>", PatientName="<script>alert('name')</script>")
     (folder / "good.dcm").write_bytes(image)
     done = imported(fresh, tmp_path, "--report", tmp_path / "report.html", "--report-names")
     assert done.returncode == 6, done.stderr
@@ -221,7 +223,7 @@ def test_the_page_of_an_import_runs_no_script_of_a_file(fresh: db.Target, tmp_pa
     said = " ".join(texts.words)
     assert "<script>alert('name')</script>" in said
     assert "onerror=alert(1)>.txt" in said
-    assert not {"script", "img", "b", "i"} & set(texts.tags)
+    assert not {"script", "img"} & set(texts.tags)
     assert not {name for name, _ in texts.attributes} & {"src", "href", "onerror"}
     assert "Content-Security-Policy" in page
     assert "default-src 'none'" in page
