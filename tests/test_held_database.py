@@ -21,6 +21,7 @@ import indexstate
 import psycopg2
 import pytest
 import samples
+import sqliteindex
 from click.testing import CliRunner
 from importing import check_area
 from psycopg2 import sql
@@ -44,17 +45,23 @@ def server() -> Iterator[Server]:
         made.remove()
 
 
-def create(server: Server, database: str, role: str, schema: str = "public", **settings: str) -> db.Target:
-    """A new database of a new role, whose sessions get these settings."""
+def create(
+    server: Server, database: str, role: str, schema: str = "public", kind: str = "", **settings: str
+) -> db.Target:
+    """A new database of a new role of that kind, whose sessions get these settings."""
     owner, name = sql.Identifier(role), sql.Identifier(database)
     with closing(psycopg2.connect(server.place)) as root, root.cursor() as cur:
         root.autocommit = True
-        cur.execute(sql.SQL("CREATE ROLE {} LOGIN").format(owner))
+        cur.execute(sql.SQL(f"CREATE ROLE {{}} LOGIN {kind}").format(owner))
         cur.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(name, owner))
         for setting, value in settings.items():
             change = sql.SQL("ALTER ROLE {} SET {} = {}")
             cur.execute(change.format(owner, sql.Identifier(setting), sql.Literal(value)))
-    with closing(psycopg2.connect(make_dsn(server.place, dbname=database))) as root, root, root.cursor() as cur:
+    with (
+        closing(psycopg2.connect(make_dsn(server.place, dbname=database))) as root,
+        root,
+        root.cursor() as cur,
+    ):
         cur.execute(sql.SQL("ALTER SCHEMA public OWNER TO {}").format(owner))
         if schema != "public":
             create_schema = sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}")
@@ -103,13 +110,23 @@ OTHERS = """
 """
 
 
+def imported(target: db.Target, folder: Path) -> None:
+    """Import the files of `folder/in` by the program itself: its sessions end with it."""
+    words = ["--uri", target.dsn, "--schema", target.schema, "--storage-dir", folder / "area", "--jobs", 1]
+    command = [sys.executable, "-m", "pgorthanc_cli", "import", *map(str, words), str(folder / "in")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def archive_of(target: db.Target, folder: Path) -> dict[str, Any]:
     """The rows of an index that came to be, was filled, and went down and up again."""
     there = ("--uri", target.dsn)
     ended("init", *there)
     samples.folder(folder / "in", 12)
-    (folder / "in" / "odd.dcm").write_bytes(samples.instance("P9", "1.9", "1.9.1", PatientName="O'Neil^\\x41"))
-    ended("import", *there, "--storage-dir", folder / "area", "--jobs", 1, folder / "in")
+    (folder / "in" / "odd.dcm").write_bytes(
+        samples.instance("P9", "1.9", "1.9.1", PatientName="O'Neil^\\x41")
+    )
+    imported(target, folder)
     check_area(target, folder / "area")
     with db.session(target) as conn:
         with conn, conn.cursor() as cur:
@@ -145,12 +162,42 @@ def undisturbed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_settings_of_a_role_change_no_row(
     server: Server, undisturbed: dict[str, Any], tmp_path: Path, settings: dict[str, str]
 ) -> None:
-    target = create(server, named("database"), named("role"), **settings)
+    target = create(server, named("database"), named("role"), kind="SUPERUSER", **settings)
     with closing(psycopg2.connect(target.dsn)) as conn, conn.cursor() as cur:
-        cur.execute("SELECT count(*) FROM pg_settings WHERE source = 'user' AND name = ANY(%s)", (list(settings),))
-        assert cur.fetchone() == (len(settings),)
+        cur.execute("SELECT name FROM pg_settings WHERE source = 'user'")
+        # The driver chooses DateStyle when it connects.
+        assert {name for (name,) in cur.fetchall()} == set(settings) - {"DateStyle"}
     assert archive_of(target, tmp_path) == undisturbed
     assert ("odd", ODD_TEXT, ODD_TEXT) in undisturbed["key-value stores"]
+
+
+WRITING = [
+    "init", "import --storage-dir {folder}/area {folder}/in", "upgrade --yes", "downgrade --to 6 --yes",
+    "verify schema --repair --apply", "migrate-sqlite {folder}/index",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRITING, ids=lambda line: line.split()[0])
+def test_a_role_without_triggers_that_may_not_change_it_writes_nothing(
+    server: Server, tmp_path: Path, line: str
+) -> None:
+    role = named("role")
+    target = create(server, named("database"), role, session_replication_role="replica")
+    samples.folder(tmp_path / "in", 2)
+    sqliteindex.rich(tmp_path / "index")
+    if not line.startswith(("init", "migrate")):
+        root = make_dsn(server.place, dbname=db.parse(target.dsn)["dbname"])
+        ended("init", "--uri", root)
+        with closing(psycopg2.connect(root)) as conn, conn, conn.cursor() as cur:
+            cur.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+            cur.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role}")
+    words = line.format(folder=tmp_path).split()
+    result = CliRunner().invoke(cli.main, [*words, "--uri", target.dsn])
+    assert result.exit_code == 3, result.output
+    assert f"the sessions of role {role} have session_replication_role = replica" in result.stderr
+    assert f'ALTER ROLE "{role}" RESET session_replication_role' in result.stderr
+    server.sql(f"ALTER ROLE {role} RESET session_replication_role")
+    assert CliRunner().invoke(cli.main, ["init", "--uri", target.dsn]).exit_code == 0
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -168,13 +215,34 @@ NAMES = {
     "option": "--x",
     "all": """--X"b'c\\n%s %(a)s é,$user""",
 }
-READING = ["status", "verify schema", "upgrade --plan"]  # `doctor` has warnings about the server
+READING = ["status", "verify schema", "verify schema --deep", "upgrade --plan"]
+
+
+def verdicts(*there: str) -> dict[str, str]:
+    """What `doctor` says about each check."""
+    result = CliRunner().invoke(cli.main, ["doctor", "--deep", *there, "--json"])
+    return {check["name"]: check["status"] for check in json.loads(result.stdout)["checks"]}
+
+
+@pytest.fixture(scope="module")
+def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What `doctor` says where the names are plain."""
+    schema = named("schema")
+    target = create(server, named("database"), named("role"), schema=schema)
+    there = ("--uri", target.dsn, "--schema", schema)
+    folder = tmp_path_factory.mktemp("plain")
+    samples.folder(folder / "in", 3)
+    ended("init", *there)
+    imported(target, folder)
+    return verdicts(*there)
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(NAMES[k], id=k, marks=[] if k == "all" else pytest.mark.once) for k in NAMES]
 )
-def test_any_name_of_database_role_and_schema(server: Server, tmp_path: Path, name: str) -> None:
+def test_any_name_of_database_role_and_schema(
+    server: Server, tmp_path: Path, plain: dict[str, str], name: str
+) -> None:
     target = create(server, name, name, schema=name)
     place = db.parse(server.place)
     there = [f"--host={place['host']}", f"--port={place['port']}", f"--dbname={name}", f"--username={name}",
@@ -187,12 +255,12 @@ def test_any_name_of_database_role_and_schema(server: Server, tmp_path: Path, na
         assert indexstate.problems(conn) == []
     for words in READING:
         ended(*words.split(), *there)
-    checks = CliRunner().invoke(cli.main, ["doctor", *there, "--json"])
-    verdicts = {check["name"]: check["status"] for check in json.loads(checks.stdout)["checks"]}
-    assert not {"CRITICAL", "UNKNOWN"} & set(verdicts.values()), checks.stdout
+    assert verdicts(*there) == plain
     found = psycopg2.connect(make_dsn(server.place, dbname=name))
     with closing(found), found.cursor() as cur:
-        cur.execute("SELECT DISTINCT schemaname::text, tableowner::text FROM pg_tables WHERE tablename = 'resources'")
+        cur.execute(
+            "SELECT DISTINCT schemaname::text, tableowner::text FROM pg_tables WHERE tablename = 'resources'"
+        )
         assert cur.fetchall() == [(name, name)]
 
 
@@ -283,9 +351,12 @@ def test_two_at_once_of_which_one_is_killed_make_one_index(server: Server) -> No
 
 
 SLEEP = """
-CREATE FUNCTION sleep() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$;
+CREATE SCHEMA apart;
+CREATE FUNCTION apart.sleep() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$;
 CREATE EVENT TRIGGER sleep ON ddl_command_start WHEN TAG IN ('CREATE SEQUENCE', 'CREATE TABLE')
-    EXECUTE FUNCTION sleep();
+    EXECUTE FUNCTION apart.sleep();
+ALTER EVENT TRIGGER sleep ENABLE ALWAYS;
+GRANT USAGE ON SCHEMA apart TO PUBLIC;
 """
 
 
@@ -304,10 +375,10 @@ def awake(server: Server, root: db.Target) -> None:
     """End the waiting of those who sleep; the one that comes next does not sleep."""
     database = db.parse(root.dsn)["dbname"]
     server.sql(
-        f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
+        f"SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
     )
     with closing(psycopg2.connect(root.dsn)) as conn, conn, conn.cursor() as cur:
-        cur.execute("DROP EVENT TRIGGER sleep; DROP FUNCTION sleep()")
+        cur.execute("DROP EVENT TRIGGER sleep; DROP SCHEMA apart CASCADE")
 
 
 @pytest.mark.parametrize("phase", ["prepare", "switch"])
@@ -317,22 +388,21 @@ def test_a_server_that_stops_at_once_in_an_upgrade(tmp_path: Path, server: Serve
     root = db.Target(make_dsn(server.place, dbname=database))
     ended("init", "--uri", target.dsn, "--revision", 1)
     samples.folder(tmp_path / "in", 6)
-    ended("import", "--uri", target.dsn, "--storage-dir", tmp_path / "area", "--jobs", 1, tmp_path / "in")
+    imported(target, tmp_path)
     with db.session(target) as conn:
         before = indexdump.dump(conn)
-    holder = psycopg2.connect(root.dsn)
     if phase == "switch":
         sleep(root)
     else:
+        holder = psycopg2.connect(root.dsn)
         with holder.cursor() as cur:
             cur.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM changes")
     with subprocess.Popen(
         command(target, "upgrade", "--yes", "--phase", phase), stderr=subprocess.PIPE, text=True
     ) as program:
-        wait_until(lambda: waiting(server, database))
+        wait_until(lambda: program.poll() is not None or waiting(server, database))
         server.stop()
         _, errors = program.communicate(timeout=60)
-    holder.close()
     server.start()
     assert program.returncode == 3, errors
     assert "error: " in errors

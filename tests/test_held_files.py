@@ -34,7 +34,17 @@ main(prog_name="pgorthanc")
 
 def imported(target: db.Target, folder: Path, *options: object) -> subprocess.CompletedProcess[str]:
     """Import what is in the folder, in a process whose memory is limited."""
-    words = ["--uri", target.dsn, "--storage-dir", folder / "area", "--jobs", 1, "--json", *options, folder / "in"]
+    words = [
+        "--uri",
+        target.dsn,
+        "--storage-dir",
+        folder / "area",
+        "--jobs",
+        1,
+        "--json",
+        *options,
+        folder / "in",
+    ]
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, "import", "--quiet", *map(str, words)],
         capture_output=True, text=True, timeout=240, check=False,
@@ -95,7 +105,9 @@ def test_a_member_of_a_zip_with_a_wrong_checksum_is_refused(fresh: db.Target, tm
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(3):
-            archive.writestr(f"{number}.dcm", samples.instance(number=number, ImageComments=f"comment {number}"))
+            archive.writestr(
+                f"{number}.dcm", samples.instance(number=number, ImageComments=f"comment {number}")
+            )
     path.write_bytes(path.read_bytes().replace(b"comment 1", b"COMMENT 1"))
     report = run(fresh, [path], tmp_path / "area")
     assert ends(report) == (2, 0, 0, 1)
@@ -197,7 +209,9 @@ def test_a_million_elements(fresh: db.Target, tmp_path: Path) -> None:
     first = [
         El(0x00080018, "UI", f"{uid}.1.1"), El(0x0020000D, "UI", uid), El(0x0020000E, "UI", f"{uid}.1"),
     ]  # fmt: skip
-    many = [El(0x00410000 + (n // 60_000 * 2 << 16) + n % 60_000 + 0x1000, "LO", "x") for n in range(1_000_000)]
+    many = [
+        El(0x00410000 + (n // 60_000 * 2 << 16) + n % 60_000 + 0x1000, "LO", "x") for n in range(1_000_000)
+    ]
     (tmp_path / "in" / "many.dcm").write_bytes(dicom_file(*first, *many))
     done = imported(fresh, tmp_path)
     assert done.returncode == 0, done.stderr
