@@ -375,7 +375,8 @@ def awake(server: Server, root: db.Target) -> None:
     """End the waiting of those who sleep; the one that comes next does not sleep."""
     database = db.parse(root.dsn)["dbname"]
     server.sql(
-        f"SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}' AND wait_event = 'PgSleep'"
+        f"""SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
+            WHERE datname = '{database}' AND wait_event = 'PgSleep'"""
     )
     with closing(psycopg2.connect(root.dsn)) as conn, conn, conn.cursor() as cur:
         cur.execute("DROP EVENT TRIGGER sleep; DROP SCHEMA apart CASCADE")
