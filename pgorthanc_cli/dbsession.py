@@ -17,9 +17,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INTRANS
+
+from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +41,8 @@ NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; 
 
 # Qualified, without operators: it runs with whatever search_path the server gives.
 _WHERE_WE_ARE = """SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'),
-    pg_catalog.current_setting('restrict_nonsystem_relation_kind', true)"""
+    pg_catalog.current_setting('restrict_nonsystem_relation_kind', true),
+    pg_catalog.current_setting('session_replication_role')"""
 
 _INDEX = re.compile(r"\bindex(?:\.(?=[\w{]|$)|_schema\(\))")
 
@@ -65,6 +70,7 @@ class Session(psycopg2.extensions.connection):
     restored: str | None = None
     path: str = ""
     _path_before: str = ""
+    _fires_triggers: bool = True
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -81,18 +87,42 @@ class Session(psycopg2.extensions.connection):
         self.autocommit = True
         with self.cursor() as cur:
             cur.execute(_WHERE_WE_ARE)
-            self.process, self._path_before, restricts = cur.fetchone() or ()
+            self.process, self._path_before, restricts, triggers = cur.fetchone() or ()
+        self._fires_triggers = triggers != "replica"
         self.pooled = self.process != self.info.backend_pid
         self.path = OWN_PATH
         self.preamble = READING + (NO_VIEWS if restricts is not None else "")
 
     def write(self, path: str | None) -> None:
-        """Make an autocommit session that reads one that writes, with that search_path, or its schema."""
+        """Make an autocommit session that reads one that writes, with that search_path, or its schema.
+
+        Raises:
+            ConnectError: The triggers of the index would not run, and this role may not change that.
+        """
+        self._require_triggers()
         self.path = path or quoted(self.schema)
         self.preamble = ""
         with self.cursor() as cur:
             cur.execute(f"SET search_path TO {self.path}")
         self.restored = self._path_before if self.pooled else None
+
+    def _require_triggers(self) -> None:
+        """Undo `session_replication_role = replica`: without triggers and foreign keys counters and rows are wrong."""
+        if self._fires_triggers:
+            return
+        try:
+            if self.pooled:  # another client's next
+                raise psycopg2.errors.InsufficientPrivilege
+            with self.cursor() as cur:
+                cur.execute("SET session_replication_role = origin")
+        except psycopg2.errors.InsufficientPrivilege:
+            raise ConnectError(
+                f"the sessions of role {printable(self.info.user)} have session_replication_role = replica: "
+                "no trigger of the index would run, and its counters would be wrong",
+                f"as an administrator: ALTER ROLE {quoted(self.info.user)} RESET session_replication_role; if the "
+                "setting comes from the database or the server, reset it there; then run the same command again",
+            ) from None
+        self._fires_triggers = True
 
     def begin(self) -> None:
         """Begin a transaction with the preamble, unless one is open or each statement is one of its own."""
@@ -147,7 +177,7 @@ def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
     """Return a query with the schema for `index.`, and its name for `index_schema()`.
 
     Args:
-        query: Text, or composed of parts, of which literals and identifiers are left alone; bytes are complete already.
+        query: Text, or composed of parts; bytes are complete already. Nothing is replaced in literals and identifiers.
         schema: The namespace.
         escape: Whether psycopg2 will look for placeholders in it.
     """
@@ -161,7 +191,7 @@ def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
 
     if isinstance(query, str):
         return replaced(query)
-    return _mapped(query, replaced)
+    return _mapped(query, replaced, escape=escape)
 
 
 def quoted(name: str) -> str:
@@ -169,11 +199,16 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _mapped(query: Any, replaced: Callable[[str], str]) -> Any:
+def _mapped(query: Any, replaced: Callable[[str], str], *, escape: bool) -> Any:
     if isinstance(query, sql.SQL):
         return sql.SQL(replaced(query.string))
     if isinstance(query, sql.Composed):
-        return sql.Composed([_mapped(part, replaced) for part in query.seq])
+        return sql.Composed([_mapped(part, replaced, escape=escape) for part in query.seq])
+    # A % in a name is no placeholder.
+    if escape and isinstance(query, sql.Identifier):
+        return sql.Identifier(*(name.replace("%", "%%") for name in query.strings))
+    if escape and isinstance(query, sql.Literal) and isinstance(query.wrapped, str):
+        return sql.Literal(query.wrapped.replace("%", "%%"))
     return query
 
 
