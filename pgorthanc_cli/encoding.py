@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _SETTING = """
     WITH orthanc AS (
         SELECT coalesce((SELECT r.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_roles r ON r.oid = c.relowner
-                         WHERE c.oid = pg_catalog.to_regclass('resources') AND r.rolcanlogin),
+                         WHERE c.oid = pg_catalog.to_regclass(pg_catalog.quote_ident(index_schema()) || '.resources')
+                             AND r.rolcanlogin),
                         (SELECT r.oid FROM pg_catalog.pg_roles r WHERE r.rolname = session_user)) AS role,
                (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()) AS base
     )

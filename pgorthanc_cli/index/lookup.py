@@ -163,7 +163,7 @@ def stored(cur: Cursor, layout: Layout, public_ids: Sequence[str]) -> dict[str, 
 
 def absent_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     """Which of these attachments have no large object: no row in `storagearea`, or one that points to nothing."""
-    cur.execute("SELECT to_regclass('storagearea') IS NULL")
+    cur.execute("SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NULL")
     if cur.fetchone() == (True,):
         return set(uuids)
     cur.execute(
