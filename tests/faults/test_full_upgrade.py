@@ -10,7 +10,6 @@ import indexdump
 import indexstate
 import pytest
 import samples
-from importing import run
 from servers import fill
 
 from faults.site import Site
@@ -19,8 +18,9 @@ from pgorthanc_cli import db
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 
 
-def upgrade(target: db.Target) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pgorthanc_cli", "upgrade", "--yes", "--uri", target.dsn]
+def pgorthanc(target: db.Target, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the program, whose sessions end with it."""
+    command = [sys.executable, "-m", "pgorthanc_cli", *map(str, words), "--uri", target.dsn]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -35,12 +35,14 @@ def test_it_is_rolled_back_and_the_next_one_completes_it(
     assert small_disk
     ballast = small_disk / "ballast"
     with place.database(1, superuser=True, tablespace=tablespace) as target:
-        run(target, samples.folder(tmp_path / "in", 200), tmp_path / "area")
+        samples.folder(tmp_path / "in", 200)
+        imported = pgorthanc(target, "import", "--storage-dir", tmp_path / "area", tmp_path / "in")
+        assert imported.returncode == 0, imported.stderr
         with db.session(target) as conn:
             before = indexdump.dump(conn)
         fill(ballast)
         try:
-            refused = upgrade(target)
+            refused = pgorthanc(target, "upgrade", "--yes")
             assert refused.returncode != 0
             assert "No space left on device" in refused.stderr
             assert "Traceback" not in refused.stderr
@@ -49,7 +51,7 @@ def test_it_is_rolled_back_and_the_next_one_completes_it(
         assert revision(target) == 1
         with db.session(target) as conn:
             assert indexdump.dump(conn) == before
-        completed = upgrade(target)
+        completed = pgorthanc(target, "upgrade", "--yes")
         assert completed.returncode == 0, completed.stderr
         assert revision(target) == 10
         with db.session(target) as conn:
