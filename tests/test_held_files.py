@@ -98,7 +98,7 @@ def test_a_symbolic_link_in_a_zip_is_not_followed(fresh: db.Target, tmp_path: Pa
         archive.writestr(link, str(secret))
     report = run(fresh, [tmp_path / "a.zip"], tmp_path / "area")
     assert ends(report) == (0, 0, 0, 1)
-    assert "not a DICOM file" in report.refusals[0].reason or "DICM" in report.refusals[0].reason
+    assert report.refusals[0].reason.startswith("not a DICOM file")
 
 
 def test_a_member_of_a_zip_with_a_wrong_checksum_is_refused(fresh: db.Target, tmp_path: Path) -> None:
