@@ -333,6 +333,39 @@ def test_everything_is_put_back_at_ctrl_c(server: Server, held: Connection) -> N
     assert state(server) == before
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_after_a_kill_the_login_works_and_a_rerun_completes_it(
+    server: Server, held: Connection, end: signal.Signals
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pgorthanc_cli",
+        "check-auth",
+        "--fix",
+        "md5",
+        "--yes",
+        "--admin",
+        server.place,
+    ]
+    environment = {**os.environ, "PGORTHANC_URI": login(server, "scram").dsn}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        wait_until(lambda: waiting(server) != "0" or process.poll() is not None)
+        process.send_signal(end)
+        if end == signal.SIGKILL:
+            process.wait(timeout=60)
+        held.rollback()
+        process.communicate(timeout=60)
+    wait_until(lambda: waiting(server) == "0")
+    assert authentication.check(login(server, "scram")).login == "works"
+    if kind(server, "scram") == "md5":  # the statement was complete before the server noticed
+        assert lines(server)[4].endswith("md5")
+        return
+    done = authentication.fix(login(server, "scram"), "md5", admin=admin(server))
+    assert (done.stored, done.method) == ("md5", "md5")
+    assert authentication.check(login(server, "scram")).login == "works"
+
+
 def test_without_an_answer_nothing_is_done(server: Server) -> None:
     before = state(server)
     command = [sys.executable, "-m", "pgorthanc_cli", "check-auth", "--fix", "md5", "--admin", server.place]
