@@ -250,13 +250,19 @@ def test_a_file_that_another_program_has_leased_is_waited_for_a_little(tmp_path:
     """Samba and NFS servers give a lease back when they are asked to; some never do."""
     path = tmp_path / "1"
     path.write_bytes(b"content")
-    holder = (
-        "import fcntl,os,signal,sys,time; f = os.open(sys.argv[1], os.O_RDWR); signal.signal(signal.SIGIO, "
-    )
-    holder += "lambda *a: (time.sleep(0.3), fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_UNLCK)));"
-    holder += (
-        "fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK); print(flush=True); signal.pause(); time.sleep(0.5)"
-    )
+    holder = """
+import fcntl, os, signal, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+def give_back(*_):
+    time.sleep(0.3)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    os._exit(0)
+signal.signal(signal.SIGIO, give_back)
+fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print(flush=True)
+while True:
+    signal.pause()
+"""
     with subprocess.Popen([sys.executable, "-c", holder, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
