@@ -81,7 +81,7 @@ def test_large_objects_of_another_role(
     said = check(stored, "large-objects", deep=rows_read == "all")
     assert said.status == "CRITICAL"
     run(stored, statement(said.hint or "", "DO $$"))
-    assert found(stored) == {}
+    assert set(found(stored)) <= {"table storagearea"}  # that it belongs to another role
     assert check(stored, "large-objects").status == "OK"
     owners = "SELECT DISTINCT lomowner::regrole::text FROM pg_largeobject_metadata"
     assert rows(stored, owners) == [(role,)]
@@ -95,7 +95,7 @@ def test_thousands_of_large_objects_change_their_owner(stored: db.Target, role: 
         f"ALTER TABLE storagearea OWNER TO {role}",
     )
     run(stored, statement(found(stored)["owner of large objects"].advice or "", "DO $$"))
-    assert found(stored) == {}
+    assert set(found(stored)) <= {"table storagearea"}
 
 
 def test_a_role_that_may_act_as_the_owner_of_the_objects_is_fine(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import psycopg2
 import pytest
 import samples
 from importing import check_area, dumped, ends, run
@@ -173,7 +172,7 @@ def test_the_dialect_of_an_adopted_file() -> None:
 
 
 def sample_of(target: db.Target) -> str | None:
-    with psycopg2.connect(target.dsn) as conn, conn.cursor() as cur:
+    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
         found = index.foreign(cur, index.Layout.read(conn))
     conn.close()
     return found

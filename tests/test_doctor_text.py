@@ -51,7 +51,7 @@ def icu(admin: Connection) -> str:
         found = cur.fetchone()
     if admin.server_version < NEWS or found == (0,):
         pytest.skip("the server is older than PostgreSQL 15, or was built without ICU")
-    return "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' LOCALE 'C' ENCODING 'UTF8'"
+    return "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE' LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'UTF8'"
 
 
 def name_of(target: db.Target) -> str:
@@ -68,7 +68,7 @@ def execute_each(target: db.Target, hint: str) -> None:
 
 
 def test_a_new_database(created: Callable[[str], db.Target]) -> None:
-    target = created("LOCALE 'C' ENCODING 'UTF8'")
+    target = created("LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'UTF8'")
     assert [check(target, name).status for name in ("encoding", "collation")] == ["OK", "OK"]
     assert check(target, "collation", deep=True).status == "OK"
 
@@ -93,7 +93,7 @@ def test_a_recorded_version_where_there_is_none_now(
     created: Callable[[str], db.Target], admin: Connection
 ) -> None:
     """Such as a C library without versions, where there was one with them."""
-    target = created("LOCALE 'C' ENCODING 'UTF8'")
+    target = created("LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'UTF8'")
     if admin.server_version < NEWS:
         assert "never changes" in check(target, "collation").message
         return
@@ -102,7 +102,7 @@ def test_a_recorded_version_where_there_is_none_now(
 
 
 def test_a_collation_that_an_index_names(created: Callable[[str], db.Target], icu: str) -> None:
-    target = created("LOCALE 'C' ENCODING 'UTF8'")
+    target = created("LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'UTF8'")
     run(
         target,
         "CREATE COLLATION old (provider = icu, locale = 'sv')",
@@ -139,9 +139,18 @@ def test_indexes_that_are_out_of_order(created: Callable[[str], db.Target], icu:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("LOCALE 'C' ENCODING 'LATIN1'", "LATIN1: Orthanc sends UTF-8, which the server takes for LATIN1"),
-        ("LOCALE 'C' ENCODING 'EUC_JP'", "EUC_JP: Orthanc sends UTF-8, and the server refuses"),
-        ("LOCALE 'C' ENCODING 'SQL_ASCII'", "SQL_ASCII: the server checks and converts nothing"),
+        (
+            "LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'LATIN1'",
+            "LATIN1: Orthanc sends UTF-8, which the server takes for LATIN1",
+        ),
+        (
+            "LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'EUC_JP'",
+            "EUC_JP: Orthanc sends UTF-8, and the server refuses",
+        ),
+        (
+            "LC_COLLATE 'C' LC_CTYPE 'C' ENCODING 'SQL_ASCII'",
+            "SQL_ASCII: the server checks and converts nothing",
+        ),
     ],
 )
 def test_an_encoding_other_than_utf8(created: Callable[[str], db.Target], options: str, said: str) -> None:

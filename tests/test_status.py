@@ -72,7 +72,8 @@ def test_status_of_every_layout(empty: db.Target, layout: dict[str, Any]) -> Non
     found = look(empty)
 
     assert found.revision == (layout["revision"] or "unknown")
-    assert (found.plugins, found.recorded_revision) == (layout["plugins"], 1)
+    plugins = "4.0 to 5.1" if layout["revision"] == 1 else layout["plugins"]
+    assert (found.plugins, found.recorded_revision) == (plugins, 1)
     if layout["revision"] != CURRENT:
         with pytest.raises(RevisionError, match="wanted revision 10"):
             init(empty)

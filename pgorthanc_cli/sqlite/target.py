@@ -296,7 +296,7 @@ def _require_encoding(conn: Connection) -> None:
 
 def _of_labels(here: catalog.Layout, difference: catalog.Difference) -> bool:
     """The plugin 4.0 makes no labels."""
-    return here.plugins == "4.0" and "labels" in difference.name
+    return here.made_by == "4.0" and "labels" in difference.name
 
 
 def _require_empty(conn: Connection, schema: str, found: catalog.Catalog, *, with_storage: bool) -> None:

@@ -37,7 +37,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     revision = _revision(found, digests, known, here)
     wanted = catalog.wanted(revision, with_storage="table storagearea" in found)
     mender = Mender(found, wanted, revision, known, _trigram_schema(conn))
-    judge = Judge(found, wanted, revision, without_labels=here.plugins == "4.0")
+    judge = Judge(found, wanted, revision, without_labels=here.made_by == "4.0")
     strange, origins = _functions(digests, wanted, known, mender, revision)
     findings = [
         *_findings(_differences(conn, found, wanted), judge, mender),
