@@ -6,9 +6,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pgorthanc_cli.replication.source import Source
 
 Progress = Callable[[int, int], None]  # bytes that are done, bytes in all
 
+_ENDS_WITHIN_S = 5.0  # a killed process, if the disk is slow
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB \(")
 _OTHER_PROCESS = re.compile(
     r"child (?:process|thread) |background process |removing (?:contents of )?(?:data|WAL) dir"
@@ -238,9 +240,10 @@ def copy(
         ) as process:
             try:
                 said = _follow(process.stderr or (), path, progress)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)  # it has a child that receives the WAL
-                raise
+                process.wait()
+            finally:
+                if process.returncode != 0:
+                    _end(process)
         if process.returncode:
             raise PgOrthancError(
                 f"cannot copy {found.place}: {_why(said, process.returncode)}",
@@ -249,6 +252,16 @@ def copy(
                 "pgorthanc replication plan shows what the primary needs",
             )
     return _verified(path, account, usable)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill pg_basebackup and its child, which receives the WAL, and wait until neither writes to the folder."""
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()  # until it is reaped, the group exists
+            time.sleep(0.01)
 
 
 def _why(said: str, code: int) -> str:
