@@ -22,14 +22,21 @@ from pgorthanc_cli.replication import standby
 from replication.site import Site, pgorthanc
 
 
+HELD_BYTES = 4 << 20  # an empty cluster has more than five times as many
+
+
 class Way:
-    """Forwards 127.0.0.1:`port` to a server, each direction by itself, until it freezes or is cut."""
+    """Forwards 127.0.0.1:`port` to a server, each direction by itself, until it freezes or is cut.
+
+    A copy never comes to its end: after some bytes its connection is held until the cut.
+    """
 
     def __init__(self, server: int) -> None:
         self._server = server
         self._ends: list[socket.socket] = []
         self._goes = threading.Event()
         self._goes.set()
+        self._is_cut = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -44,10 +51,14 @@ class Way:
                     threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        sent = 0
         with suppress(OSError):
             while data := source.recv(65536):
                 self._goes.wait()
                 sink.sendall(data)
+                sent += len(data)
+                if sent > HELD_BYTES:
+                    self._is_cut.wait()
             sink.shutdown(socket.SHUT_WR)
 
     def freeze(self) -> None:
@@ -56,6 +67,7 @@ class Way:
 
     def cut(self) -> None:
         """All connections end, and no new one is taken."""
+        self._is_cut.set()
         for end in (self._listener, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
