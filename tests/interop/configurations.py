@@ -20,7 +20,7 @@ class Case:
 
 def _one(text: str | bytes, environ: dict[str, str] | None = None, *, stricter: bool = False) -> Case:
     content = text if isinstance(text, bytes) else text.encode()
-    return Case(f"{content[:60]!r} {environ}", {"a.json": content}, environ or {}, stricter)
+    return Case(f"{content[:60]!r} {len(content)} {environ}", {"a.json": content}, environ or {}, stricter)
 
 
 VALUES = [

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psycopg2
 import psycopg2.extensions
 import pytest
-from psycopg2.extensions import connection as Connection
 
-from pgorthanc_cli import db
+from pgorthanc_cli import dbsession
 
 # What a semicolon does not end: comments, strings, quoted names, bodies. The scripts quote with $$ only.
 _TOKEN = re.compile(r"--[^\n]*|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\$\$.*?\$\$|;|[^-'\"$;]+|.", re.DOTALL)
@@ -45,31 +43,16 @@ class Killer:
             psycopg2.extensions.cursor.execute(cursor, KILL)
 
 
-class KilledCursor(psycopg2.extensions.cursor):
-    """A cursor whose statements are counted by the killer at work."""
-
-    killer: Killer | None = None
-
-    def execute(self, query: Any, vars: Any = None) -> None:  # noqa: A002
-        if KilledCursor.killer:
-            KilledCursor.killer.before(self)
-        super().execute(query, vars)
-
-
 @contextmanager
 def killing(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[Killer]:
     """All sessions of the library count their statements together, and one of them ends at the given one."""
-    connect = db.connect
+    killer = Killer(at)
+    execute = dbsession.Cursor.execute
 
-    def watched(target: db.Target, *, autocommit: bool = False, readonly: bool = False) -> Connection:
-        conn = connect(target, autocommit=autocommit, readonly=readonly)
-        conn.cursor_factory = KilledCursor
-        return conn
+    def counted(self: dbsession.Cursor, query: Any, vars: Any = None) -> None:  # noqa: A002
+        killer.before(self)
+        execute(self, query, vars)
 
-    KilledCursor.killer = Killer(at)
-    monkeypatch.setattr(db, "connect", watched)
-    try:
-        yield KilledCursor.killer
-    finally:
-        KilledCursor.killer = None
-        monkeypatch.setattr(db, "connect", connect)
+    with monkeypatch.context() as patch:
+        patch.setattr(dbsession.Cursor, "execute", counted)
+        yield killer
