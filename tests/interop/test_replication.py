@@ -63,7 +63,10 @@ def test_orthanc_goes_on_with_a_promoted_standby(program: Program, tmp_path: Pat
         )
         assert back["method"] == "follow"
         crash(folder)
-        assert answer("replication", "promote", "--embedded", server.directory)["timeline"] == 3
+        assert (
+            answer("replication", "promote", "--embedded", server.directory, "--fence", folder)["timeline"]
+            == 3
+        )
         last = Archive(program, tmp_path, archive.target, again.section, {})
         with last.orthanc() as rest:
             lifecycle.read(rest, held)

@@ -21,16 +21,16 @@ from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import standby
 from replication.site import Site, pgorthanc
 
-HELD_BYTES = 4 << 20  # an empty cluster has more than five times as many
+QUICK_BYTES = 4 << 20  # an empty cluster has more than five times as many
 
 
 class Way:
     """Forwards 127.0.0.1:`port` to a server, each direction by itself, until it freezes or is cut.
 
-    With `holds` a copy never comes to its end: after some bytes its connection is held until the cut.
+    If it is `slow`, a copy has not come to its end when the first bytes of it are reported.
     """
 
-    holds = False
+    slow = False
 
     def __init__(self, server: int) -> None:
         self._server = server
@@ -58,8 +58,8 @@ class Way:
                 self._goes.wait()
                 sink.sendall(data)
                 sent += len(data)
-                if self.holds and sent > HELD_BYTES:
-                    self._is_cut.wait()
+                if self.slow and sent > QUICK_BYTES:
+                    self._is_cut.wait(0.05)
             sink.shutdown(socket.SHUT_WR)
 
     def freeze(self) -> None:
@@ -102,7 +102,7 @@ def failing(site: Site, middle: Way, slot: str, act: Callable[[], None]) -> PgOr
 
 
 def test_a_cut_names_the_slot_and_the_statement_that_drops_it(site: Site, middle: Way) -> None:
-    middle.holds = True
+    middle.slow = True
     error = failing(site, middle, "hall_2", middle.cut)
     assert "child process" not in error.message
     assert re.search("server closed the connection|Connection reset|could not", error.message), error.message
