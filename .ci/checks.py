@@ -1,4 +1,4 @@
-"""Compare the work with the specification, on a private server: checks.py SPECIFICATION_FOLDER."""
+"""Compare the work with the specification, on a private server: checks.py SPECIFICATION_FOLDER [--quick]."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ CHECKS = (
     ("catalog_check.py",),
     ("catalog_check.py", "--schema", "orthanc", "--quick"),
 )
+QUICK = (*CHECKS[:3], ("catalog_check.py", "--quick"))
 
 
-def main(specification: Path) -> int:
-    """Run every check; the number of those that failed."""
+def main(specification: Path, checks: tuple[tuple[str, ...], ...]) -> int:
+    """Run the checks; the number of those that failed."""
     failed = 0
     with (
         tempfile.TemporaryDirectory() as folder,
         embedded.attach(Path(folder) / "server", superuser=True) as target,
     ):
         Path(folder).chmod(0o755)
-        for program, *options in CHECKS:
+        for program, *options in checks:
             print(f"--- {program} {' '.join(options)}", flush=True)
             tool = ["--server", target.dsn, "--pgorthanc", f"{sys.executable} -m pgorthanc_cli"]
             command = [sys.executable, str(specification / "checks" / program), *tool, *options]
@@ -35,4 +36,4 @@ def main(specification: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), QUICK if "--quick" in sys.argv[2:] else CHECKS))
