@@ -8,6 +8,7 @@ are database-wide.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -38,6 +39,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("PGORTHANC_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
         reporter.write_line("nothing may be skipped here", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Commands that a test runs within this process, with -q for example, leave the logger as it was."""
+    log = logging.getLogger("pgorthanc_cli")
+    level, handlers = log.level, log.handlers[:]
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
