@@ -265,7 +265,8 @@ def test_the_command(site: Site) -> None:
         "replication", "primary", "--uri", site.administrator.dsn, "--allow", "127.0.0.1", "--passfile", site.passfile
     )  # fmt: skip
     assert set(prepared) == {
-        "server", "role", "passfile", "slot", "changed", "backup", "login", "restart", "left", "ready", "standby", "standbys",
+        "server", "role", "passfile", "slot", "changed", "backup", "login", "restart", "left", "ready", "standby",
+        "standbys",
     }  # fmt: skip
     made = answer(
         "replication", "standby", "--dir", site.folder, "--from", site.login.dsn, "--listen-port", str(site.port),
