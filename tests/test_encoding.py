@@ -194,7 +194,9 @@ def test_every_command_under_every_setting(
     run(target, f"INSERT INTO keyvaluestores VALUES ('store', '{FRENCH}', 'x')")
     ends = exit_codes(target, tmp_path / "out", PGCLIENTENCODING="SJIS")
     assert stored(target) == before
-    assert {command: code for command, code in ends.items() if code} == {"doctor": 6, "doctor --deep": 6}
+    warnings = {"doctor", "doctor --deep"}  # about the encoding, where it is not UTF8 throughout
+    assert {command for command, code in ends.items() if code} in (set(), warnings)
+    assert {ends[command] for command in warnings} <= {0, 6}
 
 
 @pytest.mark.parametrize("place", [p for p, raw in STORED.items() if None not in raw], ids=str)
