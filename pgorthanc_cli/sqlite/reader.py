@@ -48,7 +48,7 @@ _PLACES = """
     SELECT patient, CASE WHEN min(seq IS NOT NULL) THEN max(seq) END
         FROM member LEFT JOIN (SELECT patientId, max(seq) AS seq FROM PatientRecyclingOrder GROUP BY patientId) place
             ON place.patientId = member.id
-        GROUP BY patient ORDER BY 2 IS NULL, 2, patient"""
+        GROUP BY patient ORDER BY 2, patient"""
 _NO_PLACES = """
     WITH placed AS (
         SELECT seq, patientId, internalId AS patient
