@@ -92,7 +92,7 @@ class Import:
 
     def wait_for(self, instances: int) -> None:
         """Until so many are committed, or it has ended."""
-        conn = psycopg2.connect(self.target.dsn)
+        conn = psycopg2.connect(self.target.dsn, application_name="tests")
         conn.autocommit = True
         try:
             with conn.cursor() as cur:
@@ -114,7 +114,7 @@ class Import:
         ]
 
     def backends(self) -> list[int]:
-        conn = psycopg2.connect(self.target.dsn)
+        conn = psycopg2.connect(self.target.dsn, application_name="tests")
         with conn.cursor() as cur:
             cur.execute(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
