@@ -42,13 +42,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Commands that a test runs within this process, with -q for example, leave the logger as it was."""
+def fresh_logger() -> None:
+    """Commands that other tests have run within this process, with -q for example, leave no setting behind."""
     log = logging.getLogger("pgorthanc_cli")
-    level, handlers = log.level, log.handlers[:]
-    yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    log.setLevel(logging.NOTSET)
+    log.handlers.clear()
 
 
 @pytest.fixture(scope="session")
