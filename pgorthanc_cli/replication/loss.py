@@ -16,6 +16,8 @@ from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
 _END = "error in WAL record at"
 _COMMIT = re.compile(r"desc: COMMIT\b")
 _PLACE = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
+_SEGMENT = re.compile(r"[0-9A-F]{24}")
+_MISSING = re.compile(rf'could not find file "({_SEGMENT.pattern})"')
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Loss:
 
 
 def after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
-    """What a stopped server has written after a place in its log, whether it was stopped or killed.
+    """Return what a stopped server has written after a position in its WAL, whether it was stopped or killed.
 
-    pg_waldump reads to the last record that is whole, and its complaint then tells where that is.
+    pg_waldump reads to the last record that is whole, and its error message then names the position. If that
+    record is the last one of a segment, and the server was killed before it created the next segment, the message
+    names the missing file instead.
 
     Raises:
         PgOrthancError: The WAL after that place is not there any more, or cannot be read.
@@ -44,6 +48,10 @@ def after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
     )
     if f"could not find a valid record after {show_lsn(lsn)}" in done.stderr:
         return Loss(0, 0)
+    if missing := _MISSING.search(done.stderr):
+        end = _end_of_segments(cluster, missing[1])
+        if end is not None and end >= lsn:
+            return Loss(end - lsn, len(_COMMIT.findall(done.stdout)))
     places = [parse_lsn(text) - lsn for text in _PLACE.findall(done.stderr)]
     if _END not in done.stderr or not places:
         raise PgOrthancError(
@@ -51,6 +59,20 @@ def after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
             "keep the folder, and make a new standby in another one: pgorthanc replication standby",
         )
     return Loss(max(0, *places), len(_COMMIT.findall(done.stdout)))
+
+
+def _end_of_segments(cluster: Cluster, missing: str) -> int | None:
+    """Return where the WAL ends, if the missing segment follows the newest one; None if it was removed.
+
+    A segment's name is timeline, high and low part of its number, 8 hexadecimal digits each (PostgreSQL,
+    "WAL Internals").
+    """
+    segments = [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
+    newest = max(segments, key=lambda path: path.name[8:], default=None)
+    if newest is None or missing[8:] <= newest.name[8:]:
+        return None
+    high, low = int(missing[8:16], 16), int(missing[16:], 16)
+    return (high << 32) + low * newest.stat().st_size
 
 
 def fork(found: Source, timeline: int) -> int | None:
