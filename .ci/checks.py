@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pgorthanc_cli import embedded
+from pgorthanc_cli.server import embedded
 
 CHECKS = (
     ("golden_check.py",),

@@ -9,7 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pgorthanc_cli import db, embedded, revision
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.server import embedded
 
 TOOL = (sys.executable, "-m", "pgorthanc_cli")
 

@@ -33,12 +33,14 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import filler
-from ctseries import write
-from interop import orthanc
-
-from pgorthanc_cli import db, durable, embedded, revision, steps, storage
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from pgorthanc_cli import db, storage
+from pgorthanc_cli.schema import revision, steps
+from pgorthanc_cli.server import embedded
+from pgorthanc_cli.storage import durable
+from tests.interop import orthanc
+from tests.support import filler
+from tests.support.ctseries import write
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _TABLES = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes")
@@ -277,7 +279,7 @@ def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -
 
 
 def main(arguments: argparse.Namespace) -> None:
-    package = Path(storage.__file__).parent
+    package = Path(storage.__file__).parents[1]
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(package)], check=True)  # as pip does it
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)  # noqa: S103 - PostgreSQL runs as another user when this runs as root

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from processes import peak_bytes
 
-from pgorthanc_cli import db, embedded, revision
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.server import embedded
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from ctseries import write
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.ctseries import write
 
 
 def peak(folder: Path, arguments: argparse.Namespace, files: int, jobs: int) -> int:

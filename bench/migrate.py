@@ -24,11 +24,13 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from pgorthanc_cli import db, embedded
+from pgorthanc_cli import db
+from pgorthanc_cli.server import embedded
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import sqliteindex
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from processes import peak_bytes
+
+from tests.support import sqliteindex
 
 _LOAD = """LOAD DATABASE FROM sqlite://{path} INTO {target}
     WITH include drop, create tables, create no indexes, no foreign keys, reset no sequences;

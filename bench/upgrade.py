@@ -23,11 +23,13 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import catalog, db, embedded, revision, steps, transition
-from pgorthanc_cli.transition import childcounts
+from pgorthanc_cli import db, upgrade
+from pgorthanc_cli.schema import catalog, revision, steps
+from pgorthanc_cli.server import embedded
+from pgorthanc_cli.upgrade import childcounts
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import filler
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support import filler
 
 IDLE_S = 5.0
 READS = (
@@ -96,10 +98,10 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def phase(target: db.Target, name: str) -> transition.Changed:
+def phase(target: db.Target, name: str) -> upgrade.Changed:
     """One phase of the tool."""
-    *_, changed = transition.upgrade(target, settings=transition.Settings(phases=(name,)))
-    assert isinstance(changed, transition.Changed)
+    *_, changed = upgrade.upgrade(target, settings=upgrade.Settings(phases=(name,)))
+    assert isinstance(changed, upgrade.Changed)
     return changed
 
 
@@ -117,9 +119,9 @@ def by_phases(target: db.Target, plain_s: float) -> None:
         time.sleep(IDLE_S)
     with working(target, 1_100_000_000) as beside_prepare:
         prepare_s = seconds(lambda: phase(target, "prepare"))
-    switched: list[transition.Changed] = []
+    switched: list[upgrade.Changed] = []
     switch_s = seconds(lambda: switched.append(phase(target, "switch")))
-    finished: list[transition.Changed] = []
+    finished: list[upgrade.Changed] = []
     with working(target, 1_200_000_000) as beside_finish:
         finish_s = seconds(lambda: finished.append(phase(target, "finish")))
     total_s = prepare_s + switch_s + finish_s

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import catalog, db
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, InUseError, RevisionError, UsageError
+from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

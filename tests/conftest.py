@@ -1,7 +1,7 @@
 """A real PostgreSQL server for every test, and one database per test.
 
 The server is the one that PGORTHANC_TEST_DSN names (a role that may create databases), or a private one
-started by `pgorthanc_cli.embedded`. One database per test, not one schema: advisory locks and large objects
+started by `pgorthanc_cli.server.embedded`. One database per test, not one schema: advisory locks and large objects
 are database-wide.
 """
 
@@ -19,9 +19,10 @@ import pytest
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
-from schemas import drop_database, drop_role
 
-from pgorthanc_cli import db, revision
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import revision
+from tests.support.schemas import drop_database, drop_role
 
 _numbers = itertools.count(1)
 
@@ -56,7 +57,7 @@ def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if given:
         yield given
         return
-    from pgorthanc_cli import embedded
+    from pgorthanc_cli.server import embedded
 
     with embedded.attach(Path(tmp_path_factory.mktemp("server")), superuser=True) as target:
         yield target.dsn

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import libpq_version, make_dsn
 
-from pgorthanc_cli import db, hba, wire
+from pgorthanc_cli import db
 from pgorthanc_cli.authentication import server, verdict
 from pgorthanc_cli.authentication.model import Report, SslMode, Tls
+from pgorthanc_cli.db import wire
 from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 
-from pgorthanc_cli import db, hba
+from pgorthanc_cli import db
 from pgorthanc_cli.authentication import examine, server, verifier
 from pgorthanc_cli.authentication.model import Fixed
 from pgorthanc_cli.authentication.server import value
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
+from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pgorthanc_cli import db, hba
+from pgorthanc_cli import db
+from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import re
 
-from pgorthanc_cli.wire import prepared
+from pgorthanc_cli.db.wire import prepared
 
 _SCRAM = re.compile(r"SCRAM-SHA-256\$(\d+):([^$]+)\$([^:]+):")
 

@@ -134,7 +134,7 @@ class Call:
             self._explain(found)
             yield replace(found, target=_with_password(found.target))
             return
-        from pgorthanc_cli import embedded
+        from pgorthanc_cli.server import embedded
 
         with embedded.attach(Path(embedded_dir), create=create) as server:
             found = found.at(server.dsn, "--embedded")

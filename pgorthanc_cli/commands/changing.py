@@ -16,7 +16,7 @@ from pgorthanc_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.transition import Changed, Event, Settings
+    from pgorthanc_cli.upgrade import Changed, Event, Settings
 
 _TELL_EVERY_S = 5.0
 
@@ -48,7 +48,7 @@ def options(function: Callable[..., None]) -> Callable[..., None]:
 
 def wanted(to: int | None, plugin: str | None) -> int | None:
     """The revision that --to or --plugin means; None: none is given."""
-    from pgorthanc_cli import catalog
+    from pgorthanc_cli.schema import catalog
 
     if to is not None and plugin is not None:
         raise UsageError("--to and --plugin both say which revision is wanted", "give one of them")
@@ -59,20 +59,20 @@ def wanted(to: int | None, plugin: str | None) -> int | None:
 
 def settings(*, phase: str | None, **given: Any) -> Settings:
     """The options, as the library wants them."""
-    from pgorthanc_cli import transition
+    from pgorthanc_cli import upgrade
 
-    return transition.Settings(phases=(phase,) if phase else transition.PHASES, **given)
+    return upgrade.Settings(phases=(phase,) if phase else upgrade.PHASES, **given)
 
 
 def show_plan(call: Call, target: Target, to: int, *, as_sql: bool) -> None:
     """Look, say what would be done, and stop."""
-    from pgorthanc_cli import db, transition
+    from pgorthanc_cli import db, upgrade
 
     down = call.name == "downgrade"
     with db.session(target, readonly=True) as conn:
-        plan = transition.plan(conn, target.schema, to, down=down)
+        plan = upgrade.plan(conn, target.schema, to, down=down)
     if as_sql:
-        output.text(transition.sql(plan, command=call.name))
+        output.text(upgrade.sql(plan, command=call.name))
     else:
         call.emit(plan)
 
@@ -100,22 +100,23 @@ def confirm(question: str, shown: Sequence[object], *, yes: bool, needed: bool) 
 
 def confirm_termination(target: Target, *, yes: bool) -> None:
     """Show whose sessions would be ended, and ask."""
-    from pgorthanc_cli import db, transition
+    from pgorthanc_cli import db, upgrade
 
     with db.session(target, readonly=True) as conn:
-        found = transition.others(conn)
+        found = upgrade.others(conn)
     if found:
         confirm("End the sessions of others?", found, yes=yes, needed=True)
 
 
 def run(call: Call, events: Iterator[Event]) -> None:
     """Tell what goes on, and show the result; Ctrl-C ends it at the next safe point."""
-    from pgorthanc_cli import revision, transition
+    from pgorthanc_cli import upgrade
+    from pgorthanc_cli.schema import revision
 
     teller = Teller(quiet=call.quiet)
     with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
         for event in events:
-            if isinstance(event, transition.Changed):
+            if isinstance(event, upgrade.Changed):
                 changed = event
             elif stop.is_set():
                 raise Interrupted("interrupted; what was done stays, or was undone", "run it again to go on")

@@ -36,7 +36,7 @@ def command(
     What that cannot hold is kept aside in tables pgorthanc_kept_..., and an upgrade brings it back. The phases are
     those of upgrade. See docs/downgrade.md.
     """
-    from pgorthanc_cli import db, transition
+    from pgorthanc_cli import db, upgrade
 
     wanted = changing.wanted(to, plugin)
     if wanted is None:
@@ -48,7 +48,7 @@ def command(
             return
         if "switch" in settings.phases:
             with db.session(target, readonly=True) as conn:
-                lost = transition.plan(conn, target.schema, wanted, down=True).not_held
+                lost = upgrade.plan(conn, target.schema, wanted, down=True).not_held
             changing.confirm(
                 "Discard that, and go on?" if settings.discard else "Keep that aside, and go on?",
                 lost,
@@ -57,4 +57,4 @@ def command(
             )
         if settings.terminate:
             changing.confirm_termination(target, yes=yes)
-        changing.run(call, transition.downgrade(target, to=wanted, settings=settings))
+        changing.run(call, upgrade.downgrade(target, to=wanted, settings=settings))

@@ -51,8 +51,9 @@ def command(
     dry_run: bool,
 ) -> None:
     """Make an Orthanc index in an empty schema, or mend one."""
-    from pgorthanc_cli import catalog, db, provision
-    from pgorthanc_cli import revision as room
+    from pgorthanc_cli import db
+    from pgorthanc_cli.schema import catalog, provision
+    from pgorthanc_cli.schema import revision as room
 
     if plugin is not None:
         if revision is not None:

@@ -17,7 +17,7 @@ from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config import OrthancConfiguration
-    from pgorthanc_cli.sqlite import Converted, Event, Settings
+    from pgorthanc_cli.migrate import Converted, Event, Settings
 
 
 @commands.command("migrate-sqlite")
@@ -77,7 +77,8 @@ def command(
     storage stay where they are. The target must be an empty index, or none: it is made then. Interrupted at any point,
     run it again: it goes on. See docs/migrate-sqlite.md.
     """
-    from pgorthanc_cli import catalog, sqlite
+    from pgorthanc_cli import migrate
+    from pgorthanc_cli.schema import catalog
 
     if plugin is not None:
         if given["revision"] is not None:
@@ -85,15 +86,15 @@ def command(
                 "--to-revision and --plugin both say which revision is wanted", "give one of them"
             )
         given["revision"] = catalog.of_plugin(plugin)
-    settings = sqlite.Settings(large_objects=storage == "postgresql", **given)
+    settings = migrate.Settings(large_objects=storage == "postgresql", **given)
     with call.resolved(create=not check_only, needed=not check_only) as found:
         settings = _completed(settings, found.orthanc)
         path = _index(index, found.orthanc)
         with commands.stopping() as stop:
             events = (
-                sqlite.check(path, settings, stop)
+                migrate.check(path, settings, stop)
                 if check_only
-                else sqlite.convert(found.target, path, settings, stop)
+                else migrate.convert(found.target, path, settings, stop)
             )
             converted = _run(call, events, stop)
     call.emit(converted)
@@ -124,13 +125,13 @@ def _index(given: Path | None, orthanc: OrthancConfiguration | None) -> Path:
 
 def _run(call: Call, events: Iterator[Event], stop: threading.Event) -> Converted:
     """Tell what goes on; Ctrl-C ends it at the next safe point."""
-    from pgorthanc_cli import sqlite
+    from pgorthanc_cli import migrate
     from pgorthanc_cli.workers import Stopped
 
     teller = changing.Teller(quiet=call.quiet)
     with suppress(Stopped), closing(events):  # type: ignore[type-var]
         for event in events:
-            if isinstance(event, sqlite.Converted):
+            if isinstance(event, migrate.Converted):
                 return event
             if stop.is_set():
                 break

@@ -62,7 +62,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
         with call.target() as target:
             yield target
         return
-    from pgorthanc_cli import embedded
+    from pgorthanc_cli.server import embedded
 
     with embedded.attach(Path(directory), superuser=True, create=False) as target:
         yield target

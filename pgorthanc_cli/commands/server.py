@@ -77,7 +77,7 @@ def start(
     section for Orthanc's configuration. The password is in the folder's pgorthanc.password, mode 0600.
     Connections are not encrypted: listen on another address than 127.0.0.1 only in a network that you trust.
     """
-    from pgorthanc_cli import embedded
+    from pgorthanc_cli.server import embedded
 
     running = embedded.start(
         directory,
@@ -113,7 +113,7 @@ def stop(call: commands.Call, *, directory: Path) -> None:
 
     Refused (exit code 5) while commands use it with --embedded.
     """
-    from pgorthanc_cli import embedded
+    from pgorthanc_cli.server import embedded
 
     call.emit(embedded.stop(directory))
 
@@ -125,7 +125,7 @@ def status(call: commands.Call, *, directory: Path) -> None:
 
     Exit code 0: it runs. 1: it is stopped, or the folder holds none.
     """
-    from pgorthanc_cli import embedded
+    from pgorthanc_cli.server import embedded
 
     found = embedded.status(directory)
     running = found.state == "running"

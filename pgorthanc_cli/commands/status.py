@@ -13,7 +13,7 @@ def command(call: Call) -> None:
     Its revision, counts and sizes, who works on it, and what is still to be done. Reads only.
     """
     from pgorthanc_cli import db
-    from pgorthanc_cli import status as room
+    from pgorthanc_cli.schema import status as room
 
     with call.target() as target, db.session(target, readonly=True) as conn:
         found = room.status(conn, target.schema)

@@ -31,7 +31,8 @@ def command(
     has to leave. Each can be interrupted and run again. What other tools have left behind is mended on the way.
     See docs/upgrade.md.
     """
-    from pgorthanc_cli import catalog, transition
+    from pgorthanc_cli import upgrade
+    from pgorthanc_cli.schema import catalog
 
     wanted = changing.wanted(to, plugin)
     wanted = catalog.revisions()[-1] if wanted is None else wanted
@@ -42,4 +43,4 @@ def command(
             return
         if settings.terminate:
             changing.confirm_termination(target, yes=yes)
-        changing.run(call, transition.upgrade(target, to=wanted, settings=settings))
+        changing.run(call, upgrade.upgrade(target, to=wanted, settings=settings))

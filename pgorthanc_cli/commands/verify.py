@@ -11,7 +11,7 @@ from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.verify import Repaired, SchemaReport
+    from pgorthanc_cli.schema.verify import Repaired, SchemaReport
 
 
 @click.group("verify")
@@ -35,7 +35,8 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
 
     Exit code 0: nothing that matters; 6: something that does.
     """
-    from pgorthanc_cli import db, verify
+    from pgorthanc_cli import db
+    from pgorthanc_cli.schema import verify
 
     if apply and not repair:
         raise UsageError(

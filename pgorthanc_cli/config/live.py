@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import catalog, db, pooler
+from pgorthanc_cli import db
 from pgorthanc_cli.config.check import Subject
 from pgorthanc_cli.config.files import Problem
 from pgorthanc_cli.config.known import SECTION, version
+from pgorthanc_cli.db import pooler
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError
+from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

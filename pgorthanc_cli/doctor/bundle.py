@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 import psycopg2
 import psycopg2.extensions
 
-from pgorthanc_cli import __version__, catalog, db, locks, status, verify
+from pgorthanc_cli import __version__, db, locks
 from pgorthanc_cli.config import check, files, show
 from pgorthanc_cli.doctor.model import Health, Subject
 from pgorthanc_cli.doctor.shown import page
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.schema import catalog, status, verify
 
 _PACKAGES = ("click", "psycopg2-binary", "pydicom", "rich")
 _TABLES = """

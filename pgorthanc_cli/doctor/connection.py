@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from pgorthanc_cli import pooler
+from pgorthanc_cli.db import pooler
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 
 _TRIPS = 21

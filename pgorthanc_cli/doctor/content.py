@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pgorthanc_cli.doctor.model import Subject, Verdict
-from pgorthanc_cli.verify import content
-from pgorthanc_cli.verify.model import Finding
+from pgorthanc_cli.schema.verify import content
+from pgorthanc_cli.schema.verify.model import Finding
 
 # What a restore or a foreign plugin does wrong, it does to all rows; --deep reads all of them.
 _ROWS = 100_000

@@ -9,7 +9,8 @@ import psycopg2
 import psycopg2.errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from pgorthanc_cli import db, pooler
+from pgorthanc_cli import db
+from pgorthanc_cli.db import pooler
 from pgorthanc_cli.doctor import connection, content, index, server, tables, text
 from pgorthanc_cli.doctor.model import Health, Subject, Verdict
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError

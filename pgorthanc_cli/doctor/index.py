@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from psycopg2 import sql
 
-from pgorthanc_cli import catalog, locks, planted, verify
-from pgorthanc_cli import revision as revisions
+from pgorthanc_cli import locks
+from pgorthanc_cli.db import planted
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
+from pgorthanc_cli.schema import catalog, verify
+from pgorthanc_cli.schema import revision as revisions
 
 _SHOWN = 3
 

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pgorthanc_cli import catalog, db
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

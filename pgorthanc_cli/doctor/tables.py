@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pgorthanc_cli import catalog
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
+from pgorthanc_cli.schema import catalog
 
 _MB = 1_000_000
 _BLOATED_BYTES, _FEW_ROWS = 64 * _MB, 20_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import planted
+from pgorthanc_cli.db import planted
 from pgorthanc_cli.index import custom
 from pgorthanc_cli.index.insert import Node, Pending, flush
 from pgorthanc_cli.index.lookup import Layout

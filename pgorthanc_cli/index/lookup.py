@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgorthanc_cli import encoding
+from pgorthanc_cli.db import encoding
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.index.model import INSTANCE
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 from psycopg2.extensions import POLL_OK
 
-from pgorthanc_cli import wire
+from pgorthanc_cli.db import wire
 from pgorthanc_cli.keepalive.model import Age, Outcome, Probes
 
 if TYPE_CHECKING:

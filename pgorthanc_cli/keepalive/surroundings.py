@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, pooler
+from pgorthanc_cli import db
+from pgorthanc_cli.db import pooler
 from pgorthanc_cli.errors import ConnectError
 from pgorthanc_cli.keepalive.model import SocketOptions
 

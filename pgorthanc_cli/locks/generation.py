@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pgorthanc_cli import catalog
 from pgorthanc_cli.locks import statements
 from pgorthanc_cli.locks.statements import Statement
+from pgorthanc_cli.schema import catalog
 
 # Before plugin 6.0 (revision 2) a plugin refused any other revision than its own; since then it upgrades older ones
 # and does not look at newer ones (SCHEMA.md 10). TransactionMode is as old (SCHEMA.md 11).

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
-from pgorthanc_cli import catalog, db
+from pgorthanc_cli import db
 from pgorthanc_cli.locks import statements
 from pgorthanc_cli.locks.generation import HOUSEKEEPING_SINCE
 from pgorthanc_cli.locks.orthancs import Group, Orthanc, groups, second
 from pgorthanc_cli.locks.sessions import Observed, observe
+from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

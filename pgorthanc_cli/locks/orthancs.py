@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
 
-from pgorthanc_cli import catalog, db
+from pgorthanc_cli import db
 from pgorthanc_cli.locks import generation, statements
 from pgorthanc_cli.locks.sessions import Observed
+from pgorthanc_cli.schema import catalog
 
 # An Orthanc opens its connections one after the other when it starts.
 _START = timedelta(seconds=2)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
-from pgorthanc_cli import catalog
+from pgorthanc_cli.schema import catalog
 
 _RELEASE = re.compile(r'DEALLOCATE "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"', re.IGNORECASE)
 _MODE = re.compile(r"ISOLATION LEVEL (SERIALIZABLE|READ COMMITTED)", re.IGNORECASE)

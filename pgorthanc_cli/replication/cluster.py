@@ -15,11 +15,11 @@ from pathlib import Path
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import programs
-from pgorthanc_cli.datafolder import DataFolder, disown_pid_files, why_it_failed, works_in
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication.source import pgpass_line
 from pgorthanc_cli.replication.walsender import parse_lsn
+from pgorthanc_cli.server import programs
+from pgorthanc_cli.server.datafolder import DataFolder, disown_pid_files, why_it_failed, works_in
 
 PASSFILE = "pgorthanc.replication.pgpass"
 # The socket of a standby: nobody else enters its data folder, and pg_rewind, which cannot read a socket, passes over

@@ -10,7 +10,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.status import status
+from pgorthanc_cli.schema.status import status
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

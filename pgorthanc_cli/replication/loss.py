@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pgorthanc_cli import db, programs
-from pgorthanc_cli.datafolder import why_it_failed
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication import walsender
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.source import Source
 from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
+from pgorthanc_cli.server import programs
+from pgorthanc_cli.server.datafolder import why_it_failed
 
 _END = "error in WAL record at"
 _COMMIT = re.compile(r"desc: COMMIT\b")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 
-from pgorthanc_cli import hba
 from pgorthanc_cli.errors import ConnectError, UsageError
 from pgorthanc_cli.replication import access, source, survey
 from pgorthanc_cli.replication.survey import Facts
+from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

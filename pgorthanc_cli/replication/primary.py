@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
-from pgorthanc_cli import db, hba, programs
+from pgorthanc_cli import db
 from pgorthanc_cli.authentication import verifier
-from pgorthanc_cli.datafolder import DataFolder
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import password, probe, source, survey
 from pgorthanc_cli.replication.compare import one
 from pgorthanc_cli.replication.plan import Asked, Item, Plan, plan
+from pgorthanc_cli.server import hba, programs
+from pgorthanc_cli.server.datafolder import DataFolder
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, programs
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import walsender
+from pgorthanc_cli.server import programs
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgorthanc_cli import db, programs
-from pgorthanc_cli.datafolder import why_it_failed
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.replication import access, compare, source
 from pgorthanc_cli.replication.cluster import SOCKETS, Cluster, space_hint
 from pgorthanc_cli.replication.source import Source
+from pgorthanc_cli.server import programs
+from pgorthanc_cli.server.datafolder import why_it_failed
 
 Progress = Callable[[int, int], None]  # bytes that are done, bytes in all
 

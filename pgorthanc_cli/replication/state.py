@@ -16,7 +16,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
 from pgorthanc_cli.replication import judge, survey
 from pgorthanc_cli.replication.walsender import show_lsn
-from pgorthanc_cli.status import status as index_status
+from pgorthanc_cli.schema.status import status as index_status
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg2 import errors
 
-from pgorthanc_cli import db, hba
-from pgorthanc_cli.datafolder import works_in
+from pgorthanc_cli import db
+from pgorthanc_cli.server import hba
+from pgorthanc_cli.server.datafolder import works_in
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from faults import importer
-from faults.site import REVISIONS, Network, Site, disk, network, site
+from tests.faults import importer
+from tests.faults.site import REVISIONS, Network, Site, disk, network, site
 
 RUNS, SEED = "PGORTHANC_FAULT_RUNS", "PGORTHANC_FAULT_SEED"
 

@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 
-from dicomfile import (
+from tests.support.dicomfile import (
     BIG_ENDIAN,
     DEFLATED,
     EXPLICIT,

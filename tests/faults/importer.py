@@ -14,16 +14,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import indexstate
-import samples
-from importing import check_area, dumped, run
-from indexdump import attachments
 from psycopg2.extensions import make_dsn
-from real_servers import wait_until
-from schemas import rows
 
-from faults.site import Network
 from pgorthanc_cli import db, ingest, storage
+from tests.faults.site import Network
+from tests.support import indexstate, samples
+from tests.support.importing import check_area, dumped, run
+from tests.support.indexdump import attachments
+from tests.support.real_servers import wait_until
+from tests.support.schemas import rows
 
 APPLICATION = "pgorthanc import"
 INSTANCES, REPEATED, REFUSED = 310, 12, 12

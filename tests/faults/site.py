@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psycopg2
 from psycopg2.extensions import make_dsn
-from real_servers import Server
 
-from pgorthanc_cli import db, revision
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import revision
+from tests.support.real_servers import Server
 
 ROLE = "importer"  # owns its databases, and has no other rights: the triggers stay on
 REVISIONS = (1, 10)

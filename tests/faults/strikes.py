@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from real_servers import wait_until
-from servers import fill
-
-from faults.importer import INSTANCES, Archive, workers
-from faults.site import Network, Site
+from tests.faults.importer import INSTANCES, Archive, workers
+from tests.faults.site import Network, Site
+from tests.support.real_servers import wait_until
+from tests.support.servers import fill
 
 NEVER_MIND = 6  # the import came through; some of the sources are refused
 

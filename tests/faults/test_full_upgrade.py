@@ -6,14 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import indexdump
-import indexstate
 import pytest
-import samples
-from servers import fill
 
-from faults.site import Site
 from pgorthanc_cli import db
+from tests.faults.site import Site
+from tests.support import indexdump, indexstate, samples
+from tests.support.servers import fill
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 

@@ -10,13 +10,13 @@ import zipfile
 from pathlib import Path
 from random import Random
 
-import indexstate
 import pytest
-from importing import check_area
-from test_dicom_same import mutated
 
-from faults.damaged import harmful, made
 from pgorthanc_cli import db
+from tests.dicom.test_same import mutated
+from tests.faults.damaged import harmful, made
+from tests.support import indexstate
+from tests.support.importing import check_area
 
 MEMORY_BYTES = 2 << 30  # address space of each process; a deflated data set may have 512 MiB
 PROGRAM = f"""

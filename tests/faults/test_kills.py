@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from faults.importer import INSTANCES, REFUSED, REPEATED, Archive, Setting
-from faults.site import Network, Site
-from faults.strikes import FAULTS, NEVER_MIND, Scene
+from tests.faults.importer import INSTANCES, REFUSED, REPEATED, Archive, Setting
+from tests.faults.site import Network, Site
+from tests.faults.strikes import FAULTS, NEVER_MIND, Scene
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import wait_until
-from schemas import rows
 
-from faults.importer import INSTANCES, REFUSED, REPEATED, Archive, Setting
-from faults.site import ROLE, Site
-from faults.strikes import NEVER_MIND, Scene
 from pgorthanc_cli import db
+from tests.faults.importer import INSTANCES, REFUSED, REPEATED, Archive, Setting
+from tests.faults.site import ROLE, Site
+from tests.faults.strikes import NEVER_MIND, Scene
+from tests.support.real_servers import wait_until
+from tests.support.schemas import rows
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 

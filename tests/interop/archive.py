@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from indexdump import dump
 
-from interop import orthanc
-from interop.orthanc import Program, Rest
 from pgorthanc_cli import db
 from pgorthanc_cli.cli import main
+from tests.interop import orthanc
+from tests.interop.orthanc import Program, Rest
+from tests.support.indexdump import dump
 
 
 @dataclass(frozen=True)

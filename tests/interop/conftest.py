@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import free_port
-from schemas import run
 
-from interop.archive import Archive
-from interop.orthanc import HOW_TO_GET, Program, programs
-from pgorthanc_cli import db, embedded
+from pgorthanc_cli import db
+from pgorthanc_cli.server import embedded
+from tests.interop.archive import Archive
+from tests.interop.orthanc import HOW_TO_GET, Program, programs
+from tests.support.real_servers import free_port
+from tests.support.schemas import run
 
 REQUIRED = "PGORTHANC_REQUIRE_INTEROP"
 FOUND: list[Program | None] = [*programs()] or [None]

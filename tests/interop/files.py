@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pydicom
 import pydicom.data
-import samples
+
+from tests.support import samples
 
 DATA = Path(pydicom.data.__path__[0])
 _REAL = (

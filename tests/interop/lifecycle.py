@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from importing import check_area
-from schemas import rows
-
-from interop import files
-from interop.archive import Archive
-from interop.files import Dicom
-from interop.orthanc import Rest
+from tests.interop import files
+from tests.interop.archive import Archive
+from tests.interop.files import Dicom
+from tests.interop.orthanc import Rest
+from tests.support.importing import check_area
+from tests.support.schemas import rows
 
 # What the plugins 4.0 and 5.0 log when they make an index, or add to one what it lacks.
 CHANGED = re.compile("Trying to enable trigram|Installing the")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from real_servers import free_port, wait_until
+from tests.support.real_servers import free_port, wait_until
 
 ROOTS = "PGORTHANC_ORTHANC_ROOTS"
 HOW_TO_GET = (

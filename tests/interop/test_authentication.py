@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import auth_servers
 import pytest
-from auth_servers import admin
 from click.testing import Result
 from psycopg2.extensions import make_dsn
-from real_servers import Server, certificate
 
-from interop.archive import Archive
-from interop.orthanc import DoesNotStart, Program
 from pgorthanc_cli import db
+from tests.interop.archive import Archive
+from tests.interop.orthanc import DoesNotStart, Program
+from tests.support import auth_servers
+from tests.support.auth_servers import admin
+from tests.support.real_servers import Server, certificate
 
 pytestmark = pytest.mark.interop
 PASSWORD = "simple"  # the plugin quotes nothing

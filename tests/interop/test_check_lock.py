@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_servers import wait_until
-from schemas import rows
 
-from interop.archive import Archive
-from interop.orthanc import DoesNotStart
 from pgorthanc_cli import db, locks
+from tests.interop.archive import Archive
+from tests.interop.orthanc import DoesNotStart
+from tests.support.real_servers import wait_until
+from tests.support.schemas import rows
 
 pytestmark = pytest.mark.interop
 

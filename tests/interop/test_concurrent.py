@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 
 import pytest
-import samples
-from test_ingest_bookkeeping import check
 
-from interop import lifecycle
-from interop.archive import Archive
 from pgorthanc_cli.ingest import pipeline
+from tests.ingest.test_bookkeeping import check
+from tests.interop import lifecycle
+from tests.interop.archive import Archive
+from tests.support import samples
 
 pytestmark = pytest.mark.interop
 

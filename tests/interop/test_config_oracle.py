@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from interop.configurations import Case, broken_and_odd, folders, generated, variables
-from interop.orthanc import Program
 from pgorthanc_cli import db
 from pgorthanc_cli.config import ConfigurationError, check, conninfo, files, plugins, starting
 from pgorthanc_cli.config.orthanc import accept
 from pgorthanc_cli.errors import UsageError
+from tests.interop.configurations import Case, broken_and_odd, folders, generated, variables
+from tests.interop.orthanc import Program
 
 pytestmark = pytest.mark.interop
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from faults.damaged import made
-from importing import dumped, run
-from test_dicom_same import mutated
 
-from interop.archive import Archive
 from pgorthanc_cli import db, dicom
+from tests.dicom.test_same import mutated
+from tests.faults.damaged import made
+from tests.interop.archive import Archive
+from tests.support.importing import dumped, run
 
 pytestmark = pytest.mark.interop
 

@@ -7,14 +7,15 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-import samples
 from psycopg2.extensions import make_dsn
-from schemas import run
-from text_places import FRENCH, JAPANESE, MIXED, STORED, Place, create, stored
 
-from interop.archive import Archive
-from interop.orthanc import Program
-from pgorthanc_cli import db, embedded
+from pgorthanc_cli import db
+from pgorthanc_cli.server import embedded
+from tests.interop.archive import Archive
+from tests.interop.orthanc import Program
+from tests.support import samples
+from tests.support.schemas import run
+from tests.support.text_places import FRENCH, JAPANESE, MIXED, STORED, Place, create, stored
 
 pytestmark = pytest.mark.interop
 TEXTS = (FRENCH, JAPANESE, MIXED)

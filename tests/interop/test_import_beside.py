@@ -11,19 +11,18 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import indexstate
 import pytest
-import samples
-from faults.importer import PROGRAM
-from importing import dumped, run
-from real_servers import wait_until
-from schemas import rows
 
-from interop import lifecycle
-from interop.archive import Archive
-from interop.orthanc import Rest
 from pgorthanc_cli import db, dicom
 from pgorthanc_cli.errors import InUseError
+from tests.faults.importer import PROGRAM
+from tests.interop import lifecycle
+from tests.interop.archive import Archive
+from tests.interop.orthanc import Rest
+from tests.support import indexstate, samples
+from tests.support.importing import dumped, run
+from tests.support.real_servers import wait_until
+from tests.support.schemas import rows
 
 pytestmark = pytest.mark.interop
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from schemas import rows, snapshot
 
-from interop import files, lifecycle
-from interop.archive import Archive
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.support.schemas import rows, snapshot
 
 pytestmark = pytest.mark.interop
 

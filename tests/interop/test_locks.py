@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from schemas import look
 
-from interop import files, lifecycle
-from interop.archive import Archive
-from interop.orthanc import DoesNotStart
 from pgorthanc_cli import db
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.interop.orthanc import DoesNotStart
+from tests.support.schemas import look
 
 pytestmark = pytest.mark.interop
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
-import migrating
 import pytest
-from schemas import rows, snapshot
 
-from interop import files, lifecycle
-from interop.archive import Archive
-from interop.files import Dicom
-from interop.orthanc import DoesNotStart, Rest
-from pgorthanc_cli import sqlite
-from pgorthanc_cli.sqlite import source
+from pgorthanc_cli import migrate
+from pgorthanc_cli.migrate import source
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.interop.files import Dicom
+from tests.interop.orthanc import DoesNotStart, Rest
+from tests.support import migrating
+from tests.support.schemas import rows, snapshot
 
 pytestmark = pytest.mark.interop
 
@@ -221,8 +221,8 @@ def test_orthanc_does_not_start_on_a_half_index(archive: Archive) -> None:
     with with_sqlite(archive) as rest:
         live(rest)
     path = archive.folder / "index"
-    settings = sqlite.Settings(revision=1, server_identifier=SERVER)
-    events = sqlite.convert(archive.target, path, settings)
+    settings = migrate.Settings(revision=1, server_identifier=SERVER)
+    events = migrate.convert(archive.target, path, settings)
     while getattr(next(events), "phase", "") != "prove":
         pass
     with pytest.raises(DoesNotStart), archive.orthanc():  # it is being converted: lock 42 is held

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from importing import dumped, run
-from oddfiles import all_of_them
 
-from interop.archive import Archive
-from interop.test_damaged_files import posted
 from pgorthanc_cli import db, dicom
+from tests.interop.archive import Archive
+from tests.interop.test_damaged_files import posted
+from tests.support.importing import dumped, run
+from tests.support.oddfiles import all_of_them
 
 pytestmark = pytest.mark.interop
 

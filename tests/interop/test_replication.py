@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import free_port
-from replication.site import answer, crash, pgorthanc, stop
 
-from interop import files, lifecycle
-from interop.archive import Archive
-from interop.orthanc import Program
-from pgorthanc_cli import db, embedded, replication
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.replication.compare import at
+from pgorthanc_cli.server import embedded
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.interop.orthanc import Program
+from tests.replication.site import answer, crash, pgorthanc, stop
+from tests.support.real_servers import free_port
 
 pytestmark = pytest.mark.interop
 

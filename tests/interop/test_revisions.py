@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from schemas import run
 
-from interop import files, lifecycle
-from interop.archive import Archive
-from interop.files import Dicom
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.interop.files import Dicom
+from tests.support.schemas import run
 
 pytestmark = pytest.mark.interop
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 
 import pytest
-from schemas import rows
 
-from interop import files, lifecycle
-from interop.archive import Archive
 from pgorthanc_cli import db, storage
+from tests.interop import files, lifecycle
+from tests.interop.archive import Archive
+from tests.support.schemas import rows
 
 pytestmark = pytest.mark.interop
 

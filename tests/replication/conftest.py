@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_servers import Server
 
-from replication.site import Site, make_template
+from tests.replication.site import Site, make_template
+from tests.support.real_servers import Server
 
 
 @pytest.fixture(scope="session")

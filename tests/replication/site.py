@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from psycopg2.extensions import make_dsn
-from real_servers import Server, free_port, wait_until
 
-from pgorthanc_cli import db, replication, revision
-from pgorthanc_cli.datafolder import works_in
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
 from pgorthanc_cli.replication.compare import wait_for
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.server.datafolder import works_in
+from tests.support.real_servers import Server, free_port, wait_until
 
 PASSWORD = "orthanc:secret"
 HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"

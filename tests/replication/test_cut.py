@@ -14,12 +14,12 @@ from contextlib import suppress
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import standby
-from replication.site import Site, pgorthanc
+from tests.replication.site import Site, pgorthanc
+from tests.support.real_servers import wait_until
 
 QUICK_BYTES = 4 << 20  # an empty cluster has more than five times as many
 

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import samples
-from real_servers import wait_until
 
-from pgorthanc_cli import db, programs, replication, verify
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication.compare import compare
-from replication.site import Site, answer, crash, ids
+from pgorthanc_cli.schema import verify
+from pgorthanc_cli.server import programs
+from tests.replication.site import Site, answer, crash, ids
+from tests.support import samples
+from tests.support.real_servers import wait_until
 
 FILES = 2000
 MAJORS = sorted({found.version[0] for found in programs.installed()})

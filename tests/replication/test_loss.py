@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_servers import Server
 
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.replication import loss
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.loss import Loss
 from pgorthanc_cli.replication.walsender import show_lsn
+from tests.support.real_servers import Server
 
 SEGMENT_BYTES = 1 << 20
 

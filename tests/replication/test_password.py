@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psycopg2
 import pytest
-from real_servers import wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PartialFailure, PgOrthancError, UsageError
 from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
-from replication.site import HBA, Site, pgorthanc, stop
+from tests.replication.site import HBA, Site, pgorthanc, stop
+from tests.support.real_servers import wait_until
 
 ROLE = replication.ROLE
 NewSite = Callable[..., Site]

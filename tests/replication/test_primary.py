@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import free_port
 
-from pgorthanc_cli import db, embedded, hba, replication
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.replication.plan import Item
-from replication.site import HBA, Site, answer, pgorthanc, stop
+from pgorthanc_cli.server import embedded, hba
+from tests.replication.site import HBA, Site, answer, pgorthanc, stop
+from tests.support.real_servers import free_port
 
 NewSite = Callable[..., Site]
 ROLE = replication.ROLE

@@ -13,16 +13,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from proxy import Proxy, proxy
 from psycopg2.extensions import make_dsn, parse_dsn
-from real_servers import wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import probe
 from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.replication.promote import connection_uri
-from replication.site import Site, answer, crash, make_template, pgorthanc
+from tests.replication.site import Site, answer, crash, make_template, pgorthanc
+from tests.support.proxy import Proxy, proxy
+from tests.support.real_servers import wait_until
 
 Fence = replication.Fence
 DOWN = Fence(gone=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import free_port, wait_until
 
-from pgorthanc_cli import db, embedded, replication
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.replication import standby
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.mark import MARK
-from replication.site import Site, answer, crash, make_template, pgorthanc, stop
-from replication.test_promote import cut_off, promote, written
+from pgorthanc_cli.server import embedded
+from tests.replication.site import Site, answer, crash, make_template, pgorthanc, stop
+from tests.replication.test_promote import cut_off, promote, written
+from tests.support.real_servers import free_port, wait_until
 
 Fence = replication.Fence
 

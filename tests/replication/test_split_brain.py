@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from proxy import proxy
 from psycopg2.extensions import make_dsn
-from real_servers import free_port, wait_until
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import fence, mark
 from pgorthanc_cli.replication.cluster import SOCKETS, Cluster, processes
-from replication.site import Site, answer, crash, pgorthanc, stop
-from replication.test_promote import DOWN, promote, written
+from tests.replication.site import Site, answer, crash, pgorthanc, stop
+from tests.replication.test_promote import DOWN, promote, written
+from tests.support.proxy import proxy
+from tests.support.real_servers import free_port, wait_until
 
 Fence = replication.Fence
 

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import samples
-from importing import run
-from real_servers import LOCALHOST, certificate, free_port
-from servers import fill
 
-from pgorthanc_cli import db, programs, replication
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import standby
 from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
-from replication.site import Site, answer, pgorthanc, stop
+from pgorthanc_cli.server import programs
+from tests.replication.site import Site, answer, pgorthanc, stop
+from tests.support import samples
+from tests.support.importing import run
+from tests.support.real_servers import LOCALHOST, certificate, free_port
+from tests.support.servers import fill
 
 NewSite = Callable[..., Site]
 WIDE = re.compile(r"\btrust\b|0\.0\.0\.0/0|::/0|SUPERUSER", re.IGNORECASE)

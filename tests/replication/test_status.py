@@ -15,13 +15,14 @@ from dataclasses import replace
 
 import pytest
 from psycopg2.extensions import make_dsn
-from real_servers import free_port, wait_until
 
-from pgorthanc_cli import db, replication, revision
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
-from replication.site import Site, pgorthanc
+from pgorthanc_cli.schema import revision
+from tests.replication.site import Site, pgorthanc
+from tests.support.real_servers import free_port, wait_until
 
 
 def seen(site: Site, **limits: int) -> replication.Status:

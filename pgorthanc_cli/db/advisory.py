@@ -1,0 +1,100 @@
+"""Orthanc's advisory locks, and ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import psycopg2
+
+from pgorthanc_cli.db.safe_session import alone
+from pgorthanc_cli.errors import InUseError
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+# Orthanc's advisory locks: session-level, single-bigint form, one database wide (SCHEMA.md 8).
+LOCK_INDEX = 42
+LOCK_STORAGE = 43
+LOCK_DATABASE_SETUP = 44
+LOCK_CREATE_INSTANCE = 45
+# Ours: whoever brings the index to another revision, in whatever phase, holds it. Orthanc does not know it.
+LOCK_TRANSITION = 0x50474F52
+LOCK_NAMES = {
+    LOCK_INDEX: "index",
+    LOCK_STORAGE: "storage",
+    LOCK_DATABASE_SETUP: "database set-up",
+    LOCK_CREATE_INSTANCE: "create instance",
+    LOCK_TRANSITION: "upgrade",
+}
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """A session that holds one of Orthanc's advisory locks."""
+
+    lock: int
+    pid: int
+    role: str | None
+    application: str | None
+    address: str | None
+    since: datetime | None
+    state: str | None
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
+        return (
+            f"pid {self.pid}, application {self.application or 'without a name'}, "
+            f"role {self.role or 'hidden'}, address {self.address or 'local'}{since}"
+        )
+
+
+def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
+    """Who holds Orthanc's advisory locks in this database, read from pg_locks: no lock is tried."""
+    wanted = list(locks or LOCK_NAMES)
+    with conn.cursor() as cur:
+        cur.execute(
+            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr),
+                      a.backend_start, a.state
+               FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+               WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted
+                 AND l.database = (SELECT oid FROM pg_catalog.pg_database
+                     WHERE datname = pg_catalog.current_database())
+                 AND l.objid::bigint = ANY(%s) ORDER BY 1, 2""",
+            (wanted,),
+        )
+        return [LockHolder(*row) for row in cur.fetchall()]
+
+
+@contextmanager
+def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterator[None]:
+    """Hold one of Orthanc's advisory locks, tried every 0.5 s as Orthanc does it.
+
+    Taken and released in transactions of its own: what the connection has open is committed first, and what
+    the block leaves uncommitted is rolled back. A lost connection has lost the lock, too; no second error then.
+
+    Raises:
+        InUseError: Somebody else still holds it after `wait_s` seconds; the message says who.
+    """
+    conn.commit()
+    deadline = time.monotonic() + wait_s
+    while not alone(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s::bigint)", lock)[0]:
+        if time.monotonic() >= deadline:
+            who = "; ".join(str(h) for h in lock_holders(conn, lock)) or "a session that has just ended"
+            conn.rollback()
+            raise InUseError(
+                f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {who}",
+                "stop that Orthanc, or wait until its work is done; then run the same command again",
+            )
+        time.sleep(0.5)
+    try:
+        yield
+    finally:
+        with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
+            conn.rollback()
+            alone(conn, "SELECT pg_catalog.pg_advisory_unlock(%s::bigint)", lock)

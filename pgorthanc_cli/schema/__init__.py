@@ -1,0 +1,1 @@
+"""The versioned schema of the index: catalogs, scripts, creation, status, verification, repair."""

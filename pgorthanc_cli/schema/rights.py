@@ -1,0 +1,147 @@
+"""Which rights a role lacks to change an index, and the statements that give it these and no others.
+
+Orthanc works with the role that owns the tables. So the tables never change their owner in favour of another role:
+that would lock Orthanc out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from psycopg2 import sql
+
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.schema import catalog
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_OWNER = """
+    SELECT pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
+           pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+        FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = %s::pg_catalog.regnamespace AND c.relname = 'resources' AND c.relkind IN ('r', 'p')
+"""
+_ROLE = "SELECT current_user::text, pg_catalog.current_database()::text"
+# The steps act as the owner of the index, who then has to own all of it.
+_OTHERS = """
+    SELECT 'TABLE', c.oid::pg_catalog.regclass::text, c.relkind::text, c.relname::text FROM pg_catalog.pg_class c
+        WHERE c.relnamespace = %(schema)s::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'S')
+            AND c.relname = ANY (%(names)s) AND NOT pg_catalog.pg_has_role(%(owner)s::name, c.relowner, 'USAGE')
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype IN ('a', 'i')
+                AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.relkind = 'S')
+    UNION ALL
+    SELECT 'FUNCTION', p.oid::pg_catalog.regprocedure::text, 'f', p.proname::text FROM pg_catalog.pg_proc p
+        WHERE p.pronamespace = %(schema)s::pg_catalog.regnamespace AND p.proname = ANY (%(functions)s)
+            AND NOT pg_catalog.pg_has_role(%(owner)s::name, p.proowner, 'USAGE') ORDER BY 1 DESC, 2
+"""
+_LACKS = """
+    SELECT NOT pg_catalog.has_schema_privilege(%(role)s::name, %(name)s, 'CREATE'),
+           NOT pg_catalog.has_schema_privilege(%(role)s::name, %(name)s, 'USAGE'),
+           NOT pg_catalog.has_database_privilege(%(role)s::name, pg_catalog.current_database(), 'TEMPORARY')
+"""
+
+
+def require_change(conn: Connection, schema: str, found: catalog.Catalog) -> None:
+    """Make sure that this role may bring the index to another revision.
+
+    Raises:
+        RevisionError: It may not; the hint is executed as it stands, and gives what is missing and no more.
+    """
+    name = sql.Identifier(schema).as_string(conn)
+    role, _ = db.row(conn, _ROLE) or ("", "")
+    owner, acts, member = db.row(conn, _OWNER, name) or (role, True, True)
+    if not acts:
+        way = (
+            ""
+            if member
+            else f"; or have an administrator run: GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};"
+        )
+        raise RevisionError(
+            f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
+            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){way}",
+        )
+    grants = [*_ownership(conn, name, owner, found), *missing(conn, name, owner)]
+    if grants:
+        raise RevisionError(
+            f"role {owner}, which owns the index in schema {schema}, lacks rights to change it",
+            f"have an administrator run: {' '.join(grants)}",
+        )
+
+
+def require_creation(conn: Connection, schema: str, found: catalog.Catalog) -> None:
+    """Make sure that this role may create an index, or what is missing of one.
+
+    Raises:
+        RevisionError: It may not; the hint is executed as it stands, and gives what is missing and no more.
+    """
+    name = sql.Identifier(schema).as_string(conn)
+    role, _ = db.row(conn, _ROLE) or ("", "")
+    owner, _, _ = db.row(conn, _OWNER, name) or (role, True, True)
+    superuser = db.value(conn, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
+    if owner != role and not superuser:
+        raise RevisionError(
+            f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
+            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration)",
+        )
+    grants = [*_ownership(conn, name, role, found), *missing(conn, name, role)]
+    if grants:
+        raise RevisionError(
+            f"role {role} lacks rights to create the index in schema {schema}",
+            f"have an administrator run: {' '.join(grants)}",
+        )
+
+
+def missing(conn: Connection, name: str, role: str) -> list[str]:
+    """Return the grants that a role lacks to create tables in a schema, given by its quoted name."""
+    create, usage, temporary = _lacks(conn, name, role)
+    who = _quoted(conn, role)
+    kinds = ", ".join(kind for kind, lacks in (("USAGE", usage), ("CREATE", create)) if lacks)
+    grants = [f"GRANT {kinds} ON SCHEMA {name} TO {who};"] if kinds else []
+    if temporary:
+        database = conn.info.dbname
+        grants.append(f"GRANT TEMPORARY ON DATABASE {_quoted(conn, database)} TO {who};")
+    return grants
+
+
+def _lacks(conn: Connection, name: str, role: str) -> tuple[bool, bool, bool]:
+    with conn.cursor() as cur:
+        cur.execute(_LACKS, {"role": role, "name": _bare(name)})
+        create, usage, temporary = cur.fetchone() or (False, False, False)
+    return create, usage, temporary
+
+
+def _ownership(conn: Connection, name: str, owner: str, found: catalog.Catalog) -> list[str]:
+    known = {entry for number in catalog.revisions() for entry in catalog.wanted(number, with_storage=True)}
+    there = [entry.partition(" ") for entry in found if entry in known]
+    arguments = {
+        "schema": name,
+        "owner": owner,
+        "names": [rest for kind, _, rest in there if kind in ("table", "sequence")],
+        "functions": [rest.partition("(")[0] for kind, _, rest in there if kind == "function"],
+    }
+    with conn.cursor() as cur:
+        cur.execute(_OTHERS, arguments)
+        rows = cur.fetchall()
+    kinds = {"S": "SEQUENCE"}
+    return [
+        f"ALTER {kinds.get(relkind, kind)} {_qualified(conn, name, text, plain, kind)} OWNER TO {_quoted(conn, owner)};"
+        for kind, text, relkind, plain in rows
+    ]
+
+
+def _qualified(conn: Connection, name: str, text: str, plain: str, kind: str) -> str:
+    """Name an object with its schema, whatever search_path shows."""
+    arguments = text[text.index("(") :] if kind == "FUNCTION" else ""
+    return f"{name}.{_quoted(conn, plain)}{arguments}"
+
+
+def _bare(name: str) -> str:
+    """Return a quoted name as has_schema_privilege wants it."""
+    return name[1:-1].replace('""', '"')
+
+
+def _quoted(conn: Connection, name: str) -> str:
+    """Quote a name where it has to be, as people write it."""
+    return str(db.value(conn, "SELECT pg_catalog.quote_ident(%s)", name))

@@ -1,0 +1,116 @@
+"""Mending a schema: the script, and running it with its proof."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli import db
+from pgorthanc_cli.db import planted
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema.verify.compare import schema as compare
+from pgorthanc_cli.schema.verify.model import Finding, Repaired, SchemaReport
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+# What is made belongs to the owner of the index, whoever runs this.
+_PREPARE = """SET LOCAL lock_timeout = '5s';
+SELECT set_config('role', pg_get_userbyid(relowner), true) FROM pg_class WHERE oid = to_regclass('resources');"""
+_LOCK = """DO $$
+BEGIN
+    EXECUTE (SELECT 'LOCK TABLE ' || string_agg(quote_ident(relname), ', ') || ' IN SHARE ROW EXCLUSIVE MODE'
+                 FROM pg_class
+                 WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('r', 'p')
+                     AND pg_has_role(relowner, 'USAGE'));
+END
+$$;"""
+_ALONE = f"""DO $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock({db.LOCK_DATABASE_SETUP}) OR EXISTS (
+            SELECT FROM pg_locks JOIN pg_database d ON d.oid = database
+                WHERE datname = current_database() AND locktype = 'advisory' AND classid = 0
+                    AND objid IN ({db.LOCK_INDEX}, {db.LOCK_STORAGE}) AND objsubid = 1
+                    AND pid <> pg_backend_pid()) THEN
+        RAISE EXCEPTION 'an Orthanc works on database %', current_database()
+            USING ERRCODE = 'object_in_use', HINT = 'Stop every Orthanc that uses it, then run this again.';
+    END IF;
+END
+$$;"""
+
+
+def script(report: SchemaReport) -> str:
+    """What `repair` would run, for an administrator: one transaction, with psql or psql -1.
+
+    It says beside each statement which finding it mends, and what it does not mend.
+    """
+    name = '"' + report.schema.replace('"', '""') + '"'
+    why = {fix: finding for finding in report.findings for fix in finding.repair}
+    left = [finding for finding in report.findings if not finding.repair]
+    lines = [
+        f"-- Mends an Orthanc index at revision {report.revision}, printed by: pgorthanc verify schema --repair",
+        *(_comment(f"not mended: {finding}") for finding in left),
+        "BEGIN;",
+        f"SET LOCAL search_path TO {name};",
+        _ALONE,
+        _PREPARE,
+        _LOCK,
+        *(f"\n{_comment(str(why[fix]))}\n{fix.sql}" for fix in report.fixes),
+        "\nCOMMIT;",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
+    """Mend all that can be mended, read everything back, and commit only if it is as it must be.
+
+    Args:
+        conn: A connection; what it has open is committed first.
+        schema: PostgreSQL namespace.
+        deep: Also what only a recount shows.
+
+    Raises:
+        ConnectError: There is no such schema, it may not be used, or the server takes no writes.
+        RevisionError: There is no index of a known layout, or something is still wrong after it; then nothing is
+            changed.
+        InUseError: An Orthanc works on the database, or somebody keeps a table locked.
+    """
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), revision.driver_errors(), conn:
+        revision.require_idle(conn, schema)
+        compare(conn, schema)  # refuses what is no index before anything is locked
+        planted.hold_still(conn)
+        _run(conn, [_PREPARE, _LOCK])
+        before = compare(conn, schema, deep=deep)
+        _run(conn, [fix.sql for fix in before.fixes])
+        after = compare(conn, schema, deep=deep)
+        _require_mended(before, after)
+    names = {finding.name for finding in after.findings}
+    return Repaired(
+        schema=schema,
+        revision=after.revision,
+        healthy=after.healthy,
+        repaired=tuple(finding.name for finding in before.findings if finding.name not in names),
+        left=after.findings,
+    )
+
+
+def _run(conn: Connection, statements: list[str]) -> None:
+    with conn.cursor() as cur:
+        for statement in statements:
+            cur.execute(statement)
+
+
+def _require_mended(before: SchemaReport, after: SchemaReport) -> None:
+    """Whatever still matters was there before, and known not to be mended by this."""
+    expected = {finding.name for finding in before.findings if not finding.repair}
+    wrong: list[Finding] = [finding for finding in after.mattering if finding.name not in expected]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise RevisionError(
+            f"the repair would leave the schema with: {'; '.join(map(str, wrong[:3]))}{more}; it was rolled back",
+            "print the statements with --repair, and see which of them does not do its work",
+        )
+
+
+def _comment(text: str) -> str:
+    return "-- " + " ".join(text.split())

@@ -1,0 +1,74 @@
+"""What a change of revision is told, and what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.schema.duplicates import Differing, Duplicate, SurplusFile
+
+PHASES = ("prepare", "switch", "finish")
+ANALYZED = ("resources", "metadata")
+"""The tables in which a change writes so many rows that the planner has to know."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to change the revision.
+
+    Attributes:
+        phases: Which phases to run, in this order: `prepare`, `switch`, `finish`.
+        wait_s: How long to wait for others to leave the database before the switch, in seconds.
+        terminate: End the sessions of others instead.
+        repair_duplicates: Merge resources that have the same public id.
+        discard: Do not keep aside what a lower revision cannot hold.
+        export: Write it to this file before, one JSON document per line.
+    """
+
+    phases: tuple[str, ...] = PHASES
+    wait_s: float = 0
+    terminate: bool = False
+    repair_duplicates: bool = False
+    discard: bool = False
+    export: Path | None = None
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What has become of an index.
+
+    Attributes:
+        schema: PostgreSQL namespace.
+        before: Its revision before; 0 for the layouts before revision 1.
+        revision: Its revision now.
+        phases: The phases that have run.
+        repaired: What was not as its revision must be, and has been mended.
+        kept: Rows that are kept aside, by table.
+        restored: Rows that were kept aside and are back, by table.
+        merged: Public ids that occurred more than once, and now do not.
+        differing: What differed between their resources.
+        surplus_files: Files that no row names any more.
+        child_counts: Resources whose children have been counted.
+        trigram: State of the trigram index, see `catalog.trigram`.
+        blocked_s: How long nobody else could work on the index, in seconds.
+        elapsed_s: How long everything took, in seconds.
+    """
+
+    schema: str
+    before: int
+    revision: int
+    phases: tuple[str, ...]
+    repaired: tuple[str, ...] = ()
+    kept: dict[str, int] = field(default_factory=dict)
+    restored: dict[str, int] = field(default_factory=dict)
+    merged: tuple[Duplicate, ...] = ()
+    differing: tuple[Differing, ...] = ()
+    surplus_files: tuple[SurplusFile, ...] = ()
+    child_counts: int = 0
+    trigram: str = "valid"
+    blocked_s: float = 0.0
+    elapsed_s: float = 0.0
+
+
+Event = Progress | Changed

@@ -1,7 +1,0 @@
-"""Whether an index is what Orthanc expects: differences that matter, why, and what mends them."""
-
-from pgorthanc_cli.verify.apply import repair, script
-from pgorthanc_cli.verify.compare import schema
-from pgorthanc_cli.verify.model import Finding, Fix, Phase, Repaired, SchemaReport
-
-__all__ = ["Finding", "Fix", "Phase", "Repaired", "SchemaReport", "repair", "schema", "script"]

@@ -1,0 +1,500 @@
+"""Files whose instance is stored already: compared, replaced by a later version, put back where content is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pgorthanc_cli import db, index, ingest, storage
+from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.index import Overwrite
+from tests.ingest.test_follow import Following, aged
+from tests.ingest.test_follow import _look_often as _look_often  # a fixture
+from tests.support import samples
+from tests.support.importing import check_area, dumped, ends, run
+from tests.support.schemas import rows
+from tests.support.schemas import run as execute
+
+
+def changed(path: Path) -> Path:
+    """The same instance with other pixels."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+def stored(target: db.Target) -> dict[str, str]:
+    """Uuid -> MD5."""
+    return dict(rows(target, "SELECT uuid, uncompressedhash FROM attachedfiles ORDER BY id"))
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(params=["filesystem", "large objects"])
+def area(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path / "area" if request.param == "filesystem" else None
+
+
+# --- known, but different ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_known_file_with_other_content_is_counted_and_listed(
+    fresh: db.Target, tmp_path: Path, area: Path | None, jobs: int
+) -> None:
+    files = samples.folder(tmp_path / "in", 5)
+    run(fresh, files, area)
+    before = dumped(fresh)
+    changed(files[1])
+    report = run(fresh, files, area, jobs)
+    assert ends(report) == (0, 5, 0, 0)
+    assert (report.differing, report.uncompared, report.restored) == (1, 0, 0)
+    [difference] = report.differences
+    assert difference.path == str(files[1])
+    assert md5(files[1]) in difference.reason
+    assert any("--overwrite if-changed" in warning for warning in report.warnings)
+    assert dumped(fresh) == before
+    assert ends(run(fresh, files, area, overwrite=Overwrite.IF_CHANGED)) == (0, 4, 1, 0)
+    report = run(fresh, files, area)
+    assert (report.known, report.differing, report.warnings) == (5, 0, [])
+
+
+def test_two_versions_in_one_import(fresh: db.Target, tmp_path: Path, area: Path | None) -> None:
+    """The second one is known by the time of its turn, in the same transaction."""
+    [first] = samples.folder(tmp_path / "in", 1)
+    second = changed(Path(shutil.copy(first, tmp_path / "in" / "second.dcm")))
+    same = Path(shutil.copy(first, tmp_path / "in" / "same.dcm"))
+    for dry_run in (True, False):
+        report = run(fresh, [first, second, same], area, dry_run=dry_run)
+        assert ends(report) == (1, 2, 0, 0)
+        assert [each.path for each in report.differences] == [str(second)]
+    assert list(stored(fresh).values()) == [md5(first)]
+
+
+def test_without_md5_sums_only_sizes_are_compared(
+    fresh: db.Target, tmp_path: Path, area: Path | None
+) -> None:
+    files = samples.folder(tmp_path / "in", 3)
+    run(fresh, files, area, store_md5=False)
+    changed(files[0])
+    files[1].write_bytes(files[1].read_bytes() + bytes.fromhex("fcfffcff 4f42 0000 00000000"))
+    report = run(fresh, files, area, store_md5=False)
+    assert ends(report) == (0, 3, 0, 0)
+    assert (report.differing, report.uncompared) == (1, 2)
+    assert any("by size only" in warning for warning in report.warnings)
+
+
+def test_if_changed_without_md5_sums_is_refused_as_by_orthanc(fresh: db.Target, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="IfChanged"):
+        run(fresh, [], tmp_path / "area", store_md5=False, overwrite=Overwrite.IF_CHANGED)
+
+
+def test_an_instance_without_its_dicom_file_differs(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 1)
+    run(fresh, files, tmp_path / "area")
+    execute(fresh, "SELECT createdeletedfilestemporarytable(); DELETE FROM attachedfiles")
+    assert run(fresh, files, tmp_path / "area").differing == 1
+    assert ends(run(fresh, files, tmp_path / "area", overwrite=Overwrite.IF_CHANGED)) == (0, 0, 1, 0)
+
+
+def test_the_command_says_so(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, tmp_path / "area")
+    changed(files[0])
+
+    def pgorthanc(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", fresh.dsn, *options]
+        more = ["--storage-dir", str(tmp_path / "area"), *map(str, files)]
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=60)
+
+    said = " ".join(pgorthanc().stderr.split())
+    assert "1 known file differs" in said
+    assert "--overwrite if-changed" in said
+    assert pgorthanc("--dry-run").stdout.startswith("Dry run, nothing was changed.")
+    assert '"dry_run": true' in pgorthanc("--dry-run", "--json").stdout
+    assert '"dry_run": false' in pgorthanc("--json").stdout
+
+
+# --- with a journal ----------------------------------------------------------------------------------------
+
+
+def deliver(
+    target: db.Target, feed: ingest.Feed, area: Path | None, read: list[str] | None = None
+) -> ingest.Report:
+    """An import; the names of the files that it reads go into `read`."""
+    import threading
+
+    settings, stop, tally = ingest.Settings(storage_dir=area), threading.Event(), ingest.Tally()
+
+    def noted(sources: Iterator[Any]) -> Iterator[Any]:
+        for source in sources:
+            if isinstance(source, ingest.Source) and read is not None:
+                read.append(Path(source.path).name)
+            yield source
+
+    def work(sources: Iterator[Any], *, few: bool) -> Iterator[ingest.Batch]:
+        return ingest.run_sources(target, noted(sources), settings, jobs=1, stop=stop)
+
+    for batch in ingest.deliver(target, feed, settings, work, stop):
+        tally.add(batch)
+    return tally.report()
+
+
+def test_a_journal_does_not_hide_that_a_file_differs(
+    fresh: db.Target, tmp_path: Path, area: Path | None
+) -> None:
+    files = [aged(path) for path in samples.folder(tmp_path / "in", 3)]
+    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
+    assert deliver(fresh, feed, area).imported == 3
+    read: list[str] = []
+    assert deliver(fresh, feed, area, read).known == 3
+    assert read == []
+    time = files[0].stat().st_mtime_ns
+    os.utime(changed(files[0]), ns=(time, time))  # the same size and time of change: not seen, as documented
+    assert deliver(fresh, feed, area, read).differing == 0
+    os.utime(files[0], (1, 1))
+    for _ in range(2):  # it is listed each time
+        report = deliver(fresh, feed, area, read)
+        assert (report.known, report.differing) == (3, 1)
+    assert read == ["00000.dcm"] * 2
+    other = changed(Path(shutil.copy(files[1], tmp_path / "newer.dcm")))
+    run(fresh, [other], area, overwrite=Overwrite.ALWAYS)  # now the index has something else than this file
+    assert deliver(fresh, feed, area, read).differing == 2
+    assert read[2:] == ["00000.dcm", "00001.dcm"]
+
+
+def test_a_journal_does_not_hide_that_content_is_missing(
+    fresh: db.Target, tmp_path: Path, area: Path | None
+) -> None:
+    files = [aged(path) for path in samples.folder(tmp_path / "in", 3)]
+    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
+    deliver(fresh, feed, area)
+    lose(fresh, area, md5(files[2]))
+    read: list[str] = []
+    report = deliver(fresh, feed, area, read)
+    assert (read, report.known, report.restored) == (["00002.dcm"], 2, 1)
+    whole(fresh, area)
+
+
+def test_a_journal_of_an_older_version_is_brought_up_to_date(fresh: db.Target, tmp_path: Path) -> None:
+    for path in samples.folder(tmp_path / "in", 3):
+        aged(path)
+    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
+    deliver(fresh, feed, tmp_path / "area")
+    with sqlite3.connect(tmp_path / "journal") as conn:
+        conn.execute("ALTER TABLE files DROP COLUMN md5")
+        conn.execute("ALTER TABLE files DROP COLUMN stored")
+    conn.close()
+    read: list[str] = []
+    assert deliver(fresh, feed, tmp_path / "area", read).known == 3
+    assert read == []
+
+
+# --- --follow ----------------------------------------------------------------------------------------------
+
+
+def preallocated(path: Path) -> bytes:
+    """A file with its full size and zeros in its pixel data; returns what it will be."""
+    content = samples.instance(PixelData=bytes(range(1, 9)))
+    path.write_bytes(content[:-8] + bytes(8))
+    return content
+
+
+def test_follow_replaces_what_was_imported_too_early(fresh: db.Target, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "scan.dcm"
+    path.parent.mkdir()
+    content = preallocated(path)
+    with Following(fresh, tmp_path) as import_:
+        import_.until(lambda r: r.imported == 1)
+        path.write_bytes(content)
+        import_.until(lambda r: r.overwritten == 1)
+        os.utime(path)  # once more, without a change
+        import_.until(lambda r: r.known == 1)
+    assert list(stored(fresh).values()) == [md5(path)]
+    assert import_.tally.report().differing == 0
+    check_area(fresh, import_.area)
+
+
+def test_follow_replaces_only_what_came_from_that_path(fresh: db.Target, tmp_path: Path) -> None:
+    """Another file with the same identifiers, and one that was stored by others, are known and different."""
+    (tmp_path / "in").mkdir()
+    first, second = tmp_path / "in" / "a.dcm", tmp_path / "in" / "b.dcm"
+    content = preallocated(first)
+    with Following(fresh, tmp_path) as import_:
+        import_.until(lambda r: r.imported == 1)
+        second.write_bytes(content)
+        import_.until(lambda r: r.differing == 1)
+        assert list(stored(fresh).values()) == [md5(first)]
+        newer = tmp_path / "newer.dcm"
+        newer.write_bytes(content[:-8] + b"newer..!")
+        run(fresh, [newer], import_.area, overwrite=Overwrite.ALWAYS)
+        first.write_bytes(content)
+        import_.until(lambda r: r.differing == 2)
+    assert list(stored(fresh).values()) == [md5(newer)]
+    assert import_.tally.report().overwritten == 0
+
+
+def test_follow_replaces_it_after_a_restart_with_a_journal(fresh: db.Target, tmp_path: Path) -> None:
+    path = tmp_path / "in" / "scan.dcm"
+    path.parent.mkdir()
+    content = preallocated(path)
+    journal = tmp_path / "journal"
+    with Following(fresh, tmp_path, journal=journal) as import_:
+        import_.until(lambda r: r.imported == 1)
+    path.write_bytes(content)
+    aged(path)
+    with Following(fresh, tmp_path, journal=journal) as import_:
+        import_.until(lambda r: r.overwritten == 1)
+    assert list(stored(fresh).values()) == [md5(path)]
+    with Following(fresh, tmp_path, journal=journal) as import_:
+        import_.until(lambda r: r.known == 1)
+    assert import_.tally.report().differing == 0
+    check_area(fresh, import_.area)
+
+
+# --- missing content ---------------------------------------------------------------------------------------
+
+
+def lose(target: db.Target, area: Path | None, hash_: str) -> str:
+    """Remove the stored content with that MD5, behind the back of the index; its uuid."""
+    [(uuid,)] = rows(
+        target, f"SELECT uuid FROM attachedfiles WHERE uncompressedhash = '{hash_}' AND filetype = 1"
+    )
+    if area:
+        storage.FilesystemArea(area).delete(uuid)
+    else:  # as after pg_dump -B: the row points to nothing
+        execute(target, f"SELECT lo_unlink(content) FROM storagearea WHERE uuid = '{uuid}'")
+    return str(uuid)
+
+
+def whole(target: db.Target, area: Path | None) -> None:
+    """Every attachment is what its row says, and nothing else is stored."""
+    if area:
+        check_area(target, area)
+        return
+    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        objects = storage.LargeObjectArea(conn)
+        cur.execute("SELECT uuid, filetype, compressedsize, compressedhash FROM index.attachedfiles")
+        for uuid, kind, size, hash_ in cur.fetchall():
+            content = objects.get(uuid, kind)
+            assert (len(content), hashlib.md5(content).hexdigest()) == (size, hash_)
+        cur.execute(
+            "SELECT (SELECT count(*) FROM index.storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
+        )
+        assert len(set(cur.fetchone() or ())) == 1
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("overwrite", [Overwrite.NEVER, Overwrite.IF_CHANGED])
+def test_lost_content_is_put_back(
+    fresh: db.Target, tmp_path: Path, area: Path | None, compress: bool, jobs: int, overwrite: Overwrite
+) -> None:
+    files = samples.folder(tmp_path / "in", 4)
+    run(fresh, files, area, compress=compress)
+    before = dumped(fresh)
+    lose(fresh, area, md5(files[1]))
+    again = shutil.copy(files[1], tmp_path / "again.dcm")  # the same twice: it is put back once
+    settings: dict[str, Any] = {"compress": compress, "overwrite": overwrite}
+    report = run(fresh, [*files, Path(again)], area, dry_run=True, **settings)
+    assert (report.restored, ends(report)) == (1, (0, 4, 0, 0))
+    report = run(fresh, [*files, Path(again)], area, jobs, **settings)
+    assert (report.restored, ends(report)) == (1, (0, 4, 0, 0))
+    assert any("missing in the storage" in warning for warning in report.warnings)
+    whole(fresh, area)
+    assert dumped(fresh) == before
+    report = run(fresh, files, area, **settings)
+    assert (report.restored, ends(report)) == (0, (0, 4, 0, 0))
+
+
+def test_a_row_without_a_large_object_gets_it_back(fresh: db.Target, tmp_path: Path) -> None:
+    """The row of storagearea is missing as well."""
+    files = samples.folder(tmp_path / "in", 3)
+    run(fresh, files, None)
+    execute(fresh, "DELETE FROM storagearea")
+    assert run(fresh, files, None).restored == 3
+    whole(fresh, None)
+
+
+def test_a_large_object_too_large_to_hand_over(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgorthanc_cli.ingest.settle.HANDED_OVER_BYTES", 10)
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, None)
+    lose(fresh, None, md5(files[0]))
+    assert run(fresh, files, None).restored == 1
+    whole(fresh, None)
+
+
+def test_a_file_of_another_size_is_replaced(fresh: db.Target, tmp_path: Path) -> None:
+    area = tmp_path / "area"
+    files = samples.folder(tmp_path / "in", 3)
+    run(fresh, files, area)
+    names = [storage.FilesystemArea(area).path(uuid) for uuid in stored(fresh)]
+    names[0].write_bytes(b"")
+    os.truncate(names[1], 100)
+    assert run(fresh, files, area).restored == 2
+    whole(fresh, area)
+
+
+def test_other_content_never_takes_the_place_of_what_is_lost(
+    fresh: db.Target, tmp_path: Path, area: Path | None
+) -> None:
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, area)
+    lose(fresh, area, md5(files[0]))
+    changed(files[0])
+    report = run(fresh, files, area)
+    assert (report.restored, report.differing, ends(report)) == (0, 1, (0, 2, 0, 0))
+    assert ends(run(fresh, files, area, overwrite=Overwrite.IF_CHANGED)) == (0, 1, 1, 0)
+    whole(fresh, area)
+
+
+@pytest.mark.parametrize("column", ["uncompressedhash", "compressedhash"])
+def test_what_cannot_be_proved_equal_is_not_put_back(
+    fresh: db.Target, tmp_path: Path, area: Path | None, column: str
+) -> None:
+    """Without an MD5, or when the stored form cannot be reproduced (another zlib)."""
+    files = samples.folder(tmp_path / "in", 1)
+    run(fresh, files, area, compress=True)
+    lose(fresh, area, md5(files[0]))
+    execute(fresh, f"UPDATE attachedfiles SET {column} = '{'' if column[0] == 'u' else '0' * 32}'")
+    report = run(fresh, files, area, compress=True)
+    assert (report.restored, report.differing) == (0, 1)
+    assert "--overwrite always" in report.differences[0].reason
+    assert ends(run(fresh, files, area, compress=True, overwrite=Overwrite.ALWAYS)) == (0, 0, 1, 0)
+    whole(fresh, area)
+
+
+def test_nothing_is_put_back_where_no_file_is_stored(fresh: db.Target, tmp_path: Path) -> None:
+    """StoreDicom false: rows without files are as they should be."""
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, tmp_path / "area", store_dicom=False)
+    report = run(fresh, files, tmp_path / "area", store_dicom=False)
+    assert (report.restored, report.known) == (0, 2)
+
+
+def test_content_among_the_large_objects_is_not_lost(fresh: db.Target, tmp_path: Path) -> None:
+    """An archive that was moved to another storage: files of both names would leave orphans."""
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, None)
+    report = run(fresh, files, tmp_path / "area")
+    assert (report.known, report.restored) == (2, 0)
+
+
+def test_a_dry_run_without_a_table_for_large_objects(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 2)
+    execute(fresh, "DROP TABLE storagearea")
+    run(fresh, files, tmp_path / "area")
+    assert run(fresh, files, None, dry_run=True).restored == 2
+
+
+def test_a_row_whose_uuid_is_a_path_is_left_alone(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 1)
+    run(fresh, files, tmp_path / "area")
+    execute(fresh, "UPDATE attachedfiles SET uuid = '../../planted'")
+    assert run(fresh, files, tmp_path / "area").restored == 0
+    assert sorted(os.listdir(tmp_path)) == ["area", "in"]
+
+
+def test_an_instance_that_is_deleted_meanwhile_leaves_no_file(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orthanc removes the rows first, then the file: what is written in between must go again."""
+    area = tmp_path / "area"
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, area)
+    lose(fresh, area, md5(files[0]))
+    put = storage.FilesystemArea.put
+
+    def put_late(self: storage.FilesystemArea, *arguments: Any) -> None:
+        gone = f"DELETE FROM attachedfiles WHERE uuid = '{arguments[0]}'"
+        execute(fresh, f"SELECT createdeletedfilestemporarytable(); {gone}")
+        put(self, *arguments)
+
+    monkeypatch.setattr(storage.FilesystemArea, "put", put_late)
+    run(fresh, files, area)
+    check_area(fresh, area)
+
+
+def test_a_leftover_of_a_killed_run_is_no_obstacle(fresh: db.Target, tmp_path: Path) -> None:
+    area = tmp_path / "area"
+    files = samples.folder(tmp_path / "in", 1)
+    run(fresh, files, area)
+    uuid = lose(fresh, area, md5(files[0]))
+    left = storage.FilesystemArea(area).path(uuid).with_name(storage.temporary_name(uuid))
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    assert run(fresh, files, area).restored == 1
+    check_area(fresh, area)
+
+
+def test_a_folder_in_the_place_of_a_file_does_not_stop_the_import(fresh: db.Target, tmp_path: Path) -> None:
+    area = tmp_path / "area"
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, area)
+    uuid = lose(fresh, area, md5(files[0]))
+    (storage.FilesystemArea(area).path(uuid) / "folder").mkdir(parents=True)
+    report = run(fresh, [*files, *samples.folder(tmp_path / "more", 1, first=5)], area)
+    assert (report.imported, report.known, report.differing, report.restored) == (1, 2, 1, 0)
+
+
+def test_what_is_restored_stays_when_a_dead_run_is_settled(fresh: db.Target, tmp_path: Path) -> None:
+    """A run that is killed between writing a file back and its end has the uuid in its journal."""
+    area = tmp_path / "area"
+    files = samples.folder(tmp_path / "in", 2)
+    run(fresh, files, area)
+    lose(fresh, area, md5(files[0]))
+    program = (
+        "import os; from pgorthanc_cli.ingest import settle; real = settle.index.still_named\n"
+        "settle.index.still_named = lambda *a, **k: os._exit(9)\n"
+        "from pgorthanc_cli.cli import main; main()"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "import",
+        "-j",
+        "1",
+        "--uri",
+        fresh.dsn,
+        "--storage-dir",
+        str(area),
+    ]
+    done = subprocess.run([*command, *map(str, files)], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 9
+    assert len(list((area / ".pgorthanc").glob("*/*restored.json"))) == 1
+    report = run(fresh, files, area)
+    assert (report.known, report.restored) == (2, 0)
+    check_area(fresh, area)
+
+
+def test_adopted_files_are_not_looked_for(fresh: db.Target, tmp_path: Path, area: Path | None) -> None:
+    files = samples.folder(tmp_path / "in", 1)
+    run(fresh, files, area)
+    lose(fresh, area, md5(files[0]))
+    execute(fresh, """UPDATE attachedfiles SET customdata = '{"o":false,"p":"/x.dcm","v":1}'""")
+    report = run(fresh, files, area)
+    assert (report.known, report.restored, report.differing) == (1, 0, 0)
+
+
+def test_one_query_finds_the_absent_objects(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 3)
+    run(fresh, files, None)
+    gone = lose(fresh, None, md5(files[1]))
+    with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
+        assert index.absent_objects(cur, [*stored(fresh), "no-such"]) == {gone, "no-such"}

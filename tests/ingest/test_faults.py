@@ -1,0 +1,174 @@
+"""Import when things go wrong: full disks, signals, kill -9, a server that goes away, two at once."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pgorthanc_cli import db, index, ingest
+from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError
+from pgorthanc_cli.ingest import pipeline
+from pgorthanc_cli.ingest.journal import FOLDER
+from tests.support import samples
+from tests.support.importing import SMALL_BATCHES, check_area, dumped, ends, run
+from tests.support.indexdump import attachments
+
+# --- storage that fails ---------------------------------------------------------------------------------------
+
+
+def test_a_storage_folder_that_cannot_be_made(fresh: db.Target) -> None:
+    with pytest.raises(PgOrthancError, match="cannot be written to"):
+        run(fresh, [samples.REAL], Path("/proc/pgorthanc"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_the_run_and_leaves_no_file(
+    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit on the size of files makes the kernel refuse the write as a full disk does."""
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    small = samples.folder(tmp_path / "in", 4)
+    large = tmp_path / "large.dcm"
+    large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
+            run(fresh, [*small, large], tmp_path / "area", jobs=jobs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    check_area(fresh, tmp_path / "area")
+    assert ends(run(fresh, [*small, large], tmp_path / "area")) == (1, 4, 0, 0)
+    check_area(fresh, tmp_path / "area")
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------
+
+
+def test_an_orthanc_holds_the_index(fresh: db.Target, tmp_path: Path) -> None:
+    orthanc = db.Target(fresh.dsn, application="Orthanc")
+    with db.session(orthanc) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
+        with pytest.raises(InUseError, match=f"pid {conn.info.backend_pid}, application Orthanc"):
+            run(fresh, [samples.REAL], tmp_path / "area")
+        assert ends(run(fresh, [samples.REAL], tmp_path / "area", concurrent=True)) == (1, 0, 0, 0)
+
+
+def test_stopping_ends_with_the_batch_at_hand(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    files = samples.folder(tmp_path / "in", 20)
+    stop = threading.Event()
+    tally = ingest.Tally()
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    for batch in ingest.run(fresh, map(str, files), settings, jobs=2, stop=stop):
+        tally.add(batch)
+        if batch.imported:
+            stop.set()
+    assert ends(tally.report()) == (2, 0, 0, 0)
+    check_area(fresh, tmp_path / "area")
+    assert ends(run(fresh, files, tmp_path / "area")) == (18, 2, 0, 0)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_server_goes_away_in_the_middle(
+    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+    files = samples.folder(tmp_path / "in", 20)
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    counted = 0
+    with db.session(db.Target(fresh.dsn, application="other")) as conn, conn.cursor() as cur:
+        with pytest.raises(ConnectError, match="was lost"):
+            for batch in ingest.run(fresh, map(str, files), settings, jobs=jobs):
+                counted += batch.imported
+                if batch.imported:
+                    cur.execute(
+                        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                           WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+                    )
+                    conn.commit()
+    assert 0 < counted < 20
+    assert ends(run(fresh, files, tmp_path / "area")) == (20 - counted, counted, 0, 0)
+    check_area(fresh, tmp_path / "area")
+
+
+def test_kill_9_leaves_nothing_half_done_after_a_rerun(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path
+) -> None:
+    samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
+    interrupted, whole = new_database(template), new_database(template)
+    command = [
+        *SMALL_BATCHES, "import", "--uri", interrupted.dsn,
+        "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
+    ]  # fmt: skip
+    with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
+        process = subprocess.Popen(
+            command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        while True:
+            assert process.poll() is None, "it ended before it could be killed"
+            cur.execute("SELECT count(*) FROM attachedfiles")
+            if cur.fetchall()[0][0]:
+                break
+        process.kill()
+        process.wait()
+        cur.execute("SELECT count(*) FROM attachedfiles")
+        assert 0 < cur.fetchall()[0][0] < 1500
+    report = run(interrupted, [tmp_path / "in"], tmp_path / "area", concurrent=True)
+    assert report.imported + report.known == 1500
+    run(whole, [tmp_path / "in"], tmp_path / "whole", jobs=2)
+    assert dumped(interrupted) == dumped(whole)
+    check_area(interrupted, tmp_path / "area")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_with_130_and_right_counts(
+    fresh: db.Target, tmp_path: Path, number: signal.Signals
+) -> None:
+    samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
+    command = [
+        *SMALL_BATCHES, "import", "--json", "--uri", fresh.dsn,
+        "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
+    ]  # fmt: skip
+    with db.session(fresh, autocommit=True) as conn, conn.cursor() as cur:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while True:
+            assert process.poll() is None
+            cur.execute("SELECT count(*) FROM attachedfiles")
+            if cur.fetchall()[0][0]:
+                break
+        process.send_signal(number)
+        out, err = process.communicate()
+        assert process.returncode == 130
+        assert json.loads(err)["error"] == "Interrupted"
+        cur.execute("SELECT count(*) FROM attachedfiles")
+        assert json.loads(out)["imported"] == cur.fetchall()[0][0] < 1500
+    check_area(fresh, tmp_path / "area")
+
+
+def test_a_journal_of_another_database_is_left_alone(
+    new_database: Callable[..., db.Target], template: str, tmp_path: Path
+) -> None:
+    one, other = new_database(template), new_database(template)
+    run(one, [samples.REAL], tmp_path / "area")
+    with db.session(one) as conn, conn.cursor() as cur:
+        identity = index.identity(cur)
+        uuids = list(attachments(conn))
+    folder = tmp_path / "area" / FOLDER
+    (folder / "dead").mkdir(parents=True)
+    (folder / "dead.lock").touch()
+    (folder / "dead" / "1.json").write_text(json.dumps({"database": identity, "uuids": uuids}))
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    warnings = [w for batch in ingest.run(other, [], settings, jobs=1) for w in batch.warnings]
+    assert "another database" in warnings[0]
+    assert (tmp_path / "area" / uuids[0][:2] / uuids[0][2:4] / uuids[0]).exists()
+    assert not [w for batch in ingest.run(one, [], settings, jobs=1) for w in batch.warnings]
+    check_area(one, tmp_path / "area")

@@ -1,0 +1,132 @@
+"""What an index is and holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from pgorthanc_cli import cli, db
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.schema import catalog, revision
+from tests.support.schemas import CURRENT, FILL, as_role, init, look, run
+
+
+def test_status_of_an_index_in_use(fresh: db.Target, trigram: str) -> None:
+    run(fresh, *FILL)
+    with db.session(fresh) as orthanc, db.advisory_lock(orthanc, db.LOCK_INDEX):
+        pid = orthanc.info.backend_pid
+        found = look(fresh)
+
+    assert (found.revision, found.recorded_revision, found.schema_version) == (CURRENT, CURRENT, 6)
+    assert (found.patients, found.studies, found.series, found.instances) == (1, 1, 1, 2)
+    assert (found.compressed_size_bytes, found.uncompressed_size_bytes) == (50, 100)
+    assert found.plugins == "10.0 to 10.3"
+    assert found.trigram == trigram
+    assert [(holder.lock, holder.pid) for holder in found.locks] == [(db.LOCK_INDEX, pid)]
+    assert found.pending == {"statistics_deltas": 15, "child_counts": 4}
+    run(fresh, "SELECT updatestatistics(), updateinvalidchildcounts()")
+    done = look(fresh)
+    assert done.pending == {"statistics_deltas": 0, "child_counts": 0}
+    assert done.instances == 2
+
+
+@pytest.mark.parametrize(
+    ("statements", "kind"),
+    [
+        ([], "postgresql"),
+        (["DROP TABLE storagearea"], "filesystem"),
+        (FILL, "filesystem"),
+        ([*FILL, "INSERT INTO storagearea VALUES ('uuid', lo_from_bytea(0, ''), 1)"], "postgresql"),
+    ],
+)
+def test_status_tells_where_the_files_are(fresh: db.Target, statements: list[str], kind: str) -> None:
+    run(fresh, *statements)
+    assert look(fresh).storage_area == kind
+
+
+LAYOUTS = json.loads(
+    (Path(catalog.__file__).parent / "catalogs" / "layouts.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout["plugins"].replace(" ", "_"))
+def test_status_of_every_layout(empty: db.Target, layout: dict[str, Any]) -> None:
+    columns = {"globalproperties.property", "globalproperties.value", "resources.publicid", *layout["has"]}
+    columns |= {f"{c.partition('.')[0]}.value" for c in columns if c.startswith("globalintegers")}
+    columns |= (
+        {"globalintegers.key", "globalintegers.value"} if "globalintegerschanges.key" in columns else set()
+    )
+    for column in sorted(
+        columns | ({"globalintegerschanges.key"} if "globalintegerschanges.pk" in columns else set())
+    ):
+        table, _, name = column.partition(".")
+        kind = (
+            "integer" if name in ("property", "key") else "text" if table == "globalproperties" else "bigint"
+        )
+        run(empty, f"CREATE TABLE IF NOT EXISTS {table} ()", f"ALTER TABLE {table} ADD {name} {kind}")
+    run(empty, "INSERT INTO globalproperties VALUES (1, '6'), (4, '1')")
+
+    found = look(empty)
+
+    assert found.revision == (layout["revision"] or "unknown")
+    plugins = "4.0 to 5.1" if layout["revision"] == 1 else layout["plugins"]
+    assert (found.plugins, found.recorded_revision) == (plugins, 1)
+    if layout["revision"] != CURRENT:
+        with pytest.raises(RevisionError, match="wanted revision 10"):
+            init(empty)
+
+
+def test_status_of_a_role_that_only_reads(fresh: db.Target, role: str) -> None:
+    run(fresh, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    assert look(as_role(fresh, role)).instances == 0
+
+
+def test_status_without_an_index(empty: db.Target) -> None:
+    with pytest.raises(RevisionError) as refusal:
+        look(empty)
+    assert "pgorthanc init" in (refusal.value.hint or "")
+
+
+def invoke(*words: str) -> Any:
+    return CliRunner().invoke(cli.main, words)
+
+
+def test_the_commands(empty: db.Target) -> None:
+    made = invoke("init", "--uri", empty.dsn, "--no-storage", "--json")
+    shown = invoke("status", "--uri", empty.dsn, "--json")
+
+    assert (made.exit_code, shown.exit_code) == (0, 0)
+    document = json.loads(made.stdout)
+    assert {"revision", "schema_version", "created", "storage", "trigram", "schema"} <= document.keys()
+    assert (document["revision"], document["created"], document["storage"]) == (CURRENT, True, False)
+    assert {
+        "revision", "recorded_revision", "schema_version", "plugins", "patients", "studies", "series", "instances",
+        "compressed_size_bytes", "uncompressed_size_bytes", "storage_area", "trigram", "locks", "server_version",
+        "pending",
+    } <= json.loads(shown.stdout).keys()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        (["init", "--revision", "7"], 4),
+        (["init", "--schema", "nowhere"], 3),
+        (["init", "--create-database", "--dry-run"], 2),
+        (["status"], 4),
+        (["status", "--schema", "nowhere"], 3),
+    ],
+)
+def test_the_exit_codes(empty: db.Target, words: list[str], exit_code: int) -> None:
+    assert invoke(words[0], "--uri", empty.dsn, *words[1:]).exit_code == exit_code
+
+
+def test_printing_needs_no_server() -> None:
+    printed = invoke(
+        "init", "--host", "nowhere.invalid", "--schema", "orthanc", "--print-sql", "--no-storage"
+    )
+    assert printed.exit_code == 0
+    assert printed.stdout == revision.print_sql(schema="orthanc", with_storage=False)
