@@ -53,14 +53,15 @@ def command(
     Exit code 0: no warnings and no problems; 6: there are some; 3: the server cannot be reached.
     """
     from pgorthanc_cli import doctor
+    from pgorthanc_cli.views import doctor as views
 
     with call.resolved() as found:
         area = storage_dir or (found.orthanc.storage_directory if found.orthanc else None)
         health = doctor.examine(found.target, checks, deep=deep, storage_dir=area)
     if prometheus:
-        files.replace(prometheus, doctor.prometheus(health), mode=0o644)  # the exporter has a user of its own
+        files.replace(prometheus, views.prometheus(health), mode=0o644)  # the exporter has a user of its own
     if html:
-        files.replace(html, doctor.page(health))
+        files.replace(html, views.page(health))
     if nagios:
         call.nagios(health.status, health.summary, health.figures)
     call.emit(health)

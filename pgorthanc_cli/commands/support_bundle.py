@@ -27,8 +27,11 @@ def command(call: Call, *, file: Path) -> None:
     no password, nothing about patients.
     """
     from pgorthanc_cli import doctor
+    from pgorthanc_cli.views import doctor as views
 
     with call.target() as target:
         config = call.options["config"]
-        names = doctor.bundle(target, doctor.examine(target), file, Path(config) if config else None)
+        health = doctor.examine(target)
+        configuration = Path(config) if config else None
+        names = doctor.bundle(target, health, file, configuration, page=views.page(health))
     call.emit(_Written(file, names))

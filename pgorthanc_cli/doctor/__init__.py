@@ -3,6 +3,5 @@
 from pgorthanc_cli.doctor.bundle import bundle
 from pgorthanc_cli.doctor.examine import CHECKS, examine
 from pgorthanc_cli.doctor.model import Check, Health
-from pgorthanc_cli.doctor.shown import page, prometheus
 
-__all__ = ["CHECKS", "Check", "Health", "bundle", "examine", "page", "prometheus"]
+__all__ = ["CHECKS", "Check", "Health", "bundle", "examine"]

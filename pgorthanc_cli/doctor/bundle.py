@@ -25,7 +25,6 @@ import psycopg2.extensions
 from pgorthanc_cli import __version__, db, locks
 from pgorthanc_cli.config import check, files, show
 from pgorthanc_cli.doctor.model import Health, Subject
-from pgorthanc_cli.doctor.shown import page
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.schema import catalog, status, verify
 
@@ -60,7 +59,12 @@ _DATABASE = """
 
 
 def bundle(
-    target: db.Target, health: Health, path: Path, configuration: Path | None = None
+    target: db.Target,
+    health: Health,
+    path: Path,
+    configuration: Path | None = None,
+    *,
+    page: str,
 ) -> tuple[str, ...]:
     """Write the archive (tar, gzip; readable by its owner only); returns the names of the files in it.
 
@@ -69,13 +73,14 @@ def bundle(
         health: What an examination of it found.
         path: The archive; it must not be there yet.
         configuration: Orthanc's configuration, a file or a folder; what goes in is masked.
+        page: The examination as an HTML page.
 
     Raises:
         PgOrthancError: There is a file of that name, or it cannot be written.
     """
     names = []
     with _created(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in _files(target, health, configuration):
+        for name, content in _files(target, health, configuration, page):
             entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
             data = content.encode()
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
@@ -94,10 +99,12 @@ def _created(path: Path) -> BinaryIO:
         raise PgOrthancError(f"{path} cannot be written: {error.strerror}", "name another file") from None
 
 
-def _files(target: db.Target, health: Health, configuration: Path | None) -> Iterator[tuple[str, str]]:
+def _files(
+    target: db.Target, health: Health, configuration: Path | None, page: str
+) -> Iterator[tuple[str, str]]:
     yield "versions.json", _json(_versions())
     yield "doctor.json", _json(health)
-    yield "doctor.html", page(health)
+    yield "doctor.html", page
     if configuration:
         yield "configuration.json", _or_error(partial(_configured, configuration))
     try:

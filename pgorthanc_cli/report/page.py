@@ -48,7 +48,7 @@ def page(gathered: Gathered, *, title: str, ending: str, facts: Mapping[str, str
         + ("This page names patients." if gathered.names else "No patient is named on this page.")
         + " Sizes are decimal: 1 GB is a thousand million bytes.</footer>",
     ]
-    style = files("pgorthanc_cli.report").joinpath("page.css").read_text("utf-8")
+    style = files("pgorthanc_cli.views").joinpath("page.css").read_text("utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"

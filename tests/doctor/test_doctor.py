@@ -24,6 +24,7 @@ from pgorthanc_cli.doctor import server
 from pgorthanc_cli.doctor.model import Subject, Verdict
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.views.doctor import page, prometheus
 from tests.support import schemas
 from tests.support.bouncer import bouncer
 from tests.support.real_servers import Server
@@ -249,11 +250,9 @@ def test_for_monitoring_systems(fresh: db.Target, tmp_path: Path) -> None:
 def test_a_page_shows_names_as_they_are(fresh: db.Target) -> None:
     health = doctor.examine(fresh, ["revision"])
     odd = replace(health, server='<script>alert("x")</script>')
-    assert "<script>" not in doctor.page(odd)
+    assert "<script>" not in page(odd)
     (family,) = [
-        f
-        for f in text_string_to_metric_families(doctor.prometheus(odd))
-        if f.name == "pgorthanc_check_status"
+        f for f in text_string_to_metric_families(prometheus(odd)) if f.name == "pgorthanc_check_status"
     ]
     assert family.samples[0].labels["target"] == odd.server
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "ingest": {"dicom", "index", "locks", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "report": {"index", "ingest"},
+    "views": {"doctor", "ingest", "migrate", "report"},
 }
 # third-party module -> the only rooms that may import it
 ONLY = {"click": {"cli", "commands"}, "rich": {"output"}, "pydicom": {"dicom"}}
