@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 # Controls, formats (bidirectional overrides, zero-width characters, the byte order mark), lone surrogates and the
 # separators of lines and paragraphs: Unicode's categories Cc, Cf, Cs, Zl, Zp.
@@ -18,6 +19,16 @@ def printable(text: str) -> str:
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(map(_printable, text))
+
+
+def shortened(items: Iterable[object], limit: int, separator: str = "; ") -> str:
+    """Return the first items as one text, and how many more there are: `a; b; and 3 more`, `a, b and 3 more`."""
+    texts = [str(item) for item in items]
+    more = len(texts) - limit
+    if more <= 0:
+        return separator.join(texts)
+    last = "; and" if separator == "; " else " and"
+    return f"{separator.join(texts[:limit])}{last} {more:,} more"
 
 
 def harmless(text: str) -> str:

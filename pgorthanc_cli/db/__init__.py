@@ -34,8 +34,10 @@ from pgorthanc_cli.db.safe_session import (
     Session,
     described,
     process,
+    quote_ident,
     row,
     rows,
+    statement,
     trusted,
     value,
 )
@@ -46,5 +48,6 @@ __all__ = [
     "LOCK_TRANSITION", "MASK", "OWN_PATH", "READING", "SECRETS", "LockHolder", "MissingDatabase",
     "PasswordRequired", "Session", "Target", "advisory_lock", "allow_writes", "check_schema", "check_writable",
     "connect", "connect_async", "described", "effective", "finish", "hint", "lock_holders", "parse",
-    "primary_message", "process", "replication_session", "row", "rows", "session", "translated", "trusted", "value",
+    "primary_message", "process", "quote_ident", "replication_session", "row", "rows", "session", "statement",
+    "translated", "trusted", "value",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from psycopg2.extensions import (
     parse_dsn,
 )
 
-from pgorthanc_cli.db import connect_errors, libpq
+from pgorthanc_cli.db import connect_errors, libpq, planted
 from pgorthanc_cli.db.safe_session import (
     OWN_PATH,
     Session,
@@ -314,8 +314,6 @@ def session(
             if need_schema:
                 check_schema(conn, target.schema)
             if not readonly and need_schema:
-                from pgorthanc_cli.db import planted  # it is a user of this module
-
                 planted.refuse(conn)
             if not readonly:
                 conn.write(None if need_schema else OWN_PATH)

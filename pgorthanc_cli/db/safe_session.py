@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import cache
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -100,7 +102,7 @@ class Session(psycopg2.extensions.connection):
             ConnectError: The triggers of the index would not run, and this role may not change that.
         """
         self._require_triggers()
-        self.path = path or quoted(self.schema)
+        self.path = path or quote_ident(self.schema)
         self.preamble = ""
         with self.cursor() as cur:
             cur.execute(f"SET search_path TO {self.path}")
@@ -119,7 +121,7 @@ class Session(psycopg2.extensions.connection):
             raise ConnectError(
                 f"the sessions of role {printable(self.info.user)} have session_replication_role = replica: "
                 "no trigger of the index would run, and its counters would be wrong",
-                f"as an administrator: ALTER ROLE {quoted(self.info.user)} RESET session_replication_role; if the "
+                f"as an administrator: ALTER ROLE {quote_ident(self.info.user)} RESET session_replication_role; if the "
                 "setting comes from the database or the server, reset it there; then run the same command again",
             ) from None
         self._fires_triggers = True
@@ -182,7 +184,7 @@ def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
         escape: Whether psycopg2 will look for placeholders in it.
     """
     escaped = schema.replace("\\", "\\\\").replace("'", "''")
-    words = {"index.": f"{quoted(schema)}.", "index_schema()": f"E'{escaped}'::pg_catalog.name"}
+    words = {"index.": f"{quote_ident(schema)}.", "index_schema()": f"E'{escaped}'::pg_catalog.name"}
     if escape:
         words = {marker: word.replace("%", "%%") for marker, word in words.items()}
 
@@ -194,8 +196,8 @@ def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
     return _mapped(query, replaced, escape=escape)
 
 
-def quoted(name: str) -> str:
-    """Return an identifier, quoted."""
+def quote_ident(name: str) -> str:
+    """Return a name as an SQL identifier: always quoted, as psycopg2's `sql.Identifier` does it."""
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -218,6 +220,16 @@ def _after(preamble: str, query: Any) -> Any:
     if isinstance(query, sql.Composable):
         return sql.SQL(preamble) + query
     return preamble + query
+
+
+@cache
+def statement(package: str, name: str) -> str:
+    """Return the SQL of a file beside a module, as `db.statement(__package__, "planted.sql")`.
+
+    It is sent whole: never split, never edited. With arguments a `%` is written `%%`, in comments, too, and a
+    comment holds no placeholder: its value could end the comment.
+    """
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:
@@ -257,7 +269,7 @@ def described(conn: Connection, schema: str, query: str, *arguments: object) -> 
     schema in search_path. A cursor is resolved when it is declared, and it describes when it is fetched from.
     """
     declare = f"{OWN}DECLARE pgorthanc NO SCROLL CURSOR FOR "
-    fetch = f"; SET LOCAL search_path = {quoted(schema)}, pg_temp; FETCH ALL FROM pgorthanc"
+    fetch = f"; SET LOCAL search_path = {quote_ident(schema)}, pg_temp; FETCH ALL FROM pgorthanc"
     return _within(conn, declare, fetch, query, arguments, "CLOSE pgorthanc; ")
 
 

@@ -97,7 +97,7 @@ class Writer:
         with self.conn.cursor() as cur:
             if self._serial:
                 _write_alone(cur)
-            planted.hold_still(self.conn)
+            planted.refuse_until_commit(self.conn)
             return _Batch(cur, self.layout, self.overwrite).run(records)
 
 

@@ -2,8 +2,8 @@
 
 A `Catalog` maps each object of a schema to its definition, both as text that does not depend on the schema's
 name, the server's version or the order of creation: `"column resources.childcount": "5 integer"`. The
-definitions that the scripts produce are kept in `catalogs/rev{N}.json`, written by `dump` and held against the
-scripts by tests. The bodies of functions are no part of it: those of the plugin differ from ours.
+definitions that the scripts produce are kept in `pgorthanc_cli/catalogs/rev{N}.json`, written by `dump`; tests
+compare them with the scripts. The bodies of functions are no part of it: those of the plugin differ from ours.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 
-from pgorthanc_cli import db
+from pgorthanc_cli import catalogs, db
 from pgorthanc_cli.errors import RevisionError
 
 if TYPE_CHECKING:
@@ -204,14 +203,13 @@ def layout(found: Catalog, schema: str) -> Layout | None:
 
 def layouts() -> list[Layout]:
     """All known layouts, the newest first."""
-    entries = json.loads((_folder() / "layouts.json").read_text(encoding="utf-8"))
+    entries = catalogs.load("layouts.json")
     return [Layout(e["revision"], e["plugins"], tuple(e["has"]), tuple(e["lacks"])) for e in entries]
 
 
 def revisions() -> list[int]:
     """The revisions whose catalog is known, in ascending order."""
-    names = (re.fullmatch(r"rev(\d+)\.json", entry.name) for entry in _folder().iterdir())
-    return sorted(int(name[1]) for name in names if name)
+    return catalogs.revisions()
 
 
 def plugins(revision: int) -> str:
@@ -260,12 +258,14 @@ def wanted(revision: int, *, with_storage: bool) -> Catalog:
         RevisionError: There is no such revision.
     """
     require(revision)
-    return _load(f"rev{revision}.json") | (storage() if with_storage else {})
+    objects: Catalog = catalogs.load(f"rev{revision}.json")
+    return objects | (storage() if with_storage else {})
 
 
 def storage() -> Catalog:
     """What the storage area consists of."""
-    return _load("storagearea.json")
+    objects: Catalog = catalogs.load("storagearea.json")
+    return objects
 
 
 def trigram(conn: Connection, found: Catalog) -> str:
@@ -366,12 +366,3 @@ def _intrudes(name: str, definition: str, wanted: Catalog) -> bool:
 def _neutral(definition: str) -> str:
     """Without line breaks, and without the place where pg_trgm is installed."""
     return _OPERATOR_CLASS.sub("gin_trgm_ops", " ".join(definition.split()))
-
-
-def _folder() -> Path:
-    return Path(__file__).parent / "catalogs"
-
-
-def _load(name: str) -> Catalog:
-    catalog: Catalog = json.loads((_folder() / name).read_text(encoding="utf-8"))
-    return catalog

@@ -171,7 +171,7 @@ def _establish(
         db.check_writable(conn)
         rights.require_creation(conn, schema, found)
         require_idle(conn, schema)
-        planted.hold_still(conn)
+        planted.refuse_until_commit(conn)
         _run(conn, _needed(missing, scripts, here, revision))
         found = catalog.snapshot(conn, schema)
         _require_equal(found, wanted, revision)

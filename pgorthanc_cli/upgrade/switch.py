@@ -84,7 +84,7 @@ def switch(
 def _transaction(conn: Connection, schema: str, to: int, settings: Settings, ours: Sequence[int]) -> Switched:
     catalog_before = catalog.snapshot(conn, schema)
     _lock_tables(conn, schema, obstacles.index_tables(catalog_before), settings, ours)
-    planted.hold_still(conn)
+    planted.refuse_until_commit(conn)
     started = time.monotonic()
     role = _role(conn)
     damage, repaired = mend.mend(conn, schema)

@@ -283,13 +283,13 @@ def test_what_comes_after_the_first_look_is_seen_before_anything_is_written(inde
         with db.session(target) as conn:
             eve(index, LATER)
             with pytest.raises(RevisionError, match=r"function lower\(character varying\) of role eve"):
-                planted.hold_still(conn)
+                planted.refuse_until_commit(conn)
         eve(index, "DROP FUNCTION lower(varchar)")
 
 
 def test_while_a_superuser_writes_nobody_creates_functions(index: Attacked) -> None:
     with db.session(index.root) as conn:
-        planted.hold_still(conn)
+        planted.refuse_until_commit(conn)
         with pytest.raises(psycopg2.errors.LockNotAvailable):
             eve(index, "SET lock_timeout = '100ms'", LATER)
         conn.commit()
@@ -306,13 +306,10 @@ def created_but_not_committed(index: Attacked) -> Iterator[Connection]:
         yield other
 
 
-def test_a_function_that_is_being_created_is_named_as_the_reason(
-    index: Attacked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(planted, "_LOCK_WAIT_S", 0.1)
+def test_a_function_that_is_being_created_is_named_as_the_reason(index: Attacked) -> None:
     with created_but_not_committed(index), db.session(index.root) as conn:
         with pytest.raises(InUseError, match=r"is still open: pid \d+, role mallory"):
-            planted.hold_still(conn)
+            planted.refuse_until_commit(conn, wait_s=0.1)
 
 
 def test_a_function_that_is_committed_behind_our_lock_is_seen(index: Attacked) -> None:
@@ -322,7 +319,7 @@ def test_a_function_that_is_committed_behind_our_lock_is_seen(index: Attacked) -
         db.session(index.root) as conn,
         ThreadPoolExecutor(1) as pool,
     ):
-        held = pool.submit(planted.hold_still, conn)
+        held = pool.submit(planted.refuse_until_commit, conn)
         wait_until(lambda: rows(index.root, waits) == [(1,)])
         other.commit()
         with pytest.raises(RevisionError, match=r"lower\(character varying\) of role eve"):
@@ -372,7 +369,7 @@ ROOMS = (
 def test_what_reads_addresses_the_tables_of_the_index() -> None:
     """An unqualified name is found in a session that writes alone; current_schema() is pg_catalog in the others."""
     package = Path(pgorthanc_cli.__file__).parent
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted((*package.rglob("*.py"), *package.rglob("*.sql"))):
         text = path.read_text("utf-8")
         name = str(path.relative_to(package))
         assert "current_schema" not in text or name in ("schema/verify/apply.py",), name

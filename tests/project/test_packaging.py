@@ -39,7 +39,7 @@ def test_the_wheel_has_every_script_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"pgorthanc_cli/scripts/{path.name}" for path in (ROOT / "scripts").glob("*.sql")} <= names
     package = ROOT / "pgorthanc_cli"
-    ours = (*package.rglob("*.py"), *package.rglob("*.json"), package / "py.typed")
+    ours = (*package.rglob("*.py"), *package.rglob("*.json"), *package.rglob("*.sql"), package / "py.typed")
     assert {str(path.relative_to(ROOT)) for path in ours} <= names
     assert all(name.startswith(("pgorthanc_cli/", "pgorthanc-")) for name in names)
 

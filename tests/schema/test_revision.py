@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import db
+from pgorthanc_cli import catalogs, db
 from pgorthanc_cli.errors import ConnectError, InUseError, RevisionError
 from pgorthanc_cli.schema import catalog, revision
 from tests.support.schemas import CURRENT, FILL, ODD_SCHEMA, init, look, rows, run, snapshot
@@ -56,7 +56,7 @@ def test_the_catalogs_are_those_of_the_scripts(
     of_storage = catalog.storage().keys()
     kept = {k: v for k, v in found.items() if (k in of_storage) is (name == "storagearea.json")}
     (tmp_path / name).write_text(catalog.dump(kept), encoding="utf-8")
-    shipped = Path(catalog.__file__).parent / "catalogs" / name
+    shipped = Path(str(catalogs.__file__)).parent / name
 
     assert shipped.read_text(encoding="utf-8") == catalog.dump(kept), f"run: cp {tmp_path / name} {shipped}"
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from pgorthanc_cli import cli, db
+from pgorthanc_cli import catalogs, cli, db
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.schema import catalog, revision
+from pgorthanc_cli.schema import revision
 from tests.support.schemas import CURRENT, FILL, as_role, init, look, run
 
 
@@ -48,9 +47,7 @@ def test_status_tells_where_the_files_are(fresh: db.Target, statements: list[str
     assert look(fresh).storage_area == kind
 
 
-LAYOUTS = json.loads(
-    (Path(catalog.__file__).parent / "catalogs" / "layouts.json").read_text(encoding="utf-8")
-)
+LAYOUTS = catalogs.load("layouts.json")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout["plugins"].replace(" ", "_"))

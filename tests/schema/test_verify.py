@@ -15,7 +15,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import cli, db
+from pgorthanc_cli import catalogs, cli, db
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.schema import catalog, steps, verify
 from pgorthanc_cli.schema.verify.functions import Body, code
@@ -208,8 +208,7 @@ def test_a_later_body_that_does_the_same(index: Callable[[int], db.Target]) -> N
 
 def test_known_bodies_of_the_plugin_are_recognised() -> None:
     known = verify.functions.Bodies()
-    file = Path(catalog.__file__).parent / "catalogs" / "functions.json"
-    for entry in json.loads(file.read_text(encoding="utf-8")):
+    for entry in catalogs.load("functions.json"):
         wanted = catalog.wanted(entry["revision"], with_storage=False)
         assert {f"function {name}" for name in entry["functions"]} == {
             n for n in wanted if n.startswith("function")
@@ -222,8 +221,7 @@ def test_known_bodies_of_the_plugin_are_recognised() -> None:
 def test_no_false_alarm_about_a_body_that_an_upgrade_or_downgrade_leaves() -> None:
     """What our scripts do not replace on the way from an index of the real plugin fits where they lead."""
     known = verify.functions.Bodies()
-    file = Path(catalog.__file__).parent / "catalogs" / "functions.json"
-    for entry, end in itertools.product(json.loads(file.read_text(encoding="utf-8")), REVISIONS):
+    for entry, end in itertools.product(catalogs.load("functions.json"), REVISIONS):
         replaced = {
             name for step in steps.path(entry["revision"], end) for name in verify.functions._of(step.script)
         }

@@ -58,7 +58,8 @@ def names() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    texts += [path.read_text("utf-8") for path in (package.parent / "scripts").glob("*.sql")]
+    scripts = (*package.rglob("*.sql"), *(package.parent / "scripts").glob("*.sql"))
+    texts += [path.read_text("utf-8") for path in scripts]
     return sorted({name.lower() for text in texts for name in re.findall(r"\b([A-Za-z_]\w*)\s*\(", text)})
 
 

@@ -78,7 +78,7 @@ def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), revision.driver_errors(), conn:
         revision.require_idle(conn, schema)
         compare(conn, schema)  # refuses what is no index before anything is locked
-        planted.hold_still(conn)
+        planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])
         before = compare(conn, schema, deep=deep)
         _run(conn, [fix.sql for fix in before.fixes])

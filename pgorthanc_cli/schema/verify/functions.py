@@ -7,12 +7,11 @@ their MD5 in `catalogs/functions.json`, of the source with each run of white spa
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import catalogs
 from pgorthanc_cli.schema import catalog, steps
 
 if TYPE_CHECKING:
@@ -135,8 +134,7 @@ class Bodies:
 
     def __init__(self) -> None:
         self._ours = _ours()
-        text = (files("pgorthanc_cli.schema") / "catalogs" / "functions.json").read_text(encoding="utf-8")
-        self._released = json.loads(text)
+        self._released = catalogs.load("functions.json")
 
     def origin(self, name: str, found: Body, revision: int) -> Origin:
         """Return where the body of a function comes from, at best from its own revision."""
