@@ -229,7 +229,7 @@ def copy_objects(target: db.Target, files: list[Path]) -> None:
                 hashlib.md5(content, usedforsecurity=False).hexdigest()
             names = storage.new_uuids(len(contents))
             with conn:
-                area.put_all((name, 1, [content]) for name, content in zip(names, contents, strict=True))
+                area.put_many((name, 1, [content]) for name, content in zip(names, contents, strict=True))
 
 
 def limit_of_objects(server: Server, files: list[Path]) -> None:

@@ -3,7 +3,7 @@
 The only user of pydicom. The rules were measured on Orthanc 1.13.0 and 1.10.1: same file, same rows.
 """
 
-from pgorthanc_cli.dicom.head import look, patient_key
+from pgorthanc_cli.dicom.head import patient_key, reject_reason
 from pgorthanc_cli.dicom.instance import parse
 from pgorthanc_cli.dicom.model import LEVELS, Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.tags import check_profile
@@ -16,7 +16,7 @@ __all__ = [
     "Profile",
     "Refused",
     "check_profile",
-    "look",
     "parse",
     "patient_key",
+    "reject_reason",
 ]

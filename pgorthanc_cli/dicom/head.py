@@ -49,7 +49,9 @@ def _patient_id(head: bytes) -> bytes | None:
     return head[found.start : found.start + found.length].strip(b" \0") if found else b""
 
 
-def look(read: Callable[[int, int], bytes], size: int | None, known: int | None = None) -> str | None:
+def reject_reason(
+    read: Callable[[int, int], bytes], size: int | None, known: int | None = None
+) -> str | None:
     """Return why no file that begins like this can be an instance, or None if it may be one.
 
     Steps from element to element and reads their headers only: for large files, before they are copied. Whatever it

@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli.db import planted
-from pgorthanc_cli.index import custom
+from pgorthanc_cli.index import customdata
 from pgorthanc_cli.index.insert import Node, Pending, flush
-from pgorthanc_cli.index.lookup import Layout
+from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
     COMPLETED_SERIES,
     INDEX_IN_SERIES,
@@ -29,11 +29,11 @@ from pgorthanc_cli.index.model import (
     STABLE_SERIES,
     STABLE_STUDY,
     STUDY,
+    BatchResult,
     Conflict,
     Outcome,
     Overwrite,
     Record,
-    Written,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -73,38 +73,38 @@ class Writer:
     """Writes batches into one index; make one for each connection."""
 
     def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
-        """Read the layout of the index (see `Layout.read`).
+        """Read the capabilities of the index (see `Capabilities.read`).
 
         Without unique public ids (revision 1) every transaction is serial, whether other writers are expected or not:
         an Orthanc that holds no lock may start at any time.
         """
         self.conn = conn
         self.overwrite = overwrite
-        self.layout = Layout.read(conn)
-        self._serial = not self.layout.unique_ids
+        self.capabilities = Capabilities.read(conn)
+        self._serial = not self.capabilities.unique_ids
         if self._serial:
             conn.rollback()
             conn.set_session(isolation_level="SERIALIZABLE")
 
-    def write(self, records: Sequence[Record]) -> Written:
+    def write(self, records: Sequence[Record]) -> BatchResult:
         """Write the records in the caller's transaction, as if they came one after the other.
 
         Raises:
             Conflict: A public id belongs to a resource of another level, or its ancestors are missing.
-            Vanished: Another session has deleted one of their ancestors; the caller rolls back, and tries again.
+            ParentDeleted: Another session has deleted one of their ancestors; the caller rolls back, and tries again.
             psycopg2.Error: The batch is not written; the caller rolls back.
         """
         with self.conn.cursor() as cur:
             if self._serial:
                 _write_alone(cur)
             planted.refuse_until_commit(self.conn)
-            return _Batch(cur, self.layout, self.overwrite).run(records)
+            return _Batch(cur, self.capabilities, self.overwrite).run(records)
 
 
 class _Batch:
-    def __init__(self, cur: Cursor, layout: Layout, overwrite: Overwrite) -> None:
+    def __init__(self, cur: Cursor, capabilities: Capabilities, overwrite: Overwrite) -> None:
         self.cur = cur
-        self.layout = layout
+        self.capabilities = capabilities
         self.overwrite = overwrite
         self.nodes: dict[str, Node] = {}
         self.series: dict[str, _SeriesIndex] = {}
@@ -112,11 +112,11 @@ class _Batch:
         self.removed: list[tuple[str, int]] = []
         self.touched: dict[tuple[str, int], None] = {}
 
-    def run(self, records: Sequence[Record]) -> Written:
+    def run(self, records: Sequence[Record]) -> BatchResult:
         self._load(records)
         outcomes = [self._add(record) for record in records]
         self._flush()
-        return Written(outcomes, self.removed, list(self.touched))
+        return BatchResult(outcomes, self.removed, list(self.touched))
 
     def _load(self, records: Sequence[Record]) -> None:
         """What the index already has of the batch: two statements, whatever its size."""
@@ -219,7 +219,7 @@ class _Batch:
         """Delete the stored instance as Orthanc does: with its parents if it was their only child."""
         self._flush()
         node = self.nodes[record.levels[INSTANCE].public_id]
-        if self.layout.delete_function:
+        if self.capabilities.delete_function:
             self.cur.execute("SELECT FROM deleteresource(%s)", (node.internal_id,))
         else:
             self.cur.execute(
@@ -230,7 +230,7 @@ class _Batch:
         while node.parent:
             node = node.parent
             ids.append(node.internal_id)
-        self.removed += custom.release(self.cur, self.layout, ids)
+        self.removed += customdata.release(self.cur, self.capabilities, ids)
         self.cur.execute("SELECT publicid FROM deletedresources")
         for (public_id,) in self.cur.fetchall():
             self.nodes.pop(public_id, None)
@@ -238,7 +238,7 @@ class _Batch:
 
     def _flush(self) -> None:
         pending, self.pending = self.pending, Pending()
-        flush(self.cur, self.layout, pending)
+        flush(self.cur, self.capabilities, pending)
 
 
 def _write_alone(cur: Cursor) -> None:

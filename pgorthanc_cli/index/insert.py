@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extras import execute_values
 
-from pgorthanc_cli.index.lookup import Layout
+from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
     LAST_UPDATE,
     PATIENT,
     PATIENT_RECYCLING_ORDER,
     Attachment,
     LevelRows,
-    Vanished,
+    ParentDeleted,
 )
 
 if TYPE_CHECKING:
@@ -62,21 +62,21 @@ class Pending:
     last_update: dict[Node, str] = field(default_factory=dict)
 
 
-def flush(cur: Cursor, layout: Layout, pending: Pending) -> None:
+def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
     """Insert what is pending, and give each new node its internal id.
 
     Raises:
-        Vanished: An ancestor was deleted by another session.
+        ParentDeleted: An ancestor was deleted by another session.
         psycopg2.Error: Nothing is written; the caller rolls back.
     """
     if pending.changes:
-        _Flush(cur, layout, pending).run()
+        _Flush(cur, capabilities, pending).run()
 
 
 class _Flush:
-    def __init__(self, cur: Cursor, layout: Layout, pending: Pending) -> None:
+    def __init__(self, cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
         self.cur = cur
-        self.layout = layout
+        self.capabilities = capabilities
         self.pending = pending
         self.new = [node for node, _, _ in pending.created]
         self.old = [node for node in pending.last_update if node.internal_id]
@@ -84,21 +84,21 @@ class _Flush:
 
     def run(self) -> None:
         children = Counter(node.parent for node in self.new if node.parent)
-        if self.layout.direct_child_count:
+        if self.capabilities.direct_child_count:
             self._count_children()
         for node, number in zip(self.new, self._next("resources_internalid_seq", len(self.new)), strict=True):
             node.internal_id = number
-        if self.layout.triggers_off:
+        if self.capabilities.triggers_off:
             self._lock_ancestors()
             self.cur.execute("SET LOCAL session_replication_role = replica")
-        self._insert_resources(children if self.layout.triggers_off else Counter())
+        self._insert_resources(children if self.capabilities.triggers_off else Counter())
         self._insert_tags()
         self._insert_metadata()
         self._insert_attachments()
         self._insert_changes()
-        if self.layout.recycling_table:
+        if self.capabilities.recycling_table:
             self._recycle()
-        if self.layout.triggers_off:
+        if self.capabilities.triggers_off:
             self._keep_child_counts(children)
             self._keep_counters()
             self.cur.execute("SET LOCAL session_replication_role = origin")
@@ -111,7 +111,7 @@ class _Flush:
             for n in self.new
         )
         columns = "internalid, resourcetype, publicid, parentid"
-        if self.layout.child_count:
+        if self.capabilities.child_count:
             counts = (children.get(node, 0) for node in self.new)
             rows = (f"{row}\t{count}" for row, count in zip(rows, counts, strict=True))
             columns += ", childcount"
@@ -154,7 +154,7 @@ class _Flush:
         """Metadata that each new instance rewrites: the last update, and the recycling order since revision 6."""
         for node, date in self.pending.last_update.items():
             yield LAST_UPDATE, node, date
-        if not self.layout.recycling_table:
+        if not self.capabilities.recycling_table:
             ranks = self._next("patientrecyclingordersequence", len(self.patients))
             for node, rank in zip(self.patients, ranks, strict=True):
                 yield PATIENT_RECYCLING_ORDER, node, str(rank)
@@ -201,7 +201,7 @@ class _Flush:
             "SELECT FROM resources WHERE internalid = ANY(%s) ORDER BY internalid FOR KEY SHARE", (ids,)
         )
         if self.cur.rowcount != len(ids):
-            raise Vanished("another session has just deleted a patient, study or series of this batch")
+            raise ParentDeleted("another session has just deleted a patient, study or series of this batch")
 
     def _count_children(self) -> None:
         """Revision 3: a childcount of NULL stays NULL, or becomes 1 by the trigger (UPSTREAM_DEFECTS.md B6)."""
@@ -216,8 +216,8 @@ class _Flush:
         """Move patients to the end of the recycling order, in this order; protected ones stay as they are."""
         new = set(self.new)
         for node in self.patients:
-            added = node in new and self.layout.triggers_off  # else a trigger has just added it
-            if self.layout.recycling_function:
+            added = node in new and self.capabilities.triggers_off  # else a trigger has just added it
+            if self.capabilities.recycling_function:
                 self.cur.execute("SELECT patientaddedorupdated(%s, %s)", (node.internal_id, int(not added)))
                 continue
             self.cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", (node.internal_id,))
@@ -232,9 +232,9 @@ class _Flush:
         added = sorted(
             (n.internal_id, count) for n, count in children.items() if n in known and n is not None
         )
-        if not self.layout.child_count or not added:
+        if not self.capabilities.child_count or not added:
             return
-        if self.layout.direct_child_count:
+        if self.capabilities.direct_child_count:
             execute_values(
                 self.cur,
                 """UPDATE resources SET childcount = childcount + added.count
@@ -252,7 +252,7 @@ class _Flush:
         added[_COMPRESSED] = sum(a.compressed_size for _, a in self.pending.attachments)
         added[_UNCOMPRESSED] = sum(a.uncompressed_size for _, a in self.pending.attachments)
         notes = sorted(added.items())
-        if self.layout.counter_notes:
+        if self.capabilities.counter_notes:
             execute_values(self.cur, "INSERT INTO globalintegerschanges (key, value) VALUES %s", notes)
         else:
             for key, value in notes:
@@ -273,7 +273,7 @@ class _Flush:
     def _copy(self, table: str, columns: str, rows: Sequence[str]) -> None:
         if rows:
             text = BytesIO("".join(rows).encode())
-            copy = f"COPY {table} ({columns}) FROM STDIN (ENCODING '{self.layout.encoding}')"
+            copy = f"COPY {table} ({columns}) FROM STDIN (ENCODING '{self.capabilities.encoding}')"
             self.cur.copy_expert(copy, text, _COPY_BYTES)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Capabilities:
     """What this index has, by its revision."""
 
     recycling_table: bool  # up to revision 5: table PatientRecyclingOrder; later metadata 19
@@ -32,7 +32,7 @@ class Layout:
     encoding: str  # the server takes Orthanc's bytes, which are UTF-8, for this encoding
 
     @classmethod
-    def read(cls, conn: Connection) -> Layout:
+    def read(cls, conn: Connection) -> Capabilities:
         """Read it from the catalog, never from property 4.
 
         Raises:
@@ -102,7 +102,7 @@ def _only_known_triggers(conn: Connection) -> bool:
         return cur.fetchone() == (0,)
 
 
-def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
+def stored_instances(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
     """Which of these instances are stored already."""
     cur.execute(
         "SELECT publicid FROM index.resources WHERE publicid = ANY(%s) AND resourcetype = %s",
@@ -111,7 +111,7 @@ def known(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
     return {row[0] for row in cur.fetchall()}
 
 
-class Stored(NamedTuple):
+class StoredAttachment(NamedTuple):
     """One attachment of a stored instance: its DICOM file (type 1), or that until the pixel data (type 3).
 
     Attributes:
@@ -137,12 +137,14 @@ class Stored(NamedTuple):
     elsewhere: bool
 
 
-def stored(cur: Cursor, layout: Layout, public_ids: Sequence[str]) -> dict[str, list[Stored]]:
+def stored_attachments(
+    cur: Cursor, capabilities: Capabilities, public_ids: Sequence[str]
+) -> dict[str, list[StoredAttachment]]:
     """The instances among these public ids that are stored, with their DICOM attachments."""
     elsewhere = "false"
-    if layout.custom_data:
+    if capabilities.custom_data:
         elsewhere = "COALESCE(a.customdata <> '', false)"
-    elif layout.kept_custom_data:
+    elif capabilities.kept_custom_data:
         elsewhere = """EXISTS (SELECT FROM index.pgorthanc_kept_customdata k
                                WHERE k.id = a.id AND k.filetype = a.filetype AND k.uuid = a.uuid)"""
     cur.execute(
@@ -153,15 +155,15 @@ def stored(cur: Cursor, layout: Layout, public_ids: Sequence[str]) -> dict[str, 
             ORDER BY r.internalid, a.filetype""",  # noqa: S608 - constants
         (list(public_ids), INSTANCE),
     )
-    found: dict[str, list[Stored]] = {}
+    found: dict[str, list[StoredAttachment]] = {}
     for public_id, *attachment in cur.fetchall():
         attachments = found.setdefault(public_id, [])
         if attachment[1] is not None:
-            attachments.append(Stored(*attachment))
+            attachments.append(StoredAttachment(*attachment))
     return found
 
 
-def absent_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
+def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     """Which of these attachments have no large object: no row in `storagearea`, or one that points to nothing."""
     cur.execute("SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NULL")
     if cur.fetchone() == (True,):
@@ -176,7 +178,7 @@ def absent_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     return {row[0] for row in cur.fetchall()}
 
 
-def still_named(cur: Cursor, attachments: Sequence[Stored], *, lock: bool = False) -> set[str]:
+def still_referenced(cur: Cursor, attachments: Sequence[StoredAttachment], *, lock: bool = False) -> set[str]:
     """The uuids of those attachments that are still in the index; `lock`: until the transaction ends."""
     query = "SELECT uuid FROM index.attachedfiles WHERE id = ANY(%s) AND uuid = ANY(%s) ORDER BY id, filetype"
     cur.execute(
@@ -186,7 +188,7 @@ def still_named(cur: Cursor, attachments: Sequence[Stored], *, lock: bool = Fals
     return {row[0] for row in cur.fetchall()}
 
 
-def named_attachments(cur: Cursor, uuids: Sequence[str]) -> set[str]:
+def referenced_uuids(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     """Which of these UUIDs a row of the index names; reads the whole table, for want of an index on uuid."""
     cur.execute("SELECT uuid FROM index.attachedfiles WHERE uuid = ANY(%s)", (list(uuids),))
     return {row[0] for row in cur.fetchall()}

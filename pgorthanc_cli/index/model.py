@@ -56,7 +56,7 @@ class Record(NamedTuple):
         levels: Patient, study, series, instance.
         expected_instances: How many instances this file says its series has (INGEST.md 7.1).
         index_in_series: Metadata 1 of the instance, if any.
-        attachments: Stored already, or to be stored in the same transaction.
+        attachments: StoredAttachment already, or to be stored in the same transaction.
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
         replaces: The uuid of a stored DICOM file that this one replaces, whatever `Overwrite` says of others.
     """
@@ -87,7 +87,7 @@ class Outcome(Enum):
 
 
 @dataclass(frozen=True)
-class Written:
+class BatchResult:
     """What a batch did.
 
     Attributes:
@@ -106,5 +106,5 @@ class Conflict(Exception):
     """The index already holds something that contradicts this record; the message says what."""
 
 
-class Vanished(Exception):
+class ParentDeleted(Exception):
     """Another session has deleted what this batch builds on; written again, it succeeds."""

@@ -130,7 +130,7 @@ def _unreachable(scheduler: str, reason: str) -> ConnectError:
 def _job(target: db.Target, settings: Settings, address: str) -> Iterator[Job]:
     """Everything is looked at here once before workers are asked."""
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
-        index.Layout.read(conn)
+        index.Capabilities.read(conn)
         database = index.identity(cur)
     token, area = None, None
     if settings.storage_dir and not settings.dry_run:

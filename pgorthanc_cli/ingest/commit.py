@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # What the server says about a record that it does not take; an identifier too long for its index is the third.
 _REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
-_COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.Vanished)
+_COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.ParentDeleted)
 End = Outcome | Refusal | Known  # of a prepared record
 _REPLAYS = 10  # of a batch that collided with another writer (Orthanc's MaximumConnectionRetries)
 
@@ -103,8 +103,8 @@ class Committer:
         for attempt in itertools.count(1):
             try:
                 with self.conn, self.conn.cursor() as cur:
-                    named = index.still_named(cur, attachments, lock=True)
-                    absent = index.absent_objects(cur, [a.uuid for a in attachments])
+                    named = index.still_referenced(cur, attachments, lock=True)
+                    absent = index.missing_large_objects(cur, [a.uuid for a in attachments])
                     return [self._put_back_one(r, named, absent, objects) for r in lost]
             except _COLLISIONS:
                 if attempt == _REPLAYS:
@@ -124,7 +124,7 @@ class Committer:
             one.content if one.content is not None else _again(one.source, one.md5, self._checkpoint)
         )
         for attachment in missing:
-            objects.put_back(attachment.uuid, attachment.file_type, stored.encoded(attachment, data))
+            objects.restore(attachment.uuid, attachment.file_type, stored.encoded(attachment, data))
             absent.remove(attachment.uuid)
         return one
 
@@ -160,7 +160,7 @@ class Committer:
     def _transaction(self, prepared: Sequence[Prepared]) -> list[End]:
         written = self.writer.write([p.record for p in prepared])
         if self.objects:
-            self.objects.put_all(
+            self.objects.put_many(
                 (a.uuid, a.file_type, _stored(p, a, self._checkpoint))
                 for p, outcome in zip(prepared, written.outcomes, strict=True)
                 if outcome is not Outcome.KNOWN
@@ -185,7 +185,7 @@ class Committer:
         if not known:
             return list(outcomes)
         with self.conn.cursor() as cur:
-            there = index.stored(cur, self.writer.layout, known)
+            there = index.stored_attachments(cur, self.writer.capabilities, known)
         return [
             Known(
                 p.source,
@@ -236,7 +236,7 @@ class Rehearsal:
         """Count what would be written."""
         prepared = [r for r in results if isinstance(r, Prepared)]
         with self.conn, self.conn.cursor() as cur:
-            there = index.known(cur, [_public_id(p) for p in prepared])
+            there = index.stored_instances(cur, [_public_id(p) for p in prepared])
         return counted(results, [self._end(p, stored_now=_public_id(p) in there) for p in prepared])
 
     def _end(self, prepared: Prepared, *, stored_now: bool) -> End:

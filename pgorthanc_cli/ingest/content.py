@@ -160,7 +160,7 @@ def _read(source: Source, stream: IO[bytes], copy: _Copy) -> bytes | mmap.mmap:
     before = _state(stream)
     plain = source.member is None and not isinstance(stream, _Unzipped) and before is not None
     if plain and before and before[0] > IN_MEMORY_BYTES:
-        _refuse(dicom.look(lambda start, size: os.pread(stream.fileno(), size, start), before[0]))
+        _refuse(dicom.reject_reason(lambda start, size: os.pread(stream.fileno(), size, start), before[0]))
         copy.require(before[0])
     data: bytes | mmap.mmap = _read_some(stream, min(source.size, IN_MEMORY_BYTES) + 1, copy.checkpoint)
     if len(data) > source.size:  # gunzipped, or it has grown
@@ -168,7 +168,9 @@ def _read(source: Source, stream: IO[bytes], copy: _Copy) -> bytes | mmap.mmap:
     if len(data) > IN_MEMORY_BYTES:
         head = bytes(data)
         if not plain:
-            _refuse(dicom.look(lambda start, size: head[start : start + size], None, known=len(head)))
+            _refuse(
+                dicom.reject_reason(lambda start, size: head[start : start + size], None, known=len(head))
+            )
         data = copy.made(head, stream)
     if _state(stream) != before:
         raise Unreadable("it changed while it was read")

@@ -152,15 +152,17 @@ class _Index:
         self._settings = settings
         self._stack = ExitStack()
         self._conn: Connection | None = None
-        self._layout: index.Layout | None = None
+        self._capabilities: index.Capabilities | None = None
 
     def known(self, contents: list[known.Content]) -> set[known.Content]:
         if self._conn is None:
             self._conn = self._stack.enter_context(db.session(self._target, autocommit=True, readonly=True))
         with db.translated(self._conn), self._conn.cursor() as cur:
-            if self._layout is None:
-                self._layout = index.Layout.read(self._conn)
-            there = index.stored(cur, self._layout, [public_id for public_id, _ in contents])
+            if self._capabilities is None:
+                self._capabilities = index.Capabilities.read(self._conn)
+            there = index.stored_attachments(
+                cur, self._capabilities, [public_id for public_id, _ in contents]
+            )
             lost: set[str] = set()
             if self._settings.store_dicom:
                 every = [a for attachments in there.values() for a in attachments]

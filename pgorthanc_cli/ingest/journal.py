@@ -106,7 +106,7 @@ class Journal:
         try:
             yield
         except OSError as error:
-            raise storage.unusable(self.area.root, error) from error
+            raise storage.write_error(self.area.root, error) from error
 
     def spool(self) -> IO[bytes]:
         """A new file without a name, for content that is too large for memory."""
@@ -142,7 +142,7 @@ def opened(
             with top(area) as above:
                 made = Journal(area, database, run, runs.excludes(f"{run}.lock", above))
     except OSError as error:
-        raise storage.unusable(area.root, error) from error
+        raise storage.write_error(area.root, error) from error
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(area, lock, ended), daemon=True)
     heart.start()
@@ -279,7 +279,7 @@ def make_token(area: storage.FilesystemArea, name: str) -> None:
         with area.rights, _all_runs(area) as above:
             os.close(os.open(name, _NEW | os.O_EXCL, 0o644, dir_fd=above))
     except OSError as error:
-        raise storage.unusable(area.root, error) from error
+        raise storage.write_error(area.root, error) from error
 
 
 def remove_token(area: storage.FilesystemArea, name: str) -> None:

@@ -68,7 +68,7 @@ class Linker:
             self._readable(source, os.fstat(descriptor))
             self.area.link(uuid, descriptor)
         else:
-            self.area.fill(uuid, lambda new: _clone(descriptor, new))
+            self.area.create(uuid, lambda new: _clone(descriptor, new))
         if _is(descriptor, source, head):
             return True
         self.area.delete(uuid)  # somebody wrote to it meanwhile

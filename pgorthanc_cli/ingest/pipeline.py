@@ -89,7 +89,7 @@ def run_sources(
         with conn, conn.cursor() as cur:
             index.check_sequences(cur)
             if not settings.storage_given:
-                _refuse_foreign(cur, writer.layout)
+                _refuse_foreign(cur, writer.capabilities)
         if settings.dry_run:
             team.begin(_work(target, settings, None))
             pipeline = _Pipeline(team, Rehearsal(conn, settings.overwrite), stop)
@@ -119,9 +119,9 @@ def _alone(conn: Connection, schema: str) -> tuple[str, ...]:
         )
 
 
-def _refuse_foreign(cur: Cursor, layout: index.Layout) -> None:
+def _refuse_foreign(cur: Cursor, layout: index.Capabilities) -> None:
     """Refuse to conclude from the configuration where the files go, if another plugin keeps those of the index."""
-    if plugin := index.foreign(cur, layout):
+    if plugin := index.unsupported_plugin(cur, layout):
         raise PgOrthancError(
             f"files of this index are kept by {plugin} (attachedfiles.customdata), not by a storage that import "
             "writes to: Orthanc might not find what is imported",

@@ -25,7 +25,7 @@ _PAUSE_S = 0.05
 _RUN = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _MOST_BYTES = 16 << 20  # of a journal; a batch needs a hundredth of it
 _DATABASE = re.compile(r'^\s*\{\s*"database"\s*:\s*"([^"\\]*)"')
-_NAMED = re.compile(rf'"({storage.UUID})"')
+_NAMED = re.compile(rf'"({storage.UUID_PATTERN})"')
 
 
 class Damaged(Exception):
@@ -72,7 +72,7 @@ class Recovery:
             with self.area.rights, journal.top(self.area) as top:
                 return [w for run in self._runs(top) for w in self._settle(run, top)]
         except OSError as error:
-            raise storage.unusable(self.area.root, error) from error
+            raise storage.write_error(self.area.root, error) from error
 
     def _runs(self, top: int) -> Iterator[str]:
         for name in sorted(os.listdir(top)):

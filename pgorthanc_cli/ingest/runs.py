@@ -180,7 +180,7 @@ class Session:
     def named(self, uuids: list[str]) -> set[str]:
         """Which of these UUIDs a committed row of the index names, whatever the level of isolation."""
         with self.conn, self.conn.cursor() as cur:
-            return index.named_attachments(cur, uuids)
+            return index.referenced_uuids(cur, uuids)
 
     def _ask(self, query: str, run: str) -> bool:
         with self.conn:

@@ -57,7 +57,7 @@ class Restored(NamedTuple):
     size: int
     facts: facts.Facts
     md5: str
-    lost: tuple[index.Stored, ...]
+    lost: tuple[index.StoredAttachment, ...]
     content: bytes | None
 
 
@@ -68,7 +68,7 @@ class Settler:
         """The connection is opened when it is needed."""
         self.work = work
         self._conn: Connection | None = None
-        self._layout: index.Layout | None = None
+        self._capabilities: index.Capabilities | None = None
 
     def settle(self, name: str, parsed: Sequence[Parsed]) -> dict[Parsed, Known | Restored]:
         """What has become of those whose instance is stored, and stays; all others are to be stored.
@@ -81,9 +81,9 @@ class Settler:
         if self._conn is None:
             self._conn = db.connect(self.work.target, autocommit=True, readonly=True)
         with db.translated(self._conn), self._conn.cursor() as cur:
-            if self._layout is None:
-                self._layout = index.Layout.read(self._conn)
-            there = index.stored(cur, self._layout, [_public_id(p) for p in parsed])
+            if self._capabilities is None:
+                self._capabilities = index.Capabilities.read(self._conn)
+            there = index.stored_attachments(cur, self._capabilities, [_public_id(p) for p in parsed])
             settled: dict[Parsed, Known | Restored] = {
                 p: _known(p, verdict)
                 for p in parsed
@@ -93,7 +93,9 @@ class Settler:
                 settled.update(self._restore(cur, name, settled, there))
         return settled
 
-    def _verdict(self, parsed: Parsed, attachments: Sequence[index.Stored] | None) -> Verdict | None:
+    def _verdict(
+        self, parsed: Parsed, attachments: Sequence[index.StoredAttachment] | None
+    ) -> Verdict | None:
         """How it compares with what is stored; None: it is to be stored."""
         if attachments is None:
             return None
@@ -112,14 +114,14 @@ class Settler:
         cur: Cursor,
         name: str,
         known: Mapping[Parsed, Known | Restored],
-        there: Mapping[str, Sequence[index.Stored]],
+        there: Mapping[str, Sequence[index.StoredAttachment]],
     ) -> dict[Parsed, Known | Restored]:
         """Those of the known files whose stored content is missing: put back, or told to be different."""
         lost = stored.lost(cur, self.work.storage_dir, [a for p in known for a in there[_public_id(p)]])
         if not lost:
             return {}
         result: dict[Parsed, Known | Restored] = {}
-        again: dict[str, index.Stored] = {}  # by uuid
+        again: dict[str, index.StoredAttachment] = {}  # by uuid
         for parsed, one in known.items():
             missing = [a for a in there[_public_id(parsed)] if a.uuid in lost]
             if not missing:
@@ -133,7 +135,7 @@ class Settler:
             self._put_back(cur, f"{name}-restored", result, self.work.journals)
         return result
 
-    def _restored(self, parsed: Parsed, lost: Sequence[index.Stored]) -> Restored:
+    def _restored(self, parsed: Parsed, lost: Sequence[index.StoredAttachment]) -> Restored:
         handed = self.work.write and not self.work.journals and len(parsed.data) <= HANDED_OVER_BYTES
         return Restored(
             parsed.source,
@@ -157,16 +159,16 @@ class Settler:
                     _put(journals.area, attachment, memoryview(parsed.data))
             except OSError as error:
                 if error.errno not in _OBSTACLES:
-                    raise storage.unusable(journals.area.root, error) from error
+                    raise storage.write_error(journals.area.root, error) from error
                 what = f"its stored file is damaged, and cannot be replaced: {error.strerror}"
                 result[parsed] = _known(parsed, Verdict(what, compared=True))
         # Who deletes an instance removes its rows first: a file that was written meanwhile must not stay.
-        named = index.still_named(cur, every)
+        named = index.still_referenced(cur, every)
         journals.discard(a.uuid for a in every if a.uuid not in named)
         journals.forget(name)
 
 
-def _put(area: storage.FilesystemArea, attachment: index.Stored, data: memoryview) -> None:
+def _put(area: storage.FilesystemArea, attachment: index.StoredAttachment, data: memoryview) -> None:
     try:
         area.put(attachment.uuid, attachment.file_type, stored.encoded(attachment, data))
     except FileExistsError:  # left by a run that was killed while it did the same

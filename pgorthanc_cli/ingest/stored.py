@@ -37,7 +37,7 @@ class Verdict(NamedTuple):
     compared: bool
 
 
-def compare(attachments: Sequence[index.Stored], size: int, md5: str) -> Verdict:
+def compare(attachments: Sequence[index.StoredAttachment], size: int, md5: str) -> Verdict:
     """Compare a file with the stored DICOM file of its instance (with each one, should there be duplicates)."""
     files = [a for a in attachments if a.file_type == DICOM]
     if not files:
@@ -54,7 +54,7 @@ def compare(attachments: Sequence[index.Stored], size: int, md5: str) -> Verdict
     )
 
 
-def lost(cur: Cursor, storage_dir: Path | None, attachments: Iterable[index.Stored]) -> set[str]:
+def lost(cur: Cursor, storage_dir: Path | None, attachments: Iterable[index.StoredAttachment]) -> set[str]:
     """The uuids of those whose content is missing in the storage area: a folder, or (None) large objects.
 
     What is not in the folder but among the large objects is not lost: it was stored when Orthanc was set up otherwise.
@@ -65,7 +65,9 @@ def lost(cur: Cursor, storage_dir: Path | None, attachments: Iterable[index.Stor
     return {a.uuid for a in lost_objects(cur, missing)}
 
 
-def lost_files(area: storage.FilesystemArea, attachments: Iterable[index.Stored]) -> list[index.Stored]:
+def lost_files(
+    area: storage.FilesystemArea, attachments: Iterable[index.StoredAttachment]
+) -> list[index.StoredAttachment]:
     """Those whose file is missing, or has not the size that the index says.
 
     A row whose uuid is not one says nothing about a place in the area.
@@ -74,7 +76,7 @@ def lost_files(area: storage.FilesystemArea, attachments: Iterable[index.Stored]
     return [a for a in attachments if not a.elsewhere and _UUID.fullmatch(a.uuid) and not _is_whole(root, a)]
 
 
-def _is_whole(root: str, attachment: index.Stored) -> bool:
+def _is_whole(root: str, attachment: index.StoredAttachment) -> bool:
     uuid = attachment.uuid
     try:
         status = os.stat(
@@ -85,21 +87,21 @@ def _is_whole(root: str, attachment: index.Stored) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == attachment.stored_size
 
 
-def lost_objects(cur: Cursor, attachments: Iterable[index.Stored]) -> list[index.Stored]:
+def lost_objects(cur: Cursor, attachments: Iterable[index.StoredAttachment]) -> list[index.StoredAttachment]:
     """Those whose large object is missing."""
     ours = [a for a in attachments if not a.elsewhere]
     if not ours:
         return []
-    absent = index.absent_objects(cur, [a.uuid for a in ours])
+    absent = index.missing_large_objects(cur, [a.uuid for a in ours])
     return [a for a in ours if a.uuid in absent]
 
 
-def reproduces(lost: Sequence[index.Stored], data: memoryview) -> bool:
+def reproduces(lost: Sequence[index.StoredAttachment], data: memoryview) -> bool:
     """Whether this content gives exactly the bytes that the rows of the lost attachments describe."""
     return all(_reproduces(attachment, data) for attachment in lost)
 
 
-def _reproduces(attachment: index.Stored, data: memoryview) -> bool:
+def _reproduces(attachment: index.StoredAttachment, data: memoryview) -> bool:
     part = data[: attachment.size]
     if len(part) != attachment.size or not attachment.md5 or _md5(part) != attachment.md5:
         return False
@@ -114,7 +116,7 @@ def _reproduces(attachment: index.Stored, data: memoryview) -> bool:
     return (size, digest.hexdigest()) == (attachment.stored_size, attachment.stored_md5)
 
 
-def encoded(attachment: index.Stored, data: memoryview) -> Iterator[bytes | memoryview]:
+def encoded(attachment: index.StoredAttachment, data: memoryview) -> Iterator[bytes | memoryview]:
     """The bytes of an attachment as they are stored, made of the content of the whole DICOM file."""
     return storage.encode(data[: attachment.size], compress=attachment.compression_type == ZLIB)
 

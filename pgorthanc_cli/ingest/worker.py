@@ -191,7 +191,7 @@ class Worker:
                 journals.discard(every)
                 journals.forget(name)
             if isinstance(error, OSError):
-                raise storage.unusable(journals.area.root, error) from error
+                raise storage.write_error(journals.area.root, error) from error
             raise
 
     def _parts(self, parsed: Parsed) -> _Parts:

@@ -80,7 +80,7 @@ def look(area: storage.FilesystemArea, found: Iterator[Attachment], *, hashes: b
             continue
         seen.checked += 1
         try:
-            with os.fdopen(area.open(attachment.uuid), "rb") as stream:
+            with area.open(attachment.uuid) as stream:
                 what = _difference(stream, attachment, seen, hashes=hashes)
         except OSError as error:
             seen.complain(attachment, str(error.strerror), missing=True)
@@ -131,7 +131,7 @@ def _store_batch(
 def _store(
     area: storage.FilesystemArea, objects: storage.LargeObjectArea, attachment: Attachment, seen: Seen
 ) -> None:
-    with os.fdopen(area.open(attachment.uuid), "rb") as stream:
+    with area.open(attachment.uuid) as stream:
         what = _difference(stream, attachment, seen, hashes=True)
         if what:
             seen.complain(attachment, what, missing=False)

@@ -1,21 +1,20 @@
-"""Where the files of instances are stored: in folders as Orthanc keeps them, or as large objects of PostgreSQL."""
+"""Where the bytes of attachments are: in folders as Orthanc stores them, or as large objects of PostgreSQL."""
 
-from pgorthanc_cli.storage.areas import (
+from pgorthanc_cli.storage.area import (
     CHUNK_BYTES,
-    UUID,
+    UUID_PATTERN,
     Area,
-    FilesystemArea,
-    LargeObjectArea,
+    Stream,
     decode,
     encode,
     is_uuid,
     new_uuids,
-    open_folder,
-    temporary_name,
-    unusable,
+    write_error,
 )
+from pgorthanc_cli.storage.filesystem import FilesystemArea, temporary_name
+from pgorthanc_cli.storage.large_objects import LargeObjectArea
 
 __all__ = [
-    "CHUNK_BYTES", "UUID", "Area", "FilesystemArea", "LargeObjectArea", "decode", "encode", "is_uuid", "new_uuids",
-    "open_folder", "temporary_name", "unusable",
+    "CHUNK_BYTES", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "Stream", "decode", "encode",
+    "is_uuid", "new_uuids", "temporary_name", "write_error",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, ingest, storage
 from tests.faults.site import Network
 from tests.support import indexstate, samples
+from tests.support.areas import stored_bytes
 from tests.support.importing import check_area, dumped, run
 from tests.support.indexdump import attachments
 from tests.support.real_servers import wait_until
@@ -151,8 +152,8 @@ class Archive:
             return
         area = storage.FilesystemArea(self.folder)
         for uuid, (size, md5) in named.items():
-            content = area.get(uuid, 1)
-            assert (len(content), hashlib.md5(content).hexdigest()) == (size, md5)
+            stored = stored_bytes(area, uuid)
+            assert (len(stored), hashlib.md5(stored).hexdigest()) == (size, md5)
 
     def check_finished(self, wanted: dict[str, Any], *, in_order: bool = True) -> None:
         """After a run that ended: the index of an undisturbed run, and nothing left over.

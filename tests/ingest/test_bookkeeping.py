@@ -38,7 +38,7 @@ def value(conn: Connection, query: str) -> Any:
 def check(target: db.Target) -> None:
     """What SCHEMA.md 5 says of every index, counted anew."""
     with db.session(target) as conn:
-        layout = index.Layout.read(conn)
+        layout = index.Capabilities.read(conn)
         for key, truth in enumerate(
             [
                 *(
@@ -74,7 +74,7 @@ def lives(target: db.Target, folder: Path) -> list[tuple[int, int, int, int]]:
     found = [ends(run(target, first, folder / "area"))]
     with db.session(target) as conn, conn, conn.cursor() as cur:
         cur.execute("SELECT internalid FROM resources WHERE resourcetype = 0 ORDER BY internalid LIMIT 1")
-        if index.Layout.read(conn).recycling_table:
+        if index.Capabilities.read(conn).recycling_table:
             cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", cur.fetchone())
         else:
             cur.execute("SELECT protectpatient(%s)", cur.fetchone())
@@ -95,9 +95,9 @@ def test_with_and_without_triggers(
         init(target, revision=revision)
     run_sql(with_, *OWN_TRIGGER)
     with db.session(without) as conn:
-        assert index.Layout.read(conn).triggers_off
+        assert index.Capabilities.read(conn).triggers_off
     with db.session(with_) as conn:
-        assert not index.Layout.read(conn).triggers_off
+        assert not index.Capabilities.read(conn).triggers_off
     assert lives(without, tmp_path / "without") == lives(with_, tmp_path / "with")
     assert dumped(without) == dumped(with_)
     with db.session(with_) as conn:
@@ -110,14 +110,14 @@ def test_a_role_that_may_not_switch_triggers_off(fresh: db.Target, role: str) ->
     ours = db.Target(f"{fresh.dsn} options='-c role={role}'")
     run_sql(fresh, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
     with db.session(ours) as conn:
-        assert not index.Layout.read(conn).triggers_off
+        assert not index.Capabilities.read(conn).triggers_off
     with db.session(fresh) as conn:
         modern = conn.server_version >= 150000
     if modern:
         run_sql(fresh, f"GRANT SET ON PARAMETER session_replication_role TO {role}")
         try:
             with db.session(ours) as conn:
-                assert index.Layout.read(conn).triggers_off
+                assert index.Capabilities.read(conn).triggers_off
         finally:
             run_sql(fresh, f"REVOKE SET ON PARAMETER session_replication_role FROM {role}")
 

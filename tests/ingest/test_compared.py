@@ -20,6 +20,7 @@ from pgorthanc_cli.index import Overwrite
 from tests.ingest.test_follow import Following, aged
 from tests.ingest.test_follow import _look_often as _look_often  # a fixture
 from tests.support import samples
+from tests.support.areas import stored_bytes
 from tests.support.importing import check_area, dumped, ends, run
 from tests.support.schemas import rows
 from tests.support.schemas import run as execute
@@ -284,16 +285,14 @@ def whole(target: db.Target, area: Path | None) -> None:
     if area:
         check_area(target, area)
         return
-    with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+    with db.session(target, readonly=True) as conn:
         objects = storage.LargeObjectArea(conn)
-        cur.execute("SELECT uuid, filetype, compressedsize, compressedhash FROM index.attachedfiles")
-        for uuid, kind, size, hash_ in cur.fetchall():
-            content = objects.get(uuid, kind)
-            assert (len(content), hashlib.md5(content).hexdigest()) == (size, hash_)
-        cur.execute(
-            "SELECT (SELECT count(*) FROM index.storagearea), (SELECT count(*) FROM pg_largeobject_metadata)"
-        )
-        assert len(set(cur.fetchone() or ())) == 1
+        query = "SELECT uuid, filetype, compressedsize, compressedhash FROM index.attachedfiles"
+        for uuid, kind, size, hash_ in db.rows(conn, query):
+            stored = stored_bytes(objects, uuid, kind)
+            assert (len(stored), hashlib.md5(stored).hexdigest()) == (size, hash_)
+        objects_total = db.value(conn, "SELECT count(*) FROM pg_largeobject_metadata")
+        assert db.value(conn, "SELECT count(*) FROM index.storagearea") == objects_total
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -459,8 +458,8 @@ def test_what_is_restored_stays_when_a_dead_run_is_settled(fresh: db.Target, tmp
     run(fresh, files, area)
     lose(fresh, area, md5(files[0]))
     program = (
-        "import os; from pgorthanc_cli.ingest import settle; real = settle.index.still_named\n"
-        "settle.index.still_named = lambda *a, **k: os._exit(9)\n"
+        "import os; from pgorthanc_cli.ingest import settle; real = settle.index.still_referenced\n"
+        "settle.index.still_referenced = lambda *a, **k: os._exit(9)\n"
         "from pgorthanc_cli.cli import main; main()"
     )
     command = [
@@ -497,4 +496,4 @@ def test_one_query_finds_the_absent_objects(fresh: db.Target, tmp_path: Path) ->
     run(fresh, files, None)
     gone = lose(fresh, None, md5(files[1]))
     with db.session(fresh, readonly=True) as conn, conn.cursor() as cur:
-        assert index.absent_objects(cur, [*stored(fresh), "no-such"]) == {gone, "no-such"}
+        assert index.missing_large_objects(cur, [*stored(fresh), "no-such"]) == {gone, "no-such"}

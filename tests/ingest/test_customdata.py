@@ -12,7 +12,7 @@ import pytest
 
 from pgorthanc_cli import db, index, upgrade
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.index import Overwrite, custom
+from pgorthanc_cli.index import Overwrite, customdata
 from tests.support import samples
 from tests.support.importing import check_area, dumped, ends, run
 from tests.support.schemas import rows
@@ -157,15 +157,17 @@ def test_customdata_put_aside_by_a_downgrade_counts(
 
 @pytest.mark.parametrize(("data", "plugin"), [*((d, "AdvancedStorage") for d in OWNED), *FOREIGN.items()])
 def test_dialects(data: str, plugin: str) -> None:
-    assert plugin in custom.read(data.encode()).plugin
-    assert bool(custom.read(data.encode()).plugin) == bool(plugin)
-    assert not custom.read(data.encode()).adopted
+    assert plugin in customdata.read(data.encode()).plugin
+    assert bool(customdata.read(data.encode()).plugin) == bool(plugin)
+    assert not customdata.read(data.encode()).adopted
 
 
 def test_the_dialect_of_an_adopted_file() -> None:
-    assert custom.read(ADOPTED.encode()) == custom.Custom("AdvancedStorage", PATH, adopted=True)
-    assert custom.read(b'{ "p" : "/x", "v" : 1 }') == custom.Custom("AdvancedStorage", "/x", adopted=True)
-    assert custom.read(b"\xff\x00").plugin == ""
+    assert customdata.read(ADOPTED.encode()) == customdata.CustomData("AdvancedStorage", PATH, adopted=True)
+    assert customdata.read(b'{ "p" : "/x", "v" : 1 }') == customdata.CustomData(
+        "AdvancedStorage", "/x", adopted=True
+    )
+    assert customdata.read(b"\xff\x00").plugin == ""
 
 
 # --- where do new files go? --------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ def test_the_dialect_of_an_adopted_file() -> None:
 
 def sample_of(target: db.Target) -> str | None:
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
-        found = index.foreign(cur, index.Layout.read(conn))
+        found = index.unsupported_plugin(cur, index.Capabilities.read(conn))
     conn.close()
     return found
 

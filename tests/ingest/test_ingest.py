@@ -23,6 +23,7 @@ from pgorthanc_cli.ingest import content, pipeline
 from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.ingest.worker import Refusal
 from tests.support import samples
+from tests.support.areas import stored_bytes
 from tests.support.importing import check_area, dumped, ends, run
 
 OVERWRITES = list(index.Overwrite)
@@ -106,7 +107,7 @@ def test_stored_bytes_are_the_files(
         rows = cur.fetchall()
         assert sorted(row[0] for row in rows) == ([1, 3] if compress else [1])
         for file_type, uuid, stored_md5, md5, size in rows:
-            stored = area.get(uuid, file_type)
+            stored = stored_bytes(area, uuid, file_type)
             plain = storage.decode(stored) if compress else stored
             assert hashlib.md5(stored).hexdigest() == stored_md5
             assert hashlib.md5(plain).hexdigest() == md5
@@ -124,7 +125,7 @@ def test_content_too_large_for_memory(
     with db.session(fresh) as conn, conn.cursor() as cur:
         cur.execute("SELECT uuid FROM storagearea")
         ((uuid,),) = cur.fetchall()
-        assert storage.LargeObjectArea(conn).get(uuid, 1) == samples.instance()
+        assert stored_bytes(storage.LargeObjectArea(conn), uuid) == samples.instance()
 
 
 def test_a_preamble_that_begins_like_gzip(

@@ -9,6 +9,7 @@ import pytest
 
 from pgorthanc_cli import db, storage
 from tests.support import samples
+from tests.support.areas import stored_bytes
 from tests.support.importing import run
 from tests.support.plugin import Session
 
@@ -42,10 +43,10 @@ def test_it_finds_by_identifier_and_reads_down_to_the_files(
            JOIN attachedfiles f ON f.id = i.internalid AND f.filetype = 1 WHERE e.parentid = %s ORDER BY 1""",
         study,
     )
-    stored = storage.FilesystemArea(area) if area else storage.LargeObjectArea(imported.conn)
+    stored: storage.Area = storage.FilesystemArea(area) if area else storage.LargeObjectArea(imported.conn)
     whole = {path.read_bytes() for path in (tmp_path / "in").iterdir()}
     assert len(instances) == 10
-    assert {stored.get(uuid, 1) for _, uuid in instances} < whole
+    assert {stored_bytes(stored, uuid) for _, uuid in instances} < whole
     for instance, _ in instances:
         assert imported.metadata(instance, 9) == "1.2.840.10008.1.2.1"  # transfer syntax
         assert imported.metadata(instance, 1) in {"1", "2", "3", "4", "5"}  # IndexInSeries

@@ -111,7 +111,7 @@ def test_real_large_files_are_read_as_before(tmp_path: Path, monkeypatch: pytest
         assert bytes(content.read(Source(str(path), size=len(data)))) == data
     for path in sorted(samples.REAL.parent.glob("*.dcm")):
         data = path.read_bytes()
-        reason = dicom.look(lambda start, size, data=data: data[start : start + size], len(data))  # type: ignore[misc]
+        reason = dicom.reject_reason(lambda start, size, data=data: data[start : start + size], len(data))  # type: ignore[misc]
         try:
             dicom.parse(data, dicom.Profile())
         except dicom.Refused:
@@ -240,8 +240,8 @@ def test_nothing_that_opens_files_from_outside_waits_for_a_fifo(tmp_path: Path, 
             opens()
     (tmp_path / "area" / uuid[:2] / uuid[2:4]).mkdir(parents=True)
     os.mkfifo(tmp_path / "area" / uuid[:2] / uuid[2:4] / uuid)
-    with pytest.raises(PgOrthancError, match="not a regular file"):
-        area.get(uuid, 1)
+    with pytest.raises(OSError, match="not a regular file"):
+        area.open(uuid)
 
 
 # A program that takes a lease on a file, and gives it back a little later than it is asked to.

@@ -10,6 +10,7 @@ import pytest
 from pgorthanc_cli import db, storage
 from tests.interop import files, lifecycle
 from tests.interop.archive import Archive
+from tests.support.areas import stored_bytes
 from tests.support.schemas import rows
 
 pytestmark = pytest.mark.interop
@@ -53,6 +54,8 @@ def read_by_pgorthanc(archive: Archive) -> dict[str, bytes]:
     named = rows(archive.target, query)
     with db.session(archive.target) as conn:
         large_objects = archive.section["EnableStorage"]
-        area = storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(archive.storage)
-        stored = [(public_id, area.get(uuid, 1), kind) for public_id, uuid, kind in named]
+        area: storage.Area = (
+            storage.LargeObjectArea(conn) if large_objects else storage.FilesystemArea(archive.storage)
+        )
+        stored = [(public_id, stored_bytes(area, uuid), kind) for public_id, uuid, kind in named]
     return {public_id: storage.decode(data) if kind == 2 else data for public_id, data, kind in stored}

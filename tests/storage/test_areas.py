@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import storage
-from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.storage import durable
+from tests.support.areas import stored_bytes
 
 _NOT_TRUSTED = Path("/dev/shm")  # tmpfs: synced file by file
 
@@ -39,7 +39,7 @@ def test_a_batch(area: storage.FilesystemArea, count: int) -> None:
     with area.batch():
         for name in names:
             area.put(name, 1, [b"content of ", memoryview(name.encode())])
-    assert {name: area.get(name, 1) for name in names} == {
+    assert {name: stored_bytes(area, name) for name in names} == {
         name: b"content of " + name.encode() for name in names
     }
     assert sum(len(files) for _, _, files in os.walk(area.root)) == count
@@ -59,9 +59,9 @@ def test_a_file_that_fails_leaves_nothing_and_the_others_stay(area: storage.File
         area.put(good, 1, [b"whole"])
         with pytest.raises(ValueError, match="half-way"):
             area.put(bad, 1, breaks())
-    assert area.get(good, 1) == b"whole"
-    with pytest.raises(PgOrthancError):
-        area.get(bad, 1)
+    assert stored_bytes(area, good) == b"whole"
+    with pytest.raises(FileNotFoundError):
+        stored_bytes(area, bad)
 
 
 def test_after_a_batch_each_file_is_synced_by_itself_again(area: storage.FilesystemArea) -> None:
@@ -69,7 +69,7 @@ def test_after_a_batch_each_file_is_synced_by_itself_again(area: storage.Filesys
         pass
     (name,) = storage.new_uuids(1)
     area.put(name, 1, [b"x"])
-    assert area.get(name, 1) == b"x"
+    assert stored_bytes(area, name) == b"x"
 
 
 def test_a_batch_never_touches_a_file_that_is_there(area: storage.FilesystemArea) -> None:
@@ -77,7 +77,7 @@ def test_a_batch_never_touches_a_file_that_is_there(area: storage.FilesystemArea
     area.put(name, 1, [b"x"])
     with pytest.raises(FileExistsError), area.batch():
         area.put(name, 1, [b"y"])
-    assert area.get(name, 1) == b"x"
+    assert stored_bytes(area, name) == b"x"
 
 
 def test_a_file_that_is_gone_before_the_sync_is_noticed(

@@ -22,6 +22,12 @@ def identity(target: db.Target) -> str:
         return index.identity(cur)
 
 
+def stored_bytes(area: storage.Area, uuid: str, file_type: int = 1) -> bytes:
+    """Return the stored bytes of an attachment."""
+    with area.open(uuid, file_type) as stream:
+        return stream.read()
+
+
 def orphan(area: Path) -> Path:
     """A file of the area that no row names."""
     name = str(uuid.uuid4())

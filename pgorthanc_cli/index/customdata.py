@@ -15,7 +15,7 @@ from pgorthanc_cli.index.model import Conflict
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
-    from pgorthanc_cli.index.lookup import Layout
+    from pgorthanc_cli.index.lookup import Capabilities
 
 ADVANCED_STORAGE = "AdvancedStorage"
 _S3_ZIP_KEYS = {"storage", "local", "s3zip", "series-id", "size"}
@@ -33,7 +33,7 @@ _SAMPLE = """
 
 
 @dataclass(frozen=True)
-class Custom:
+class CustomData:
     """Where a storage plugin keeps a file.
 
     Attributes:
@@ -47,21 +47,21 @@ class Custom:
     adopted: bool = False
 
 
-def read(data: bytes) -> Custom:
+def read(data: bytes) -> CustomData:
     """Recognise the dialect of customdata that is not empty."""
     try:
         content = json.loads(data)
     except ValueError:  # also what is not UTF-8
-        return Custom("")
+        return CustomData("")
     if not isinstance(content, dict):
-        return Custom("")
+        return CustomData("")
     if _is_advanced(content):
-        return Custom(ADVANCED_STORAGE, content.get("p"), adopted=not content.get("o", False))
+        return CustomData(ADVANCED_STORAGE, content.get("p"), adopted=not content.get("o", False))
     if content.keys() >= _S3_ZIP_KEYS:
-        return Custom("S3Zip")
+        return CustomData("S3Zip")
     if content.keys() >= _SAMPLE_KEYS:
-        return Custom("the sample plugin AdoptDicomInstance")
-    return Custom("")
+        return CustomData("the sample plugin AdoptDicomInstance")
+    return CustomData("")
 
 
 def _is_advanced(content: dict[str, Any]) -> bool:
@@ -77,12 +77,12 @@ def _is_advanced(content: dict[str, Any]) -> bool:
     )
 
 
-def foreign(cur: Cursor, layout: Layout) -> str | None:
+def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
     """Name the plugin that keeps files of this index in a way not known here; None: there is no sign of one.
 
     Looks at the newest and at the oldest thousand resources.
     """
-    if not layout.custom_data:
+    if not capabilities.custom_data:
         return None
     cur.execute(_SAMPLE)
     for (data,) in cur.fetchall():
@@ -92,7 +92,7 @@ def foreign(cur: Cursor, layout: Layout) -> str | None:
     return None
 
 
-def release(cur: Cursor, layout: Layout, ids: Sequence[int]) -> list[tuple[str, int]]:
+def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list[tuple[str, int]]:
     """Do what a storage plugin would do about the attachments that have just been deleted from the index.
 
     Of an adopted file, which stays, AdvancedStorage forgets the path: or its folder indexer would later delete the
@@ -100,7 +100,7 @@ def release(cur: Cursor, layout: Layout, ids: Sequence[int]) -> list[tuple[str, 
 
     Args:
         cur: In the transaction of the deletion, whose table `deletedfiles` is read.
-        layout: Of the index.
+        capabilities: Of the index.
         ids: The resources that were deleted, or might have been.
 
     Returns:
@@ -109,10 +109,10 @@ def release(cur: Cursor, layout: Layout, ids: Sequence[int]) -> list[tuple[str, 
     Raises:
         Conflict: A plugin keeps a file where only that plugin can remove it.
     """
-    column = "customdata" if layout.custom_data else "NULL"
+    column = "customdata" if capabilities.custom_data else "NULL"
     cur.execute(f"SELECT uuid, filetype, {column} FROM deletedfiles")  # noqa: S608 - a constant
     deleted = cur.fetchall()
-    if layout.kept_custom_data:
+    if capabilities.kept_custom_data:
         cur.execute(
             "SELECT uuid, filetype, customdata FROM pgorthanc_kept_customdata WHERE id = ANY(%s) AND uuid = ANY(%s)",
             (list(ids), [uuid for uuid, _, _ in deleted]),
@@ -131,7 +131,7 @@ def release(cur: Cursor, layout: Layout, ids: Sequence[int]) -> list[tuple[str, 
     return ours
 
 
-def _forget(cur: Cursor, custom: Custom) -> None:
+def _forget(cur: Cursor, custom: CustomData) -> None:
     if not (custom.plugin == ADVANCED_STORAGE and custom.adopted and custom.path):
         raise Conflict(
             f"{custom.plugin or 'a storage plugin that is not known here'} keeps the stored file, and only Orthanc "
