@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import pkgutil
 import signal
 import sys
 import traceback
@@ -17,29 +18,21 @@ from typing import Any, NoReturn
 import click
 
 from pgorthanc_cli import __version__, commands, output
+from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
-# Name on the command line -> module in pgorthanc_cli.commands. A module is imported when its command runs
-# (or when the list of commands is shown), and imports its room when the command is called.
-COMMANDS = {
-    "config": "config",
-    "check-lock": "check_lock",
-    "check-auth": "check_auth",
-    "doctor": "doctor",
-    "downgrade": "downgrade",
-    "import": "import_",
-    "init": "init",
-    "migrate-sqlite": "migrate_sqlite",
-    "keepalive-test": "keepalive_test",
-    "replication": "replication",
-    "server": "server",
-    "status": "status",
-    "support-bundle": "support_bundle",
-    "upgrade": "upgrade",
-    "verify": "verify",
-    "wait": "wait",
-}
+
+def _command_modules() -> dict[str, str]:
+    """Return the commands by name: the modules of `commands/`, but those with shared options."""
+    names = (module.name for module in pkgutil.iter_modules(commands.__path__))
+    modules = (name for name in names if not name.endswith("_options"))
+    # `import_` has the underscore because `import` is a keyword of Python.
+    return {name.rstrip("_").replace("_", "-"): name for name in modules}
+
+
+# A module is imported when its command runs or is listed, and imports its room when it is called.
+COMMANDS = _command_modules()
 
 
 class Main(click.Group):
@@ -105,7 +98,7 @@ def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
         if "--nagios" in words:
             status = "CRITICAL" if isinstance(error, ConnectError) else "UNKNOWN"
             output.nagios(_service(words), status, error.message, {})
-            return commands.NAGIOS[status]
+            return NAGIOS[status]
         output.fail(error, as_json="--json" in words)
     except OSError:  # stderr is full: the exit code still tells
         pass

@@ -16,6 +16,7 @@ from psycopg2.extensions import libpq_version, make_dsn
 from pgorthanc_cli import db
 from pgorthanc_cli.authentication import server, verdict
 from pgorthanc_cli.authentication.model import Report, SslMode, Tls
+from pgorthanc_cli.constants import SSLMODES
 from pgorthanc_cli.db import wire
 from pgorthanc_cli.errors import ConnectError
 from pgorthanc_cli.server import hba
@@ -23,7 +24,6 @@ from pgorthanc_cli.server import hba
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # libpq sends no password then, whatever .pgpass and PGPASSWORD hold: no login fails, no counter of failures moves.
 _NO_PASSWORD = {"password": "", "passfile": "/dev/null/none"}
 _REQUIRE_AUTH_SINCE = 160000
@@ -287,7 +287,7 @@ def _sslmodes(target: db.Target, found: Probe, login: Login) -> Iterator[SslMode
     refused = _refused(target, found, login) if login.outcome == "refused" else {}
     verifies = {"require": "authority" if root != "system" and Path(root).is_file() else "nothing"}
     verifies |= {"verify-ca": "authority", "verify-full": "authority and host name"}
-    for sslmode in _SSLMODES:
+    for sslmode in SSLMODES:
         detail = _obstacle(target, sslmode) or refused.get(found.is_encrypted(sslmode), "")
         yield SslMode(
             sslmode=sslmode,

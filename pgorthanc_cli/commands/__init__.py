@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from pgorthanc_cli import output
+from pgorthanc_cli.constants import NAGIOS, SSLMODES
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -30,11 +31,28 @@ if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class _SectionOption(click.Option):
+    """An option that the help shows under a heading of its own."""
+
+    def __init__(self, *declarations: Any, section: str, **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self.section = section
+
+
+def section(title: str) -> Callable[..., Callable[[_Function], _Function]]:
+    """Return a `click.option` for options that the help shows together under a heading."""
+    return partial(click.option, cls=_SectionOption, section=title)
+
+
+_connection, _output = section("Connection"), section("Output")
 _OUTPUT = (
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
-    click.option("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
-    click.option(
+    _output("--json", "as_json", is_flag=True, help="Print one JSON document."),
+    _output("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
+    _output("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
+    _output(
         "--traceback",
         is_flag=True,
         expose_value=False,
@@ -42,49 +60,37 @@ _OUTPUT = (
     ),
 )
 _CONNECTION = (
-    click.option("--uri", metavar="DSN", help="Connection URI or keyword/value string, as libpq takes it."),
-    click.option("--host", help="Host name, address or folder of the socket."),
-    click.option("--port", type=click.IntRange(1, 65535)),
-    click.option("-d", "--dbname", help="Database."),
-    click.option("-U", "--username", help="Role to log in with."),
-    click.option(
+    _connection("--uri", metavar="DSN", help="Connection URI or keyword/value string, as libpq takes it."),
+    _connection("--host", help="Host name, address or folder of the socket."),
+    _connection("--port", type=click.IntRange(1, 65535)),
+    _connection("-d", "--dbname", help="Database."),
+    _connection("-U", "--username", help="Role to log in with."),
+    _connection(
         "--sslmode",
-        type=click.Choice(["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]),
+        type=click.Choice(SSLMODES),
         help="TLS; only verify-full makes sure of the server.",
     ),
-    click.option("--schema", help="PostgreSQL namespace of the index.  [default: public]"),
-    click.option(
+    _connection("--schema", help="PostgreSQL namespace of the index.  [default: public]"),
+    _connection(
         "--config",
         type=click.Path(exists=True),
         metavar="PATH",
         help="Orthanc's configuration: a JSON file, or a folder of them.",
     ),
-    click.option(
+    _connection(
         "--password-file",
         type=click.Path(exists=True, dir_okay=False),
         metavar="FILE",
         help="File whose first line is the password.",
     ),
-    click.option(
+    _connection(
         "--embedded",
         type=click.Path(file_okay=False),
         metavar="DIR",
         help="Use the private PostgreSQL in DIR; init, migrate-sqlite and server start create it.",
     ),
 )
-_CONNECTION_NAMES = (
-    "uri", "host", "port", "dbname", "username", "sslmode", "schema", "config", "password_file", "embedded",
-)  # fmt: skip
-
-# What a monitoring system takes an exit code for; cli.py answers errors with them, too, where --nagios is given.
-NAGIOS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
-nagios_option = click.option(
-    "--nagios", is_flag=True, help="One line and the exit code of a monitoring plugin."
-)
-
-_SECTIONS = dict.fromkeys(_CONNECTION_NAMES, "Connection") | dict.fromkeys(
-    ("as_json", "quiet", "verbose", "traceback", "nagios"), "Output"
-)
+nagios_option = _output("--nagios", is_flag=True, help="One line and the exit code of a monitoring plugin.")
 
 
 class _Warnings(logging.Handler):
@@ -241,37 +247,37 @@ class List(click.File):
         return stream
 
 
-class _SectionOption(click.Option):
-    """An option that the help shows under a heading of its own."""
-
-    section = ""
-
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def section(title: str) -> Callable[..., Callable[[_Function], _Function]]:
-    """`click.option` for options that the help of a command shows together, under a heading of their own."""
-    kind = type(f"_{title}Option", (_SectionOption,), {"section": title})
-    return partial(click.option, cls=kind)
-
-
 class Command(click.Command):
-    """A command whose help shows its own options first, then those that all commands share."""
+    """A command whose help has sections: its own options first, then those all commands share.
+
+    `{checks}` and the like in its help are filled in by `help_values`, when the help is shown.
+    """
+
+    help_values: Callable[[], Mapping[str, str]] | None = None
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the docstring."""
+        template = self.help
+        if template and self.help_values:
+            self.help = template.format_map(self.help_values())
+        super().format_help_text(ctx, formatter)
+        self.help = template
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Three sections: what is special here, the connection, the output; and those that `section` made."""
-        own = dict.fromkeys(p.section for p in self.params if isinstance(p, _SectionOption))
-        sections: dict[str, list[tuple[str, str]]] = {
-            title: [] for title in ("Options", *own, "Connection", "Output")
-        }
+        """Write plain options, those of the command's own sections, the connection, the output."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        shared: dict[str, list[tuple[str, str]]] = {"Connection": [], "Output": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                shared = parameter is self.get_help_option(ctx)
-                title = "Output" if shared else _SECTIONS.get(parameter.name or "", "Options")
-                sections[parameter.section if isinstance(parameter, _SectionOption) else title].append(record)
-        for title, records in sections.items():
+            if record is None:
+                continue
+            title = "Options"
+            if isinstance(parameter, _SectionOption):
+                title = parameter.section
+            elif parameter is self.get_help_option(ctx):
+                title = "Output"
+            (shared if title in shared else sections).setdefault(title, []).append(record)
+        for title, records in (sections | shared).items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
@@ -303,20 +309,37 @@ def stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def command(name: str, *, connection: bool = True) -> Callable[[Callable[..., None]], click.Command]:
-    """A click command with the shared options; the function gets a `Call` first, then its own options."""
+def command(
+    name: str,
+    *,
+    connection: bool = True,
+    help_values: Callable[[], Mapping[str, str]] | None = None,
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a click command with the shared options of a function.
+
+    The function gets a `Call` first, then its own options. `help_values` is called when the
+    help is shown, so that it may import a room.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
+        @wraps(function)
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
-            options = {key: own.pop(key) for key in _CONNECTION_NAMES} if connection else {}
+            context = click.get_current_context()
+            names = [
+                parameter.name or ""
+                for parameter in context.command.params
+                if isinstance(parameter, _SectionOption) and parameter.section == "Connection"
+            ]
+            options = {name: own.pop(name) for name in names} if connection else {}
             quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
-            path = click.get_current_context().command_path.partition(" ")[2]  # with the names of its groups
-            function(Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose), **own)
+            path = context.command_path.partition(" ")[2]  # with the names of its groups
+            call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)
+            function(call, **own)
 
-        run.__doc__ = function.__doc__
-        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         for option in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
             run = option(run)
-        return click.command(name, cls=Command)(run)
+        result = click.command(name, cls=Command)(run)
+        result.help_values = help_values
+        return result
 
     return decorate

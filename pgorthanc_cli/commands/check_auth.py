@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from pgorthanc_cli import commands, output
-from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import ConnectError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _fix(call: Call, target: Target, wanted: str, admin: Target | None, *, print
         output.text("\n".join(authentication.steps(planned)))
         return
     role = planned.client.role
-    changing.confirm(f"Move role {role} to {planned.wanted}?", planned.changes, yes=yes, needed=True)
+    upgrade_options.confirm(f"Move role {role} to {planned.wanted}?", planned.changes, yes=yes, needed=True)
     call.emit(authentication.fix(target, wanted, admin=admin))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from pgorthanc_cli import commands, output
-from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import InUseError, UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def command(
         if terminate is not None:
             chosen = locks.choose(conn, terminate)
             if chosen:
-                changing.confirm("End these sessions?", chosen, yes=yes, needed=True)
+                upgrade_options.confirm("End these sessions?", chosen, yes=yes, needed=True)
             found: locks.Found = locks.terminate(conn, watcher, chosen)
         else:
             for found in locks.until_free(watcher, wait_s):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pgorthanc_cli.config.check import Subject
     from pgorthanc_cli.config.files import Problem
 
-_CONFIG = click.option(
+_CONFIG = commands.section("Connection")(
     "--config",
     type=click.Path(exists=True, path_type=Path),
     envvar="PGORTHANC_CONFIG",

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from pgorthanc_cli import commands
-from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import UsageError
 
 
 @commands.command("downgrade")
-@changing.options
+@upgrade_options.options
 @click.option("--discard", is_flag=True, help="Drop what the lower revision cannot hold.")
 @click.option(
     "--export",
@@ -38,23 +38,23 @@ def command(
     """
     from pgorthanc_cli import db, upgrade
 
-    wanted = changing.wanted(to, plugin)
+    wanted = upgrade_options.wanted(to, plugin)
     if wanted is None:
         raise UsageError("which revision is wanted?", "give --to N, or --plugin V")
-    settings = changing.settings(**given)
+    settings = upgrade_options.settings(**given)
     with call.target() as target:
         if planned or sql:
-            changing.show_plan(call, target, wanted, as_sql=sql)
+            upgrade_options.show_plan(call, target, wanted, as_sql=sql)
             return
         if "switch" in settings.phases:
             with db.session(target, readonly=True) as conn:
                 lost = upgrade.plan(conn, target.schema, wanted, down=True).not_held
-            changing.confirm(
+            upgrade_options.confirm(
                 "Discard that, and go on?" if settings.discard else "Keep that aside, and go on?",
                 lost,
                 yes=yes or not lost,
                 needed=settings.discard or any(loss.unreadable for loss in lost),
             )
         if settings.terminate:
-            changing.confirm_termination(target, yes=yes)
-        changing.run(call, upgrade.downgrade(target, to=wanted, settings=settings))
+            upgrade_options.confirm_termination(target, yes=yes)
+        upgrade_options.run(call, upgrade.downgrade(target, to=wanted, settings=settings))

@@ -99,24 +99,24 @@ def command(
     Interrupted at any point, run it again: it goes on where it stopped.
     """
     from pgorthanc_cli import ingest
-    from pgorthanc_cli.commands import importing
+    from pgorthanc_cli.commands import import_options
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
     with (
         call.resolved() as found,
         commands.stopping() as stop,
-        importing.listing(refused) as listed,
+        import_options.listing(refused) as listed,
         output.progress(quiet=call.quiet) as bar,
     ):
         tally = ingest.Tally(dry_run=options["dry_run"])
-        feed = importing.feed(paths, files_from, options)
-        settings = importing.settings(found, options, concurrent=bool(feed.shard or dask))
-        run = importing.run(found.target, settings, jobs, dask, stop)
+        feed = import_options.feed(paths, files_from, options)
+        settings = import_options.settings(found, options, concurrent=bool(feed.shard or dask))
+        run = import_options.run(found.target, settings, jobs, dask, stop)
         if bar.shown and not (files_from or feed.follow or feed.shard):
             threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
-        facts = importing.facts(found.target, settings, {"dask": dask, "jobs": jobs, **options})
-        with importing.reporting(report, paths, stop, facts, names=report_names) as told:
+        facts = import_options.facts(found.target, settings, {"dask": dask, "jobs": jobs, **options})
+        with import_options.reporting(report, paths, stop, facts, names=report_names) as told:
             for batch in ingest.deliver(found.target, feed, settings, run, stop):
                 tally.add(batch)
                 told(batch)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import commands
-from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _run(call: Call, events: Iterator[Event], stop: threading.Event) -> Converte
     from pgorthanc_cli import migrate
     from pgorthanc_cli.workers import Stopped
 
-    teller = changing.Teller(quiet=call.quiet)
+    teller = upgrade_options.Teller(quiet=call.quiet)
     with suppress(Stopped), closing(events):  # type: ignore[type-var]
         for event in events:
             if isinstance(event, migrate.Converted):

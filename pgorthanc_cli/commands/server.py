@@ -11,6 +11,8 @@ import click
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.errors import UsageError
 
+_connection = commands.section("Connection")
+
 _DIRECTORY = click.option(
     "--dir",
     "directory",
@@ -32,27 +34,27 @@ def command() -> None:
 
 @commands.command("start", connection=False)
 @_DIRECTORY
-@click.option(
+@_connection(
     "--port", type=click.IntRange(1, 65535), help="TCP port.  [default: the one before; at first a free one]"
 )
 @click.option(
     "--listen", metavar="ADDR", help="TCP address; * for all.  [default: the one before; at first 127.0.0.1]"
 )
-@click.option(
+@_connection(
     "-d",
     "--dbname",
     envvar="POSTGRES_DB",
     show_envvar=True,
     help="Database.  [default: the one before; at first named like the role]",
 )
-@click.option(
+@_connection(
     "-U",
     "--username",
     envvar="POSTGRES_USER",
     show_envvar=True,
     help="Role that owns the database.  [default: the one before; at first orthanc]",
 )
-@click.option(
+@_connection(
     "--password-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     envvar="POSTGRES_PASSWORD_FILE",

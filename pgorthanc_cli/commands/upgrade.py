@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from pgorthanc_cli import commands
-from pgorthanc_cli.commands import Call, changing
+from pgorthanc_cli.commands import Call, upgrade_options
 
 
 @commands.command("upgrade")
-@changing.options
+@upgrade_options.options
 @click.option("--repair-duplicates", is_flag=True, help="Merge resources that have the same public id.")
 def command(
     call: Call,
@@ -34,13 +34,13 @@ def command(
     from pgorthanc_cli import upgrade
     from pgorthanc_cli.schema import catalog
 
-    wanted = changing.wanted(to, plugin)
+    wanted = upgrade_options.wanted(to, plugin)
     wanted = catalog.revisions()[-1] if wanted is None else wanted
-    settings = changing.settings(**given)
+    settings = upgrade_options.settings(**given)
     with call.target() as target:
         if planned or sql:
-            changing.show_plan(call, target, wanted, as_sql=sql)
+            upgrade_options.show_plan(call, target, wanted, as_sql=sql)
             return
         if settings.terminate:
-            changing.confirm_termination(target, yes=yes)
-        changing.run(call, upgrade.upgrade(target, to=wanted, settings=settings))
+            upgrade_options.confirm_termination(target, yes=yes)
+        upgrade_options.run(call, upgrade.upgrade(target, to=wanted, settings=settings))

@@ -20,6 +20,7 @@ from pgorthanc_cli.config.known import (
     version,
 )
 from pgorthanc_cli.config.plugins import Plugin
+from pgorthanc_cli.constants import VERIFYING_SSLMODES
 from pgorthanc_cli.errors import UsageError
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -303,7 +304,7 @@ def _passwords(found: Subject, parameters: Mapping[str, str]) -> Iterator[Proble
 def _encryption(found: Subject, parameters: Mapping[str, str]) -> Iterator[Problem]:
     host, mode = parameters.get("host", ""), parameters.get("sslmode", "prefer")
     key = "ConnectionUri" if "ConnectionUri" in found.section else "EnableSsl"
-    if not parameters or host in _LOCAL or host.startswith("/") or mode in ("verify-full", "verify-ca"):
+    if not parameters or host in _LOCAL or host.startswith("/") or mode in VERIFYING_SSLMODES:
         return
     severity: Severity
     if mode == "require":

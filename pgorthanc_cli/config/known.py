@@ -7,13 +7,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from pgorthanc_cli import constants
+
 SECTION = "PostgreSQL"
 LATEST_PLUGIN = "10.3"
 ENCODINGS = (
     "Ascii", "Utf8", "Latin1", "Latin2", "Latin3", "Latin4", "Latin5", "Cyrillic", "Windows1251", "Arabic",
     "Greek", "Hebrew", "Thai", "Japanese", "Chinese", "JapaneseKanji", "Korean", "SimplifiedChinese",
 )  # fmt: skip
-LEVELS = ("Patient", "Study", "Series", "Instance")
+LEVELS = tuple(level.capitalize() for level in constants.LEVELS)
 SECRET_KEYS = ("Password", "ConnectionUri")  # of the "PostgreSQL" section: never shown as they are
 
 _TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", list: "a list"}

@@ -27,9 +27,8 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, files
 from pgorthanc_cli.config.known import DISCRETE_KEYS
 from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
+from pgorthanc_cli.constants import SSLMODES
 from pgorthanc_cli.errors import UsageError
-
-SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 # Our names of the single fields -> libpq's.
 _FIELDS = {"host": "host", "port": "port", "dbname": "dbname", "username": "user", "sslmode": "sslmode"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
+from pgorthanc_cli.constants import VERIFYING_SSLMODES
 from pgorthanc_cli.db import pooler
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 
@@ -66,7 +67,7 @@ def tls(subject: Subject) -> Verdict:
     info = subject.conn.info
     if info.ssl_in_use:
         mode = info.dsn_parameters.get("sslmode", "prefer")
-        sure = mode in ("verify-ca", "verify-full")
+        sure = mode in VERIFYING_SSLMODES
         doubt = "" if sure else f"; sslmode {mode} does not make sure that it is the right server"
         return Verdict(
             "OK",

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import RevisionError
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-LEVELS = ("patient", "study", "series", "instance")
 
 _FIND = """
     SELECT resource.publicid, min(resource.resourcetype), count(*), count(DISTINCT resource.resourcetype),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import datetime, timezone
 
+from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.doctor import Check, Health
 from pgorthanc_cli.views import html
 from pgorthanc_cli.views.html import Markup, escape
-
-_LEVELS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 
 def page(health: Health) -> str:
@@ -43,7 +42,7 @@ def prometheus(health: Health) -> str:
     target = f'target="{_label_value(health.server)}"'
     for check in health.checks:
         labels = f'{{{target},check="{check.name}"}}'
-        samples["check_status"].append(f"{labels} {_LEVELS[check.status]}")
+        samples["check_status"].append(f"{labels} {NAGIOS[check.status]}")
     for figure, value in health.figures.items():
         # Base units are written out: https://prometheus.io/docs/practices/naming/
         name = figure.removesuffix("_s") + "_seconds" if figure.endswith("_s") else figure

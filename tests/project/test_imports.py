@@ -14,13 +14,14 @@ import pgorthanc_cli
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 
 # room -> what of our own it may import, besides itself and what stands in BASE
-BASE = {"catalogs", "db", "errors", "files", "progress", "text"}
+BASE = {"catalogs", "constants", "db", "errors", "files", "progress", "text"}
 ALLOWED = {
     "cli": {"commands", "output"},
     "commands": {"*"},
     "output": set(),
     "errors": set(),
     "text": set(),
+    "constants": set(),
     "files": set(),
     "progress": set(),
     "workers": set(),

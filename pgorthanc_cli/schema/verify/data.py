@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.schema import duplicates
 from pgorthanc_cli.schema.catalog import Catalog
 from pgorthanc_cli.schema.verify import content
@@ -210,7 +211,7 @@ def _tree(conn: Connection, what: str, query: str, why: str) -> list[Finding]:
     rows = _rows(conn, query)
     if not rows:
         return []
-    shown = ", ".join(f"{duplicates.LEVELS[level]} {name}" for name, level, _ in rows)
+    shown = ", ".join(f"{LEVELS[level]} {name}" for name, level, _ in rows)
     return [_wrong(what, f"{rows[0][2]} wrong, such as {shown}", "none", why, advice=_LOOK_AT_THEM)]
 
 

@@ -1,0 +1,12 @@
+"""Lists that several rooms share. Imports nothing, so that `--help` stays fast."""
+
+# libpq's sslmode, the weakest first.
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+# Those that make sure of the server's identity.
+VERIFYING_SSLMODES = ("verify-ca", "verify-full")
+
+# Levels of DICOM; the position is resourceType in Orthanc's tables.
+LEVELS = ("patient", "study", "series", "instance")
+
+# States of a check with the exit codes of the Nagios plugin API.
+NAGIOS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
