@@ -9,8 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server import embedded
 
 TOOL = (sys.executable, "-m", "pgorthanc_cli")
@@ -27,7 +27,7 @@ def main(runs: int) -> None:
     """Run the commands in turn, so that noise hits all of them alike; print medians and ratios."""
     with tempfile.TemporaryDirectory() as folder, embedded.attach(Path(folder) / "server") as target:
         with db.session(target) as conn:
-            revision.init(conn, schema=target.schema)
+            initialize.init(conn, schema=target.schema, require_idle=locks.require_idle)
         commands = {
             "python -c pass": (sys.executable, "-c", "pass"),
             "pgorthanc --help": (*TOOL, "--help"),

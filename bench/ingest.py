@@ -34,8 +34,8 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from pgorthanc_cli import db, storage
-from pgorthanc_cli.schema import revision, steps
+from pgorthanc_cli import db, locks, storage
+from pgorthanc_cli.schema import catalog, initialize, steps
 from pgorthanc_cli.server import embedded
 from pgorthanc_cli.storage import durable
 from tests.interop import orthanc
@@ -63,7 +63,7 @@ class Server:
         target = db.Target(make_dsn(self.dsn, dbname=name, **({"user": owner} if owner else {})))
         if number is not None:
             with db.session(target) as conn:
-                revision.init(conn, schema="public", revision=number)
+                initialize.init(conn, schema="public", require_idle=locks.require_idle, revision=number)
         return target
 
     def cpu_s(self) -> float:
@@ -190,7 +190,7 @@ def filled(server: Server, instances: int) -> db.Target:
     target = server.create("bench_filled", 1)
     with db.session(target) as conn:
         filler.fill(conn, instances)
-        for step in steps.path(1, revision.current()):
+        for step in steps.path(1, catalog.newest()):
             with conn, conn.cursor() as cur:
                 cur.execute(steps.text(step.script))
     with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
@@ -234,7 +234,7 @@ def copy_objects(target: db.Target, files: list[Path]) -> None:
 
 def limit_of_objects(server: Server, files: list[Path]) -> None:
     """The same bytes as large objects, without an index."""
-    target = server.create("bench_objects", revision.current())
+    target = server.create("bench_objects", catalog.newest())
     started = time.perf_counter()
     copy_objects(target, files)
     print(
@@ -263,7 +263,7 @@ def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -
     with db.session(source, readonly=True) as conn, conn.cursor() as cur:
         for table in _TABLES:
             cur.copy_expert(f"COPY {table} TO STDOUT", rows.setdefault(table, BytesIO()))
-    empty = server.create("bench_raw", revision.current())
+    empty = server.create("bench_raw", catalog.newest())
     started = time.perf_counter()
     with db.session(empty) as conn, conn, conn.cursor() as cur:
         cur.execute("SET LOCAL session_replication_role = replica")
@@ -307,7 +307,7 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
         for clients in arguments.clients:
             by_orthanc(program, server, folder, files, clients, large_objects)
     count = len(files)
-    for number in (1, revision.current()):
+    for number in (1, catalog.newest()):
         for again in range(arguments.passes):
             target = server.create("bench_import", number)
             place = area(f"a{number}-{again}")
@@ -316,17 +316,17 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
         limit_of_objects(server, files)
     else:
         limits(server, target, folder, files)
-        linked = server.create("bench_linked", revision.current())
+        linked = server.create("bench_linked", catalog.newest())
         by_import(
             "import --link hardlink", server, linked, folder / "in", count, *area("b"), "--link", "hardlink"
         )
-    alone = server.create("bench_alone", revision.current())
+    alone = server.create("bench_alone", catalog.newest())
     by_import("import --jobs 1", server, alone, folder / "in", count, "-j", "1", *area("alone"))
-    beside = server.create("bench_concurrent", revision.current())
+    beside = server.create("bench_concurrent", catalog.newest())
     by_import("import --concurrent", server, beside, folder / "in", count, "--concurrent", *area("beside"))
     with server.admin.cursor() as cur:
         cur.execute("ALTER ROLE orthanc NOSUPERUSER")
-    plain = server.create("bench_plain", revision.current(), owner="orthanc")
+    plain = server.create("bench_plain", catalog.newest(), owner="orthanc")
     by_import("import by an ordinary role", server, plain, folder / "in", count, *area("plain"))
     for stored in arguments.stored:
         target = filled(server, stored)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from processes import peak_bytes
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server import embedded
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -32,7 +32,7 @@ def peak(folder: Path, arguments: argparse.Namespace, files: int, jobs: int) -> 
         area = ["--storage-dir", str(folder / f"area-{name}")]
     with embedded.attach(folder / f"server-{name}") as target:
         with db.session(target) as conn:
-            revision.init(conn, schema=target.schema, with_storage=True)
+            initialize.init(conn, schema=target.schema, require_idle=locks.require_idle, with_storage=True)
         tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "--quiet"]
         most, _ = peak_bytes([*tool, *area, "--jobs", str(jobs), str(source)])
     return most

@@ -23,8 +23,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, upgrade
-from pgorthanc_cli.schema import catalog, revision, steps
+from pgorthanc_cli import db, locks, upgrade
+from pgorthanc_cli.schema import catalog, initialize, steps
 from pgorthanc_cli.server import embedded
 from pgorthanc_cli.upgrade import childcounts
 
@@ -108,7 +108,7 @@ def phase(target: db.Target, name: str) -> upgrade.Changed:
 def plain(target: db.Target) -> None:
     """The scripts as an administrator runs them, one transaction each, and nothing else."""
     with db.session(target) as conn:
-        for step in steps.path(1, revision.current()):
+        for step in steps.path(1, catalog.newest()):
             with conn, conn.cursor() as cur:
                 cur.execute(steps.text(step.script))
 
@@ -162,7 +162,9 @@ def measure(admin: Connection, dsn: str, instances: int) -> None:
     try:
         create(admin, names[0])
         with db.session(targets[0]) as conn:
-            revision.init(conn, schema="public", revision=1, with_storage=False)
+            initialize.init(
+                conn, schema="public", require_idle=locks.require_idle, revision=1, with_storage=False
+            )
             print(f"  filled in              {seconds(lambda: filler.fill(conn, instances)):8.2f} s")
         for name in names[1:]:
             create(admin, name, names[0])

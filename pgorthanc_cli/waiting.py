@@ -98,7 +98,7 @@ def wait(target: db.Target, wanted: Wanted, *, timeout_s: float) -> Iterator[Wai
             "wait for the primary and for the standby, one after the other",
         )
     if wanted.revision is not None:
-        catalog.require(wanted.revision)
+        catalog.require_revision(wanted.revision)
     started = time.monotonic()
     deadline = started + timeout_s
     pause = _FIRST_PAUSE_S

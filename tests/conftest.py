@@ -20,8 +20,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import initialize
 from tests.support.schemas import drop_database, drop_role
 
 _numbers = itertools.count(1)
@@ -103,7 +103,7 @@ def template(admin: Connection, server_dsn: str) -> Iterator[str]:
     with admin.cursor() as cur:
         cur.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     with db.session(db.Target(make_dsn(server_dsn, dbname=name))) as conn:
-        revision.init(conn, schema="public")
+        initialize.init(conn, schema="public", require_idle=locks.require_idle)
     yield name
     drop_database(admin, name)
 

@@ -51,14 +51,13 @@ def command(
     dry_run: bool,
 ) -> None:
     """Make an Orthanc index in an empty schema, or mend one."""
-    from pgorthanc_cli import db
-    from pgorthanc_cli.schema import catalog, provision
-    from pgorthanc_cli.schema import revision as room
+    from pgorthanc_cli import db, locks
+    from pgorthanc_cli.schema import catalog, initialize, provision
 
     if plugin is not None:
         if revision is not None:
             raise UsageError("--revision and --plugin both say which revision is wanted", "give one of them")
-        revision = catalog.of_plugin(plugin)
+        revision = catalog.revision_of_plugin(plugin)
     if (create_database or role) and (print_sql or dry_run):
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
@@ -68,7 +67,7 @@ def command(
         if storage is None:
             storage = found.orthanc is None or found.orthanc.enable_storage
         if print_sql:
-            output.text(room.print_sql(schema=target.schema, revision=revision, with_storage=storage))
+            output.text(initialize.print_sql(schema=target.schema, revision=revision, with_storage=storage))
             return
         if create_database or role:
             target = provision.prepare(
@@ -79,12 +78,17 @@ def command(
                 password=_configured_password(call, found.orthanc, role),
             )
         with db.session(target) as conn:
-            made = room.init(
-                conn, schema=target.schema, revision=revision, with_storage=storage, dry_run=dry_run
+            initialised = initialize.init(
+                conn,
+                schema=target.schema,
+                require_idle=locks.require_idle,
+                revision=revision,
+                with_storage=storage,
+                dry_run=dry_run,
             )
-    for warning in made.warnings:
+    for warning in initialised.warnings:
         call.warn(warning)
-    call.emit(made)
+    call.emit(initialised)
 
 
 def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role: str | None) -> str | None:

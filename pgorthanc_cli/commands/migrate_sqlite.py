@@ -85,7 +85,7 @@ def command(
             raise UsageError(
                 "--to-revision and --plugin both say which revision is wanted", "give one of them"
             )
-        given["revision"] = catalog.of_plugin(plugin)
+        given["revision"] = catalog.revision_of_plugin(plugin)
     settings = migrate.Settings(large_objects=storage == "postgresql", **given)
     with call.resolved(create=not check_only, needed=not check_only) as found:
         settings = _completed(settings, found.orthanc)

@@ -53,8 +53,8 @@ def wanted(to: int | None, plugin: str | None) -> int | None:
     if to is not None and plugin is not None:
         raise UsageError("--to and --plugin both say which revision is wanted", "give one of them")
     if to is not None:
-        catalog.require(to)  # before anything is asked of the server
-    return to if plugin is None else catalog.of_plugin(plugin)
+        catalog.require_revision(to)  # before anything is asked of the server
+    return to if plugin is None else catalog.revision_of_plugin(plugin)
 
 
 def settings(*, phase: str | None, **given: Any) -> Settings:
@@ -111,7 +111,7 @@ def confirm_termination(target: Target, *, yes: bool) -> None:
 def run(call: Call, events: Iterator[Event]) -> None:
     """Tell what goes on, and show the result; Ctrl-C ends it at the next safe point."""
     from pgorthanc_cli import upgrade
-    from pgorthanc_cli.schema import revision
+    from pgorthanc_cli.schema import catalog
 
     teller = Teller(quiet=call.quiet)
     with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
@@ -122,7 +122,7 @@ def run(call: Call, events: Iterator[Event]) -> None:
                 raise Interrupted("interrupted; what was done stays, or was undone", "run it again to go on")
             else:
                 teller.tell(event)
-    for warning in _warnings(changed, revision.TRIGRAM_WARNINGS):
+    for warning in _warnings(changed, catalog.TRIGRAM_WARNINGS):
         call.warn(warning)
     call.emit(changed)
 

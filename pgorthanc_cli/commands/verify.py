@@ -35,7 +35,7 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
 
     Exit code 0: nothing that matters; 6: something that does.
     """
-    from pgorthanc_cli import db
+    from pgorthanc_cli import db, locks
     from pgorthanc_cli.schema import verify
 
     if apply and not repair:
@@ -45,7 +45,7 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
     found: SchemaReport | Repaired
     with call.target() as target, db.session(target, readonly=not apply) as conn:
         if apply:
-            found = verify.repair(conn, target.schema, deep=deep)
+            found = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
         else:
             found = report = verify.schema(conn, target.schema, deep=deep)
     if repair and not apply and not call.as_json:

@@ -123,7 +123,7 @@ def _wanted(found: Subject) -> int | None:
     if version(found.release) < (4, 0):
         return 0
     try:
-        return catalog.of_plugin(found.release)
+        return catalog.revision_of_plugin(found.release)
     except RevisionError:
         return found.revision
 

@@ -8,7 +8,6 @@ from pgorthanc_cli import locks
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict
 from pgorthanc_cli.schema import catalog, verify
-from pgorthanc_cli.schema import revision as revisions
 
 _SHOWN = 3
 
@@ -26,7 +25,7 @@ _SEES = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_
 
 def revision(subject: Subject) -> Verdict:
     """Which release of the plugin the index is for."""
-    here = revisions.layout(subject.conn, subject.target.schema)
+    here = catalog.read_layout(subject.conn, subject.target.schema)
     if here is None:
         return Verdict(
             "CRITICAL",
@@ -37,7 +36,7 @@ def revision(subject: Subject) -> Verdict:
     is_it = f"revision {here.revision or 'unknown'}, for plugin {here.plugins}"
     figures = {"revision": here.revision}
     if str(here.revision) == recorded:
-        newest = revisions.current()
+        newest = catalog.newest()
         newer = "" if here.revision == newest else f"; the newest is {newest}"
         return Verdict("OK", is_it + newer, None, figures)
     return Verdict(
@@ -78,7 +77,7 @@ def foreign_code(subject: Subject) -> Verdict:
 
 def rights(subject: Subject) -> Verdict:
     """Which of our commands this role can run."""
-    known = {name for number in catalog.revisions() for name in catalog.wanted(number, with_storage=True)}
+    known = {name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)}
     names = [name.removeprefix("table ") for name in known if name.startswith("table ")]
     reads, writes, owns, owner, creates = subject.row(_RIGHTS, names)
     stats, configured = subject.row(_SEES)
@@ -121,5 +120,5 @@ def trigram(subject: Subject) -> Verdict:
     state = catalog.trigram(subject.conn, subject.found)
     if state == "valid":
         return Verdict("OK", "searches with wildcards have their index")
-    message, _, remedy = revisions.TRIGRAM_WARNINGS[state].partition("; ")
+    message, _, remedy = catalog.TRIGRAM_WARNINGS[state].partition("; ")
     return Verdict("WARNING", message, remedy or "install it on the server, then run: pgorthanc upgrade")

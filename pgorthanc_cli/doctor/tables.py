@@ -52,7 +52,7 @@ def indexes(subject: Subject) -> Verdict:
     """Whether each index is there, valid, and good for what Orthanc asks."""
     invalid = [name for (name,) in subject.rows(_INVALID)]
     unfit = list(_without_index(subject))
-    wanted = {name for number in catalog.revisions() for name in catalog.wanted(number, with_storage=True)}
+    wanted = {name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)}
     unused = [
         f"{name} ({size // _MB} MB)"
         for name, size in subject.rows(_EXTRA)

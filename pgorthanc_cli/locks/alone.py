@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
 from pgorthanc_cli.locks.look import look, unseen
 from pgorthanc_cli.locks.sessions import observe
@@ -46,6 +47,19 @@ def require_no_orthanc(conn: Connection, schema: str, *, otherwise: str = "") ->
             f"see it as a superuser with: pgorthanc check-lock; {_STOP}{instead}",
         )
     return tuple(unseen(conn, observe(conn)))
+
+
+def require_idle(conn: Connection, schema: str) -> None:
+    """Raise an error if an Orthanc uses the database, with a lock or without.
+
+    Raises:
+        InUseError: Another session holds the lock of the index or of the storage area, or an Orthanc without a lock
+            was detected (see `require_no_orthanc`).
+    """
+    holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE)
+    if holders:
+        raise InUseError(f"an Orthanc works on this database: {'; '.join(map(str, holders))}", _STOP)
+    require_no_orthanc(conn, schema)
 
 
 def _named(orthanc: Orthanc) -> str:

@@ -86,7 +86,7 @@ def _called(names: frozenset[str]) -> str | None:
 @cache
 def _functions() -> frozenset[str]:
     """The functions of the index that is the newest."""
-    newest = catalog.wanted(catalog.revisions()[-1], with_storage=False)
+    newest = catalog.expected(catalog.revisions()[-1], with_storage=False)
     return frozenset(
         entry.removeprefix("function ").partition("(")[0] for entry in newest if entry.startswith("function ")
     )
@@ -97,7 +97,7 @@ def history() -> dict[str, tuple[int, int]]:
     """The tables and functions of the index by name: the first and the last revision that has them."""
     found: dict[str, tuple[int, int]] = {}
     for revision in catalog.revisions():
-        for entry in catalog.wanted(revision, with_storage=False):
+        for entry in catalog.expected(revision, with_storage=False):
             kind, _, rest = entry.partition(" ")
             if kind in ("table", "function"):
                 name = rest.partition("(")[0]

@@ -18,7 +18,7 @@ from pgorthanc_cli.migrate.reading import Reading
 from pgorthanc_cli.migrate.source import Source
 from pgorthanc_cli.migrate.tables import TABLES
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.schema import catalog, revision
+from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -104,7 +104,7 @@ class Conversion(Reading):
 
     def _wanted(self, found: catalog.Catalog) -> int:
         here = catalog.layout(found, self.where.schema)
-        return self.settings.revision or (here.revision if here else revision.current())
+        return self.settings.revision or (here.revision if here else catalog.newest())
 
     def _refuse_what_has_no_place(self, number: int) -> None:
         """Tables and columns that came after the revision; left out only if it was asked for by its number."""
@@ -112,7 +112,7 @@ class Conversion(Reading):
         if lost and (self.settings.revision is None or self.settings.strict):
             raise RevisionError(
                 f"an index at revision {number} cannot hold {'; '.join(f'{n} rows of {t}' for t, n in lost)}",
-                f"convert to revision {revision.current()}; or leave them out with --to-revision {number}",
+                f"convert to revision {catalog.newest()}; or leave them out with --to-revision {number}",
             )
         for table, count in lost:
             what = f"{count} rows skipped: revision {number} cannot hold them"

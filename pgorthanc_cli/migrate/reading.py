@@ -17,7 +17,7 @@ from pgorthanc_cli.migrate.reader import Reader
 from pgorthanc_cli.migrate.source import Source
 from pgorthanc_cli.migrate.worker import Work
 from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import catalog
 
 
 class Reading:
@@ -38,7 +38,7 @@ class Reading:
         self.settings = settings
         self.stack = stack
         self.pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
-        self.work = Work(source, None, settings.revision or revision.current())
+        self.work = Work(source, None, settings.revision or catalog.newest())
         self.rows: Counter[str] = Counter()
         self.sums: Counter[str] = Counter()
         self.seen: Counter[str] = Counter()

@@ -73,7 +73,7 @@ def check(path: Path, settings: Settings, stop: threading.Event | None = None) -
 
 def _check(settings: Settings) -> None:
     if settings.revision is not None:
-        catalog.require(settings.revision)
+        catalog.require_revision(settings.revision)
     findings.check_report(settings.report)
     if settings.server_identifier is not None and not 0 < len(settings.server_identifier) <= _LONGEST:
         raise UsageError(

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
+from pgorthanc_cli import locks
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.migrate import journal
 from pgorthanc_cli.migrate.model import DEFAULT_SERVER, Settings
-from pgorthanc_cli.schema import catalog, revision
+from pgorthanc_cli.schema import catalog, initialize
 from pgorthanc_cli.schema.verify import mend
 
 if TYPE_CHECKING:
@@ -110,15 +111,19 @@ def establish(conn: Connection, schema: str, settings: Settings) -> int:
     here = catalog.layout(found, schema)
     if here is None or (settings.large_objects and "table storagearea" not in found):
         wanted = settings.revision or (here.revision if here else None)
-        return revision.init(
-            conn, schema=schema, revision=wanted, with_storage=settings.large_objects
+        return initialize.init(
+            conn,
+            schema=schema,
+            require_idle=locks.require_idle,
+            revision=wanted,
+            with_storage=settings.large_objects,
         ).revision
     if settings.revision not in (None, here.revision):
         raise RevisionError(
             f"schema {schema} holds an index at revision {here.name}, wanted revision {settings.revision}",
             "use another database, leave out --to-revision, or run: pgorthanc downgrade or upgrade",
         )
-    wanted_catalog = catalog.wanted(here.revision or 1, with_storage="table storagearea" in found)
+    wanted_catalog = catalog.expected(here.revision or 1, with_storage="table storagearea" in found)
     wrong = [d for d in catalog.differences(found, wanted_catalog) if d.matters and not _of_labels(here, d)]
     if wrong or not here.revision:
         raise RevisionError(

@@ -1,9 +1,9 @@
-"""What a schema consists of, and how that differs from what a revision of the index must consist of.
+"""The objects of a schema, and how they differ from those of a revision of the index.
 
 A `Catalog` maps each object of a schema to its definition, both as text that does not depend on the schema's
-name, the server's version or the order of creation: `"column resources.childcount": "5 integer"`. The
-definitions that the scripts produce are kept in `pgorthanc_cli/catalogs/rev{N}.json`, written by `dump`; tests
-compare them with the scripts. The bodies of functions are no part of it: those of the plugin differ from ours.
+name, the server's version or the order of creation: `"column resources.childcount": "5 integer"`. The catalog
+of each revision is in `pgorthanc_cli/catalogs/rev{N}.json`; `make catalog` writes it, and tests compare it with the
+scripts. The bodies of functions are not part of it: those of the plugin differ from ours.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from psycopg2 import sql
@@ -24,83 +25,30 @@ if TYPE_CHECKING:
 Catalog = dict[str, str]
 
 TRIGRAM_INDEX = "dicomidentifiersindexvalues2"
+TRIGRAM_WARNINGS = {
+    "unavailable": "no trigram index, so searches with wildcards are slow: the server lacks the extension pg_trgm "
+    "(package postgresql-contrib)",
+    "missing": "no trigram index, so searches with wildcards are slow; have an administrator run CREATE EXTENSION IF "
+    f"NOT EXISTS pg_trgm; then: CREATE INDEX CONCURRENTLY {TRIGRAM_INDEX} ON dicomidentifiers USING gin "
+    "(value gin_trgm_ops);",
+    "invalid": "the trigram index is invalid, so searches with wildcards are slow; "
+    f"run: REINDEX INDEX CONCURRENTLY {TRIGRAM_INDEX};",
+}
 _INVALID = " INVALID"
 
-# Where pk stands in globalintegerschanges and invalidchildcounts depends on the way that led to revision 10, and
-# nothing may address these tables by position; so it counts as the first column.
-_OBJECTS = """
-WITH ours AS (
-    SELECT * FROM pg_class c WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND NOT EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
-SELECT 'table ' || relname,
-       CASE relkind WHEN 'p' THEN 'partitioned ' ELSE '' END
-       || CASE relpersistence WHEN 'u' THEN 'unlogged' ELSE 'permanent' END
-    FROM ours WHERE relkind IN ('r', 'p')
-UNION ALL
-SELECT format('column %%s.%%s', t.relname, a.attname),
-       concat_ws(' ', row_number() OVER (PARTITION BY t.oid ORDER BY a.attname <> 'pk', a.attnum),
-           format_type(a.atttypid, a.atttypmod), CASE WHEN a.attnotnull THEN 'NOT NULL' END,
-           'DEFAULT ' || pg_get_expr(d.adbin, d.adrelid),
-           CASE WHEN a.attidentity <> '' THEN 'IDENTITY' END, CASE WHEN a.attgenerated <> '' THEN 'GENERATED' END)
-    FROM ours t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
-    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-    WHERE t.relkind IN ('r', 'p')
-UNION ALL
-SELECT format('constraint %%s.%%s', t.relname, c.conname), pg_get_constraintdef(c.oid)
-    FROM pg_constraint c JOIN ours t ON t.oid = c.conrelid WHERE c.contype IN ('p', 'u', 'f', 'c', 'x')
-UNION ALL
-SELECT 'index ' || c.relname,
-       pg_get_indexdef(i.indexrelid, 0, true) || CASE WHEN i.indisvalid THEN '' ELSE ' INVALID' END
-    FROM pg_index i JOIN ours c ON c.oid = i.indexrelid
-    WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x'))
-UNION ALL
-SELECT 'sequence ' || c.relname,
-       concat_ws(' ', format_type(s.seqtypid, NULL), 'START', s.seqstart, 'INCREMENT', s.seqincrement,
-           'MIN', s.seqmin, 'MAX', s.seqmax, CASE WHEN s.seqcycle THEN 'CYCLE' END,
-           'OWNED BY ' || (SELECT format('%%s.%%s', t.relname, a.attname) FROM pg_depend d
-               JOIN pg_class t ON t.oid = d.refobjid
-               JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
-               WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i')))
-    FROM pg_sequence s JOIN ours c ON c.oid = s.seqrelid
-UNION ALL
-SELECT format('trigger %%s.%%s', t.relname, g.tgname),
-       pg_get_triggerdef(g.oid, true) || CASE g.tgenabled WHEN 'O' THEN '' ELSE ' ENABLED ' || g.tgenabled::text END
-    FROM pg_trigger g JOIN ours t ON t.oid = g.tgrelid WHERE NOT g.tgisinternal
-UNION ALL
-SELECT format('rule %%s.%%s', t.relname, r.rulename),
-       pg_get_ruledef(r.oid, true) || CASE r.ev_enabled WHEN 'O' THEN '' ELSE ' ENABLED ' || r.ev_enabled::text END
-    FROM pg_rewrite r JOIN ours t ON t.oid = r.ev_class WHERE t.relkind IN ('r', 'p')
-UNION ALL
-SELECT format('function %%s(%%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
-       concat_ws(' ', p.prokind, 'RETURNS ' || pg_get_function_result(p.oid), l.lanname, p.provolatile,
-           CASE WHEN p.proisstrict THEN 'STRICT' END, CASE WHEN p.prosecdef THEN 'SECURITY DEFINER' END, p.proconfig)
-    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
-    WHERE p.pronamespace = (SELECT oid FROM pg_namespace WHERE nspname = %s) AND NOT EXISTS (
-        SELECT FROM pg_depend d WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e')
-"""
-# What others attach to a table, and what changes the rows that its queries see.
-_ATTACHED = """
-    SELECT pg_catalog.format('child %%s.%%s', t.relname, i.inhrelid::pg_catalog.regclass), 'inherits'
-        FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class t ON t.oid = i.inhparent
-        WHERE t.relkind IN ('r', 'p') AND t.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)
-    UNION ALL
-    SELECT 'rowsecurity ' || relname, CASE WHEN relforcerowsecurity THEN 'FORCED' ELSE 'ENABLED' END
-        FROM pg_catalog.pg_class
-        WHERE relrowsecurity AND relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)
-"""
-# Only what the scripts write: the rest of the properties is Orthanc's own business.
+# Only what the scripts write: Orthanc owns the other properties.
 _PROPERTIES = sql.SQL("""SELECT 'property ' || property, value FROM {schema}.globalproperties
     WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)""")
 _COUNTERS = sql.SQL("""SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'NULL' ELSE 'a number' END
     FROM {schema}.globalintegers""")
 
 _OPERATOR_CLASS = re.compile(r'("(?:[^"]|"")+"|\w+)\.gin_trgm_ops')
-# Indexes that another object stands in for: not missed while that one is there and valid.
-_STAND_IN = {
+# Indexes that another object replaces: not missing while that one exists and is valid.
+_SUBSTITUTES = {
     "index childrenindex": "index childrenindex2",
     "index publicindex": "constraint resources.uniquepublicid",
 }
-# The shape that the plugin gives it on a server whose version it cannot parse.
+# The definition that the plugin gives it on a server whose version it cannot parse.
 _OTHER_CHILDREN_INDEX = (
     "CREATE INDEX childrenindex2 ON resources USING btree (parentid, publicid, internalid)"
 )
@@ -108,7 +56,7 @@ _OTHER_CHILDREN_INDEX = (
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout of the tables that a release of the plugin made.
+    """A layout of the tables, as a release of the plugin created it.
 
     Attributes:
         revision: Its revision; 0 for the layouts before revision 1.
@@ -124,7 +72,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The revision for a message."""
+        """The revision as messages name it."""
         return str(self.revision) if self.revision else "unknown"
 
     @property
@@ -132,88 +80,119 @@ class Layout:
         """The releases of the plugin that create exactly this layout."""
         return next(layout.plugins for layout in layouts() if layout.has == self.has)
 
-    def fits(self, found: Catalog) -> bool:
-        """Whether a schema has this layout."""
-        columns = {name.removeprefix("column ") for name in found}
+    def matches(self, objects: Catalog) -> bool:
+        """Return whether a schema has this layout."""
+        columns = {name.removeprefix("column ") for name in objects}
         return columns.issuperset(self.has) and columns.isdisjoint(self.lacks)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An object that is not as it must be.
+    """An object whose definition differs from the expected one.
 
     Attributes:
         name: The object, as in `index publicindex`.
-        found: Its definition in the database, None if it is missing.
-        wanted: The definition it must have, None if it must not be there.
-        matters: Whether the plugin may stumble over it.
+        actual: Its definition in the database, None if it is missing.
+        expected: The definition it must have, None if it must not exist.
+        matters: Whether it affects the plugin.
     """
 
     name: str
-    found: str | None
-    wanted: str | None
+    actual: str | None
+    expected: str | None
     matters: bool
 
     def __str__(self) -> str:
         """The difference as part of a message."""
-        if self.found is None:
+        if self.actual is None:
             return f"{self.name} is missing"
-        if self.wanted is None:
+        if self.expected is None:
             return f"{self.name} does not belong there"
-        return f"{self.name} is '{self.found}', wanted '{self.wanted}'"
+        return f"{self.name} is '{self.actual}', wanted '{self.expected}'"
 
 
 def snapshot(conn: Connection, schema: str) -> Catalog:
-    """Everything that a schema consists of, and the properties and counters of the index in it.
+    """Return all objects of a schema, and the properties and counters of the index in it.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
     """
     db.check_schema(conn, schema)
-    objects = db.described(conn, schema, _OBJECTS, schema, schema)
-    catalog = {name: _neutral(definition) for name, definition in objects}
-    catalog |= dict(db.described(conn, schema, _ATTACHED, schema, schema))
+    described = db.described(conn, schema, db.statement(__package__, "objects.sql"), schema, schema)
+    objects = {name: _neutral(definition) for name, definition in described}
+    objects |= dict(db.described(conn, schema, db.statement(__package__, "attached.sql"), schema, schema))
     for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
-        if f"column {column}" in catalog:
-            catalog |= dict(db.rows(conn, query.format(schema=sql.Identifier(schema))))
-    return dict(sorted(catalog.items()))
+        if f"column {column}" in objects:
+            objects |= dict(db.rows(conn, query.format(schema=sql.Identifier(schema))))
+    return dict(sorted(objects.items()))
 
 
-def layout(found: Catalog, schema: str) -> Layout | None:
-    """The layout that a schema has, by its tables and not by what it says of itself; None: no index there.
+def read_layout(conn: Connection, schema: str) -> Layout | None:
+    """Return the layout of the index in a schema; None if there is no index.
 
     Raises:
-        RevisionError: There is something of that name, but of no known layout.
+        ConnectError: There is no such schema, or the role may not use it.
+        RevisionError: The tables have no known layout.
     """
-    if "table pgorthanc_migration" in found:
+    return layout(snapshot(conn, schema), schema)
+
+
+def require_index(conn: Connection, schema: str, objects: Catalog) -> Layout:
+    """Return the layout of the index in a schema.
+
+    Raises:
+        RevisionError: There is no index, or its layout is not known.
+    """
+    actual = layout(objects, schema)
+    if actual is None:
+        raise RevisionError(
+            f"schema {schema} of database {conn.info.dbname} holds no Orthanc index",
+            "name the right one with --dbname and --schema, or make an index: pgorthanc init",
+        )
+    return actual
+
+
+def layout(objects: Catalog, schema: str) -> Layout | None:
+    """Return the layout of a schema by its tables, whatever revision is recorded; None if there is no index.
+
+    Raises:
+        RevisionError: There are tables of an index, but they have no known layout.
+    """
+    # Such a schema has the tables of an index already, but not yet its constraints and triggers.
+    if "table pgorthanc_migration" in objects:
         raise RevisionError(
             f"schema {schema} holds a conversion from SQLite that is not complete, and no index yet",
             "run the same pgorthanc migrate-sqlite again: it goes on; or drop the schema",
         )
-    known = next((entry for entry in layouts() if entry.fits(found)), None)
-    core = [name for name in ("resources", "globalproperties") if f"table {name}" in found]
-    if known is None and core:
+    match = next((entry for entry in layouts() if entry.matches(objects)), None)
+    core = [name for name in ("resources", "globalproperties") if f"table {name}" in objects]
+    if match is None and core:
         raise RevisionError(
             f"schema {schema} holds the table {' and '.join(core)}, but no Orthanc index of a known layout",
             "use another schema; if this is a damaged index, restore it from a backup",
         )
     # A revision belongs to all releases that work with it, whichever of them created its tables.
-    return replace(known, plugins=plugins(known.revision)) if known and known.revision else known
+    return replace(match, plugins=plugins(match.revision)) if match and match.revision else match
 
 
 def layouts() -> list[Layout]:
-    """All known layouts, the newest first."""
+    """Return all known layouts, the newest first."""
     entries = catalogs.load("layouts.json")
     return [Layout(e["revision"], e["plugins"], tuple(e["has"]), tuple(e["lacks"])) for e in entries]
 
 
 def revisions() -> list[int]:
-    """The revisions whose catalog is known, in ascending order."""
+    """Return the revisions that have a catalog, in ascending order."""
     return catalogs.revisions()
 
 
+def newest() -> int:
+    """Return the newest revision."""
+    return revisions()[-1]
+
+
 def plugins(revision: int) -> str:
-    """The releases of the plugin that work with a revision."""
+    """Return the releases of the plugin that work with a revision."""
     texts = [layout.plugins for layout in reversed(layouts()) if layout.revision == revision]
     numbers = re.findall(r"\d+\.\d+", " ".join(texts))
     if texts[0].startswith("up to"):
@@ -221,18 +200,19 @@ def plugins(revision: int) -> str:
     return numbers[0] if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
 
 
-def of_plugin(release: str) -> int:
-    """The revision that a release of the plugin works with, as in `9.0` or `10.3.1`.
+def revision_of_plugin(release: str) -> int:
+    """Return the revision that a release of the plugin works with, as in `9.0` or `10.3.1`.
 
     Raises:
         RevisionError: The release is not known, or it is older than revision 1.
     """
     numbers = re.match(r"(\d+)\.(\d+)(?:\.|$)", release)
     if numbers:
-        wanted = int(numbers[1]), int(numbers[2])
+        version = int(numbers[1]), int(numbers[2])
         for layout in layouts():
-            known = [tuple(map(int, number.split("."))) for number in re.findall(r"\d+\.\d+", layout.plugins)]
-            if layout.revision and known[0] <= wanted <= known[-1]:
+            texts = re.findall(r"\d+\.\d+", layout.plugins)
+            known = [tuple(map(int, text.split("."))) for text in texts]
+            if layout.revision and known[0] <= version <= known[-1]:
                 return layout.revision
     releases = ", ".join(layout.plugins for layout in reversed(layouts()) if layout.revision)
     raise RevisionError(
@@ -240,114 +220,127 @@ def of_plugin(release: str) -> int:
     )
 
 
-def require(revision: int) -> None:
-    """Make sure that a revision exists.
-
-    Raises:
-        RevisionError: It does not; the hint lists those that do.
-    """
-    *others, newest = map(str, revisions())
-    if str(revision) not in (*others, newest):
-        raise RevisionError(f"revision {revision} does not exist", f"choose {', '.join(others)} or {newest}")
-
-
-def wanted(revision: int, *, with_storage: bool) -> Catalog:
-    """What a schema must consist of at a revision, with the storage area or without.
+def require_revision(revision: int) -> None:
+    """Raise an error that lists the revisions if there is no such revision.
 
     Raises:
         RevisionError: There is no such revision.
     """
-    require(revision)
+    *others, last = map(str, revisions())
+    if str(revision) not in (*others, last):
+        raise RevisionError(f"revision {revision} does not exist", f"choose {', '.join(others)} or {last}")
+
+
+def expected(revision: int, *, with_storage: bool) -> Catalog:
+    """Return the objects of a revision, with the storage area or without.
+
+    Raises:
+        RevisionError: There is no such revision.
+    """
+    require_revision(revision)
     objects: Catalog = catalogs.load(f"rev{revision}.json")
     return objects | (storage() if with_storage else {})
 
 
+def expected_like(objects: Catalog, revision: int) -> Catalog:
+    """Return the objects of a revision, with the storage area if the schema has it."""
+    return expected(revision, with_storage="table storagearea" in objects)
+
+
+@cache
+def first_revisions() -> dict[str, int]:
+    """Return the objects of all revisions and of the storage area, and the first revision that has each."""
+    first: dict[str, int] = {}
+    for revision in revisions():
+        for name in expected(revision, with_storage=True):
+            first.setdefault(name, revision)
+    return first
+
+
 def storage() -> Catalog:
-    """What the storage area consists of."""
+    """Return the objects of the storage area."""
     objects: Catalog = catalogs.load("storagearea.json")
     return objects
 
 
-def trigram(conn: Connection, found: Catalog) -> str:
-    """The state of the trigram index, which speeds up searches with wildcards.
+def trigram(conn: Connection, objects: Catalog) -> str:
+    """Return the state of the trigram index, which speeds up searches with wildcards.
 
     Returns:
-        `valid`; `invalid` (its construction failed or still goes on); `missing` (it could be created);
+        `valid`; `invalid` (its construction failed or is still running); `missing` (it could be created);
         `unavailable` (it cannot: the server does not have the extension pg_trgm).
     """
-    definition = found.get(f"index {TRIGRAM_INDEX}")
+    definition = objects.get(f"index {TRIGRAM_INDEX}")
     if definition:
         return "invalid" if definition.endswith(_INVALID) else "valid"
-    with conn.cursor() as cur:
-        cur.execute("SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_trgm')")
-        return "missing" if (cur.fetchone() or (False,))[0] else "unavailable"
+    available = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_trgm')"
+    return "missing" if db.value(conn, available) else "unavailable"
 
 
-def collisions(found: Catalog, wanted: Catalog) -> list[str]:
-    """The objects of a schema that stand in the way of those that are wanted."""
+def collisions(objects: Catalog, expected: Catalog) -> list[str]:
+    """Return the objects of a schema that conflict with the expected ones."""
     return [
-        name for name, definition in found.items() if name in wanted or _intrudes(name, definition, wanted)
+        name
+        for name, definition in objects.items()
+        if name in expected or _intrudes(name, definition, expected)
     ]
 
 
-def differences(found: Catalog, wanted: Catalog) -> list[Difference]:
-    """How a schema differs from what it must consist of.
+def differences(objects: Catalog, expected: Catalog) -> list[Difference]:
+    """Return how a schema differs from its expected catalog.
 
-    Not counted, because the plugin works with it: what has a name of ours (`pgorthanc_...`), a trigram index that
-    is not there or not ready (and what revision 1 records of it), and the shape of childrenindex2 that the plugin
-    makes on servers whose version it cannot read.
+    The plugin works with these, so they are no differences: objects of our own (`pgorthanc_...`), a trigram index that
+    is missing or not ready (and what revision 1 records of it), and the childrenindex2 that the plugin creates on
+    servers whose version it cannot parse.
     """
-    names = sorted(found.keys() | wanted.keys())
-    changed = (n for n in names if found.get(n) != wanted.get(n) and not _tolerated(n, found.get(n), wanted))
-    return [
-        Difference(n, found.get(n), wanted.get(n), n in wanted or _intrudes(n, found[n], wanted))
-        for n in changed
-    ]
+    result = []
+    for name in sorted(objects.keys() | expected.keys()):
+        actual = objects.get(name)
+        if actual != expected.get(name) and not _tolerated(name, actual, expected):
+            matters = name in expected or _intrudes(name, objects[name], expected)
+            result.append(Difference(name, actual, expected.get(name), matters))
+    return result
 
 
-def stand_in(name: str, found: Catalog) -> str | None:
+def substitute(name: str, objects: Catalog) -> str | None:
     """Return the object that does the work of a missing index: building that index would cost hours for nothing."""
-    other = _STAND_IN.get(name)
-    return other if other in found and not found[other or ""].endswith(_INVALID) else None
+    other = _SUBSTITUTES.get(name)
+    return other if other in objects and not objects[other or ""].endswith(_INVALID) else None
 
 
-def deviations(found: Catalog, revision: int, before: Catalog | None = None) -> list[Difference]:
-    """Return what keeps a schema from being an index of a revision: the judgement of a switch, and of its plan.
+def deviations(objects: Catalog, revision: int, before: Catalog | None = None) -> list[Difference]:
+    """Return the differences that keep a schema from being an index of a revision.
 
-    Another index may stand in for a missing one, but not for one that was there `before`.
+    Both the switch of an upgrade and its plan decide by this. A substitute may replace a missing index, but not one
+    that existed `before`.
     """
-    expected = wanted(revision, with_storage="table storagearea" in found)
-    return [
-        difference
-        for difference in differences(found, expected)
-        if difference.matters
-        and not (
-            difference.found is None
-            and stand_in(difference.name, found)
-            and (before is None or difference.name not in before)
-        )
-    ]
+    result = []
+    for difference in differences(objects, expected_like(objects, revision)):
+        substituted = difference.actual is None and substitute(difference.name, objects)
+        lost = before is not None and difference.name in before
+        if difference.matters and (lost or not substituted):
+            result.append(difference)
+    return result
 
 
-def dump(catalog: Catalog) -> str:
-    """A catalog as the text of its file."""
-    return json.dumps(catalog, indent=0, ensure_ascii=False) + "\n"
+def dump(objects: Catalog) -> str:
+    """Return a catalog as the text of its file."""
+    return json.dumps(objects, indent=0, ensure_ascii=False) + "\n"
 
 
-def _tolerated(name: str, found: str | None, wanted: Catalog) -> bool:
-    if (
-        name == "property 10"
-    ):  # plugins up to 5.1 write 0 where pg_trgm is missing, and try again at each start
-        return found == "0" and wanted.get("property 4") == "1"
+def _tolerated(name: str, actual: str | None, expected: Catalog) -> bool:
+    # Plugins up to 5.1 write 0 where pg_trgm is missing, and try again at each start.
+    if name == "property 10":
+        return actual == "0" and expected.get("property 4") == "1"
     if "pgorthanc_" in name:
         return any(part.startswith("pgorthanc_") for part in re.split(r"[ .]", name))
     if name == f"index {TRIGRAM_INDEX}":
-        return found is None or found.endswith(_INVALID)
-    return found == _OTHER_CHILDREN_INDEX
+        return actual is None or actual.endswith(_INVALID)
+    return actual == _OTHER_CHILDREN_INDEX
 
 
-def _intrudes(name: str, definition: str, wanted: Catalog) -> bool:
-    """Whether an object that is too much changes how the index works.
+def _intrudes(name: str, definition: str, expected: Catalog) -> bool:
+    """Return whether an extra object changes how the index works.
 
     A second function of a name does (the plugin drops some by their bare name), and whatever belongs to a table of
     the index, except an index that enforces nothing.
@@ -355,14 +348,14 @@ def _intrudes(name: str, definition: str, wanted: Catalog) -> bool:
     kind, _, rest = name.partition(" ")
     if kind == "function":
         bare = rest.partition("(")[0]
-        return any(other.startswith(f"function {bare}(") for other in wanted)
+        return any(other.startswith(f"function {bare}(") for other in expected)
     if kind == "index":
         table = re.match(r"CREATE UNIQUE INDEX .* ON (?:ONLY )?(\S+) USING", definition)
-        return bool(table and f"table {table[1]}" in wanted)
+        return bool(table and f"table {table[1]}" in expected)
     attached = ("column", "constraint", "trigger", "rule", "child", "rowsecurity")
-    return kind in attached and f"table {rest.partition('.')[0]}" in wanted
+    return kind in attached and f"table {rest.partition('.')[0]}" in expected
 
 
 def _neutral(definition: str) -> str:
-    """Without line breaks, and without the place where pg_trgm is installed."""
+    """Remove line breaks, and the schema in which pg_trgm is installed."""
     return _OPERATOR_CLASS.sub("gin_trgm_ops", " ".join(definition.split()))

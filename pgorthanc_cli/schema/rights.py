@@ -113,7 +113,7 @@ def _lacks(conn: Connection, name: str, role: str) -> tuple[bool, bool, bool]:
 
 
 def _ownership(conn: Connection, name: str, owner: str, found: catalog.Catalog) -> list[str]:
-    known = {entry for number in catalog.revisions() for entry in catalog.wanted(number, with_storage=True)}
+    known = {entry for number in catalog.revisions() for entry in catalog.expected(number, with_storage=True)}
     there = [entry.partition(" ") for entry in found if entry in known]
     arguments = {
         "schema": name,

@@ -122,7 +122,7 @@ def finishing(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
     there = estimate.there
     parents = max(there.rows("resources") - there.rows("attachedfiles"), 0)
     identifiers = there.rows("dicomidentifiers")
-    then = catalog.wanted(to, with_storage=False)
+    then = catalog.expected(to, with_storage=False)
     items = [
         _beside(
             "count the children of patients, studies and series that have no number yet",
@@ -218,7 +218,7 @@ def _locked(step: steps.Step) -> tuple[str, ...]:
 def _step_s(estimate: Estimate, found: catalog.Catalog, step: steps.Step) -> float:
     there = estimate.there
     order = [
-        "table patientrecyclingorder" in catalog.wanted(max(n, 1), with_storage=False)
+        "table patientrecyclingorder" in catalog.expected(max(n, 1), with_storage=False)
         for n in (step.start, step.end)
     ]
     converts = _PATIENT_S if order[0] is not order[1] else 0

@@ -123,7 +123,7 @@ def obstacles(
 def index_tables(found: catalog.Catalog) -> list[str]:
     """Return the tables of the index in a schema, of whatever revision; the storage area is none of them."""
     known = {
-        name for revision in catalog.revisions() for name in catalog.wanted(revision, with_storage=False)
+        name for revision in catalog.revisions() for name in catalog.expected(revision, with_storage=False)
     }
     return [name.removeprefix("table ") for name in found if name.startswith("table ") and name in known]
 
@@ -133,8 +133,10 @@ def _left(found: catalog.Catalog, damage: mend.Damage, to: int) -> list[str]:
     deviating = {difference.name: difference for difference in catalog.deviations(found, to)}
     if damage.start == 0:  # older layouts have no catalog: what no revision knows is an administrator's
         known = known_elsewhere()
-        return [_in_words(one) for one in deviating.values() if one.wanted is None and one.name not in known]
-    expected = catalog.wanted(to, with_storage="table storagearea" in found)
+        return [
+            _in_words(one) for one in deviating.values() if one.expected is None and one.name not in known
+        ]
+    expected = catalog.expected(to, with_storage="table storagearea" in found)
     left = []
     for finding in damage.findings:
         if finding in damage.repairs:
@@ -147,7 +149,7 @@ def _left(found: catalog.Catalog, damage: mend.Damage, to: int) -> list[str]:
 
 
 def _in_words(difference: catalog.Difference) -> str:
-    if difference.wanted is not None:
+    if difference.expected is not None:
         return str(difference)
     kind, _, rest = difference.name.partition(" ")
     table, _, name = rest.partition(".")
@@ -173,10 +175,10 @@ def _dependent(conn: Connection, schema: str, start: int, to: int) -> list[str]:
     gone = [
         name.partition(" ")
         for step in steps.path(start, to)
-        for name in catalog.wanted(max(step.start, 1), with_storage=False).keys()
-        - catalog.wanted(step.end, with_storage=False).keys()
+        for name in catalog.expected(max(step.start, 1), with_storage=False).keys()
+        - catalog.expected(step.end, with_storage=False).keys()
     ]
-    known = {name for number in catalog.revisions() for name in catalog.wanted(number, with_storage=True)}
+    known = {name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)}
     arguments = {
         "schema": _quoted(conn, schema),
         "known": [name.removeprefix("table ") for name in known if name.startswith("table ")],

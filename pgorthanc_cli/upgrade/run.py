@@ -49,7 +49,7 @@ def upgrade(target: db.Target, *, to: int | None = None, settings: Settings | No
         RevisionError: The index cannot be brought there, or something would have been lost.
     """
     to = catalog.revisions()[-1] if to is None else to
-    catalog.require(to)
+    catalog.require_revision(to)
     yield from _Change(target, to, settings or Settings(), down=False).run()
 
 
@@ -58,7 +58,7 @@ def downgrade(target: db.Target, *, to: int, settings: Settings | None = None) -
 
     Arguments, events and errors are those of `upgrade`.
     """
-    catalog.require(to)
+    catalog.require_revision(to)
     yield from _Change(target, to, settings or Settings(), down=True).run()
 
 

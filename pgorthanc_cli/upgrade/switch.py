@@ -181,7 +181,7 @@ def _role(conn: Connection) -> str:
 def _require_equal(found: catalog.Catalog, revision: int, before: catalog.Catalog) -> None:
     left = catalog.deviations(found, revision, before)
     if left:
-        extra = [difference.name for difference in left if difference.wanted is None]
+        extra = [difference.name for difference in left if difference.expected is None]
         raise RevisionError(
             f"the result would not match revision {revision}, so everything was rolled back: "
             f"{_listed([*map(str, left)])}",

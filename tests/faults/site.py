@@ -15,8 +15,8 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import initialize
 from tests.support.real_servers import Server
 
 ROLE = "importer"  # owns its databases, and has no other rights: the triggers stay on
@@ -63,7 +63,7 @@ class Site:
         for number in REVISIONS:
             self.server.sql(f"CREATE DATABASE revision_{number} OWNER {ROLE}")
             with db.session(db.Target(self._dsn(f"revision_{number}", ROLE))) as conn:
-                revision.init(conn, schema="public", revision=number)
+                initialize.init(conn, schema="public", require_idle=locks.require_idle, revision=number)
 
     def answers(self) -> bool:
         try:

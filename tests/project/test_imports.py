@@ -29,7 +29,7 @@ ALLOWED = {
     "catalogs": set(),
     "config": {"schema"},
     "server": set(),
-    "schema": {"config", "locks"},
+    "schema": {"config"},
     "upgrade": {"locks", "schema"},
     "locks": {"schema"},
     "waiting": {"schema"},

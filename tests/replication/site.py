@@ -15,10 +15,10 @@ from typing import Any
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, replication
+from pgorthanc_cli import db, locks, replication
 from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
 from pgorthanc_cli.replication.compare import wait_for
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.datafolder import works_in
 from tests.support.real_servers import Server, free_port, wait_until
 
@@ -163,7 +163,7 @@ def make_template(major: int | None) -> Server:
         "user=postgres", ""
     )
     with db.session(db.Target(login)) as conn:
-        revision.init(conn, schema="public")
+        initialize.init(conn, schema="public", require_idle=locks.require_idle)
     Cluster(made.data).stop()
     return made
 

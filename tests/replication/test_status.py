@@ -16,11 +16,11 @@ from dataclasses import replace
 import pytest
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, replication
+from pgorthanc_cli import db, locks, replication
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 from pgorthanc_cli.replication.cluster import Cluster
 from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from tests.replication.site import Site, pgorthanc
 from tests.support.real_servers import free_port, wait_until
 
@@ -215,7 +215,7 @@ def test_a_read_only_orthanc_needs_a_revision_that_knows_it(pair: Site) -> None:
     with db.session(orthanc, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute("CREATE SCHEMA old")
     with db.session(replace(orthanc, schema="old")) as conn:
-        revision.init(conn, schema="old", revision=1)
+        initialize.init(conn, schema="old", require_idle=locks.require_idle, revision=1)
 
     def told(schema: str) -> str:
         standby = replace(pair.standby_administrator(), schema=schema)

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from pgorthanc_cli import db, doctor
+from pgorthanc_cli import db, doctor, locks
 from pgorthanc_cli.schema import verify
 from pgorthanc_cli.server import programs
 from tests.support.schemas import FILL, ODD_SCHEMA, init, rows, run
@@ -211,7 +211,7 @@ def test_a_repair_sets_hashes_and_nothing_else(stored: db.Target) -> None:
     run(stored, "UPDATE attachedfiles SET uncompressedhash = NULL")
     set_customdata(stored, "{}")
     with db.session(stored) as conn:
-        repaired = verify.repair(conn, stored.schema, deep=True)
+        repaired = verify.repair(conn, stored.schema, require_idle=locks.require_idle, deep=True)
     assert "hashes of attachedfiles" in repaired.repaired
     assert "customdata" in [one.name for one in repaired.left]
     assert rows(stored, "SELECT count(*) FROM attachedfiles WHERE uncompressedhash IS NULL") == [(0,)]

@@ -202,4 +202,4 @@ def test_revision_1_belongs_to_the_plugins_4_and_5(empty: db.Target, labels: boo
 def test_releases_and_revisions_lead_to_each_other() -> None:
     assert [catalog.plugins(revision) for revision in (0, 3, 5)] == ["up to 3.3", "7.0 to 7.1", "8.0"]
     for release, revision in {"4.0": 1, "5.0": 1, "5.1": 1, "6.2": 2, "7.1": 3, "7.2": 4, "10.3": 10}.items():
-        assert catalog.of_plugin(release) == revision
+        assert catalog.revision_of_plugin(release) == revision

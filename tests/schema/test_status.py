@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pgorthanc_cli import catalogs, cli, db
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from tests.support.schemas import CURRENT, FILL, as_role, init, look, run
 
 
@@ -126,4 +126,4 @@ def test_printing_needs_no_server() -> None:
         "init", "--host", "nowhere.invalid", "--schema", "orthanc", "--print-sql", "--no-storage"
     )
     assert printed.exit_code == 0
-    assert printed.stdout == revision.print_sql(schema="orthanc", with_storage=False)
+    assert printed.stdout == initialize.print_sql(schema="orthanc", with_storage=False)

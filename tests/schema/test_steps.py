@@ -11,8 +11,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import catalog, revision
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import catalog, initialize
 from tests.support import fillindex, indexstate
 from tests.support.schemas import ODD_SCHEMA, drop_database
 from tests.support.stepwalk import REVISIONS, kept, require_revision, walk
@@ -36,7 +36,7 @@ def archives(admin: Connection, server_dsn: str, template: str) -> Iterator[Call
                 )
             made[number] = name
             with db.session(db.Target(make_dsn(server_dsn, dbname=name))) as conn:
-                walk(conn, revision.current(), number)
+                walk(conn, catalog.newest(), number)
                 fillindex.fill(conn)
         return made[number]
 
@@ -137,7 +137,9 @@ def test_another_schema_and_another_index_beside_it(filled: Filled) -> None:
             cur.execute("CREATE SCHEMA public")
         path = sql.SQL("SET search_path TO {}, public").format(sql.Identifier(ODD_SCHEMA))
         for number in REVISIONS:
-            revision.init(conn, schema="public", revision=number, with_storage=False)
+            initialize.init(
+                conn, schema="public", require_idle=locks.require_idle, revision=number, with_storage=False
+            )
             beside = catalog.snapshot(conn, "public")
             with conn, conn.cursor() as cur:
                 cur.execute(path)

@@ -64,7 +64,7 @@ def test_what_older_scripts_left_behind_is_gone_after_a_step(fresh: db.Target, s
         walk(conn, start, end)
         found = catalog.snapshot(conn, "public")
         extra = {"index childrenindex2", "index dicomidentifiersindex3"} if (start, end) == (1, 2) else set()
-        differences = catalog.differences(found, catalog.wanted(end, with_storage=True))
+        differences = catalog.differences(found, catalog.expected(end, with_storage=True))
         assert {difference.name for difference in differences} == extra
         assert indexstate.problems(conn) == []
         after = indexstate.state(conn)

@@ -15,7 +15,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import catalogs, cli, db
+from pgorthanc_cli import catalogs, cli, db, locks
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.schema import catalog, steps, verify
 from pgorthanc_cli.schema.verify.functions import Body, code
@@ -70,7 +70,7 @@ def look(target: db.Target, *, deep: bool = True) -> verify.SchemaReport:
 
 def mend(target: db.Target, *, deep: bool = True) -> verify.Repaired:
     with db.session(target) as conn:
-        return verify.repair(conn, target.schema, deep=deep)
+        return verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
 
 
 def load(target: db.Target, script: str, folder: Path, *options: str) -> None:
@@ -209,7 +209,7 @@ def test_a_later_body_that_does_the_same(index: Callable[[int], db.Target]) -> N
 def test_known_bodies_of_the_plugin_are_recognised() -> None:
     known = verify.functions.Bodies()
     for entry in catalogs.load("functions.json"):
-        wanted = catalog.wanted(entry["revision"], with_storage=False)
+        wanted = catalog.expected(entry["revision"], with_storage=False)
         assert {f"function {name}" for name in entry["functions"]} == {
             n for n in wanted if n.startswith("function")
         }
@@ -225,7 +225,7 @@ def test_no_false_alarm_about_a_body_that_an_upgrade_or_downgrade_leaves() -> No
         replaced = {
             name for step in steps.path(entry["revision"], end) for name in verify.functions._of(step.script)
         }
-        wanted = catalog.wanted(end, with_storage=False)
+        wanted = catalog.expected(end, with_storage=False)
         for signature, digest in entry["functions"].items():
             name = f"function {signature}"
             if name in wanted and verify.functions.bare(name) not in replaced:

@@ -38,7 +38,7 @@ def require_index(target: db.Target, revision: int) -> None:
     found = snapshot(target)
     with_storage = "table storagearea" in found
     assert [
-        str(d) for d in catalog.differences(found, catalog.wanted(revision, with_storage=with_storage))
+        str(d) for d in catalog.differences(found, catalog.expected(revision, with_storage=with_storage))
     ] == []
     assert [name for name in found if "pgorthanc" in name] == []
     with db.session(target) as conn:

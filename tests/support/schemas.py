@@ -9,8 +9,8 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db
-from pgorthanc_cli.schema import catalog, revision, status
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import catalog, initialize, status
 
 CURRENT = 10
 ODD_SCHEMA = 'Or th"an$create$c'
@@ -35,9 +35,9 @@ def rows(target: db.Target, query: str) -> list[tuple[Any, ...]]:
         return cur.fetchall()
 
 
-def init(target: db.Target, **options: Any) -> revision.Initialised:
+def init(target: db.Target, **options: Any) -> initialize.Initialised:
     with db.session(target) as conn:
-        return revision.init(conn, schema=target.schema, **options)
+        return initialize.init(conn, schema=target.schema, require_idle=locks.require_idle, **options)
 
 
 def look(target: db.Target) -> status.Status:

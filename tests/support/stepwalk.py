@@ -22,7 +22,9 @@ def walk(conn: Connection, start: int, end: int) -> None:
 def require_revision(conn: Connection, number: int, schema: str = "public") -> None:
     """The catalog is that of the revision, and the data agree with each other."""
     found = catalog.snapshot(conn, schema)
-    assert catalog.differences(found, catalog.wanted(number, with_storage="table storagearea" in found)) == []
+    assert (
+        catalog.differences(found, catalog.expected(number, with_storage="table storagearea" in found)) == []
+    )
     assert indexstate.problems(conn) == []
 
 

@@ -53,7 +53,9 @@ def state(target: db.Target) -> indexstate.State:
 def require_revision(target: db.Target, number: int) -> None:
     """The catalog is that of the revision, the data agree with each other, and nothing of ours is left."""
     found = snapshot(target)
-    assert catalog.differences(found, catalog.wanted(number, with_storage="table storagearea" in found)) == []
+    assert (
+        catalog.differences(found, catalog.expected(number, with_storage="table storagearea" in found)) == []
+    )
     assert [name for name in found if " pgorthanc_" in name and "pgorthanc_kept_" not in name] == []
     with db.session(target) as conn:
         assert indexstate.problems(conn) == []

@@ -11,7 +11,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import catalog
 from tests.support import fillindex
 from tests.support.schemas import drop_database
 from tests.support.stepwalk import walk
@@ -32,7 +32,7 @@ def archives(admin: Connection, server_dsn: str, template: str) -> Iterator[Call
                 )
             made[number] = name
             with db.session(db.Target(make_dsn(server_dsn, dbname=name))) as conn:
-                walk(conn, revision.current(), number)
+                walk(conn, catalog.newest(), number)
                 fillindex.fill(conn)
         return made[number]
 

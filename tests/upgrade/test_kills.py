@@ -24,7 +24,7 @@ def entirely(target: db.Target, *numbers: int) -> int:
     found = snapshot(target)
     number = int(found["property 4"])
     assert number in numbers
-    left = catalog.differences(found, catalog.wanted(number, with_storage=True))
+    left = catalog.differences(found, catalog.expected(number, with_storage=True))
     assert [
         str(difference) for difference in left if difference.matters and "pgorthanc" not in difference.name
     ] == []

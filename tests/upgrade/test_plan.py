@@ -173,13 +173,13 @@ def test_the_forms_of_a_plan(filled: Filled) -> None:
     ],
 )
 def test_the_revision_of_a_release(release: str, number: int) -> None:
-    assert catalog.of_plugin(release) == number
+    assert catalog.revision_of_plugin(release) == number
 
 
 @pytest.mark.parametrize("release", ["3.3", "11.0", "10.4", "1", "new", ""])
 def test_a_release_that_is_not_known(release: str) -> None:
     with pytest.raises(RevisionError) as refusal:
-        catalog.of_plugin(release)
+        catalog.revision_of_plugin(release)
     assert "10.0 to 10.3" in (refusal.value.hint or "")
 
 

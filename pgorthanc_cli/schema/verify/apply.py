@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.schema.verify.compare import schema as compare
 from pgorthanc_cli.schema.verify.model import Finding, Repaired, SchemaReport
 
@@ -61,12 +61,15 @@ def script(report: SchemaReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
+def repair(
+    conn: Connection, schema: str, *, require_idle: initialize.RequireIdle, deep: bool = False
+) -> Repaired:
     """Mend all that can be mended, read everything back, and commit only if it is as it must be.
 
     Args:
         conn: A connection; what it has open is committed first.
         schema: PostgreSQL namespace.
+        require_idle: As for `initialize.init`.
         deep: Also what only a recount shows.
 
     Raises:
@@ -75,8 +78,8 @@ def repair(conn: Connection, schema: str, *, deep: bool = False) -> Repaired:
             changed.
         InUseError: An Orthanc works on the database, or somebody keeps a table locked.
     """
-    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), revision.driver_errors(), conn:
-        revision.require_idle(conn, schema)
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), initialize.driver_errors(), conn:
+        require_idle(conn, schema)
         compare(conn, schema)  # refuses what is no index before anything is locked
         planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])

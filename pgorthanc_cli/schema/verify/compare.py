@@ -36,7 +36,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     here = _layout(conn, found, schema)
     known, digests = Bodies(), bodies(conn)
     revision = _revision(found, digests, known, here)
-    wanted = catalog.wanted(revision, with_storage="table storagearea" in found)
+    wanted = catalog.expected(revision, with_storage="table storagearea" in found)
     mender = Mender(found, wanted, revision, known, _trigram_schema(conn))
     judge = Judge(found, wanted, revision, without_labels=here.made_by == "4.0")
     strange, origins = _functions(digests, wanted, known, mender, revision)
@@ -97,7 +97,7 @@ def _revision(found: Catalog, digests: dict[str, Body], known: Bodies, here: Lay
         return here.revision
 
     def distance(revision: int) -> int:
-        wanted = catalog.wanted(revision, with_storage="table storagearea" in found)
+        wanted = catalog.expected(revision, with_storage="table storagearea" in found)
         wrong = [d for d in catalog.differences(found, wanted) if d.matters and d.name != "property 4"]
         bad = [
             name
@@ -129,7 +129,7 @@ def _findings(differences: list[Difference], judge: Judge, mender: Mender) -> li
         table = judge.table_of(difference)
         if table is None:
             found.append(_finding(difference, judge, mender))
-        elif difference.found is None:
+        elif difference.actual is None:
             parts[f"table {table}"] += mender.fixes(difference)
     return [replace(one, repair=(*one.repair, *parts[one.name])) for one in found]
 
@@ -138,8 +138,8 @@ def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
     judged, why = judge.verdict(difference)
     repair = () if judge.stood_in(judged.name) else mender.fixes(judged)
     advice = without_lock(repair) if repair else judge.advice(judged)
-    blocks = difference.matters and difference.wanted is None and not (judged.matters or repair)
-    return Finding(judged.name, judged.found, judged.wanted, judged.matters, why, repair, advice, blocks)
+    blocks = difference.matters and difference.expected is None and not (judged.matters or repair)
+    return Finding(judged.name, judged.actual, judged.expected, judged.matters, why, repair, advice, blocks)
 
 
 def _functions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from pgorthanc_cli.schema.catalog import TRIGRAM_INDEX, Catalog, Difference, stand_in
+from pgorthanc_cli.schema.catalog import TRIGRAM_INDEX, Catalog, Difference, substitute
 from pgorthanc_cli.schema.verify.functions import UNKNOWN, Origin
 from pgorthanc_cli.schema.verify.mend import known_elsewhere
 
@@ -84,7 +84,7 @@ class Judge:
         kind, _, rest = difference.name.partition(" ")
         if kind in ("table", "function", "property", "counter"):
             return None
-        definition = difference.wanted or difference.found or ""
+        definition = difference.expected or difference.actual or ""
         owner = re.search(_OWNER.get(kind, r"^$"), definition)
         table = owner[1] if owner else rest.partition(".")[0]
         here, belongs = (f"table {table}" in catalog for catalog in (self._found, self._wanted))
@@ -96,9 +96,9 @@ class Judge:
         if special:
             return replace(difference, matters=special[0]), special[1]
         kind = difference.name.partition(" ")[0]
-        if difference.found is None:
+        if difference.actual is None:
             return difference, _MISSING[kind]
-        if difference.wanted is not None:
+        if difference.expected is not None:
             return difference, _DIFFERENT[kind]
         return self._extra(kind, difference)
 
@@ -112,17 +112,17 @@ class Judge:
         if kind in _SWITCH_OFF:
             table, _, child = rest.partition(".")
             return _SWITCH_OFF[kind].format(table=table, child=child)
-        if difference.wanted is None:
+        if difference.expected is None:
             return _FOREIGN
         table = rest.partition(".")[0]
         return _REBUILD.replace("the table", f"table {table}") if kind in ("column", "table") else None
 
     def stood_in(self, name: str) -> bool:
         """Whether another index does the work of one: making it would cost hours for nothing."""
-        return stand_in(name, self._found) is not None
+        return substitute(name, self._found) is not None
 
     def _special(self, difference: Difference) -> tuple[bool, str] | None:
-        name, found = difference.name, difference.found
+        name, found = difference.name, difference.actual
         if name == "property 4":
             return True, _STAMP
         if name == "property 11":
@@ -130,7 +130,7 @@ class Judge:
         if name == f"index {TRIGRAM_INDEX}":
             return False, "searches with wildcards are slow without it"
         if found is None and self.stood_in(name):
-            return False, f"{stand_in(name, self._found)} does its work"
+            return False, f"{substitute(name, self._found)} does its work"
         if self._without_labels and re.search(r"\blabels", name) and found is None:
             return False, "plugin 4.0 does not know labels; a plugin from 5.0 on makes them at its start"
         if name.startswith("index ") and (found or "").endswith(" INVALID"):
@@ -151,7 +151,7 @@ class Judge:
 
     def _harmless_column(self, difference: Difference) -> bool:
         table = difference.name.removeprefix("column ").partition(".")[0]
-        definition = difference.found or ""
+        definition = difference.actual or ""
         last = sum(name.startswith(f"column {table}.") for name in self._wanted)
         optional = "NOT NULL" not in definition or "DEFAULT" in definition
         return int(definition.split()[0]) > last and optional and table not in _READ_BY_POSITION

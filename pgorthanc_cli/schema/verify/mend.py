@@ -75,7 +75,7 @@ class Mender:
     def fixes(self, difference: Difference) -> tuple[Fix, ...]:
         """The statements that mend a difference; none if that is not safe, or not our business."""
         kind, _, rest = difference.name.partition(" ")
-        if difference.wanted is None:
+        if difference.expected is None:
             return self._extra(kind, rest, difference)
         makers = {
             "table": self._table,
@@ -89,7 +89,7 @@ class Mender:
             "counter": self._counter,
             "property": self._property,
         }
-        return tuple(makers[kind](rest, difference.found, difference.wanted))
+        return tuple(makers[kind](rest, difference.actual, difference.expected))
 
     def body(self, name: str) -> tuple[Fix, ...]:
         """Replace the body of a function."""
@@ -97,7 +97,7 @@ class Mender:
 
     def _extra(self, kind: str, rest: str, difference: Difference) -> tuple[Fix, ...]:
         """Remove what an official script has left behind, and nothing else."""
-        if kind == "constraint" and (difference.found or "").startswith(
+        if kind == "constraint" and (difference.actual or "").startswith(
             "FOREIGN KEY (parentid) REFERENCES resources"
         ):
             table, name = rest.split(".", 1)
@@ -108,7 +108,7 @@ class Mender:
             return (Fix(Phase.DROP, f"DROP FUNCTION {rest};"),)
         if difference.name not in self._known:
             return ()
-        return _remove(kind, rest, useless=(difference.found or "").endswith(_INVALID))
+        return _remove(kind, rest, useless=(difference.actual or "").endswith(_INVALID))
 
     def _table(self, rest: str, found: str | None, wanted: str) -> list[Fix]:
         if found:
@@ -234,7 +234,7 @@ def known_elsewhere() -> dict[str, list[int]]:
     """The objects of all revisions, and the revisions that have them."""
     known: dict[str, list[int]] = {}
     for revision in catalog.revisions():
-        for name in catalog.wanted(revision, with_storage=False):
+        for name in catalog.expected(revision, with_storage=False):
             known.setdefault(name, []).append(revision)
     return known
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import catalogs, db
+from pgorthanc_cli import catalogs, db, locks
 from pgorthanc_cli.errors import ConnectError, InUseError, RevisionError
-from pgorthanc_cli.schema import catalog, revision
+from pgorthanc_cli.schema import catalog, initialize
 from tests.support.schemas import CURRENT, FILL, ODD_SCHEMA, init, look, rows, run, snapshot
 
 
 def test_init_makes_the_newest_revision(target: db.Target, trigram: str) -> None:
     made = init(target)
 
-    assert made == revision.Initialised(
+    assert made == initialize.Initialised(
         revision=CURRENT,
         schema_version=6,
         created=True,
@@ -27,8 +27,8 @@ def test_init_makes_the_newest_revision(target: db.Target, trigram: str) -> None
     )
     assert bool(made.warnings) is (trigram != "valid")
     with db.session(target, readonly=True) as conn:
-        assert revision.recorded(conn, target.schema) == str(CURRENT)
-        found = revision.layout(conn, target.schema)
+        assert catalog.snapshot(conn, target.schema)["property 4"] == str(CURRENT)
+        found = catalog.read_layout(conn, target.schema)
         assert found is not None
         assert found.revision == CURRENT
 
@@ -52,7 +52,7 @@ def test_the_catalogs_are_those_of_the_scripts(
     found = snapshot(target)
     if trigram != "valid":
         key = f"index {catalog.TRIGRAM_INDEX}"
-        found = dict(sorted({**found, key: catalog.wanted(CURRENT, with_storage=False)[key]}.items()))
+        found = dict(sorted({**found, key: catalog.expected(CURRENT, with_storage=False)[key]}.items()))
     of_storage = catalog.storage().keys()
     kept = {k: v for k, v in found.items() if (k in of_storage) is (name == "storagearea.json")}
     (tmp_path / name).write_text(catalog.dump(kept), encoding="utf-8")
@@ -136,7 +136,7 @@ def test_a_schema_that_holds_something_else(target: db.Target, statement: str, w
 
 def test_a_schema_that_does_not_exist(empty: db.Target) -> None:
     with pytest.raises(ConnectError) as refusal, db.session(empty) as conn:
-        revision.init(conn, schema=ODD_SCHEMA)
+        initialize.init(conn, schema=ODD_SCHEMA, require_idle=locks.require_idle)
     assert 'CREATE SCHEMA "Or th""an' in (refusal.value.hint or "")
 
 
@@ -204,7 +204,7 @@ def test_a_healthy_index_is_looked_at_while_an_orthanc_works(fresh: db.Target) -
 
 
 def test_a_table_that_another_session_uses(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(revision, "_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(initialize, "_LOCK_TIMEOUT", "50ms")
     run(fresh, "DROP INDEX publicindex")
     with db.session(fresh) as other, other.cursor() as cur:
         cur.execute("LOCK TABLE resources IN ROW EXCLUSIVE MODE")
@@ -235,7 +235,7 @@ def test_what_is_missing_comes_back(fresh: db.Target, statement: str, repaired: 
 
     assert made.created is False
     assert repaired in made.repaired
-    assert catalog.differences(snapshot(fresh), catalog.wanted(CURRENT, with_storage=True)) == []
+    assert catalog.differences(snapshot(fresh), catalog.expected(CURRENT, with_storage=True)) == []
 
 
 def test_a_missing_counter_is_counted_without_its_deltas(fresh: db.Target) -> None:

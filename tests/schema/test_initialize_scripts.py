@@ -11,7 +11,7 @@ import pytest
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
-from pgorthanc_cli.schema import catalog, revision, steps
+from pgorthanc_cli.schema import catalog, initialize, steps
 from tests.support.schemas import CURRENT, ODD_SCHEMA, init, run, snapshot
 
 
@@ -36,7 +36,7 @@ def test_the_printed_script(
     empty: db.Target, tmp_path: Path, schema: str, load: Callable[[db.Target, Path], None]
 ) -> None:
     script = tmp_path / "index.sql"
-    script.write_text(revision.print_sql(schema=schema), encoding="utf-8")
+    script.write_text(initialize.print_sql(schema=schema), encoding="utf-8")
 
     load(empty, script)
     load(empty, script)
@@ -49,7 +49,7 @@ def test_the_printed_script_is_all_or_nothing(empty: db.Target) -> None:
     run(empty, "CREATE TABLE storagearea (id integer)")
     before = snapshot(empty)
     with pytest.raises(PgOrthancError):
-        run(empty, revision.print_sql(schema="public"))
+        run(empty, initialize.print_sql(schema="public"))
     assert snapshot(empty) == before
 
 
@@ -89,7 +89,7 @@ def test_the_script_makes_everything_in_the_first_schema_of_the_path(fresh: db.T
         steps.text(steps.STORAGE_AREA),
     )
     found = snapshot(db.Target(fresh.dsn, schema="second"))
-    assert catalog.differences(found, catalog.wanted(CURRENT, with_storage=True)) == []
+    assert catalog.differences(found, catalog.expected(CURRENT, with_storage=True)) == []
     assert f"index {catalog.TRIGRAM_INDEX}" in found or f"index {catalog.TRIGRAM_INDEX}" not in snapshot(
         fresh
     )
