@@ -32,11 +32,11 @@ _KINDS = {
 }  # fmt: skip
 
 
-class NotRegular(OSError):
+class NotRegularFile(OSError):
     """A folder, a pipe, a device or a socket has the name of a file."""
 
 
-def opened(path: str | Path) -> int:
+def open_to_read(path: str | Path) -> int:
     """Open a file for reading, and never wait for a writer; return the descriptor.
 
     Raises:
@@ -47,7 +47,7 @@ def opened(path: str | Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         return open_regular(path)
-    except NotRegular as error:
+    except NotRegularFile as error:
         raise UsageError(f"{printable(str(path))} is {error.strerror}", "name a regular file") from None
 
 
@@ -56,9 +56,9 @@ def read(path: str | Path, *, limit: int = LARGEST) -> bytes:
 
     Raises:
         OSError: It cannot be read.
-        UsageError: As `opened`; also more than `limit` bytes.
+        UsageError: As `open_to_read`; also more than `limit` bytes.
     """
-    with os.fdopen(opened(path), "rb") as stream:
+    with os.fdopen(open_to_read(path), "rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
         said = (
@@ -128,7 +128,7 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
         folder: Descriptor of a folder.
 
     Raises:
-        NotRegular: It is something else.
+        NotRegularFile: It is something else.
         OSError: It cannot be opened, or another program keeps a lease on it.
     """
     flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -145,10 +145,10 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
     if kind == stat.S_IFREG:
         return descriptor
     os.close(descriptor)
-    raise NotRegular(errno.EINVAL, f"{_KINDS.get(kind, 'something else')}, not a regular file")
+    raise NotRegularFile(errno.EINVAL, f"{_KINDS.get(kind, 'something else')}, not a regular file")
 
 
-class Rights:
+class OwnerRights:
     """What root may do within the block is what the owner of a folder may do; nothing changes for other users.
 
     Only file systems see it (setfsuid(2)), and only in this thread: connections and other files stay root's. What is

@@ -18,7 +18,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.text import harmless
+from pgorthanc_cli.text import printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +139,7 @@ def nagios(service: str, status: str, summary: str, figures: Mapping[str, object
     measured = " ".join(
         f"'{name}'={value}" if " " in name else f"{name}={value}" for name, value in figures.items()
     )
-    _write(f"{service.upper()} {status} - {harmless(said)}{' | ' + measured if measured else ''}\n")
+    _write(f"{service.upper()} {status} - {printable_lines(said)}{' | ' + measured if measured else ''}\n")
 
 
 def _grid(result: object) -> Table:
@@ -350,7 +350,7 @@ def cell(name: str, value: object) -> str:
         lines = [cell("", v) for v in value[:_LINES]]
         more = [f"... and {len(value) - _LINES:,} more"] if len(value) > _LINES else []
         return "\n".join([*lines, *more]) or "none"
-    return harmless(str(value))
+    return printable_lines(str(value))
 
 
 def _label(name: str) -> str:
@@ -376,4 +376,4 @@ def size(count: float) -> str:
 def _line(prefix: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    console(sys.stderr).print(Text.assemble((prefix, style), harmless(message)), soft_wrap=True)
+    console(sys.stderr).print(Text.assemble((prefix, style), printable_lines(message)), soft_wrap=True)

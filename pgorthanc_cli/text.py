@@ -31,7 +31,7 @@ def shortened(items: Iterable[object], limit: int, separator: str = "; ") -> str
     return f"{separator.join(texts[:limit])}{last} {more:,} more"
 
 
-def harmless(text: str) -> str:
+def printable_lines(text: str) -> str:
     """Return a text of several lines, as `printable`, but with its line breaks and backslashes.
 
     The last line of defence where text is shown: what it escapes, its source should have escaped.

@@ -126,14 +126,14 @@ def wait(target: db.Target, wanted: Wanted, *, timeout_s: float) -> Iterator[Wai
 
 def _impatient(target: db.Target) -> db.Target:
     """A look is one try, and ends soon."""
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     dsn = make_dsn(**{"connect_timeout": str(_CONNECT_TIMEOUT_S), **given})
     return replace(target, dsn=dsn, retries=0)
 
 
 def _look(target: db.Target, wanted: Wanted) -> None:
     """Raise what is missing."""
-    with closing(db.connect(target, autocommit=True, readonly=True)) as conn, db.translated(conn):
+    with closing(db.connect(target, autocommit=True, readonly=True)) as conn, db.translate_errors(conn):
         if wanted.replica:
             _check_replica(conn)
         elif wanted.ready or wanted.unlocked:

@@ -129,7 +129,7 @@ def probe(target: db.Target) -> Probe:
     Raises:
         ConnectError: It cannot be reached.
     """
-    parameters = db.effective(target)
+    parameters = db.effective_parameters(target)
     client = wire.client(parameters)
     encrypted = handshake = None
     no_tls = "through a socket of the machine there is no TLS" if client.is_local else ""
@@ -181,7 +181,7 @@ def login_as_asked(target: db.Target, found: Probe) -> Iterator[Login]:
 def _try_login(target: db.Target, found: Probe) -> Login:
     method = found.answer.method
     offers_binding = method.endswith("-plus")
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     asked = _requirements(method)
     tries = [asked, {}] if not asked.keys() & given.keys() else [{}]
     for extra in tries:
@@ -208,7 +208,7 @@ def _requirements(method: str) -> dict[str, str]:
 
 def with_parameters(target: db.Target, more: Mapping[str, str]) -> db.Target:
     """The same target with other parameters of libpq."""
-    return replace(target, dsn=make_dsn(**{**db.parse(target.dsn), **more}))
+    return replace(target, dsn=make_dsn(**{**db.parse_dsn(target.dsn), **more}))
 
 
 def hba_client(login: Login, found: Probe) -> hba.Client:
@@ -230,14 +230,14 @@ def informed(login: Login, admin: db.Target | None) -> Iterator[Connection | Non
         ConnectError: The administrator's login is refused.
     """
     if admin is None:
-        with db.translated(login.conn) if login.conn else contextlib.nullcontext():
+        with db.translate_errors(login.conn) if login.conn else contextlib.nullcontext():
             yield login.conn
         return
     try:
         conn = db.connect(replace(admin, retries=0), autocommit=True, readonly=True)
     except ConnectError as error:
         raise ConnectError(f"the administrator's login, --admin: {error.message}", error.hint) from None
-    with contextlib.closing(conn), db.translated(conn):
+    with contextlib.closing(conn), db.translate_errors(conn):
         yield conn
 
 
@@ -283,7 +283,7 @@ def _tls(found: Probe, login: Login) -> Tls:
 
 
 def _sslmodes(target: db.Target, found: Probe, login: Login) -> Iterator[SslMode]:
-    root = wire.root_certificate(db.effective(target))
+    root = wire.root_certificate(db.effective_parameters(target))
     refused = _refused(target, found, login) if login.outcome == "refused" else {}
     verifies = {"require": "authority" if root != "system" and Path(root).is_file() else "nothing"}
     verifies |= {"verify-ca": "authority", "verify-full": "authority and host name"}

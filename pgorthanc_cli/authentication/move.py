@@ -112,7 +112,7 @@ def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> P
 
 def _others_with_md5(conn: Connection, rule: hba.Rule, role: str) -> list[str]:
     """Other roles for which the line may decide, and which SCRAM would lock out."""
-    with db.translated(conn), conn.cursor() as cur:
+    with db.translate_errors(conn), conn.cursor() as cur:
         cur.execute(
             """SELECT rolname FROM pg_catalog.pg_authid
                WHERE rolcanlogin AND starts_with(rolpassword, 'md5') AND rolname <> %s ORDER BY rolname""",
@@ -226,7 +226,7 @@ def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hb
             f"moving role {role} to {planned.wanted} takes a superuser's login",
             f"name it with --admin; or {by_hand}",
         )
-    db.allow_writes(conn, path=db.OWN_PATH)
+    db.allow_writes(conn, path=db.SAFE_SEARCH_PATH)
     db.check_writable(conn)
     rule = planned.rule
     if rule is None:
@@ -277,7 +277,7 @@ def _check_file(conn: Connection, rule: hba.Rule, by_hand: str) -> None:
 def _password(target: db.Target, login: examine.Login) -> str:
     """The one that the login has used, or would use."""
     known = login.conn.info.password if login.conn else ""
-    password = known or db.effective(target).get("password", "")
+    password = known or db.effective_parameters(target).get("password", "")
     if not password:
         raise UsageError(
             "the password of the role has to be set again, and none is given",
@@ -390,7 +390,7 @@ def _store(conn: Connection, role: str, stored: str | None, encryption: str | No
 
 @contextmanager
 def _silent_transaction(conn: Connection) -> Iterator[Cursor]:
-    with db.translated(conn), conn.cursor() as cur:
+    with db.translate_errors(conn), conn.cursor() as cur:
         cur.execute("BEGIN")
         try:
             for setting in _SILENT.items():

@@ -138,7 +138,7 @@ def value(conn: Connection, query: str, *arguments: object) -> Any:
 
 
 def _row(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...] | None:
-    with db.translated(conn), conn.cursor() as cur:
+    with db.translate_errors(conn), conn.cursor() as cur:
         cur.execute(query, arguments or None)
         return cur.fetchone()
 

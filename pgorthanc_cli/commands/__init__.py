@@ -237,7 +237,7 @@ class List(click.File):
         from pgorthanc_cli import files
 
         try:
-            stream = os.fdopen(files.opened(value), "rb")
+            stream = os.fdopen(files.open_to_read(value), "rb")
         except OSError as error:
             self.fail(f"{value!r}: {error.strerror}", param, ctx)
         except UsageError as error:

@@ -101,7 +101,7 @@ def _administrator(call: Call, target: Target, dsn: str | None) -> Target | None
     if dsn is None:
         return None
     on_line = click.get_current_context().get_parameter_source("admin") is ParameterSource.COMMANDLINE
-    if on_line and "password" in db.parse(dsn, "--admin"):
+    if on_line and "password" in db.parse_dsn(dsn, "--admin"):
         call.warn("the password in --admin can be read in the process list; use ~/.pgpass or PGORTHANC_ADMIN")
     return db.Target(dsn, application=target.application)
 

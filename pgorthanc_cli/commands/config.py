@@ -174,7 +174,7 @@ def _text(key: str, value: str) -> str:
         return sys.stdin.readline().rstrip("\r\n")
     from pgorthanc_cli import db
 
-    if key == "Password" or (key == "ConnectionUri" and "password" in db.parse(value, key)):
+    if key == "Password" or (key == "ConnectionUri" and "password" in db.parse_dsn(value, key)):
         raise UsageError(
             "a password on the command line can be read by every user of this machine",
             f"give it on standard input: pgorthanc config set {key} - < FILE",

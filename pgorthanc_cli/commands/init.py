@@ -98,7 +98,7 @@ def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role:
     from pgorthanc_cli import db
     from pgorthanc_cli.config import resolve
 
-    login = db.parse(resolve(application="", orthanc=orthanc, environ={}).target.dsn)
+    login = db.parse_dsn(resolve(application="", orthanc=orthanc, environ={}).target.dsn)
     if login.get("user") == role:
         return login.get("password")
     if login.get("user"):

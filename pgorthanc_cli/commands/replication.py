@@ -212,7 +212,7 @@ def _login(call: commands.Call, source: str) -> Target:
     """The replication login; our own command line is no place for its password."""
     from pgorthanc_cli import db
 
-    if "password" in db.parse(source, "--from"):
+    if "password" in db.parse_dsn(source, "--from"):
         raise UsageError(
             "--from holds a password, which everybody on this machine can read in the list of processes",
             "write passfile=FILE instead (a line *:*:*:ROLE:PASSWORD, mode 0600), or set PGPASSWORD",
@@ -372,7 +372,7 @@ def promote(
 
     wanted = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
     with call.resolved() as found:
-        parameters = db.parse(found.target.dsn)
+        parameters = db.parse_dsn(found.target.dsn)
         if directory:
             way = replication.by_folder(directory)
             call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))

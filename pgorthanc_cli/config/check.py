@@ -178,7 +178,7 @@ def shown(name: str, value: Any) -> Any:
     if name != "ConnectionUri" or not value:
         return value
     try:
-        return conninfo.uri(db.parse(str(value)))
+        return conninfo.uri(db.parse_dsn(str(value)))
     except UsageError:
         return db.MASK
 
@@ -270,7 +270,7 @@ def _parameters(found: Subject) -> dict[str, str]:
     if "ConnectionUri" not in found.section:
         return conninfo.intended(found.section)
     try:
-        return db.parse(str(found.option("ConnectionUri")))
+        return db.parse_dsn(str(found.option("ConnectionUri")))
     except UsageError:
         return {}
 

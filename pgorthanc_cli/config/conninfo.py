@@ -98,7 +98,7 @@ def _reason(word: str, value: str) -> str | None:
 def _outcome(section: Mapping[str, Any], wanted: Mapping[str, str]) -> str | None:
     """What becomes of it; None if libpq understands what is meant all the same."""
     try:
-        got = db.parse(joined(section), "the string")
+        got = db.parse_dsn(joined(section), "the string")
     except UsageError as error:
         return f"libpq cannot read them: {error.message.partition(': ')[2]}"
     differing = [word for word in (*wanted, *got) if wanted.get(word) != got.get(word)]
@@ -115,15 +115,15 @@ def _change(word: str, value: str | None, *, shown: bool) -> str:
 
 
 def configured(target: db.Target) -> dict[str, str]:
-    """Return the same as `db.effective`, without a word to the server or to the name service where that is possible.
+    """Return the same as `db.effective_parameters`, if possible without the server and the name service.
 
     Raises:
         ConnectError: libpq does not understand the parameters, or there is no such service.
     """
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     served = "service" in given or os.environ.get("PGSERVICE")
     ways = (
-        (db.effective, _unreached) if served else (_unreached, db.effective)
+        (db.effective_parameters, _unreached) if served else (_unreached, db.effective_parameters)
     )  # a service may name an address, too
     for way in ways:
         try:
@@ -140,12 +140,12 @@ def configured(target: db.Target) -> dict[str, str]:
 
 def _unreached(target: db.Target) -> dict[str, str]:
     """The parameters while libpq is kept busy with an address of this machine; no `host` where none is named."""
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     address = given.get("hostaddr") or os.environ.get("PGHOSTADDR")
     for hosts in range(1, 33):
         here = ",".join(["127.1"] * hosts)  # the loopback, written as nobody writes it
         try:
-            found = db.effective(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
+            found = db.effective_parameters(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
         except ConnectError as error:
             if "could not match" not in error.message:
                 raise
@@ -174,7 +174,7 @@ def complete(parameters: Mapping[str, str], target: db.Target) -> dict[str, str]
         parameters: Of `configured` or `in_use`.
         target: What they were made of. What only we add to it (keep-alive, names of our sessions) is left out.
     """
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     own = target.parameters().keys() - given.keys()
     named = "passfile" in given and "password" not in given  # Orthanc is to read the file, too
     found = {
@@ -221,7 +221,7 @@ def uri(parameters: Mapping[str, str], *, show_password: bool = False) -> str:
     hidden = () if show_password else db.SECRETS
     given = {word: db.MASK if word in hidden else value for word, value in parameters.items()}
     text = _uri(given)
-    if db.parse(text, "the URI") != given:
+    if db.parse_dsn(text, "the URI") != given:
         raise UsageError("these parameters cannot be written as a URI", "use keyword/value pairs")
     return text
 
@@ -282,7 +282,7 @@ def connection_uri(value: str, place: str) -> Iterator[Problem]:
         yield Problem(key, "error", message, "write %25 for %", place)
         return
     try:
-        found = db.parse(value, '"ConnectionUri"')
+        found = db.parse_dsn(value, '"ConnectionUri"')
     except UsageError as error:
         yield Problem(key, "error", error.message, error.hint, place)
         return

@@ -97,7 +97,7 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
     if isinstance(value, str) and "\0" in value:
         raise UsageError(f'"{keys[-1]}" contains a NUL character', "remove it")
     if keys[-1] == "ConnectionUri":
-        db.parse(value, '"ConnectionUri"')
+        db.parse_dsn(value, '"ConnectionUri"')
     return value
 
 

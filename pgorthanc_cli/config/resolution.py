@@ -76,7 +76,7 @@ class Resolved:
     def at(self, dsn: str, origin: str) -> Resolved:
         """The same schema and configuration on another server; that of --embedded, for instance."""
         kept = tuple(s for s in self.provenance if s.name in ("schema", "configuration"))
-        shown = tuple(_setting(k, v, origin) for k, v in db.parse(dsn, origin).items())
+        shown = tuple(_setting(k, v, origin) for k, v in db.parse_dsn(dsn, origin).items())
         return replace(self, target=replace(self.target, dsn=dsn), provenance=shown + kept)
 
 
@@ -195,7 +195,7 @@ def _level_sources(level: _Level) -> Iterator[_Source]:
     yield _Source(own)
     if "uri" in level:
         origin = level["uri"].origin
-        parsed = db.parse(level["uri"].value, origin)
+        parsed = db.parse_dsn(level["uri"].value, origin)
         if "password" in parsed and "password" in own:
             raise UsageError(
                 f"{origin} holds a password, and {own['password'].origin} gives another one", "keep one"
@@ -215,7 +215,7 @@ def _refuse_contradictions(level: _Level) -> None:
 
 def _level_warnings(level: _Level) -> Iterator[str]:
     uri = level.get("uri")
-    if uri and uri.origin.startswith("--") and "password" in db.parse(uri.value, uri.origin):
+    if uri and uri.origin.startswith("--") and "password" in db.parse_dsn(uri.value, uri.origin):
         yield (
             "the password in --uri can be read in the process list by every user of this machine; "
             "use ~/.pgpass, --password-file or PGORTHANC_URI"
@@ -272,7 +272,7 @@ def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:
     uri = orthanc.postgresql("ConnectionUri")
     if uri:
         origin = f"{path}: ConnectionUri"
-        parsed = db.parse(uri, origin)
+        parsed = db.parse_dsn(uri, origin)
         parsed.pop("application_name", None)
         return _Source({name: _Part(value, origin) for name, value in parsed.items()}, whole=True)
     if not any(orthanc.given(key) for key in DISCRETE_KEYS):

@@ -244,7 +244,7 @@ def explain(text: str, resolve: Resolve) -> tuple[ConnectError, bool]:
 
     Args:
         text: What libpq says.
-        resolve: Gives libpq's effective parameters when some are replaced by others, see `db.effective`.
+        resolve: Gives libpq's effective parameters when some are replaced by others, see `db.effective_parameters`.
     """
     attempts = list(_attempts(text))
     causes: list[tuple[_Cause, Mapping[str, str]]] = [

@@ -17,21 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
-from psycopg2 import sql
-from psycopg2.extensions import (
-    POLL_OK,
-    POLL_READ,
-    make_dsn,
-    parse_dsn,
-)
+from psycopg2 import extensions, sql
+from psycopg2.extensions import POLL_OK, POLL_READ, make_dsn
 
 from pgorthanc_cli.db import connect_errors, libpq, planted
-from pgorthanc_cli.db.safe_session import (
-    OWN_PATH,
-    Session,
-    alone,
-)
-from pgorthanc_cli.db.statement_errors import place, translated
+from pgorthanc_cli.db.safe_session import SAFE_SEARCH_PATH, Session, alone
+from pgorthanc_cli.db.statement_errors import place, translate_errors
 from pgorthanc_cli.errors import ConnectError, UsageError
 
 if TYPE_CHECKING:
@@ -41,9 +32,9 @@ if TYPE_CHECKING:
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 # What is sent into a cut network is not acknowledged; without this the kernel gives up after about 15 minutes.
 # It is 60 s then, as long as it takes the probes to find that an idle connection is cut.
-_UNANSWERED = {"tcp_user_timeout": "60000"}
+_USER_TIMEOUT = {"tcp_user_timeout": "60000"}
 # A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
-_PATIENCE = {"connect_timeout": "30"}
+CONNECT_TIMEOUT = {"connect_timeout": "30"}
 
 # Python's text is sent as UTF-8, so each session says so: PGCLIENTENCODING, a service file, a URI, ALTER ROLE and
 # ALTER DATABASE would make the server take it for another encoding. Text of the index: see encoding.py.
@@ -90,21 +81,21 @@ class Target:
         With a service file there is none of them: a parameter given here would override the file's. The client
         encoding is always UTF8, whatever is given.
         """
-        given = parse(self.dsn)
+        given = parse_dsn(self.dsn)
         defaults = {"fallback_application_name": self.application}
         if "service" not in given and not os.environ.get("PGSERVICE"):
             told = any(name.startswith("keepalives") for name in given)
-            defaults |= KEEPALIVE if told else {**KEEPALIVE, **_UNANSWERED}
-            defaults |= {} if os.environ.get("PGCONNECT_TIMEOUT") else _PATIENCE
+            defaults |= KEEPALIVE if told else {**KEEPALIVE, **_USER_TIMEOUT}
+            defaults |= {} if os.environ.get("PGCONNECT_TIMEOUT") else CONNECT_TIMEOUT
         return {**defaults, **given, **_TEXT}
 
     def with_password(self, password: str) -> Target:
         """The same target, logging in with that password."""
-        return replace(self, dsn=make_dsn(**{**parse(self.dsn), "password": password}))
+        return replace(self, dsn=make_dsn(**{**parse_dsn(self.dsn), "password": password}))
 
     def __str__(self) -> str:
         """As errors and prompts name it."""
-        shown = {name: MASK if name in SECRETS else value for name, value in parse(self.dsn).items()}
+        shown = {name: MASK if name in SECRETS else value for name, value in parse_dsn(self.dsn).items()}
         return f"{make_dsn(**shown)} schema={self.schema}".strip()
 
     def __repr__(self) -> str:
@@ -112,7 +103,7 @@ class Target:
         return f"Target({self})"
 
 
-def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
+def parse_dsn(dsn: str, origin: str = "the connection string") -> dict[str, str]:
     """A connection string, keyword/value or URI, as libpq understands it; `origin` names it in errors.
 
     Raises:
@@ -121,7 +112,7 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
     if "\0" in dsn:  # libpq would ignore what follows
         raise UsageError(f"{origin} contains a NUL character", "remove it")
     try:
-        found: dict[str, str] = parse_dsn(dsn)
+        parameters: dict[str, str] = extensions.parse_dsn(dsn)
     except psycopg2.ProgrammingError as error:
         reason = _without_quoted(str(error).strip().removeprefix("invalid dsn: "), dsn)
         raise UsageError(f"{origin} is no connection string: {reason}", _URI_HINT) from None
@@ -129,7 +120,7 @@ def parse(dsn: str, origin: str = "the connection string") -> dict[str, str]:
         raise UsageError(
             f"{origin} holds an @ too many: libpq would take a part of the password for a host", _URI_HINT
         )
-    return found
+    return parameters
 
 
 def _without_quoted(reason: str, dsn: str) -> str:
@@ -155,7 +146,7 @@ def connect(target: Target, *, autocommit: bool = False, readonly: bool = False)
         MissingDatabase: There is no such database.
     """
     conn = _open(target)
-    with _closed_on_failure(conn), translated(conn):
+    with _closed_on_failure(conn), translate_errors(conn):
         if not readonly:
             allow_writes(conn)
         conn.autocommit = autocommit or (readonly and conn.pooled)  # some poolers take no BEGIN
@@ -169,7 +160,7 @@ def _open(target: Target) -> Session:
         return psycopg2.connect(dsn, connection_factory=Session)
 
     conn: Session = _connect_patiently(target, begin)
-    with _closed_on_failure(conn), translated(conn):
+    with _closed_on_failure(conn), translate_errors(conn):
         conn.target = target
         if conn.encoding != _TEXT["client_encoding"]:  # a pooler that does not pass parameters on
             conn.set_client_encoding(_TEXT["client_encoding"])
@@ -201,7 +192,7 @@ def _require_own_session(conn: Session) -> None:
     if conn.pooled:
         from pgorthanc_cli.db import pooler  # it is a user of this module
 
-        pooler.refuse_shared(conn)
+        pooler.require_own_session(conn)
 
 
 def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
@@ -216,7 +207,7 @@ def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
     def begin(dsn: str) -> Connection:
         conn: Connection = psycopg2.connect(dsn, async_=True)
         try:
-            finish(conn, timeout_s)
+            wait_for_answer(conn, timeout_s)
         except TimeoutError:
             conn.close()
             raise psycopg2.OperationalError("timeout expired") from None
@@ -226,7 +217,7 @@ def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
     return conn
 
 
-def effective(target: Target) -> dict[str, str]:
+def effective_parameters(target: Target) -> dict[str, str]:
     """What libpq makes of a target: with its environment, service file, .pgpass and defaults.
 
     `host` is always among it, `password` where one is known. Reaches for the server and leaves before the first word.
@@ -244,17 +235,19 @@ def effective(target: Target) -> dict[str, str]:
         conn.close()
     # Before the login psycopg2 has U+FFFD for all that is not ASCII; then the text that libpq has read counts.
     variables = {"user": "PGUSER", "dbname": "PGDATABASE", "password": "PGPASSWORD"}
-    written = {name: os.environ.get(variable, "") for name, variable in variables.items()} | parse(target.dsn)
+    written = {name: os.environ.get(variable, "") for name, variable in variables.items()} | parse_dsn(
+        target.dsn
+    )
     exact = {name: written.get(name, "") if "\ufffd" in value else value for name, value in found.items()}
     return {name: value for name, value in exact.items() if value}
 
 
 def _effective_at(target: Target, place: Mapping[str, str]) -> dict[str, str]:
     """What libpq makes of a target at one of its servers."""
-    return effective(replace(target, dsn=make_dsn(**{**parse(target.dsn), **place})))
+    return effective_parameters(replace(target, dsn=make_dsn(**{**parse_dsn(target.dsn), **place})))
 
 
-def finish(conn: Connection, timeout_s: float) -> None:
+def wait_for_answer(conn: Connection, timeout_s: float) -> None:
     """Wait until an asynchronous connection has done what it was asked.
 
     Raises:
@@ -307,7 +300,7 @@ def session(
     """
     conn = _open(target)
     try:
-        with translated(conn, target.schema):
+        with translate_errors(conn, target.schema):
             if not readonly:
                 _require_own_session(conn)
                 check_writable(conn)
@@ -316,7 +309,7 @@ def session(
             if not readonly and need_schema:
                 planted.refuse(conn)
             if not readonly:
-                conn.write(None if need_schema else OWN_PATH)
+                conn.write(None if need_schema else SAFE_SEARCH_PATH)
             conn.autocommit = autocommit or (readonly and conn.pooled)
             yield conn
     finally:
@@ -332,10 +325,10 @@ def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[
     Raises:
         ConnectError: As `connect_async`; pg_hba.conf decides by a line for the database `replication`.
     """
-    dsn = make_dsn(**{**parse(target.dsn), "replication": "true"})
+    dsn = make_dsn(**{**parse_dsn(target.dsn), "replication": "true"})
     conn = connect_async(replace(target, dsn=dsn), timeout_s=timeout_s)
     try:
-        with translated(conn):
+        with translate_errors(conn):
             yield conn
     except TimeoutError as error:
         raise ConnectError(

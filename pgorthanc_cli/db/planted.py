@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import psycopg2.errors
 
 from pgorthanc_cli import catalogs
-from pgorthanc_cli.db.safe_session import Session, statement, trusted
+from pgorthanc_cli.db.safe_session import Session, statement, trusted_rows
 from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.text import shortened
 
@@ -78,7 +78,7 @@ def find(conn: Connection, schema: str) -> list[Planted]:
         "relations": relations,
     }
     query = statement(__package__, "planted.sql")
-    return [Planted(*row) for row in trusted(conn, query, arguments)]
+    return [Planted(*row) for row in trusted_rows(conn, query, arguments)]
 
 
 def refuse(conn: Session) -> None:
@@ -88,7 +88,7 @@ def refuse(conn: Session) -> None:
         RevisionError: There are some; the message names them, and the hint the statements.
     """
     # Batches ask before each transaction; the query itself is expensive.
-    [(state,)] = trusted(conn, statement(__package__, "planted_state.sql")) or [(None,)]
+    [(state,)] = trusted_rows(conn, statement(__package__, "planted_state.sql")) or [(None,)]
     if state is not None and state == conn.nothing_planted:
         return
     planted = find(conn, conn.schema)
@@ -120,7 +120,7 @@ def refuse_until_commit(conn: Connection, *, wait_s: float = 5.0) -> None:
     """
     if not isinstance(conn, Session):
         return
-    [(superuser, lock_timeout)] = trusted(
+    [(superuser, lock_timeout)] = trusted_rows(
         conn, "SELECT current_setting('is_superuser') = 'on', current_setting('lock_timeout')"
     )
     if superuser:
@@ -137,9 +137,9 @@ def refuse_until_commit(conn: Connection, *, wait_s: float = 5.0) -> None:
 def _wait_for_open_transactions(conn: Connection, wait_s: float) -> None:
     """Wait for other roles' transactions that began before our lock and may have created functions."""
     deadline = time.monotonic() + wait_s
-    others = dict(trusted(conn, _OPEN_TRANSACTIONS))
+    others = dict(trusted_rows(conn, _OPEN_TRANSACTIONS))
     while others:
-        still_open = {xid for (xid,) in trusted(conn, _STILL_OPEN, list(others))}
+        still_open = {xid for (xid,) in trusted_rows(conn, _STILL_OPEN, list(others))}
         others = {xid: session for xid, session in others.items() if xid in still_open}
         if others and time.monotonic() > deadline:
             sessions = "; ".join(others.values())

@@ -48,7 +48,7 @@ def detect(target: db.Target) -> Pooler:
         return _judge((first, second))
 
 
-def refuse_shared(conn: db.Session) -> None:
+def require_own_session(conn: db.Session) -> None:
     """Make sure that a connection which goes through a pooler has a session of its own.
 
     What writes needs one: advisory locks, temporary tables and search_path would be another client's next.
@@ -91,8 +91,8 @@ def _judge(clients: tuple[Connection, Connection]) -> Pooler:
 
 def _session(client: Connection) -> int:
     """The process of the server that serves this client now."""
-    with client.cursor() as cur, db.translated(client):
+    with client.cursor() as cur, db.translate_errors(client):
         cur.execute("SELECT pg_catalog.pg_backend_pid()")
-        db.finish(client, _ANSWER_S)
+        db.wait_for_answer(client, _ANSWER_S)
         [(pid,)] = cur.fetchall()
         return int(pid)

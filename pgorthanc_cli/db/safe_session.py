@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from typing_extensions import Self
 
-OWN_PATH = "pg_catalog, pg_temp"
+SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
 # Objects of pg_temp may be called by their bare names only where nothing else has that name.
-OWN = f"SET LOCAL search_path = {OWN_PATH}; "
+OWN = f"SET LOCAL search_path = {SAFE_SEARCH_PATH}; "
 # A policy's functions run with the rights of the reader, and rows that a policy hides would be missing silently.
-READING = f"SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; {OWN}"
+READ_PREAMBLE = f"SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; {OWN}"
 # Since the minor releases of August 2024: what was a table when we looked cannot become a view (CVE-2024-7348).
 NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; "
 
@@ -92,8 +92,8 @@ class Session(psycopg2.extensions.connection):
             self.process, self._path_before, restricts, triggers = cur.fetchone() or ()
         self._fires_triggers = triggers != "replica"
         self.pooled = self.process != self.info.backend_pid
-        self.path = OWN_PATH
-        self.preamble = READING + (NO_VIEWS if restricts is not None else "")
+        self.path = SAFE_SEARCH_PATH
+        self.preamble = READ_PREAMBLE + (NO_VIEWS if restricts is not None else "")
 
     def write(self, path: str | None) -> None:
         """Make an autocommit session that reads one that writes, with that search_path, or its schema.
@@ -252,17 +252,17 @@ def value(conn: Connection, query: str | sql.Composable, *arguments: object) -> 
     return first[0] if first else None
 
 
-def process(conn: Connection) -> int:
+def backend_pid(conn: Connection) -> int:
     """Return the process of the server that serves a connection; a pooler promises another one at the login."""
     return conn.process if isinstance(conn, Session) else conn.info.backend_pid
 
 
-def trusted(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+def trusted_rows(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
     """Return all rows of a query whose names mean PostgreSQL's own objects, whatever search_path the session has."""
     return _within(conn, OWN, "", query, arguments)
 
 
-def described(conn: Connection, schema: str, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+def described_rows(conn: Connection, schema: str, query: str, *arguments: object) -> list[tuple[Any, ...]]:
     """Return all rows of a query that has the server describe objects (pg_get_indexdef, format_type, ...).
 
     The names of the query mean PostgreSQL's own objects; what it describes is named as a session does it that has the

@@ -32,7 +32,7 @@ _WRITE = (
 
 
 @contextmanager
-def translated(conn: Connection, schema: str | None = None) -> Iterator[None]:
+def translate_errors(conn: Connection, schema: str | None = None) -> Iterator[None]:
     """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
 
     Raises:
@@ -76,7 +76,7 @@ def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = Non
     )
 
 
-def hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
+def error_hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
     """Return what to do about a statement that the server refused."""
     return _hint(error.pgcode or "", primary_message(error), conn, schema)
 

@@ -136,7 +136,7 @@ class Client:
 
 
 def client(parameters: Mapping[str, str]) -> Client:
-    """The client that libpq's effective parameters describe, see `db.effective`.
+    """The client that libpq's effective parameters describe, see `db.effective_parameters`.
 
     Raises:
         UsageError: They name several servers.

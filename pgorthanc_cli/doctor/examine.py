@@ -120,7 +120,9 @@ def _verdict(name: str, subject: Subject) -> Verdict:
     except PgOrthancError as error:
         return Verdict("CRITICAL", error.message, error.hint)
     except psycopg2.errors.InsufficientPrivilege as error:
-        return _not_checked(db.primary_message(error), db.hint(error, subject.conn, subject.target.schema))
+        return _not_checked(
+            db.primary_message(error), db.error_hint(error, subject.conn, subject.target.schema)
+        )
     except psycopg2.errors.QueryCanceled as error:
         return _not_checked(
             db.primary_message(error),

@@ -150,7 +150,7 @@ def _portable(target: db.Target, address: str) -> db.Target:
     """The target without secrets, which are not sent in the clear: workers have .pgpass or PGPASSWORD."""
     if address.startswith("tls://"):
         return target
-    kept = {k: v for k, v in db.parse(target.dsn).items() if k not in db.SECRETS}
+    kept = {k: v for k, v in db.parse_dsn(target.dsn).items() if k not in db.SECRETS}
     return replace(target, dsn=make_dsn(**kept))
 
 

@@ -157,7 +157,7 @@ class _Index:
     def known(self, contents: list[known.Content]) -> set[known.Content]:
         if self._conn is None:
             self._conn = self._stack.enter_context(db.session(self._target, autocommit=True, readonly=True))
-        with db.translated(self._conn), self._conn.cursor() as cur:
+        with db.translate_errors(self._conn), self._conn.cursor() as cur:
             if self._capabilities is None:
                 self._capabilities = index.Capabilities.read(self._conn)
             there = index.stored_attachments(

@@ -174,7 +174,7 @@ def _take_over(area: storage.FilesystemArea) -> None:
         _give(above, area.rights)
 
 
-def _give(folder: int, rights: files.Rights) -> None:
+def _give(folder: int, rights: files.OwnerRights) -> None:
     if os.fstat(folder).st_uid:
         return
     os.fchmod(folder, 0o700)

@@ -80,7 +80,7 @@ class Settler:
             return {}
         if self._conn is None:
             self._conn = db.connect(self.work.target, autocommit=True, readonly=True)
-        with db.translated(self._conn), self._conn.cursor() as cur:
+        with db.translate_errors(self._conn), self._conn.cursor() as cur:
             if self._capabilities is None:
                 self._capabilities = index.Capabilities.read(self._conn)
             there = index.stored_attachments(cur, self._capabilities, [_public_id(p) for p in parsed])

@@ -86,7 +86,7 @@ class KeepAlive:
     @classmethod
     def of(cls, target: db.Target) -> KeepAlive:
         """What the connection string says, else what pgorthanc uses itself."""
-        given = db.parse(target.dsn)
+        given = db.parse_dsn(target.dsn)
         if given.get("keepalives") == "0":
             given = {}
         idle_s, interval_s, count = (

@@ -80,7 +80,7 @@ def look(target: db.Target) -> Surroundings:
 
 def with_parameters(target: db.Target, parameters: dict[str, str]) -> db.Target:
     """The same target with other connection parameters, tried once."""
-    return replace(target, dsn=make_dsn(**{**db.parse(target.dsn), **parameters}))
+    return replace(target, dsn=make_dsn(**{**db.parse_dsn(target.dsn), **parameters}))
 
 
 def ask(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
@@ -89,10 +89,10 @@ def ask(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...
     Raises:
         ConnectError: The connection is lost, or there is no answer within 10 s.
     """
-    with conn.cursor() as cur, db.translated(conn):
+    with conn.cursor() as cur, db.translate_errors(conn):
         cur.execute(query, arguments or None)
         try:
-            db.finish(conn, _ANSWER_S)
+            db.wait_for_answer(conn, _ANSWER_S)
         except TimeoutError as error:
             raise ConnectError(
                 f"the server gives {error}", "with a pooler in between: is its pool (default_pool_size) full?"

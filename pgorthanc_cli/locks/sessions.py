@@ -130,7 +130,7 @@ def of_pooler(conn: Connection) -> dict[int, bool]:
     if not isinstance(conn, db.Session):
         return {}
     with conn.cursor() as cur:
-        cur.execute(_OF_POOLER, {"pooled": conn.pooled, "reading": db.READING})
+        cur.execute(_OF_POOLER, {"pooled": conn.pooled, "reading": db.READ_PREAMBLE})
         return {pid: bool(given_back) for pid, given_back in cur.fetchall()}
 
 

@@ -114,7 +114,7 @@ class Worker:
         outcome = Outcome()
         table, columns = self.reader.columns(name)
         copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH ({self._options})"
-        with db.translated(self.conn):
+        with db.translate_errors(self.conn):
             try:
                 with self.conn, self.conn.cursor() as cur:
                     with sources.readable(self.work.source.path):
@@ -133,7 +133,7 @@ class Worker:
             PgOrthancError: PostgreSQL refuses; says what is wrong with the source if that is the reason.
         """
         try:
-            with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
+            with db.translate_errors(self.conn), self.conn, self.conn.cursor() as cur:
                 try:
                     cur.execute(statement)
                 except psycopg2.errors.UniqueViolation as error:
@@ -147,14 +147,14 @@ class Worker:
         """Rows and checksum of a table of PostgreSQL."""
         total = _Sum()
         copy = f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH ({self._options})"
-        with db.translated(self.conn), self.conn, self.conn.cursor() as cur:
+        with db.translate_errors(self.conn), self.conn, self.conn.cursor() as cur:
             with io.BufferedWriter(total, _BUFFER_BYTES) as buffer:
                 cur.copy_expert(copy, buffer)
             return cur.rowcount, total.checksum
 
     def invariants(self) -> list[str]:
         """What does not hold for the rows of the new index (SCHEMA.md 5)."""
-        with db.translated(self.conn), self.conn:
+        with db.translate_errors(self.conn), self.conn:
             found = catalog.snapshot(self.conn, self.work.target.schema)
             checks = data.findings(self.conn, found, self.work.revision, deep=True)
         return [str(one) for one in checks if one.matters]
@@ -170,7 +170,7 @@ class Worker:
 
     def store(self, folder: Path, after: int, last: int) -> attachments.Seen:
         """See `files.store`."""
-        with db.translated(self.conn):
+        with db.translate_errors(self.conn):
             return attachments.store(
                 self.conn, storage.FilesystemArea(folder), self._attachments(after, last)
             )

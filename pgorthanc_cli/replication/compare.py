@@ -23,7 +23,9 @@ _COUNTED = ("revision", "patients", "studies", "series", "instances")
 
 def at(target: db.Target, host: str, port: int) -> db.Target:
     """The same database and login on another server."""
-    given = {k: v for k, v in db.parse(target.dsn).items() if k not in ("hostaddr", "target_session_attrs")}
+    given = {
+        k: v for k, v in db.parse_dsn(target.dsn).items() if k not in ("hostaddr", "target_session_attrs")
+    }
     return replace(target, dsn=make_dsn(**{**given, "host": host, "hostaddr": "", "port": str(port)}))
 
 

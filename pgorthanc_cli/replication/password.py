@@ -85,7 +85,7 @@ def _folders_here(system: str, role: str) -> dict[str, str]:
             continue
         try:
             standby = Cluster(folder)
-            given = db.parse(standby.setting("primary_conninfo"))
+            given = db.parse_dsn(standby.setting("primary_conninfo"))
             slot = standby.setting("primary_slot_name")
         except PgOrthancError:
             continue  # of an account that we are not

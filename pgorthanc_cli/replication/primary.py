@@ -313,7 +313,7 @@ def _try_login(conn: Connection, target: db.Target, role: str, secret: str, foun
     Raises:
         PgOrthancError: The login was tried, and refused; or the password is not that of the role.
     """
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     host = given.get("host", "")
     host = "127.0.0.1" if not host or host.startswith("/") else host
     dsn = make_dsn(

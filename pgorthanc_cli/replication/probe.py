@@ -19,7 +19,7 @@ ANSWERS, REFUSES, SILENT = "answers", "refuses", "silent"
 
 def places(conninfo: str) -> Iterator[tuple[str, int]]:
     """Host and port of each server in a connection string."""
-    given = db.parse(conninfo)
+    given = db.parse_dsn(conninfo)
     hosts = given.get("host", "").split(",")
     ports = given.get("port", "5432").split(",")
     yield from zip(hosts, map(int, ports * len(hosts) if len(ports) == 1 else ports), strict=True)

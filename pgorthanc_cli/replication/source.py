@@ -73,7 +73,7 @@ def reach(target: db.Target) -> Source:
         ConnectError: The server does not let us in; the hint says what its administrator runs.
         UsageError: It is a standby itself, or several servers are named.
     """
-    if "," in db.parse(target.dsn).get("host", ""):
+    if "," in db.parse_dsn(target.dsn).get("host", ""):
         raise UsageError("a standby follows one server, and --from names several", "name the primary alone")
     try:
         with db.replication_session(target) as conn:

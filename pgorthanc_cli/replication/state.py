@@ -200,7 +200,7 @@ class Seen:
 
 def hosts(target: db.Target) -> list[db.Target]:
     """One target for each host of a connection string that lists several."""
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     several = {name: given.pop(name, "").split(",") for name in ("host", "hostaddr", "port")}
     number = max(map(len, several.values()))
     given.pop("target_session_attrs", None)
@@ -248,7 +248,7 @@ def status(targets: Sequence[db.Target], limits: Limits = Limits()) -> Status:
 
 
 def _place(target: db.Target) -> str:
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     return f"{given.get('host', 'local socket')}:{given.get('port', '5432')}"
 
 

@@ -122,7 +122,7 @@ def local_folder(conn: Connection, name: str | None) -> Path | None:
 
     A server of ours may know its folder by a descriptor only (see programs.py); its port tells then that it is the one.
     """
-    process = db.process(conn)
+    process = db.backend_pid(conn)
     with suppress(OSError, ValueError):
         if name and works_in(str(process), Path(name)):
             return Path(name)

@@ -121,7 +121,7 @@ def _row(
     """
     cur = conn.cursor()  # not closed: that is an error while a command is under way
     cur.execute(command)
-    db.finish(conn, within_s)
+    db.wait_for_answer(conn, within_s)
     return (cur.fetchone() or ()) if cur.description else ()
 
 

@@ -103,7 +103,7 @@ class _BySql:
     def _value(self, within_s: float, query: str, *arguments: object) -> Any:
         cur = self._conn.cursor()  # not closed: that is an error while a statement is under way
         cur.execute(query, arguments or None)
-        db.finish(self._conn, within_s)
+        db.wait_for_answer(self._conn, within_s)
         row = cur.fetchone() if cur.description else None
         return row[0] if row else None
 
@@ -172,7 +172,7 @@ def by_sql(target: db.Target, *, wait_s: float = _CONNECTS_WITHIN_S) -> Iterator
     """
     conn = db.connect_async(replace(target, retries=0), timeout_s=min(wait_s, _CONNECTS_WITHIN_S))
     try:
-        with db.translated(conn):
+        with db.translate_errors(conn):
             try:
                 way = _BySql(conn)
             except TimeoutError as error:
@@ -225,7 +225,7 @@ class _ByFolder:
 
     @contextmanager
     def _session(self, within_s: float, upstream: str = "") -> Iterator[Connection]:
-        given = db.parse(upstream or self._cluster.setting("primary_conninfo"))
+        given = db.parse_dsn(upstream or self._cluster.setting("primary_conninfo"))
         passfile = self._cluster.path / PASSFILE
         target = db.Target(
             self._cluster.local(given.get("user", ""), str(passfile) if passfile.exists() else "")

@@ -118,9 +118,11 @@ def snapshot(conn: Connection, schema: str) -> Catalog:
         ConnectError: There is no such schema, or the role may not use it.
     """
     db.check_schema(conn, schema)
-    described = db.described(conn, schema, db.statement(__package__, "objects.sql"), schema, schema)
+    described = db.described_rows(conn, schema, db.statement(__package__, "objects.sql"), schema, schema)
     objects = {name: _neutral(definition) for name, definition in described}
-    objects |= dict(db.described(conn, schema, db.statement(__package__, "attached.sql"), schema, schema))
+    objects |= dict(
+        db.described_rows(conn, schema, db.statement(__package__, "attached.sql"), schema, schema)
+    )
     for column, query in (("globalproperties.value", _PROPERTIES), ("globalintegers.value", _COUNTERS)):
         if f"column {column}" in objects:
             objects |= dict(db.rows(conn, query.format(schema=sql.Identifier(schema))))

@@ -50,7 +50,7 @@ def prepare(
         ConnectError: The server cannot be reached, or it takes no writes.
         PgOrthancError: The login lacks rights, or the role is there and its password is unknown.
     """
-    database = db.parse(target.dsn).get("dbname")
+    database = db.parse_dsn(target.dsn).get("dbname")
     if not database:
         raise UsageError(
             "which database? it cannot be guessed when one is to be created", "name it with --dbname"
@@ -148,12 +148,12 @@ def _maintenance(target: db.Target) -> Iterator[Connection]:
 
 
 def _at(target: db.Target, database: str) -> db.Target:
-    return replace(target, dsn=make_dsn(**{**db.parse(target.dsn), "dbname": database}))
+    return replace(target, dsn=make_dsn(**{**db.parse_dsn(target.dsn), "dbname": database}))
 
 
 def _acting_as(target: db.Target, role: str) -> db.Target:
     """The same login, but what it creates belongs to the role."""
-    given = db.parse(target.dsn)
+    given = db.parse_dsn(target.dsn)
     escaped = role.replace("\\", "\\\\").replace(" ", "\\ ")
     return replace(
         target, dsn=make_dsn(**{**given, "options": f"{given.get('options', '')} -c role={escaped}".strip()})

@@ -24,7 +24,7 @@ _Created = TypeVar("_Created")
 class FilesystemArea:
     """Attachments as files.
 
-    As root, works with the rights of the folder's owner (see `files.Rights`), through descriptors of
+    As root, works with the rights of the folder's owner (see `files.OwnerRights`), through descriptors of
     folders, and follows no symbolic link: the owner of the area must not decide where root writes.
     Picklable; not thread-safe.
     """
@@ -37,7 +37,7 @@ class FilesystemArea:
         self._unsynced: list[str] | None = None  # files of a `batch`, relative to the root
         self._descriptor = -1
         self._folder = ("", -1)  # the folder of the last new file: its four digits, its descriptor
-        self._rights: files.Rights | None = None
+        self._rights: files.OwnerRights | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the descriptors: another process opens the folder again."""
@@ -90,11 +90,11 @@ class FilesystemArea:
                 os.close(descriptor)
                 raise OSError(errno.ESTALE, "another folder has taken its place meanwhile")
             self._descriptor, self._identity = descriptor, identity
-            self._rights = files.Rights(status.st_uid, status.st_gid)
+            self._rights = files.OwnerRights(status.st_uid, status.st_gid)
         return self._descriptor
 
     @property
-    def rights(self) -> files.Rights:
+    def rights(self) -> files.OwnerRights:
         """The rights of the folder's owner, with which all work in the folder is done."""
         if self._rights is None:
             _ = self.descriptor

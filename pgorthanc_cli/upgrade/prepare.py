@@ -108,7 +108,7 @@ def _outlast_builder(conn: Connection, wanted: Preparation) -> Iterator[Progress
     while True:
         with conn.cursor() as cur:
             cur.execute("SELECT pg_stat_clear_snapshot()")
-            cur.execute(_BUILDER, (wanted.name, db.process(conn)))
+            cur.execute(_BUILDER, (wanted.name, db.backend_pid(conn)))
             builder = cur.fetchone()
         conn.commit()
         if builder is None:

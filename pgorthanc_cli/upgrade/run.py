@@ -113,7 +113,7 @@ class _Change:
             )
         if "prepare" in phases:
             yield from self._prepare(conn, worker, way)
-        ours = [db.process(worker)]
+        ours = [db.backend_pid(worker)]
         if "switch" in phases and self._to_switch(conn, damage, way, ours):
             yield from self._unprepared(conn, way)
             yield from switch(conn, self.target.schema, self.to, self.settings, ours=ours)

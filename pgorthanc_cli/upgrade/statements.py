@@ -108,9 +108,9 @@ def patiently(worker: Connection, statement: str, phase: str) -> Iterator[Progre
 def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Progress:
     with conn.cursor() as cur:
         cur.execute("SELECT pg_stat_clear_snapshot()")
-        cur.execute(_PROGRESS, (db.process(worker),))
+        cur.execute(_PROGRESS, (db.backend_pid(worker),))
         stage, done, total = cur.fetchone() or (None, None, None)
-    waited_for = _waited_for(conn, db.process(worker))
+    waited_for = _waited_for(conn, db.backend_pid(worker))
     conn.commit()
     return Progress(phase, f"{what}: {stage}{waited_for}" if stage else what + waited_for, done, total)
 

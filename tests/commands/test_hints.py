@@ -60,7 +60,7 @@ def owned(target: db.Target, role: str) -> None:
     quoted = f'"{role}"'
     run(
         target,
-        f'ALTER DATABASE "{db.parse(target.dsn)["dbname"]}" OWNER TO {quoted}',
+        f'ALTER DATABASE "{db.parse_dsn(target.dsn)["dbname"]}" OWNER TO {quoted}',
         f"ALTER SCHEMA public OWNER TO {quoted}",
         f"""DO $$ DECLARE it record; BEGIN
             FOR it IN SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S')
@@ -162,7 +162,7 @@ def test_parts_of_the_index_that_belong_to_another_role(fresh: db.Target, roles:
 def test_the_owner_lacks_a_right(fresh: db.Target, roles: Callable[[], str], revoke: str, grant: str) -> None:
     orthanc = roles()
     ((admin,),) = rows(fresh, "SELECT current_user::text")
-    names = {"database": db.parse(fresh.dsn)["dbname"], "role": f'"{orthanc}"'}
+    names = {"database": db.parse_dsn(fresh.dsn)["dbname"], "role": f'"{orthanc}"'}
     old_index(fresh)
     owned(fresh, orthanc)
     run(
@@ -191,7 +191,7 @@ def test_a_reading_command_asks_for_select_and_no_more(
 ) -> None:
     run(fresh, *FILL)
     stranger = as_login(fresh, roles())
-    role = db.parse(stranger.dsn)["user"]
+    role = db.parse_dsn(stranger.dsn)["user"]
     refused = invoke(stranger, *words)
     found = statements((refused.stderr + refused.stdout).replace("\n", " "))
     if words[0] == "doctor":  # the table on the terminal breaks lines
@@ -238,7 +238,7 @@ def test_an_import_asks_for_all_that_it_needs_at_once(
 
 def test_init_names_what_is_missing(empty: db.Target, roles: Callable[[], str]) -> None:
     role = roles()
-    database = db.parse(empty.dsn)["dbname"]
+    database = db.parse_dsn(empty.dsn)["dbname"]
     target = db.Target(empty.dsn, schema="orthanc")
     run(
         target,

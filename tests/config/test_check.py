@@ -169,7 +169,7 @@ def test_the_effective_options_have_the_defaults_of_the_release(examine: Examine
         effective = examine({**GOOD}, release=release).effective
         assert (effective["IndexConnectionsCount"], effective["Password"]) == (connections, db.MASK)
     uri = examine({"EnableIndex": True, "ConnectionUri": GOOD_URI}).effective
-    assert db.parse(str(uri["ConnectionUri"])) == db.parse(GOOD_URI.replace(SECRET, db.MASK))
+    assert db.parse_dsn(str(uri["ConnectionUri"])) == db.parse_dsn(GOOD_URI.replace(SECRET, db.MASK))
     assert "Host" not in uri
 
 
@@ -378,14 +378,14 @@ def test_show_names_every_origin_and_no_secret(write: Callable[..., Path], tmp_p
     ],
 )
 def test_a_uri_says_what_the_parameters_say(parameters: dict[str, str]) -> None:
-    assert db.parse(conninfo.uri(parameters, show_password=True)) == parameters
+    assert db.parse_dsn(conninfo.uri(parameters, show_password=True)) == parameters
     masked = conninfo.uri({**parameters, "sslpassword": SECRET})
     assert SECRET not in masked
-    assert db.parse(masked).get("password") == (db.MASK if "password" in parameters else None)
+    assert db.parse_dsn(masked).get("password") == (db.MASK if "password" in parameters else None)
 
 
 def test_fields_of_a_uri_and_what_they_cannot_say() -> None:
-    given = db.parse(GOOD_URI)
+    given = db.parse_dsn(GOOD_URI)
     section, problems = conninfo.fields(given)
     assert section == {
         "Host": "db.example", "Database": "archive", "Username": "orthanc", "Password": SECRET, "EnableSsl": True,

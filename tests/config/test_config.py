@@ -41,7 +41,7 @@ def resolve(environ: dict[str, str] | None = None, **options: Any) -> config.Res
 
 
 def parameters(found: config.Resolved) -> dict[str, str]:
-    return db.parse(found.target.dsn)
+    return db.parse_dsn(found.target.dsn)
 
 
 def origins(found: config.Resolved) -> dict[str, str]:

@@ -140,7 +140,7 @@ def test_migrate_sqlite_prints_the_server_that_it_filled(
     empty: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     index = rich(tmp_path / "index")
-    place = db.effective(empty)
+    place = db.effective_parameters(empty)
     database = place["dbname"]
     words = ["--dbname", database]
     if how == "variables":

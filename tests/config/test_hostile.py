@@ -68,8 +68,8 @@ def test_a_named_pipe_is_refused(
     places = {"FIFO": fifo, "FOLDER": fifo.parent, "SERVER": tmp_path / "server"}
     given = [str(places.get(word, word)) for word in words]
     if words[0] == "init":
-        given[4:5] = [db.parse(empty.dsn)["dbname"]]
-    place = db.effective(empty)
+        given[4:5] = [db.parse_dsn(empty.dsn)["dbname"]]
+    place = db.effective_parameters(empty)
     environ = {"PGHOST": place["host"], "PGPORT": place["port"], "PGUSER": place["user"]}
     ended = run(*given, **environ, **({"PGPASSWORD": place["password"]} if "password" in place else {}))
     assert ended.returncode not in (0, 1), ended.stderr
@@ -97,7 +97,7 @@ def test_what_a_shell_hands_over_is_read(tmp_path: Path) -> None:
     os.close(writing)
     found = config.resolve(application="x", environ={}, password_file=f"/dev/fd/{reading}")
     os.close(reading)
-    assert db.parse(found.target.dsn)["password"] == "secret"
+    assert db.parse_dsn(found.target.dsn)["password"] == "secret"
 
 
 # Numbers, keys, variables, depth

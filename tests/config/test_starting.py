@@ -198,6 +198,6 @@ def test_an_unknown_parameter_is_named_unless_it_may_be_a_piece_of_the_password(
     dsn: str, named: bool
 ) -> None:
     with pytest.raises(UsageError) as refusal:
-        db.parse(dsn)
+        db.parse_dsn(dsn)
     assert ('"foo"' in refusal.value.message) is named, refusal.value.message
     assert SECRET not in refusal.value.message

@@ -174,7 +174,9 @@ def test_peer_refuses(server: Server) -> None:
 @pytest.mark.parametrize("given", ["connect_timeout=2", ""])
 def test_silent_server(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit in the DSN there is one of ours."""
-    monkeypatch.setattr(db, "_PATIENCE", {"connect_timeout": "2" if not given else "299"})
+    monkeypatch.setattr(
+        "pgorthanc_cli.db.connection.CONNECT_TIMEOUT", {"connect_timeout": "2" if not given else "299"}
+    )
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -84,7 +84,7 @@ def foreign(way: str, target: db.Target, folder: Path) -> tuple[str, dict[str, s
     """A DSN and an environment with LATIN1 in one of the ways that a client may be told it."""
     if way == "service":
         place = folder / "services.conf"
-        given = "\n".join(f"{key}={value}" for key, value in db.parse(target.dsn).items())
+        given = "\n".join(f"{key}={value}" for key, value in db.parse_dsn(target.dsn).items())
         place.write_text(f"[foreign]\n{given}\nclient_encoding=LATIN1\n")
         return "service=foreign", {"PGSERVICEFILE": str(place)}
     return {
@@ -216,7 +216,7 @@ def test_what_a_downgrade_exports_is_what_orthanc_reads(
     target = database(place)
     run_init(target)
     with contextlib.closing(
-        psycopg2.connect(make_dsn(**{**db.parse(target.dsn), "client_encoding": ""}))
+        psycopg2.connect(make_dsn(**{**db.parse_dsn(target.dsn), "client_encoding": ""}))
     ) as conn:
         with conn, conn.cursor() as cur:
             insert = "INSERT INTO keyvaluestores VALUES ('store', '{}', 'x')"
@@ -236,7 +236,7 @@ def test_migrate_sqlite_stores_what_orthanc_stores(
     done("migrate-sqlite", source, "--uri", target.dsn, "--jobs", 1)
     monkeypatch.delenv("PGCLIENTENCODING")
     with contextlib.closing(
-        psycopg2.connect(make_dsn(**{**db.parse(target.dsn), "client_encoding": ""}))
+        psycopg2.connect(make_dsn(**{**db.parse_dsn(target.dsn), "client_encoding": ""}))
     ) as conn:
         with conn.cursor() as cur:
             cur.execute(

@@ -184,7 +184,7 @@ def test_a_role_without_triggers_that_may_not_change_it_writes_nothing(
     samples.folder(tmp_path / "in", 2)
     sqliteindex.rich(tmp_path / "index")
     if not line.startswith(("init", "migrate")):
-        root = make_dsn(server.place, dbname=db.parse(target.dsn)["dbname"])
+        root = make_dsn(server.place, dbname=db.parse_dsn(target.dsn)["dbname"])
         ended("init", "--uri", root)
         with closing(psycopg2.connect(root)) as conn, conn, conn.cursor() as cur:
             cur.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
@@ -242,7 +242,7 @@ def test_any_name_of_database_role_and_schema(
     server: Server, tmp_path: Path, plain: dict[str, str], name: str
 ) -> None:
     target = create(server, name, name, schema=name)
-    place = db.parse(server.place)
+    place = db.parse_dsn(server.place)
     there = [f"--host={place['host']}", f"--port={place['port']}", f"--dbname={name}", f"--username={name}",
              f"--schema={name}"]  # fmt: skip
     assert ended("init", *there)["schema"] == name
@@ -324,14 +324,14 @@ def command(target: db.Target, *words: str) -> list[str]:
 
 
 def sessions(server: Server, target: db.Target) -> int:
-    database = db.parse(target.dsn)["dbname"]
+    database = db.parse_dsn(target.dsn)["dbname"]
     return int(server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'"))
 
 
 def test_two_at_once_of_which_one_is_killed_make_one_index(server: Server) -> None:
     """The one that is killed is in the middle of its work, and the other one waits for it."""
     target = create(server, named("database"), named("role"))
-    database = db.parse(target.dsn)["dbname"]
+    database = db.parse_dsn(target.dsn)["dbname"]
     root = db.Target(make_dsn(server.place, dbname=database))
     sleep(root)
     with subprocess.Popen(command(target, "init")) as first:
@@ -371,7 +371,7 @@ def sleeping(server: Server, database: str) -> int:
 
 def awake(server: Server, root: db.Target) -> None:
     """End the waiting of those who sleep; the one that comes next does not sleep."""
-    database = db.parse(root.dsn)["dbname"]
+    database = db.parse_dsn(root.dsn)["dbname"]
     server.sql(
         f"""SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
             WHERE datname = '{database}' AND wait_event = 'PgSleep'"""
@@ -383,7 +383,7 @@ def awake(server: Server, root: db.Target) -> None:
 @pytest.mark.parametrize("phase", ["prepare", "switch"])
 def test_a_server_that_stops_at_once_in_an_upgrade(tmp_path: Path, server: Server, phase: str) -> None:
     target = create(server, named("database"), named("role"))
-    database = db.parse(target.dsn)["dbname"]
+    database = db.parse_dsn(target.dsn)["dbname"]
     root = db.Target(make_dsn(server.place, dbname=database))
     ended("init", "--uri", target.dsn, "--revision", 1)
     samples.folder(tmp_path / "in", 6)

@@ -29,7 +29,7 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 @pytest.fixture
 def noisy(fresh: db.Target, admin: Connection, tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment in which libpq complains about .pgpass, and the server about a setting at each login."""
-    place = db.effective(fresh)
+    place = db.effective_parameters(fresh)
     with admin.cursor() as cur:
         cur.execute(
             "INSERT INTO pg_db_role_setting SELECT oid, 0, ARRAY[%s] FROM pg_database WHERE datname = %s",

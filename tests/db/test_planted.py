@@ -344,14 +344,18 @@ def test_temporary_tables_do_not_stand_in_for_those_of_the_index(index: Attacked
     with db.session(index.root) as conn, conn.cursor() as cur:
         cur.execute("CREATE TEMPORARY TABLE globalproperties (property integer, value text)")
         assert db.value(conn, "SELECT value FROM index.globalproperties WHERE property = 4") == "10"
-        assert db.trusted(conn, "SELECT count(*) FROM pg_class WHERE relname = 'globalproperties'") == [(2,)]
+        assert db.trusted_rows(conn, "SELECT count(*) FROM pg_class WHERE relname = 'globalproperties'") == [
+            (2,)
+        ]
 
 
 def test_reading_sessions_see_postgresql_alone(index: Attacked) -> None:
     with db.session(index.root, readonly=True) as conn:
         assert db.value(conn, "SELECT current_setting('search_path')") == "pg_catalog, pg_temp"
         conn.rollback()
-        assert db.described(conn, "public", "SELECT current_setting('search_path')") == [("public, pg_temp",)]
+        assert db.described_rows(conn, "public", "SELECT current_setting('search_path')") == [
+            ("public, pg_temp",)
+        ]
         assert db.value(conn, "SELECT current_setting('search_path')") == "pg_catalog, pg_temp"
         with pytest.raises(psycopg2.errors.ReadOnlySqlTransaction):
             db.rows(conn, "CREATE TABLE public.x (n integer)")

@@ -93,7 +93,7 @@ def test_a_check_that_does_not_exist() -> None:
     ],
 )  # fmt: skip
 def test_damage_is_named(fresh: db.Target, damage: str, name: str, status: str, said: str) -> None:
-    schemas.run(fresh, damage.format(db.parse(fresh.dsn)["dbname"]))
+    schemas.run(fresh, damage.format(db.parse_dsn(fresh.dsn)["dbname"]))
     check = found(fresh, name)
     assert said in check.message
     assert check.status == (status or check.status)
@@ -274,7 +274,7 @@ def test_nothing_secret_is_in_a_bundle(
     with psycopg2.connect(fresh.dsn) as conn, conn.cursor() as cur:
         cur.execute(f"SELECT count(*) FROM maindicomtags WHERE value = '{PATIENT}'")
         for target in (fresh, stranger):
-            archive = tmp_path / f"{db.parse(target.dsn)['user']}.tar.gz"
+            archive = tmp_path / f"{db.parse_dsn(target.dsn)['user']}.tar.gz"
             run = pgorthanc("support-bundle", "--uri", target.dsn, "--config", configuration, archive)
             assert run.returncode == 0, run.stderr
             assert stat.S_IMODE(archive.stat().st_mode) == 0o600
@@ -291,7 +291,7 @@ def test_nothing_secret_is_in_a_bundle(
                 assert not name.endswith(".json") or json.loads(text)
     conn.close()
     again = pgorthanc(
-        "support-bundle", "--uri", fresh.dsn, tmp_path / f"{db.parse(fresh.dsn)['user']}.tar.gz"
+        "support-bundle", "--uri", fresh.dsn, tmp_path / f"{db.parse_dsn(fresh.dsn)['user']}.tar.gz"
     )
     assert again.returncode == 1
     assert "is there already" in again.stderr

@@ -55,7 +55,7 @@ def icu(admin: Connection) -> str:
 
 
 def name_of(target: db.Target) -> str:
-    return db.parse(target.dsn)["dbname"]
+    return db.parse_dsn(target.dsn)["dbname"]
 
 
 def execute_each(target: db.Target, hint: str) -> None:

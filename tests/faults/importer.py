@@ -128,7 +128,7 @@ class Archive:
 
     def backends(self) -> list[int]:
         """The processes of the server that work for an import."""
-        name = db.parse(self.target.dsn)["dbname"]
+        name = db.parse_dsn(self.target.dsn)["dbname"]
         return [pid for (pid,) in rows(self.target, f"SELECT pid {_SESSIONS.format(name)}")]
 
     def await_end_of_sessions(self) -> None:

@@ -221,8 +221,8 @@ def test_workers_that_reach_another_database_are_refused(
     """`localhost` is another machine everywhere; here libpq's PGDATABASE makes the difference."""
     target, other = new_database(template), new_database(template)
     service = tmp_path / "services"
-    names = [db.parse(t.dsn)["dbname"] for t in (target, other)]
-    given = {k: v for k, v in db.parse(server_dsn).items() if k != "dbname"}
+    names = [db.parse_dsn(t.dsn)["dbname"] for t in (target, other)]
+    given = {k: v for k, v in db.parse_dsn(server_dsn).items() if k != "dbname"}
     files = []
     for name in names:
         file = service.with_name(f"{name}.conf")

@@ -225,7 +225,7 @@ WRONG: tuple[tuple[str, object], ...] = (
 def expected(section: dict[str, Any], port: int) -> dict[str, str] | None:
     """What we say libpq makes of the section; None if it goes elsewhere, or nowhere."""
     try:
-        given = db.parse(conninfo.joined(section))
+        given = db.parse_dsn(conninfo.joined(section))
     except UsageError:
         return None
     if given.get("host") != "127.0.0.1" or given.get("port") != str(port):

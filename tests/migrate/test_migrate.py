@@ -370,7 +370,7 @@ def test_a_lost_connection_says_so_and_the_next_run_goes_on(
     while getattr(next(events), "phase", "") != "copy":
         pass
     with admin.cursor() as cur:  # type: ignore[attr-defined]
-        name = db.parse(empty.dsn)["dbname"]
+        name = db.parse_dsn(empty.dsn)["dbname"]
         cur.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
     with pytest.raises(ConnectError, match="was lost"):
         list(events)

@@ -53,7 +53,7 @@ class Site:
         shutil.copy2(self.passfile, made.passfile)
         subprocess.run(["/bin/cp", "-a", self.folder, made.folder], check=True)
         standby = Cluster(made.folder)
-        given = db.parse(standby.setting("primary_conninfo"))
+        given = db.parse_dsn(standby.setting("primary_conninfo"))
         conninfo = make_dsn(**{**given, "port": str(made.primary.port)})
         standby.set({"port": str(made.port), "primary_conninfo": conninfo})
         standby.start()

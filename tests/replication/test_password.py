@@ -137,7 +137,7 @@ def test_a_standby_that_cannot_be_reached_from_here_is_not_cut_off_unasked(pair:
     Cluster(pair.folder).stop()
     standby, elsewhere = Cluster(pair.folder), pair.primary.folder / "elsewhere.pgpass"
     shutil.move(pair.folder / PASSFILE, elsewhere)
-    conninfo = {**db.parse(standby.setting("primary_conninfo")), "passfile": str(elsewhere)}
+    conninfo = {**db.parse_dsn(standby.setting("primary_conninfo")), "passfile": str(elsewhere)}
     standby.set({"primary_conninfo": " ".join(f"{name}='{value}'" for name, value in conninfo.items())})
     standby.start()
     pair.wait_until_level()

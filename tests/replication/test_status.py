@@ -65,7 +65,7 @@ def test_both_sides_of_a_pair_that_works(pair: Site) -> None:
 def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
     """Orthanc's own role sees enough to judge the lag; what is hidden from it is named."""
     targets = replication.hosts(pair.both)
-    assert ["target_session_attrs" in db.parse(target.dsn) for target in targets] == [False, False]
+    assert ["target_session_attrs" in db.parse_dsn(target.dsn) for target in targets] == [False, False]
     found = replication.status(targets)
     assert [server.role for server in found.servers] == ["primary", "standby"]
     assert found.servers[1].lag_bytes == 0

@@ -110,8 +110,8 @@ def test_config_set(tmp_path: Path) -> None:
 def test_the_role_gets_the_password_of_the_configuration(
     empty: db.Target, tmp_path: Path, admin: object, uri: bool
 ) -> None:
-    role, password = f"{db.parse(empty.dsn)['dbname']}_role", "p@ss w/rd of the configuration"
-    dsn = db.effective(empty)
+    role, password = f"{db.parse_dsn(empty.dsn)['dbname']}_role", "p@ss w/rd of the configuration"
+    dsn = db.effective_parameters(empty)
     section = {"Host": dsn["host"], "Port": int(dsn["port"]), "Database": dsn["dbname"], "Username": role}
     given: dict[str, object] = {**section, "Password": password}
     if uri:
@@ -169,7 +169,7 @@ def test_a_configuration_of_another_role(empty: db.Target, tmp_path: Path) -> No
     path = tmp_path / "orthanc.json"
     path.write_text(json.dumps({"PostgreSQL": {"Username": "pacs", "Password": "secret of pacs"}}))
     path.chmod(0o600)
-    dsn = db.effective(empty)
+    dsn = db.effective_parameters(empty)
     words = [
         "--host",
         dsn["host"],

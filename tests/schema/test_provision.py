@@ -30,7 +30,7 @@ from tests.support.schemas import as_role, drop_role, init, look, rows, run, sna
     ],
 )
 def test_missing_rights_are_named(empty: db.Target, role: str, grants: list[str], missing: str) -> None:
-    database = db.parse(empty.dsn)["dbname"]
+    database = db.parse_dsn(empty.dsn)["dbname"]
     target = db.Target(empty.dsn, schema="orthanc")
     run(target, "CREATE SCHEMA orthanc", *(grant.format(role, database=database) for grant in grants))
 
@@ -54,7 +54,7 @@ def test_tables_of_another_role_are_named(fresh: db.Target, role: str) -> None:
 
 
 def test_the_owner_of_the_database_needs_no_other_right(empty: db.Target, role: str, trigram: str) -> None:
-    database = db.parse(empty.dsn)["dbname"]
+    database = db.parse_dsn(empty.dsn)["dbname"]
     run(empty, f"ALTER DATABASE {database} OWNER TO {role}", f"ALTER SCHEMA public OWNER TO {role}")
 
     made = init(as_role(empty, role))

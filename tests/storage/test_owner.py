@@ -215,7 +215,7 @@ def test_rights_are_those_of_the_owner_in_this_thread_only(victim: Path) -> None
         lines = Path("/proc/thread-self/status").read_text().splitlines()
         return next(line for line in lines if line.startswith(f"{name}:")).split()[1:]
 
-    rights = files.Rights(*OWNER)
+    rights = files.OwnerRights(*OWNER)
     inside = threading.Event()
     others: list[str] = []
 
@@ -249,7 +249,10 @@ def test_rights_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) 
             return lambda *arguments: 0
 
     monkeypatch.setattr(files, "_libc", Powerless())
-    with pytest.raises(PgOrthancError, match="cannot take on the rights") as caught, files.Rights(*OWNER):
+    with (
+        pytest.raises(PgOrthancError, match="cannot take on the rights") as caught,
+        files.OwnerRights(*OWNER),
+    ):
         raise AssertionError
     assert "sudo -u '#12345'" in str(caught.value.hint)
 

@@ -24,13 +24,17 @@ FILL = (
 
 def run(target: db.Target, *statements: str) -> None:
     """Statements as an administrator would send them, one transaction each."""
-    with closing(db.connect(target, autocommit=True)) as conn, db.translated(conn), conn.cursor() as cur:
+    with (
+        closing(db.connect(target, autocommit=True)) as conn,
+        db.translate_errors(conn),
+        conn.cursor() as cur,
+    ):
         for statement in statements:
             cur.execute(statement)
 
 
 def rows(target: db.Target, query: str) -> list[tuple[Any, ...]]:
-    with closing(db.connect(target)) as conn, db.translated(conn), conn.cursor() as cur:
+    with closing(db.connect(target)) as conn, db.translate_errors(conn), conn.cursor() as cur:
         cur.execute(query)
         return cur.fetchall()
 

@@ -173,7 +173,7 @@ def in_the_middle(
 ) -> Iterator[Future[upgrade.Changed]]:
     """An upgrade that has locked everything, and waits for somebody to wait for it."""
     run(target, _PAUSE)
-    name = db.parse(target.dsn)["dbname"]
+    name = db.parse_dsn(target.dsn)["dbname"]
     query = "SELECT FROM pg_stat_activity WHERE datname = %s AND application_name = 'paused'"
     with ThreadPoolExecutor(1) as pool:
         changed = pool.submit(run_upgrade, target, phases=("switch",), **options)
@@ -214,7 +214,7 @@ def test_the_upgrade_is_cancelled(filled: Filled, admin: Connection) -> None:
     before = state(target)
     with in_the_middle(target, admin) as changed:
         with admin.cursor() as cur:
-            cur.execute(_CANCEL, (db.parse(target.dsn)["dbname"],))
+            cur.execute(_CANCEL, (db.parse_dsn(target.dsn)["dbname"],))
         with pytest.raises(PgOrthancError, match="57014"):
             changed.result()
     assert state(target) == before
@@ -224,7 +224,7 @@ def test_the_upgrade_is_cancelled(filled: Filled, admin: Connection) -> None:
 def test_time_limits_of_the_administrator_do_not_end_it(filled: Filled, setting: str) -> None:
     """They are for others: ours are the ones that matter here."""
     target = filled(5)
-    run(target, _SLOW, f"ALTER DATABASE {db.parse(target.dsn)['dbname']} SET {setting} = '500ms'")
+    run(target, _SLOW, f"ALTER DATABASE {db.parse_dsn(target.dsn)['dbname']} SET {setting} = '500ms'")
     run_upgrade(target)
     run(target, "DROP EVENT TRIGGER slow", "DROP FUNCTION slow()")
     require_revision(target, 10)
@@ -257,7 +257,7 @@ def test_a_role_without_rights(filled: Filled, role: str, phase: str) -> None:
 
 def test_the_owner_needs_no_superuser(filled: Filled, role: str) -> None:
     target = filled(1)
-    name = db.parse(target.dsn)["dbname"]
+    name = db.parse_dsn(target.dsn)["dbname"]
     run(target, f"ALTER DATABASE {name} OWNER TO {role}", f"ALTER SCHEMA public OWNER TO {role}")
     for kind, relation in rows(target, _RELATIONS):
         run(target, f"ALTER {kind} {relation} OWNER TO {role}")

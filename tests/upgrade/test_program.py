@@ -46,7 +46,7 @@ def number(admin: Connection) -> Callable[[str, db.Target], int]:
 
     def ask(query: str, target: db.Target) -> int:
         with admin.cursor() as cur:
-            cur.execute(query, (db.parse(target.dsn)["dbname"],))
+            cur.execute(query, (db.parse_dsn(target.dsn)["dbname"],))
             row = cur.fetchone()
         assert row
         return int(row[0])
