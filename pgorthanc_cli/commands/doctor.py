@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,13 +10,16 @@ from pgorthanc_cli import commands, files
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 
-if TYPE_CHECKING:
-    from pgorthanc_cli.doctor import Health
-
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
-@commands.command("doctor")
+def _help_values() -> dict[str, str]:
+    from pgorthanc_cli import doctor
+
+    return {"checks": ", ".join(doctor.check_names())}
+
+
+@commands.command("doctor", help_values=_help_values)
 @click.argument("checks", nargs=-1, metavar="[CHECK]...")
 @click.option(
     "--deep",
@@ -44,20 +46,18 @@ def command(
 ) -> None:
     """Run health checks on the server and the index, and suggest fixes.
 
-    All checks, or those that are named: pooler, connection, round-trip, clock, tls, authentication, settings,
-    connections, transactions, wraparound, replication, disk, encoding, collation, rights, revision, schema,
-    foreign-code, locks, indexes, trigram, counters, child-counts, vacuum, large-objects, attachments. Reads only. What
-    this role may not see is UNKNOWN, with the missing right; a check that fails is UNKNOWN with the reason, and the
-    others go on.
+    All checks, or those that are named: {checks}. Reads only. What this role may not see is UNKNOWN, with the
+    missing right; a check that fails is UNKNOWN with the reason, and the others go on.
 
     Exit code 0: no warnings and no problems; 6: there are some; 3: the server cannot be reached.
     """
     from pgorthanc_cli import doctor
     from pgorthanc_cli.views import doctor as views
 
-    with call.resolved() as found:
-        area = storage_dir or (found.orthanc.storage_directory if found.orthanc else None)
-        health = doctor.examine(found.target, checks, deep=deep, storage_dir=area)
+    with call.resolved() as settings:
+        if storage_dir is None and settings.orthanc:
+            storage_dir = settings.orthanc.storage_directory
+        health = doctor.examine(settings.target, checks, deep=deep, storage_dir=storage_dir)
     if prometheus:
         files.replace(prometheus, views.prometheus(health), mode=0o644)  # the exporter has a user of its own
     if html:
@@ -65,10 +65,6 @@ def command(
     if nagios:
         call.nagios(health.status, health.summary, health.figures)
     call.emit(health)
-    _judge(health)
-
-
-def _judge(health: Health) -> None:
     for check in health.checks:
         if check.name == "connection" and check.status == "CRITICAL":
             raise ConnectError(check.message, check.hint)

@@ -1,7 +1,10 @@
-"""All that can be wrong with a database of Orthanc, looked at in one go; nothing is changed."""
+"""Health checks of a server, its database and the index in it. They only read.
+
+A check is a function that `@check` registers, in the module that it belongs to; see `model`.
+"""
 
 from pgorthanc_cli.doctor.bundle import bundle
-from pgorthanc_cli.doctor.examine import CHECKS, examine
+from pgorthanc_cli.doctor.examine import check_names, examine
 from pgorthanc_cli.doctor.model import Check, Health
 
-__all__ = ["CHECKS", "Check", "Health", "bundle", "examine"]
+__all__ = ["Check", "Health", "bundle", "check_names", "examine"]

@@ -1,7 +1,8 @@
-"""One archive with everything that somebody who helps wants to see, and nothing that nobody may see.
+"""The support bundle: one archive for those who help, without patient data and secrets.
 
-What goes in is chosen name by name: no row of the index, no statement of a session, no password. Queries of other
-sessions may hold names of patients; values of options may hold secrets.
+Its contents are chosen name by name: no row of the index, no statement of a session, no
+password. Statements of other sessions may hold names of patients; values of settings may
+hold secrets.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import psycopg2
 import psycopg2.extensions
 
 from pgorthanc_cli import __version__, db, locks
 from pgorthanc_cli.config import check, files, show
-from pgorthanc_cli.doctor.model import Health, Subject
+from pgorthanc_cli.doctor.model import Health
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.schema import catalog, status, verify
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
 
 _PACKAGES = ("click", "psycopg2-binary", "pydicom", "rich")
 _TABLES = """
@@ -39,7 +43,7 @@ _INDEXES = """
     SELECT relname, indexrelname, idx_scan, idx_tup_read, pg_relation_size(indexrelid) AS size_bytes
         FROM pg_stat_user_indexes WHERE schemaname = index_schema() ORDER BY indexrelname
 """
-# Values that somebody has set may be commands, paths and connection strings: of those only that they are set.
+# Texts may be commands, paths and connection strings: of those only that they are set.
 _SETTINGS = """
     SELECT name, CASE WHEN vartype = 'string' AND name !~* '^(datestyle|default_transaction_isolation|lc_|server_|'
                           'shared_preload_libraries|timezone|wal_sync_method)' THEN '(set)' ELSE setting END AS setting,
@@ -58,6 +62,16 @@ _DATABASE = """
 """
 
 
+# File in the archive, without its ending -> the query for its rows.
+_QUERIES = {
+    "tables": _TABLES,
+    "indexes": _INDEXES,
+    "settings": _SETTINGS,
+    "sessions": _SESSIONS,
+    "database": _DATABASE,
+}
+
+
 def bundle(
     target: db.Target,
     health: Health,
@@ -66,21 +80,21 @@ def bundle(
     *,
     page: str,
 ) -> tuple[str, ...]:
-    """Write the archive (tar, gzip; readable by its owner only); returns the names of the files in it.
+    """Write the archive (tar, gzip; readable by its owner only) and return the names of its files.
 
     Args:
         target: The database.
-        health: What an examination of it found.
-        path: The archive; it must not be there yet.
-        configuration: Orthanc's configuration, a file or a folder; what goes in is masked.
+        health: The result of an examination of it.
+        path: The archive, which must not exist.
+        configuration: Orthanc's configuration, a file or a folder; secrets are masked.
         page: The examination as an HTML page.
 
     Raises:
         PgOrthancError: There is a file of that name, or it cannot be written.
     """
     names = []
-    with _created(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in _files(target, health, configuration, page):
+    with _create(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
+        for name, content in _contents(target, health, configuration, page):
             entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
             data = content.encode()
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
@@ -89,81 +103,74 @@ def bundle(
     return tuple(names)
 
 
-def _created(path: Path) -> BinaryIO:
-    """A new file that only its owner can read."""
+def _create(path: Path) -> BinaryIO:
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     except FileExistsError:
         raise PgOrthancError(f"{path} is there already", "name another file") from None
     except OSError as error:
-        raise PgOrthancError(f"{path} cannot be written: {error.strerror}", "name another file") from None
+        message = f"{path} cannot be written: {error.strerror}"
+        raise PgOrthancError(message, "name another file") from None
 
 
-def _files(
+def _contents(
     target: db.Target, health: Health, configuration: Path | None, page: str
 ) -> Iterator[tuple[str, str]]:
-    yield "versions.json", _json(_versions())
-    yield "doctor.json", _json(health)
-    yield "doctor.html", page
-    if configuration:
-        yield "configuration.json", _or_error(partial(_configured, configuration))
-    try:
-        with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
-            subject = Subject(conn, target)
-            for name, query in {
-                "tables": _TABLES, "indexes": _INDEXES, "settings": _SETTINGS, "sessions": _SESSIONS,
-                "database": _DATABASE,
-            }.items():  # fmt: skip
-                yield f"{name}.json", _or_error(partial(_records, subject, query))
-            yield "catalog.json", _or_error(lambda: catalog.snapshot(conn, target.schema))
-            yield "status.json", _or_error(lambda: status.status(conn, target.schema))
-            yield "verify.json", _or_error(lambda: verify.schema(conn, target.schema))
-            yield "locks.json", _or_error(lambda: locks.look(conn, target.schema))
-    except PgOrthancError as error:
-        yield "connection-error.json", _json(_words(error))
-
-
-def _versions() -> dict[str, Any]:
-    return {
+    """Yield name and content of each file."""
+    versions = {
         "pgorthanc": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
         "libpq": psycopg2.extensions.libpq_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
     }
+    yield "versions.json", _json(versions)
+    yield "doctor.json", _json(health)
+    yield "doctor.html", page
+    if configuration:
+        yield "configuration.json", _json_or_error(partial(_masked_options, configuration))
+    try:
+        with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
+            for name, query in _QUERIES.items():
+                yield f"{name}.json", _json_or_error(partial(_records, conn, query))
+            for name, inspect in {
+                "catalog": catalog.snapshot,
+                "status": status.status,
+                "verify": verify.schema,
+                "locks": locks.look,
+            }.items():
+                yield f"{name}.json", _json_or_error(partial(inspect, conn, target.schema))
+    except PgOrthancError as error:
+        yield "connection-error.json", _json({"error": error.message, "hint": error.hint})
 
 
-def _configured(path: Path) -> show.Shown:
+def _masked_options(path: Path) -> show.Shown:
     folder = path if path.is_dir() else path.parent
     return show.show(check.subject(files.read(path, os.environ), folder.absolute()))
 
 
-def _records(subject: Subject, query: str) -> list[dict[str, Any]]:
-    with subject.conn.cursor() as cur:
+def _records(conn: Connection, query: str) -> list[dict[str, Any]]:
+    with conn.cursor() as cur:
         cur.execute(query)
         names = [column.name for column in cur.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cur.fetchall()]
 
 
-def _or_error(make: Callable[[], object]) -> str:
-    """What there is, or why not: a bundle is wanted most when things are broken."""
+def _json_or_error(inspect: Callable[[], object]) -> str:
+    """Return the result as JSON, or the error: a bundle is needed most when things are broken."""
     try:
-        return _json(make())
+        return _json(inspect())
     except PgOrthancError as error:
-        return _json(_words(error))
+        return _json({"error": error.message, "hint": error.hint})
     except psycopg2.Error as error:
         return _json({"error": db.primary_message(error)})
 
 
-def _words(error: PgOrthancError) -> dict[str, str | None]:
-    return {"error": error.message, "hint": error.hint}
-
-
 def _json(value: object) -> str:
-    return json.dumps(value, indent=2, default=_plain, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=2, default=_serializable, ensure_ascii=False) + "\n"
 
 
-def _plain(value: object) -> object:
+def _serializable(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     return dict(value) if isinstance(value, Mapping) else str(value)

@@ -1,8 +1,8 @@
-"""The checks, one after the other."""
+"""Run the checks, one after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psycopg2
@@ -11,63 +11,42 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from pgorthanc_cli import db
 from pgorthanc_cli.db import pooler
-from pgorthanc_cli.doctor import connection, content, index, server, tables, text
-from pgorthanc_cli.doctor.model import Health, Subject, Verdict
+
+# Checks are reported in the order of this import: first what later ones depend on.
+from pgorthanc_cli.doctor import connection, server, text, index, tables  # isort: skip # noqa: F401
+from pgorthanc_cli.doctor.model import CHECKS, Health, Subject, Verdict
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
-# In the order of the report: what a check depends on comes before it. A pooler in transaction mode makes the
-# answers of all others those of whatever session is free.
-CHECKS: Mapping[str, Callable[[Subject], Verdict]] = {
-    "pooler": connection.through_pooler,
-    "connection": connection.connection,
-    "round-trip": connection.round_trip,
-    "clock": connection.clock,
-    "tls": connection.tls,
-    "authentication": connection.authentication,
-    "settings": server.settings,
-    "connections": server.connections,
-    "transactions": server.transactions,
-    "wraparound": server.wraparound,
-    "replication": server.replication,
-    "disk": server.disk,
-    "encoding": text.encoding,
-    "collation": text.collation,
-    "rights": index.rights,
-    "revision": index.revision,
-    "schema": index.schema,
-    "foreign-code": index.foreign_code,
-    "locks": index.at_work,
-    "indexes": tables.indexes,
-    "trigram": index.trigram,
-    "counters": tables.counters,
-    "child-counts": tables.child_counts,
-    "vacuum": tables.vacuum,
-    "large-objects": content.large_objects,
-    "attachments": content.attachments,
-}
-_THERE = """
-    SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+_HAS_INDEX = """
+    SELECT EXISTS (SELECT FROM pg_catalog.pg_class c
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = %s AND c.relname = 'resources' AND c.relkind IN ('r', 'p'))
 """
-_NEEDS_INDEX = {
-    "rights", "schema", "indexes", "trigram", "counters", "child-counts", "vacuum", "large-objects", "attachments",
-}  # fmt: skip
+
+
+def check_names() -> tuple[str, ...]:
+    """Return the names of all checks, in the order of the report."""
+    return tuple(CHECKS)
 
 
 def examine(
-    target: db.Target, names: Sequence[str] = (), *, deep: bool = False, storage_dir: Path | None = None
+    target: db.Target,
+    names: Sequence[str] = (),
+    *,
+    deep: bool = False,
+    storage_dir: Path | None = None,
 ) -> Health:
     """Examine a server, its database and the index in it.
 
-    Nothing is written, and any role that may log in will do: what it may not see is UNKNOWN, with the missing right.
-    A check that fails is UNKNOWN with the reason, and the others go on.
+    Any role that can log in will do: what it may not see is UNKNOWN, with the missing
+    privilege. A check that fails is UNKNOWN with the reason, and the others go on.
 
     Args:
         target: The database.
-        names: Only these checks, keys of `CHECKS`; none: all.
+        names: The checks to run, see `check_names`; none: all.
         deep: Also recount statistics, tree and child counts, and read all rows about stored files.
-        storage_dir: Orthanc's filesystem area, if it is on this machine.
+        storage_dir: Orthanc's StorageDirectory, if it is on this machine.
 
     Raises:
         UsageError: There is no check of that name.
@@ -75,67 +54,79 @@ def examine(
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         raise UsageError(f"there is no check named {', '.join(unknown)}", f"there are: {', '.join(CHECKS)}")
-    done: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     if not names or "pooler" in names:
-        done["pooler"] = _pooler(target)
-    left = [name for name in names if name != "pooler"] if names else None
-    seen = False
-    while left is None or left:
+        # Before the first session is opened: behind a pooler in transaction mode, the other
+        # checks see whatever session happens to be free.
+        try:
+            verdicts["pooler"] = connection.judge_pooler(pooler.detect(target))
+        except PgOrthancError as error:
+            verdicts["pooler"] = _not_checked(error.message, error.hint)
+    verdicts = _run_checks(target, names, verdicts, deep, storage_dir)
+    ordered = {name: verdicts[name] for name in CHECKS if name in verdicts}
+    return Health.of(str(target), ordered)
+
+
+def _run_checks(
+    target: db.Target,
+    names: Sequence[str],
+    verdicts: dict[str, Verdict],
+    deep: bool,
+    storage_dir: Path | None,
+) -> dict[str, Verdict]:
+    """Run the other checks, in a new session whenever one was lost, and add their verdicts."""
+    pending = [name for name in names if name != "pooler"] if names else None
+    was_connected = False
+    while pending is None or pending:
         try:
             with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
-                seen, subject = True, Subject(conn, target, deep, storage_dir)
-                left = _feasible(subject) if left is None else left
-                while left and not conn.closed:
-                    name = left.pop(0)
-                    done[name] = _verdict(name, subject)
+                was_connected, subject = True, Subject(conn, target, deep, storage_dir)
+                pending = _applicable(subject) if pending is None else pending
+                while pending and not conn.closed:
+                    name = pending.pop(0)
+                    verdicts[name] = _run(name, subject)
         except ConnectError as error:
-            lost = dict.fromkeys(left or (), _not_checked("the connection was lost", None)) if seen else {}
-            done = {**(done if seen else {}), **lost}
-            done["connection"] = Verdict("CRITICAL", error.message, error.hint)
-            break
-    order = [*CHECKS]
-    return Health.of(str(target), dict(sorted(done.items(), key=lambda one: order.index(one[0]))))
+            unreachable = {"connection": Verdict("CRITICAL", error.message, error.hint)}
+            if not was_connected:
+                return unreachable
+            lost = _not_checked("the connection was lost", None)
+            return verdicts | dict.fromkeys(pending or (), lost) | unreachable
+    return verdicts
 
 
-def _pooler(target: db.Target) -> Verdict:
-    """Look for a pooler before the first session is opened."""
+def _applicable(subject: Subject) -> list[str]:
+    """Return all checks; without those of an index if there is none, which `revision` reports."""
+    has_index = db.value(subject.conn, _HAS_INDEX, subject.target.schema)
+    return [
+        name for name, check in CHECKS.items() if name != "pooler" and (has_index or not check.needs_index)
+    ]
+
+
+def _run(name: str, subject: Subject) -> Verdict:
+    """Run one check. Whatever fails in it, the next one finds the session as this one did."""
+    conn = subject.conn
     try:
-        return connection.judge_pooler(pooler.detect(target))
-    except PgOrthancError as error:
-        return _not_checked(error.message, error.hint)
-
-
-def _feasible(subject: Subject) -> list[str]:
-    """Return all checks, without those of an index where there is none; `revision` says so."""
-    (there,) = subject.row(_THERE, subject.target.schema)
-    return [name for name in CHECKS if name != "pooler" and (there or name not in _NEEDS_INDEX)]
-
-
-def _verdict(name: str, subject: Subject) -> Verdict:
-    """Run one check; whatever fails in it, the next one finds the session as this one did."""
-    try:
-        return CHECKS[name](subject)
+        return CHECKS[name].run(subject)
     except ConnectError as error:
         return _not_checked(error.message, error.hint)
     except PgOrthancError as error:
         return Verdict("CRITICAL", error.message, error.hint)
     except psycopg2.errors.InsufficientPrivilege as error:
-        return _not_checked(
-            db.primary_message(error), db.error_hint(error, subject.conn, subject.target.schema)
-        )
+        return _not_checked(db.primary_message(error), db.error_hint(error, conn, subject.target.schema))
     except psycopg2.errors.QueryCanceled as error:
         return _not_checked(
             db.primary_message(error),
-            "raise statement_timeout for this role, or run the check alone: pgorthanc doctor " + name,
+            f"raise statement_timeout for this role, or run the check alone: pgorthanc doctor {name}",
         )
     except psycopg2.Error as error:
         code = f" (SQLSTATE {error.pgcode})" if error.pgcode else ""
-        return _not_checked(db.primary_message(error) + code, "if the server is healthy, please report this")
+        message = db.primary_message(error) + code
+        return _not_checked(message, "if the server is healthy, please report this")
     except Exception as error:  # noqa: BLE001 - one check that fails must not end the examination
         return _not_checked(f"unexpected {type(error).__name__}", "this is a bug; please report it")
     finally:
-        if not subject.conn.closed and subject.conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
-            with subject.conn.cursor() as cur:
+        if not conn.closed and conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
+            with conn.cursor() as cur:
                 cur.execute("ROLLBACK")
 
 

@@ -1,12 +1,12 @@
-"""What an examination answers, and what it works with."""
+"""What a check gets, what it returns, and how it is registered."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog
@@ -18,15 +18,46 @@ Status = Literal["OK", "WARNING", "CRITICAL", "UNKNOWN"]
 _WORST_FIRST: tuple[Status, ...] = ("CRITICAL", "WARNING")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What one check says.
+@dataclass
+class Subject:
+    """The database under examination.
 
     Attributes:
-        status: UNKNOWN: it could not be seen, and `hint` says which right is missing.
-        message: What was found.
-        hint: What to do about it.
-        figures: What was measured, for a monitoring system; the unit is in the name.
+        conn: An autocommit connection that only reads.
+        target: The database it leads to.
+        deep: Whether checks may read big tables as a whole.
+        storage_dir: Orthanc's StorageDirectory, if it is on this machine.
+        sample_rows: How many rows about stored files are read if not `deep`. What a restore or
+            a foreign plugin does wrong, it does to all rows: the first ones show it.
+    """
+
+    conn: Connection
+    target: db.Target
+    deep: bool = False
+    storage_dir: Path | None = None
+    sample_rows: int = 100_000
+
+    @cached_property
+    def catalog(self) -> catalog.Catalog:
+        """The catalog of the schema."""
+        return catalog.snapshot(self.conn, self.target.schema)
+
+    @cached_property
+    def local(self) -> bool:
+        """Whether the server is on this machine."""
+        host = self.conn.info.host or ""
+        return host.startswith(("/", "@", "127.")) or host in ("", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of one check.
+
+    Attributes:
+        status: UNKNOWN if it could not be seen; `hint` then names the missing privilege.
+        message: The finding, in one line.
+        hint: The fix.
+        figures: Measurements for a monitoring system; the unit is in the name.
     """
 
     status: Status
@@ -36,8 +67,38 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class RegisteredCheck:
+    """A check and the conditions under which it runs."""
+
+    run: Callable[[Subject], Verdict]
+    needs_index: bool
+
+
+# By name, in the order of the report. Modules register their checks when they are imported.
+CHECKS: dict[str, RegisteredCheck] = {}
+
+
+_CheckFunction = TypeVar("_CheckFunction", bound=Callable[[Subject], Verdict])
+
+
+def check(name: str, *, needs_index: bool = False) -> Callable[[_CheckFunction], _CheckFunction]:
+    """Register a function as the check `name`, after those that were registered before.
+
+    Args:
+        name: The name on the command line and in the report.
+        needs_index: Skip the check in a schema without an Orthanc index.
+    """
+
+    def register(function: _CheckFunction) -> _CheckFunction:
+        CHECKS[name] = RegisteredCheck(function, needs_index)
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
 class Check:
-    """A verdict as it is shown: under its name, and with a hint only where there is something to do."""
+    """A verdict under its name, with a hint only if there is something to do."""
 
     name: str
     status: Status
@@ -47,13 +108,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Health:
-    """What an examination found.
+    """The result of an examination.
 
     Attributes:
         server: The server and the database, without any password.
-        checks: One for each thing that was looked at.
-        figures: What was measured; for programs only.
-        status: The worst of them; what could not be seen counts only if nothing could be.
+        checks: The checks that were run.
+        figures: Measurements; for programs only.
+        status: The worst of the checks; UNKNOWN only if all of them are.
     """
 
     server: str
@@ -63,64 +124,21 @@ class Health:
 
     @classmethod
     def of(cls, server: str, verdicts: Mapping[str, Verdict]) -> Health:
-        """The sum of what the checks say, by their names."""
-        checks = tuple(
-            Check(name, said.status, said.message, None if said.status == "OK" else said.hint)
-            for name, said in verdicts.items()
-        )
-        figures = {name: value for said in verdicts.values() for name, value in said.figures.items()}
-        found = {check.status for check in checks}
-        worst = next((worst for worst in _WORST_FIRST if worst in found), _least(found))
-        return cls(server, checks, figures, worst)
+        """Sum up verdicts, given by the names of their checks."""
+        checks = []
+        figures: dict[str, float] = {}
+        for name, verdict in verdicts.items():
+            hint = None if verdict.status == "OK" else verdict.hint
+            checks.append(Check(name, verdict.status, verdict.message, hint))
+            figures |= verdict.figures
+        statuses = {check.status for check in checks}
+        least: Status = "UNKNOWN" if statuses == {"UNKNOWN"} else "OK"
+        worst = next((status for status in _WORST_FIRST if status in statuses), least)
+        return cls(server, tuple(checks), figures, worst)
 
     @property
     def summary(self) -> str:
-        """In one line: what is wrong, the worst first."""
-        bad = [check for worst in _WORST_FIRST for check in self.checks if check.status == worst]
-        return (
-            "; ".join(f"{check.name}: {check.message}" for check in bad)
-            or f"{len(self.checks)} checks are good"
-        )
-
-
-def _least(found: set[Status]) -> Status:
-    return "UNKNOWN" if found == {"UNKNOWN"} else "OK"
-
-
-@dataclass
-class Subject:
-    """What is examined.
-
-    Attributes:
-        conn: An autocommit connection that only reads.
-        target: Where it leads.
-        deep: Also read big tables as a whole.
-        storage_dir: Orthanc's filesystem area, as far as it is known and on this machine.
-    """
-
-    conn: Connection
-    target: db.Target
-    deep: bool = False
-    storage_dir: Path | None = None
-
-    def rows(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        with self.conn.cursor() as cur:
-            cur.execute(query, arguments or None)
-            return cur.fetchall()
-
-    def row(self, query: str, *arguments: object) -> tuple[Any, ...]:
-        """The only row of a query."""
-        (found,) = self.rows(query, *arguments)
-        return found
-
-    @cached_property
-    def found(self) -> catalog.Catalog:
-        """The catalog of the schema."""
-        return catalog.snapshot(self.conn, self.target.schema)
-
-    @cached_property
-    def local(self) -> bool:
-        """Whether the server is on this machine."""
-        host = self.conn.info.host or ""
-        return host.startswith(("/", "@", "127.")) or host in ("", "localhost", "::1")
+        """The problems in one line, the worst first."""
+        bad = [check for status in _WORST_FIRST for check in self.checks if check.status == status]
+        problems = "; ".join(f"{check.name}: {check.message}" for check in bad)
+        return problems or f"{len(self.checks)} checks are good"

@@ -1,62 +1,76 @@
-"""The server: settings that hurt, limits that come near, transactions and standbys that hold things up."""
+"""Checks of the server: settings, limits, long transactions, replication, disk space."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from psycopg2 import sql
+from pgorthanc_cli import db
+from pgorthanc_cli.doctor.model import Status, Subject, Verdict, check
 
-from pgorthanc_cli.doctor.model import Status, Subject, Verdict
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
 
 _MINUTE_S = 60.0
 _LONG_S, _TOO_LONG_S = 10 * _MINUTE_S, 120 * _MINUTE_S
-_LAST_TRANSACTION = 2**31
+_WRAPAROUND_AGE = 2**31
 _SMALL_BUFFERS = 256 << 20
 _BIG_DATABASE = 8 << 30
 
 
 @dataclass(frozen=True)
-class _Bad:
-    """A value that hurts."""
+class _HarmfulSetting:
+    """A setting that is harmful with some values."""
 
     name: str
-    is_bad: Callable[[str], bool]
+    is_harmful: Callable[[str], bool]
     status: Status
-    why: str
+    reason: str
 
 
 def _is(*values: str) -> Callable[[str], bool]:
     return lambda value: value in values
 
 
-_BAD = (
-    _Bad("fsync", _is("off"), "CRITICAL", "a crash of the machine destroys the database"),
-    _Bad("full_page_writes", _is("off"), "CRITICAL", "a crash of the machine leaves torn pages"),
-    _Bad("zero_damaged_pages", _is("on"), "CRITICAL", "damaged pages are emptied without a word"),
-    _Bad("ignore_checksum_failure", _is("on"), "CRITICAL", "damaged pages are read as if they were good"),
-    _Bad("autovacuum", _is("off"), "CRITICAL", "tables grow without end, and transaction ids run out"),
-    _Bad("track_counts", _is("off"), "CRITICAL", "autovacuum does not know what to do"),
-    _Bad("synchronous_commit", _is("off"), "WARNING", "a crash loses what Orthanc has already acknowledged"),
-    _Bad("log_statement", _is("all", "mod"), "WARNING", "patient data is written to the server's log"),
-    _Bad("log_min_duration_statement", _is("0"), "WARNING", "patient data is written to the server's log"),
-    _Bad("debug_assertions", _is("on"), "WARNING", "this is a slow build for developers"),
-    _Bad("default_transaction_read_only", _is("on"), "WARNING", "Orthanc cannot write"),
-    _Bad(
+_HARMFUL = (
+    _HarmfulSetting("fsync", _is("off"), "CRITICAL", "a crash of the machine destroys the database"),
+    _HarmfulSetting("full_page_writes", _is("off"), "CRITICAL", "a crash of the machine leaves torn pages"),
+    _HarmfulSetting("zero_damaged_pages", _is("on"), "CRITICAL", "damaged pages are emptied without a word"),
+    _HarmfulSetting(
+        "ignore_checksum_failure", _is("on"), "CRITICAL", "damaged pages are read as if they were good"
+    ),
+    _HarmfulSetting(
+        "autovacuum", _is("off"), "CRITICAL", "tables grow without end, and transaction ids run out"
+    ),
+    _HarmfulSetting("track_counts", _is("off"), "CRITICAL", "autovacuum does not know what to do"),
+    _HarmfulSetting(
+        "synchronous_commit", _is("off"), "WARNING", "a crash loses what Orthanc has already acknowledged"
+    ),
+    _HarmfulSetting(
+        "log_statement", _is("all", "mod"), "WARNING", "patient data is written to the server's log"
+    ),
+    _HarmfulSetting(
+        "log_min_duration_statement", _is("0"), "WARNING", "patient data is written to the server's log"
+    ),
+    _HarmfulSetting("debug_assertions", _is("on"), "WARNING", "this is a slow build for developers"),
+    _HarmfulSetting("default_transaction_read_only", _is("on"), "WARNING", "Orthanc cannot write"),
+    _HarmfulSetting(
         "idle_session_timeout",
         lambda value: value != "0",
         "WARNING",
         "idle connections of Orthanc are closed",
     ),
-    _Bad("statement_timeout", lambda value: value != "0", "WARNING", "long statements of Orthanc fail"),
+    _HarmfulSetting(
+        "statement_timeout", lambda value: value != "0", "WARNING", "long statements of Orthanc fail"
+    ),
 )
 _SIZES = """
     SELECT setting::bigint * 8192, pg_database_size(current_database()) FROM pg_settings WHERE name = 'shared_buffers'
 """
-# What a session of this role has got at its start, whatever it has set since.
+# reset_val is what a session of this role starts with, whatever this one has set since.
 _SETTINGS = "SELECT name, reset_val, source FROM pg_settings WHERE name = ANY (%s)"
 
 _CONNECTIONS = """
@@ -65,7 +79,7 @@ _CONNECTIONS = """
            (SELECT numbackends FROM pg_stat_database WHERE datname = current_database()),
            (SELECT datconnlimit FROM pg_database WHERE datname = current_database())
 """
-_OLDEST = """
+_OLDEST_TRANSACTION = """
     SELECT pid, coalesce(nullif(application_name, ''), 'no name'), state,
            extract(epoch FROM clock_timestamp() - xact_start)::float8
         FROM pg_stat_activity
@@ -73,7 +87,7 @@ _OLDEST = """
             AND backend_type = 'client backend'
         ORDER BY xact_start LIMIT 1
 """
-_HIDDEN = """
+_HIDDEN_SESSIONS = """
     SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND usesysid IS NOT NULL AND NOT pg_has_role(usesysid, 'USAGE')
             AND NOT pg_has_role('pg_read_all_stats', 'USAGE')
@@ -87,7 +101,7 @@ _STANDBY = """
     SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint,
            extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8
 """
-_FOLLOWERS = """
+_STANDBYS = """
     SELECT coalesce(nullif(application_name, ''), 'pid ' || pid), state,
            pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)::bigint FROM pg_stat_replication ORDER BY 1
 """
@@ -98,151 +112,177 @@ _SLOTS = """
 _WAL_STATUS_SINCE = 130000
 
 
+@check("settings")
 def settings(subject: Subject) -> Verdict:
-    """Values that hurt, with the place that they come from."""
-    known = {
-        name: (value, source) for name, value, source in subject.rows(_SETTINGS, [bad.name for bad in _BAD])
-    }
-    hurting = [bad for bad in _BAD if bad.name in known and bad.is_bad(known[bad.name][0])]
-    words = [f"{bad.name} is {known[bad.name][0]} (by {known[bad.name][1]}): {bad.why}" for bad in hurting]
+    """Check settings that endanger the data, with the source of each."""
+    names = [setting.name for setting in _HARMFUL]
+    current = {name: (value, source) for name, value, source in db.rows(subject.conn, _SETTINGS, names)}
+    problems = []
     status: Status = "OK"
-    if hurting:
-        status = "CRITICAL" if any(bad.status == "CRITICAL" for bad in hurting) else "WARNING"
-    buffers, size = subject.row(_SIZES)
+    for setting in _HARMFUL:
+        value, source = current.get(setting.name, ("", ""))
+        if setting.name in current and setting.is_harmful(value):
+            problems.append(f"{setting.name} is {value} (by {source}): {setting.reason}")
+            status = "CRITICAL" if "CRITICAL" in (status, setting.status) else "WARNING"
+    [(buffers, size)] = db.rows(subject.conn, _SIZES)
     if buffers < _SMALL_BUFFERS and size > _BIG_DATABASE:
-        words.append(f"shared_buffers is {buffers >> 20} MB for a database of {size >> 30} GB")
+        problems.append(f"shared_buffers is {buffers >> 20} MB for a database of {size >> 30} GB")
         status = "WARNING" if status == "OK" else status
     return Verdict(
         status,
-        "; ".join(words) or "none that hurts",
-        "as an administrator: ALTER SYSTEM SET name = value; then SELECT pg_reload_conf(); shared_buffers and fsync "
-        "want a look at the manual first",
+        "; ".join(problems) or "none that hurts",
+        "as an administrator: ALTER SYSTEM SET name = value; then SELECT pg_reload_conf(); "
+        "shared_buffers and fsync want a look at the manual first",
         {"database_size_bytes": size},
     )
 
 
+@check("connections")
 def connections(subject: Subject) -> Verdict:
-    """How near the limits are: at the limit no Orthanc can start, and no administrator can look."""
-    used, limit, here, limit_here = subject.row(_CONNECTIONS)
+    """Check how near the limits are: at the limit no Orthanc can start."""
+    [(used, limit, used_here, limit_here)] = db.rows(subject.conn, _CONNECTIONS)
     share = used / limit
-    words = f"{used} of {limit} are in use"
-    if limit_here >= 0:
-        share = max(share, here / max(limit_here, 1))
-        words += f", {here} of {limit_here} in this database"
+    message = f"{used} of {limit} are in use"
+    if limit_here >= 0:  # -1: the database has no limit of its own
+        share = max(share, used_here / max(limit_here, 1))
+        message += f", {used_here} of {limit_here} in this database"
     status: Status = "OK" if share < 0.8 else "WARNING" if share < 0.95 else "CRITICAL"
     return Verdict(
         status,
-        words,
+        message,
         'raise max_connections, or lower "IndexConnectionsCount" (50 for each Orthanc since plugin 7.0)',
         {"connections_used": used, "connections_limit": limit},
     )
 
 
-def transactions(subject: Subject) -> Verdict:
-    """What keeps the server from tidying up."""
-    oldest = subject.rows(_OLDEST)
-    age = oldest[0][3] if oldest else 0.0
-    words = [f"the oldest is {_duration(row[3])} old: pid {row[0]} ({row[1]}), {row[2]}" for row in oldest]
-    prepared, prepared_s = subject.row(_PREPARED)
+@check("transactions")
+def transactions(subject: Subject, long_s: float = _LONG_S) -> Verdict:
+    """Check for long transactions: VACUUM removes nothing that one of them may still see."""
+    conn = subject.conn
+    age_s = 0.0
+    messages = []
+    for pid, application, state, age_s in db.rows(conn, _OLDEST_TRANSACTION):
+        messages.append(f"the oldest is {_duration(age_s)} old: pid {pid} ({application}), {state}")
+    oldest_is_visible = bool(messages)
+    [(prepared, prepared_s)] = db.rows(conn, _PREPARED)
     if prepared:
-        words.append(f"{prepared} prepared transactions, the oldest {_duration(prepared_s)} old")
-    ((hidden,),) = subject.rows(_HIDDEN)
-    if hidden and not oldest:
+        messages.append(f"{prepared} prepared transactions, the oldest {_duration(prepared_s)} old")
+    hidden = db.value(conn, _HIDDEN_SESSIONS)
+    if hidden and not oldest_is_visible:
         return Verdict(
             "UNKNOWN",
             f"{hidden} sessions of other roles show nothing to this one",
-            f"as an administrator: GRANT pg_read_all_stats TO {_role(subject)};",
+            f"as an administrator: GRANT pg_read_all_stats TO {db.quote_ident(conn.info.user)};",
         )
-    worst = max(age, prepared_s)
-    status: Status = "OK" if worst < _LONG_S else "WARNING" if worst < _TOO_LONG_S else "CRITICAL"
+    worst_s = max(age_s, prepared_s)
+    status: Status = "OK"
+    if worst_s >= long_s:
+        status = "WARNING" if worst_s < _TOO_LONG_S else "CRITICAL"
     return Verdict(
         status,
-        "; ".join(words) or "none is open",
-        "nothing that was deleted since can be tidied up: end it there, or with SELECT pg_terminate_backend(pid); a "
-        "prepared one with ROLLBACK PREPARED",
-        {"oldest_transaction_s": worst},
+        "; ".join(messages) or "none is open",
+        "nothing that was deleted since can be tidied up: end it there, or with SELECT "
+        "pg_terminate_backend(pid); a prepared one with ROLLBACK PREPARED",
+        {"oldest_transaction_s": worst_s},
     )
 
 
+@check("wraparound")
 def wraparound(subject: Subject) -> Verdict:
-    """How far the numbers of transactions are from the point where the server stops to accept any."""
-    age, multixacts = subject.row(_AGES)
-    share = max(age, multixacts) / _LAST_TRANSACTION
+    """Check the age of transaction ids: near 2**31 the server refuses all writes."""
+    [(age, multixact_age)] = db.rows(subject.conn, _AGES)
+    share = max(age, multixact_age) / _WRAPAROUND_AGE
     status: Status = "OK" if share < 0.5 else "WARNING" if share < 0.75 else "CRITICAL"
     return Verdict(
         status,
         f"the oldest number in use is {age:,} transactions old, {100 * share:.0f} % of the way",
-        "find what keeps autovacuum from its work (transactions, slots, settings above), then: VACUUM (FREEZE);",
+        "find what keeps autovacuum from its work (transactions, slots, settings above), then: VACUUM "
+        "(FREEZE);",
         {"transaction_age": age},
     )
 
 
+@check("replication")
 def replication(subject: Subject) -> Verdict:
-    """Standbys, and slots that nobody reads any more."""
-    if subject.row("SELECT pg_is_in_recovery()")[0]:
-        behind, lag_s = subject.row(_STANDBY)
+    """Check standbys, and slots that keep WAL although nothing reads them."""
+    conn = subject.conn
+    if db.value(conn, "SELECT pg_is_in_recovery()"):
+        [(behind, lag_s)] = db.rows(conn, _STANDBY)
         return Verdict(
             "OK",
             f"this server is a standby, {behind or 0:,} bytes are still to be replayed",
             None,
             {"replay_bytes": behind or 0, "replay_lag_s": lag_s or 0.0},
         )
-    followers = subject.rows(_FOLLOWERS)
-    words = [
-        f"{name}: {state or 'hidden'}, {behind or 0:,} bytes behind" for name, state, behind in followers
+    standbys = db.rows(conn, _STANDBYS)
+    messages = [
+        f"{name}: {state or 'hidden'}, {behind or 0:,} bytes behind" for name, state, behind in standbys
     ]
-    known = subject.conn.server_version >= _WAL_STATUS_SINCE
-    slots = subject.rows(_SLOTS.format(wal_status="wal_status" if known else "NULL"))
-    lost = [name for name, _, wal, _ in slots if wal == "lost"]
-    idle = [(name, kept or 0) for name, active, wal, kept in slots if not active and wal != "lost"]
-    words += [f"slot {name} has lost what its standby needs" for name in lost]
-    words += [f"slot {name} is not in use and keeps {kept:,} bytes of WAL" for name, kept in idle]
+    lost, retained = [], []
+    for name, active, wal_status, retained_bytes in slots(conn, conn.server_version):
+        if wal_status == "lost":
+            lost.append(f"slot {name} has lost what its standby needs")
+        elif not active:
+            retained.append((name, retained_bytes or 0))
+    messages += lost
+    messages += [f"slot {name} is not in use and keeps {size:,} bytes of WAL" for name, size in retained]
     return Verdict(
-        "CRITICAL" if lost else "WARNING" if idle else "OK",
-        "; ".join(words) or "no standby follows this server",
-        "start the standby again, or: SELECT pg_drop_replication_slot(name); see: pgorthanc replication status",
-        {"standbys": len(followers), "slot_retained_bytes": sum(kept for _, kept in idle)},
+        "CRITICAL" if lost else "WARNING" if retained else "OK",
+        "; ".join(messages) or "no standby follows this server",
+        "start the standby again, or: SELECT pg_drop_replication_slot(name); see: pgorthanc replication "
+        "status",
+        {
+            "standbys": len(standbys),
+            "slot_retained_bytes": sum(size for _, size in retained),
+        },
     )
 
 
+def slots(conn: Connection, server_version: int) -> list[tuple[str, bool, str | None, int | None]]:
+    """Return name, whether it is in use, wal_status and retained bytes of each slot.
+
+    PostgreSQL 12 does not have the column wal_status; it is None there.
+    """
+    wal_status = "wal_status" if server_version >= _WAL_STATUS_SINCE else "NULL"
+    return db.rows(conn, _SLOTS.format(wal_status=wal_status))
+
+
+@check("disk")
 def disk(subject: Subject) -> Verdict:
-    """Room for the database and for the files, where they are on this machine."""
-    places = {"storage area": subject.storage_dir} if subject.storage_dir else {}
-    if subject.local and (folder := _data_directory(subject)):
-        places["database"] = folder
-    free = {what: shutil.disk_usage(folder) for what, folder in places.items() if folder and folder.is_dir()}
-    if not free:
+    """Check free space for the database and the files, if they are on this machine."""
+    folders = {}
+    if subject.storage_dir:
+        folders["storage area"] = subject.storage_dir
+    if subject.local:
+        # Without pg_read_all_settings there is no row.
+        data_directory = db.value(
+            subject.conn, "SELECT setting FROM pg_settings WHERE name = 'data_directory'"
+        )
+        if data_directory:
+            folders["database"] = Path(data_directory)
+    usages = {name: shutil.disk_usage(folder) for name, folder in folders.items() if folder.is_dir()}
+    if not usages:
         return Verdict(
             "UNKNOWN",
             "the server's disk cannot be seen from here",
-            f"run it on the server's machine; as an administrator: GRANT pg_read_all_settings TO {_role(subject)};",
+            "run it on the server's machine; as an administrator: GRANT pg_read_all_settings TO "
+            f"{db.quote_ident(subject.conn.info.user)};",
         )
-    least = min(usage.free / usage.total for usage in free.values())
+    least = min(usage.free / usage.total for usage in usages.values())
     status: Status = "OK" if least >= 0.1 else "WARNING" if least >= 0.05 else "CRITICAL"
     return Verdict(
         status,
         "; ".join(
-            f"{what}: {usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free"
-            for what, usage in free.items()
+            f"{name}: {usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free"
+            for name, usage in usages.items()
         ),
         "make room before it is full: a full disk stops the server, and Orthanc with it",
-        {f"{what.replace(' ', '_')}_free_bytes": usage.free for what, usage in free.items()},
+        {f"{name.replace(' ', '_')}_free_bytes": usage.free for name, usage in usages.items()},
     )
 
 
-def _role(subject: Subject) -> str:
-    return sql.Identifier(subject.conn.info.user).as_string(subject.conn)
-
-
-def _data_directory(subject: Subject) -> Path | None:
-    """None: the role may not see it."""
-    rows = subject.rows("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
-    folder = Path(rows[0][0]) if rows and rows[0][0] else None
-    return folder if folder and os.path.isdir(folder) else None
-
-
 def _duration(seconds: float) -> str:
-    """For people: 45 s, 12 min, 3.5 h."""
+    """Return `45 s`, `12 min`, `3.5 h`."""
     if seconds < 2 * _MINUTE_S:
         return f"{seconds:.0f} s"
     return f"{seconds / _MINUTE_S:.0f} min" if seconds < 120 * _MINUTE_S else f"{seconds / 3600:.1f} h"

@@ -1,23 +1,26 @@
-"""The tables: indexes that are there and can be used, work that waits, rows that nobody tidied up."""
+"""Checks of tables and indexes: queries without an index, pending work, bloat, stored files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pgorthanc_cli.doctor.model import Status, Subject, Verdict
+from pgorthanc_cli import db
+from pgorthanc_cli.doctor.model import Status, Subject, Verdict, check
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.schema.verify import content
+from pgorthanc_cli.schema.verify.model import Finding
 
 _MB = 1_000_000
 _BLOATED_BYTES, _FEW_ROWS = 64 * _MB, 20_000
 _DEAD_ROWS, _DEAD_SHARE = 100_000, 0.4
-_MANY_NOTES = 100_000
+_MANY_PENDING = 100_000
 _UNUSED_BYTES = 100 * _MB
 
-# Written with every instance, and emptied again by Orthanc's housekeeping: queues, which must stay small.
+# Orthanc writes to them with every instance, and its housekeeping empties them again.
 _QUEUES = ("globalintegerschanges", "invalidchildcounts")
 
-# What Orthanc asks all day; none of it may read a table as a whole.
+# None of the queries that Orthanc sends all day may read a whole table.
 _TYPICAL = {
     "a resource by its public id": "SELECT internalid FROM index.resources WHERE publicid = 'x'",
     "the children of a resource": "SELECT internalid FROM index.resources WHERE parentid = 1",
@@ -27,11 +30,11 @@ _TYPICAL = {
     "the attachments of a resource": "SELECT uuid FROM index.attachedfiles WHERE id = 1",
     "the changes since a number": "SELECT seq FROM index.changes WHERE seq > 1 ORDER BY seq LIMIT 10",
 }
-_EXTRA = """
+_UNUSED_INDEXES = """
     SELECT indexrelname, pg_relation_size(indexrelid) FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid)
         WHERE schemaname = index_schema() AND NOT indisunique AND idx_scan = 0
 """
-_INVALID = """
+_INVALID_INDEXES = """
     SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE c.relnamespace = quote_ident(index_schema())::regnamespace AND NOT i.indisvalid
             AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) ORDER BY 1
@@ -43,107 +46,185 @@ _TABLES = """
         FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
         WHERE s.schemaname = index_schema() ORDER BY 1
 """
-_NOTES = "SELECT count(*) FROM (SELECT FROM index.globalintegerschanges LIMIT %s) AS noted"
-_MARKS = "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS marked"
-_MISSING = "SELECT EXISTS (SELECT FROM index.resources WHERE resourcetype < 3 AND childcount IS NULL)"
+_PENDING_COUNTERS = "SELECT count(*) FROM (SELECT FROM index.globalintegerschanges LIMIT %s) AS pending"
+_PENDING_CHILD_COUNTS = "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS pending"
+_MISSING_CHILD_COUNTS = (
+    "SELECT EXISTS (SELECT FROM index.resources WHERE resourcetype < 3 AND childcount IS NULL)"
+)
 
 
+@check("indexes", needs_index=True)
 def indexes(subject: Subject) -> Verdict:
-    """Whether each index is there, valid, and good for what Orthanc asks."""
-    invalid = [name for (name,) in subject.rows(_INVALID)]
-    unfit = list(_without_index(subject))
-    wanted = {name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)}
+    """Check that the indexes are valid and serve Orthanc's queries."""
+    invalid = [name for (name,) in db.rows(subject.conn, _INVALID_INDEXES)]
+    without_index = list(_queries_without_index(subject))
+    orthanc_names = {
+        name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)
+    }
     unused = [
         f"{name} ({size // _MB} MB)"
-        for name, size in subject.rows(_EXTRA)
-        if size > _UNUSED_BYTES and f"index {name}" not in wanted
+        for name, size in db.rows(subject.conn, _UNUSED_INDEXES)
+        if size > _UNUSED_BYTES and f"index {name}" not in orthanc_names
     ]
-    words = [
+    problems = [
         *(f"{name} is invalid" for name in invalid),
-        *(f"no index serves: {what}" for what in unfit),
-        *(f"{what} is none of Orthanc's, was never used, and slows down every write" for what in unused),
+        *(f"no index serves: {query}" for query in without_index),
+        *(f"{index} is none of Orthanc's, was never used, and slows down every write" for index in unused),
     ]
     return Verdict(
-        "CRITICAL" if unfit else "WARNING" if words else "OK",
-        "; ".join(words) or f"all are valid, and serve {len(_TYPICAL)} typical queries",
-        "missing: pgorthanc verify schema --repair; invalid: REINDEX INDEX CONCURRENTLY name; unused: DROP INDEX "
-        "CONCURRENTLY name",
+        "CRITICAL" if without_index else "WARNING" if problems else "OK",
+        "; ".join(problems) or f"all are valid, and serve {len(_TYPICAL)} typical queries",
+        "missing: pgorthanc verify schema --repair; invalid: REINDEX INDEX CONCURRENTLY name; unused: "
+        "DROP INDEX CONCURRENTLY name",
         {"invalid_indexes": len(invalid)},
     )
 
 
-def _without_index(subject: Subject) -> Iterator[str]:
-    """Typical queries for which the server would have to read a whole table."""
-    for what, query in _TYPICAL.items():
-        # Small tables are rightly read as a whole. Both statements are one transaction, as they are sent together.
-        ((plan,),) = subject.rows(f"SET LOCAL enable_seqscan = off; EXPLAIN (FORMAT JSON) {query}")
-        if not _searches(plan[0]["Plan"]):
-            yield what
+def _queries_without_index(subject: Subject) -> Iterator[str]:
+    """Yield the typical queries for which the server has to read a whole table."""
+    for name, query in _TYPICAL.items():
+        # The server reads a small table as a whole although it has an index, unless it must not.
+        # Sent together, both statements are one transaction, so that the setting is local to it.
+        plans = db.value(subject.conn, f"SET LOCAL enable_seqscan = off; EXPLAIN (FORMAT JSON) {query}")
+        if not _uses_index_condition(plans[0]["Plan"]):
+            yield name
 
 
-def _searches(plan: dict[str, Any]) -> bool:
-    """Whether an index leads to the rows: one that is only walked through has no condition."""
-    return "Index Cond" in plan or any(map(_searches, plan.get("Plans", [])))
+def _uses_index_condition(plan: dict[str, Any]) -> bool:
+    """Return whether an index leads to the rows; one that is read as a whole has no condition."""
+    return "Index Cond" in plan or any(map(_uses_index_condition, plan.get("Plans", [])))
 
 
+@check("trigram", needs_index=True)
+def trigram(subject: Subject) -> Verdict:
+    """Check that searches with wildcards are fast."""
+    state = catalog.trigram(subject.conn, subject.catalog)
+    if state == "valid":
+        return Verdict("OK", "searches with wildcards have their index")
+    message, _, remedy = catalog.TRIGRAM_WARNINGS[state].partition("; ")
+    return Verdict("WARNING", message, remedy or "install it on the server, then run: pgorthanc upgrade")
+
+
+@check("counters", needs_index=True)
 def counters(subject: Subject) -> Verdict:
-    """Notes that wait to be added to the counters."""
-    if "table globalintegerschanges" not in subject.found:
+    """Check that changes of the counters do not pile up."""
+    if "table globalintegerschanges" not in subject.catalog:
         return Verdict("OK", "kept up to date with every change at this revision")
-    (waiting,) = subject.row(_NOTES, _MANY_NOTES)
+    pending = db.value(subject.conn, _PENDING_COUNTERS, _MANY_PENDING)
     return Verdict(
-        "WARNING" if waiting >= _MANY_NOTES else "OK",
-        f"{_at_most(waiting, _MANY_NOTES)} notes wait to be added",
-        "an Orthanc adds them while it runs (housekeeping); does one run? Otherwise: SELECT updatestatistics();",
-        {"pending_notes": waiting},
+        "WARNING" if pending >= _MANY_PENDING else "OK",
+        f"{_or_more(pending, _MANY_PENDING)} notes wait to be added",
+        "an Orthanc adds them while it runs (housekeeping); does one run? Otherwise: SELECT "
+        "updatestatistics();",
+        {"pending_notes": pending},
     )
 
 
+@check("child-counts", needs_index=True)
 def child_counts(subject: Subject) -> Verdict:
-    """Numbers of children that Orthanc has to count at each request."""
-    if "column resources.childcount" not in subject.found:
+    """Check for child counts that Orthanc has to compute at each request."""
+    if "column resources.childcount" not in subject.catalog:
         return Verdict("OK", "not kept at this revision")
-    marked = subject.row(_MARKS, _MANY_NOTES)[0] if "table invalidchildcounts" in subject.found else 0
-    (missing,) = subject.row(_MISSING)
-    words = [f"{_at_most(marked, _MANY_NOTES)} wait to be counted again"]
+    pending = 0
+    if "table invalidchildcounts" in subject.catalog:
+        pending = db.value(subject.conn, _PENDING_CHILD_COUNTS, _MANY_PENDING)
+    missing = db.value(subject.conn, _MISSING_CHILD_COUNTS)
+    messages = [f"{_or_more(pending, _MANY_PENDING)} wait to be counted again"]
     if missing:
-        words.append("some were never counted, and Orthanc counts them at each request")
+        messages.append("some were never counted, and Orthanc counts them at each request")
     return Verdict(
-        "WARNING" if missing or marked >= _MANY_NOTES else "OK",
-        "; ".join(words),
+        "WARNING" if missing or pending >= _MANY_PENDING else "OK",
+        "; ".join(messages),
         "run: pgorthanc upgrade --phase finish",
-        {"pending_child_counts": marked},
+        {"pending_child_counts": pending},
     )
 
 
+@check("vacuum", needs_index=True)
 def vacuum(subject: Subject) -> Verdict:
-    """Rows that nobody tidied up."""
-    wasted: list[str] = []
+    """Check for bloat, and for tables without autovacuum."""
+    bloated: dict[str, str] = {}
     disabled: list[str] = []
     dead_rows = 0
-    for name, live, dead, size, last, off in subject.rows(_TABLES):
+    for name, live, dead, size, last_vacuum, is_disabled in db.rows(subject.conn, _TABLES):
         dead_rows += dead
-        if off:
+        if is_disabled:
             disabled.append(name)
-        if (name in _QUEUES and size > _BLOATED_BYTES and live < _FEW_ROWS) or (
-            dead > _DEAD_ROWS and dead > _DEAD_SHARE * max(live, 1)
-        ):
-            wasted.append(
-                f"{name}: {size // _MB} MB, {live:,} rows, {dead:,} dead ones, last tidied {last or 'never'}"
+        has_dead_rows = dead > _DEAD_ROWS and dead > _DEAD_SHARE * max(live, 1)
+        if has_dead_rows or (name in _QUEUES and size > _BLOATED_BYTES and live < _FEW_ROWS):
+            bloated[name] = (
+                f"{name}: {size // _MB} MB, {live:,} rows, {dead:,} dead ones, "
+                f"last tidied {last_vacuum or 'never'}"
             )
-    words = [*wasted, *(f"autovacuum is off for table {name}" for name in disabled)]
-    status: Status = "WARNING" if words else "OK"
-    names = ", ".join(line.partition(":")[0] for line in wasted)
+    problems = [
+        *bloated.values(),
+        *(f"autovacuum is off for table {name}" for name in disabled),
+    ]
+    status: Status = "WARNING" if problems else "OK"
+    hint = (
+        "look at transactions and settings above, then: VACUUM (ANALYZE) "
+        f"{', '.join(bloated) or 'table'}; with FULL it also gives the room back, but locks the table"
+    )
+    if disabled:
+        hint = f"ALTER TABLE {disabled[0]} RESET (autovacuum_enabled);"
     return Verdict(
         status,
-        "; ".join(words) or f"tables are tidy ({dead_rows:,} dead rows)",
-        f"look at transactions and settings above, then: VACUUM (ANALYZE) {names or 'table'}; with FULL it also gives "
-        "the room back, but locks the table"
-        if not disabled
-        else f"ALTER TABLE {disabled[0]} RESET (autovacuum_enabled);",
+        "; ".join(problems) or f"tables are tidy ({dead_rows:,} dead rows)",
+        hint,
         {"dead_rows": dead_rows},
     )
 
 
-def _at_most(count: int, limit: int) -> str:
+def _or_more(count: int, limit: int) -> str:
     return f"{count:,}" if count < limit else f"{limit:,} or more"
+
+
+@check("large-objects", needs_index=True)
+def large_objects(subject: Subject) -> Verdict:
+    """Check that Orthanc can read and delete the large objects of its storage area."""
+    if "table storagearea" not in subject.catalog:
+        return Verdict("OK", "no PostgreSQL storage area in this schema")
+    findings = content.large_objects(
+        subject.conn, subject.catalog, subject.target.schema, most=_sample(subject)
+    )
+    return _content_verdict(
+        subject,
+        findings,
+        "storagearea",
+        "large objects are there, and belong to the owner of storagearea",
+    )
+
+
+@check("attachments", needs_index=True)
+def attachments(subject: Subject) -> Verdict:
+    """Check that Orthanc can work with the rows of all stored files."""
+    where = (subject.conn, subject.catalog, subject.target.schema)
+    findings = [
+        *content.customdata(*where, most=_sample(subject)),
+        *content.hashes(*where, most=_sample(subject)),
+    ]
+    return _content_verdict(subject, findings, "attachedfiles", "hashes and customdata are readable")
+
+
+def _sample(subject: Subject) -> int | None:
+    """Return how many rows to read; None: all of them."""
+    return None if subject.deep else subject.sample_rows
+
+
+def _content_verdict(subject: Subject, findings: Sequence[Finding], table: str, healthy: str) -> Verdict:
+    problems = [finding for finding in findings if finding.matters]
+    hints = [finding.advice for finding in problems if finding.advice]
+    fixes = [fix.sql for finding in problems for fix in finding.repair]
+    if fixes:
+        hints.append(
+            f"run: pgorthanc verify schema --deep --repair --apply; or as the owner: {' '.join(fixes)}"
+        )
+    messages = [f"{finding.difference}: {finding.why}" for finding in findings]
+    scope = ""
+    if not subject.deep:
+        scope = f" (in the first {subject.sample_rows:,} rows of {table}; --deep reads all)"
+    return Verdict(
+        "CRITICAL" if problems else "OK",
+        ("; ".join(messages) or healthy) + scope,
+        " ".join(hints) or None,
+    )

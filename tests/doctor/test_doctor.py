@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import stat
@@ -21,7 +20,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, doctor
 from pgorthanc_cli.doctor import server
-from pgorthanc_cli.doctor.model import Subject, Verdict
+from pgorthanc_cli.doctor.model import CHECKS, RegisteredCheck, Subject, Verdict
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.views.doctor import page, prometheus
@@ -33,7 +32,7 @@ SECRET = "Planted-s3cret"
 PATIENT = "PLANTED^PATIENT"
 
 
-def found(target: db.Target, name: str, *, deep: bool = False) -> doctor.Check:
+def examined(target: db.Target, name: str, *, deep: bool = False) -> doctor.Check:
     (check,) = doctor.examine(target, [name], deep=deep).checks
     return check
 
@@ -46,7 +45,7 @@ def pgorthanc(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_new_index_is_well(fresh: db.Target, trigram: str) -> None:
     health = doctor.examine(fresh)
-    assert [check.name for check in health.checks] == list(doctor.CHECKS)
+    assert [check.name for check in health.checks] == list(doctor.check_names())
     # fsync and who may log in are matters of the server that the tests were given.
     beside = {"settings", "authentication", "connections", "replication", "disk", "transactions"}
     bad = [check for check in health.checks if check.status != "OK" and check.name not in beside]
@@ -94,7 +93,7 @@ def test_a_check_that_does_not_exist() -> None:
 )  # fmt: skip
 def test_damage_is_named(fresh: db.Target, damage: str, name: str, status: str, said: str) -> None:
     schemas.run(fresh, damage.format(db.parse_dsn(fresh.dsn)["dbname"]))
-    check = found(fresh, name)
+    check = examined(fresh, name)
     assert said in check.message
     assert check.status == (status or check.status)
     assert check.status != "OK"
@@ -105,30 +104,32 @@ def test_an_invalid_index(fresh: db.Target) -> None:
     schemas.run(fresh, *schemas.FILL)
     with pytest.raises(PgOrthancError):
         schemas.run(fresh, "CREATE UNIQUE INDEX CONCURRENTLY spoilt ON attachedfiles (filetype)")
-    check = found(fresh, "indexes")
+    check = examined(fresh, "indexes")
     assert (check.status, check.message) == ("WARNING", "spoilt is invalid")
 
 
 def test_a_missing_trigram_index(fresh: db.Target, trigram: str) -> None:
     schemas.run(fresh, f"DROP INDEX IF EXISTS {catalog.TRIGRAM_INDEX}")
-    check = found(fresh, "trigram")
+    check = examined(fresh, "trigram")
     assert check.status == "WARNING"
     assert ("pg_trgm" in check.message) == (trigram == "unavailable")
 
 
 def test_counters_are_recounted_only_when_asked(fresh: db.Target) -> None:
     schemas.run(fresh, *schemas.FILL, "UPDATE globalintegers SET value = 77 WHERE key = 2")
-    assert found(fresh, "schema").status == "OK"
-    assert "patients" in found(fresh, "schema", deep=True).message
+    assert examined(fresh, "schema").status == "OK"
+    assert "patients" in examined(fresh, "schema", deep=True).message
 
 
-def test_an_old_transaction(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_LONG_S", 0.0)
-    with db.session(replace(fresh, application="left open")) as conn, conn.cursor() as cur:
-        cur.execute("SELECT 1")
-        check = found(fresh, "transactions")
-        assert check.status == "WARNING"
-        assert f"pid {conn.info.backend_pid} (left open), idle in transaction" in check.message
+def test_an_old_transaction(fresh: db.Target) -> None:
+    with (
+        db.session(fresh, readonly=True, autocommit=True) as ours,
+        db.session(replace(fresh, application="left open")) as conn,
+    ):
+        assert db.value(conn, "SELECT 1")
+        verdict = server.transactions(Subject(ours, fresh), long_s=0.0)
+        assert verdict.status == "WARNING"
+        assert f"pid {conn.info.backend_pid} (left open), idle in transaction" in verdict.message
     schemas.run(fresh, "SELECT 1")
 
 
@@ -137,7 +138,7 @@ def test_a_slot_that_nobody_reads(fresh: db.Target, admin: Connection) -> None:
     with admin.cursor() as cur:
         cur.execute("SELECT pg_create_physical_replication_slot(%s, true)", (name,))
         try:
-            check = found(fresh, "replication")
+            check = examined(fresh, "replication")
         finally:
             cur.execute("SELECT pg_drop_replication_slot(%s)", (name,))
     assert check.status == "WARNING"
@@ -149,26 +150,33 @@ def test_a_pooler_that_shares_sessions() -> None:
     try:
         behind.create().start()
         with bouncer(make_dsn(behind.tcp, user="postgres"), "transaction") as dsn:
-            assert found(db.Target(dsn), "pooler").status == "CRITICAL"
+            assert examined(db.Target(dsn), "pooler").status == "CRITICAL"
     finally:
         behind.remove()
 
 
 def test_the_pooler_is_looked_for_before_anything_else() -> None:
-    assert next(iter(doctor.CHECKS)) == "pooler"
-
-
-def broken(monkeypatch: pytest.MonkeyPatch, name: str, failure: Callable[[Subject], Verdict]) -> None:
-    room = importlib.import_module("pgorthanc_cli.doctor.examine")  # in the package the function has its name
-    monkeypatch.setattr(room, "CHECKS", {**room.CHECKS, name: failure})
+    assert doctor.check_names()[0] == "pooler"
 
 
 FAILURES: dict[str, tuple[Callable[[Subject], object], str]] = {
-    "a column that this server lacks": (lambda s: s.rows("SELECT no_such FROM pg_class"), "SQLSTATE 42703"),
-    "no right": (lambda s: s.rows("SET ROLE pg_monitor; SELECT * FROM pg_authid"), "permission denied"),
-    "a time limit": (lambda s: s.rows("SET statement_timeout = 50; SELECT pg_sleep(9)"), "statement timeout"),
-    "a transaction left open": (lambda s: s.rows("BEGIN; SELECT no_such FROM pg_class"), "no_such"),
-    "the session ended": (lambda s: s.rows("SELECT pg_terminate_backend(pg_backend_pid())"), "not checked: "),
+    "a column that this server lacks": (
+        lambda s: db.rows(s.conn, "SELECT no_such FROM pg_class"),
+        "SQLSTATE 42703",
+    ),
+    "no right": (
+        lambda s: db.rows(s.conn, "SET ROLE pg_monitor; SELECT * FROM pg_authid"),
+        "permission denied",
+    ),
+    "a time limit": (
+        lambda s: db.rows(s.conn, "SET statement_timeout = 50; SELECT pg_sleep(9)"),
+        "statement timeout",
+    ),
+    "a transaction left open": (lambda s: db.rows(s.conn, "BEGIN; SELECT no_such FROM pg_class"), "no_such"),
+    "the session ended": (
+        lambda s: db.rows(s.conn, "SELECT pg_terminate_backend(pg_backend_pid())"),
+        "not checked: ",
+    ),
     "a file that may not be read": (lambda s: Path("/proc/1/mem").read_bytes()[:0] or 1 / 0, "unexpected "),
 }
 
@@ -184,7 +192,7 @@ def test_a_check_that_fails_is_unknown_and_the_others_go_on(
         failure(subject)
         raise AssertionError
 
-    broken(monkeypatch, "clock", fail)
+    monkeypatch.setitem(CHECKS, "clock", RegisteredCheck(fail, needs_index=False))
     checks = {check.name: check for check in doctor.examine(fresh).checks}
     assert checks["clock"].status == "UNKNOWN"
     assert reason in checks["clock"].message
@@ -195,10 +203,10 @@ def test_a_check_that_fails_is_unknown_and_the_others_go_on(
     assert {name for name in passing if checks[name].status != "OK"} == set()
 
 
-def test_slots_of_a_server_without_wal_status(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_of_a_server_without_wal_status(fresh: db.Target) -> None:
     """PostgreSQL 12: the query must not name the column. What it names, an older server has to have."""
-    monkeypatch.setattr(server, "_WAL_STATUS_SINCE", 10**7)
-    assert found(fresh, "replication").status != "UNKNOWN"
+    with db.session(fresh, readonly=True, autocommit=True) as conn:
+        assert all(wal_status is None for _, _, wal_status, _ in server.slots(conn, 120000))
 
 
 @pytest.fixture
