@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -10,9 +9,10 @@ import click
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
+from pgorthanc_cli.progress import silent
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.keepalive import Report, Trial
+    from pgorthanc_cli.keepalive import TrialResult
 
 
 @commands.command("keepalive-test")
@@ -38,7 +38,7 @@ def command(
 
     if ages and up_to:
         raise UsageError("--ages and --up-to contradict each other", "name one of them")
-    plan = keepalive.Plan(
+    plan = keepalive.TrialPlan(
         ages_s=keepalive.ages(ages) if ages else keepalive.ages_up_to(keepalive.duration(up_to or "15m")),
         answer_s=keepalive.duration(answer),
         in_transaction=in_transaction,
@@ -47,25 +47,20 @@ def command(
     with call.target() as target:
         trial = keepalive.Trial(target, plan)
         try:
-            _run(call, trial)
+            trial.run(silent if call.quiet else lambda progress: output.note(progress.what))
         except KeyboardInterrupt:
-            call.emit(trial.report())
+            call.emit(trial.result())
             raise Interrupted("interrupted; what is known by now is shown", "run it again") from None
-    found = trial.report()
-    call.emit(found)
-    _judge(found)
+    result = trial.result()
+    call.emit(result)
+    _judge(result)
 
 
-def _run(call: Call, trial: Trial) -> None:
-    with closing(trial.run()) as events:
-        for event in events:
-            if not call.quiet:
-                output.note(event.told())
-
-
-def _judge(found: Report) -> None:
-    if found.died:
+def _judge(result: TrialResult) -> None:
+    if result.died:
         raise PartialFailure(
-            f"{found.died} of {len(found.ages) + len(found.confirmation)} idle connections died",
-            f"add to ConnectionUri: {found.connection_uri}" if "client" in found.passed else "see the advice",
+            f"{result.died} of {len(result.ages) + len(result.confirmation)} idle connections died",
+            f"add to ConnectionUri: {result.connection_uri}"
+            if "client" in result.passed
+            else "see the advice",
         )

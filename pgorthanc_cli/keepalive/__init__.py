@@ -1,7 +1,7 @@
-"""After how long an idle connection dies, how, and what keeps it alive: tried, not guessed.
+"""After how long an idle connection dies, how, and which keep-alive parameters prevent it: by experiment.
 
-Connections are left idle, each for another time, in three ways at once: silent; with keep-alive probes from this
-client; with probes from the server. A probe is an empty TCP segment: what stands between sees traffic.
+Connections stay idle for different times: silent ones, ones with keep-alive probes from this client, ones with
+probes from the server. A probe is an empty TCP segment, which a firewall or load balancer counts as traffic.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from pgorthanc_cli.keepalive.model import (
     Age,
     KeepAlive,
-    Plan,
-    Report,
     SocketOptions,
-    Started,
+    TrialPlan,
+    TrialResult,
     ages,
     ages_up_to,
     duration,
@@ -20,5 +19,5 @@ from pgorthanc_cli.keepalive.model import (
 from pgorthanc_cli.keepalive.trial import Trial
 
 __all__ = [
-    "Age", "KeepAlive", "Plan", "Report", "SocketOptions", "Started", "Trial", "ages", "ages_up_to", "duration",
+    "Age", "KeepAlive", "SocketOptions", "Trial", "TrialPlan", "TrialResult", "ages", "ages_up_to", "duration",
 ]  # fmt: skip

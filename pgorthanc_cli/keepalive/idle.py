@@ -1,4 +1,4 @@
-"""Idle connections, all waited for by one loop: an end is seen when it happens, not when the age is over."""
+"""Idle connections in one event loop: the end of a connection is seen when it happens, not when it is used."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pgorthanc_cli.keepalive.model import Age, Outcome, Probes
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# The SQLSTATE with which PostgreSQL ends a session -> what ended it; the words follow its lc_messages. Within TLS the
-# SQLSTATE cannot be seen: then the time tells (`trial`), or the cause is UNNAMED, and the words are shown.
+# The SQLSTATE with which PostgreSQL terminates a session -> the cause. The message follows lc_messages. Within TLS
+# the SQLSTATE cannot be read from the socket: then `trial` compares times, or the cause is UNNAMED.
 _STATES = {
     "57P05": "idle_session_timeout",
     "25P03": "idle_in_transaction_session_timeout",
     "57P01": "terminated",
     "57P02": "crashed",
 }
-# The same within TLS, as long as PostgreSQL speaks English, and the words of PgBouncer, which always does.
+# The same by the message: within TLS with a PostgreSQL that speaks English; PgBouncer always does.
 _CAUSES = (
     (r"idle-session timeout", "idle_session_timeout"),
     (r"idle-in-transaction timeout", "idle_in_transaction_session_timeout"),
@@ -38,13 +38,18 @@ _CAUSES = (
     (r"server conn crashed", "PgBouncer lost the server"),
 )
 UNNAMED = "unnamed"
-_PEEKED = 8192  # bytes
-# What ends connections however long they were idle.
+_PEEK_BYTES = 8192
+# Causes that have nothing to do with how long a connection was idle.
 ACCIDENTS = ("terminated", "crashed", "restarted")
 
 
 class IdleConnection:
-    """An asynchronous connection that is left idle for `age_s` seconds and then asked whether it lives."""
+    """An asynchronous connection that stays idle for `age_s` seconds and is then used.
+
+    Attributes:
+        age: What became of it; None until that is known.
+        deadline: When it is to be used, or to be given up as unanswered (monotonic clock).
+    """
 
     def __init__(self, conn: Connection, age_s: float, probes: Probes) -> None:
         self._conn = conn
@@ -52,90 +57,82 @@ class IdleConnection:
         self._age_s = age_s
         self._probes = probes
         self._since = time.monotonic()
-        self._asked: float | None = None
+        self._used_at: float | None = None
         self._sqlstate = ""
-        self._deadline = self._since + age_s
+        self.deadline = self._since + age_s
         self.fd = conn.fileno()
         self.backend_pid = conn.info.backend_pid
-        self.found: Age | None = None
+        self.age: Age | None = None
         del conn.notices[:]
 
-    @property
-    def due(self) -> float:
-        """When something is to be done, if nothing is heard before."""
-        return self._deadline
-
     def close(self) -> None:
-        """Give it up; what is known stays."""
-        self.found = self.state()
+        """Close the connection; what is known stays."""
+        self.age = self.state()
         self._conn.close()
 
-    def on_time(self, answer_s: float) -> None:
-        """Its age is over: use it; or the time for the answer is over."""
-        if self._asked is not None:
-            self._settle("dropped", f"no answer within {answer_s:g} s, and no word that it is gone")
+    def on_deadline(self, answer_s: float) -> None:
+        """Use the connection at the end of its idle time, or give it up `answer_s` seconds later."""
+        if self._used_at is not None:
+            self._finish("dropped", f"no answer within {answer_s:g} s, and no word that it is gone")
             return
-        self._asked = time.monotonic()
-        self._deadline = self._asked + answer_s
+        self._used_at = time.monotonic()
+        self.deadline = self._used_at + answer_s
         try:
             self._cursor.execute("SELECT 1")
         except psycopg2.Error as error:
-            self._died(str(error))
+            self._finish("closed", str(error))
 
     def on_readable(self) -> None:
-        """Something has come: an answer, the server's farewell, or the end."""
+        """Read what has arrived: an answer, the server's termination message, or the end of the stream."""
         end = self._end()
         if end:
-            self._settle(*end)
+            self._finish(*end)
             return
         try:
             done = self._conn.poll() == POLL_OK
         except psycopg2.Error as error:
-            self._died(str(error))
+            self._finish("closed", str(error))
             return
-        if done and self._asked is not None:
-            self._settle("alive", f"answered in {(time.monotonic() - self._asked) * 1000:.0f} ms")
+        if done and self._used_at is not None:
+            self._finish("alive", f"answered in {(time.monotonic() - self._used_at) * 1000:.0f} ms")
 
     def state(self) -> Age:
-        """What is known by now."""
-        return self.found or self._age("pending", "the test was ended before")
+        """Return what is known now."""
+        return self.age or self._age("pending", "the test was ended before")
 
     def _end(self) -> tuple[Outcome, str] | None:
-        """How the connection has ended, as the kernel tells it; libpq has the same words for all of these."""
+        """Return how the connection ended, by the kernel; libpq has the same message for all of these."""
         with socket.socket(fileno=os.dup(self.fd)) as sock:
             try:
-                seen = sock.recv(_PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                received = sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None
             except (ConnectionResetError, BrokenPipeError):
                 return (
                     "reset",
-                    "reset (RST) when it was used again" if self._asked else "reset (RST) while idle",
+                    "reset (RST) when it was used again" if self._used_at else "reset (RST) while idle",
                 )
             except OSError as error:
                 return (
                     "dropped",
                     f"given up by this machine's kernel, nothing is heard any more: {error.strerror}",
                 )
-        self._sqlstate = wire.sqlstate(seen) or self._sqlstate
-        if not seen:
+        self._sqlstate = wire.sqlstate(received) or self._sqlstate
+        if not received:
             return "closed", "closed without a word: by a proxy, or the server's process was killed"
         return None
 
-    def _died(self, words: str) -> None:
-        self._settle("closed", words)
-
-    def _settle(self, outcome: Outcome, detail: str) -> None:
-        farewell = " ".join(" ".join(self._conn.notices).split())
-        if farewell and outcome != "alive":
-            named = (cause for words, cause in _CAUSES if re.search(words, farewell))
-            self.found = self._age("closed", farewell, _STATES.get(self._sqlstate) or next(named, UNNAMED))
+    def _finish(self, outcome: Outcome, detail: str) -> None:
+        message = " ".join(" ".join(self._conn.notices).split())
+        if message and outcome != "alive":
+            causes = (cause for pattern, cause in _CAUSES if re.search(pattern, message))
+            self.age = self._age("closed", message, _STATES.get(self._sqlstate) or next(causes, UNNAMED))
         else:
-            self.found = self._age(outcome, " ".join(detail.split()))
+            self.age = self._age(outcome, " ".join(detail.split()))
 
     def _age(self, outcome: Outcome, detail: str, cause: str = "") -> Age:
         now = time.monotonic()
-        used = self._asked or now
+        used = self._used_at or now
         return Age(
             age_s=self._age_s,
             keepalive=self._probes != "none",
@@ -149,19 +146,19 @@ class IdleConnection:
 
 
 def watch(connections: Sequence[IdleConnection], answer_s: float) -> Iterator[IdleConnection]:
-    """Each connection as soon as it is known what became of it."""
+    """Yield each connection as soon as its outcome is known."""
     with selectors.DefaultSelector() as selector:
         for connection in connections:
             selector.register(connection.fd, selectors.EVENT_READ, connection)
         waiting = list(connections)
         while waiting:
-            next_due = min(connection.due for connection in waiting)
-            for key, _ in selector.select(max(next_due - time.monotonic(), 0)):
+            next_deadline = min(connection.deadline for connection in waiting)
+            for key, _ in selector.select(max(next_deadline - time.monotonic(), 0)):
                 key.data.on_readable()
-            for connection in [found for found in waiting if found.found is None]:
-                if connection.due <= time.monotonic():
-                    connection.on_time(answer_s)
-            for connection in [found for found in waiting if found.found is not None]:
+            for connection in [each for each in waiting if each.age is None]:
+                if connection.deadline <= time.monotonic():
+                    connection.on_deadline(answer_s)
+            for connection in [each for each in waiting if each.age is not None]:
                 waiting.remove(connection)
                 selector.unregister(connection.fd)
                 connection.close()

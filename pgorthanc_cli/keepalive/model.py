@@ -1,4 +1,4 @@
-"""What is tried and what is found."""
+"""Types of a keep-alive test: what to try, what became of each connection, the result."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LADDER_S = (1, 2, 5, 10, 20, 30, 60, 120, 240, 300, 360, 600, 900, 1200, 1800, 
 
 
 def duration(text: str) -> float:
-    """Seconds of `90`, `90s`, `1.5m`, `2h`.
+    """Return the seconds of `90`, `90s`, `1.5m` or `2h`.
 
     Raises:
-        UsageError: It is none, or not above 0.
+        UsageError: The text is not a duration, or not above 0.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
     if match is None or match[2] not in _UNITS_S or not float(match[1]):
@@ -31,18 +31,19 @@ def duration(text: str) -> float:
 
 
 def ages(text: str) -> tuple[float, ...]:
-    """The ages of a list such as `1m,4m,6m`, in seconds, each once, the youngest first."""
+    """Return the seconds of a list such as `1m,4m,6m`, each once, in ascending order."""
     return tuple(sorted({duration(part) for part in text.split(",")}))
 
 
 def ages_up_to(longest_s: float) -> tuple[float, ...]:
-    """Ages that tell known limits apart, up to the given one; below a minute only if that is a short one."""
+    """Return idle times up to the longest one that tell the known limits apart."""
+    # Limits below a minute are rare; only a short test tries them.
     least = 60 if longest_s >= 120 else 1
     return (*(float(age) for age in _LADDER_S if least <= age < longest_s), longest_s)
 
 
-def shown(seconds: float) -> str:
-    """A length of time for people: `45 s`, `5.8 min`, `2 h`."""
+def format_duration(seconds: float) -> str:
+    """Return a duration for people: `45 s`, `5.8 min`, `2 h`."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
             return f"{round(seconds / size, 1):g} {unit}"
@@ -50,7 +51,7 @@ def shown(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """What to try.
 
     Attributes:
@@ -68,9 +69,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class KeepAlive:
-    """When the kernel sends probes: after `idle_s` of silence, then each `interval_s`; `count` lost ones are the end.
+    """Keep-alive parameters of a connection.
 
-    `user_timeout_ms`: what was sent and is not acknowledged by then ends the connection, too (TCP_USER_TIMEOUT).
+    Attributes:
+        idle_s: Silence before the kernel sends the first probe.
+        interval_s: Time between two probes.
+        count: Unanswered probes after which the kernel gives the connection up.
+        user_timeout_ms: TCP_USER_TIMEOUT: how long sent data may stay unacknowledged.
     """
 
     idle_s: int
@@ -80,25 +85,27 @@ class KeepAlive:
 
     @classmethod
     def every(cls, idle_s: int, interval_s: int, count: int) -> KeepAlive:
-        """With the user timeout that fits: a connection in use is given up no later than an idle one."""
+        """Return parameters whose user timeout gives up a connection in use no later than an idle one."""
         return cls(idle_s, interval_s, count, (idle_s + interval_s * count) * 1000)
 
     @classmethod
     def of(cls, target: db.Target) -> KeepAlive:
-        """What the connection string says, else what pgorthanc uses itself."""
-        given = db.parse_dsn(target.dsn)
-        if given.get("keepalives") == "0":
-            given = {}
+        """Return the parameters of a connection string; those that it lacks are pgorthanc's own defaults."""
+        dsn = db.parse_dsn(target.dsn)
+        if dsn.get("keepalives") == "0":
+            dsn = {}
         idle_s, interval_s, count = (
-            _number(given.get(name)) or int(db.KEEPALIVE[name])
+            _number(dsn.get(name)) or int(db.KEEPALIVE[name])
             for name in ("keepalives_idle", "keepalives_interval", "keepalives_count")
         )
-        found = cls.every(idle_s, interval_s, count)
-        user_timeout_ms = _number(given.get("tcp_user_timeout"))
-        return replace(found, user_timeout_ms=user_timeout_ms) if user_timeout_ms else found
+        keepalive = cls.every(idle_s, interval_s, count)
+        user_timeout_ms = _number(dsn.get("tcp_user_timeout"))
+        if user_timeout_ms:
+            keepalive = replace(keepalive, user_timeout_ms=user_timeout_ms)
+        return keepalive
 
     def parameters(self) -> dict[str, int]:
-        """As libpq's connection parameters."""
+        """Return them as libpq's connection parameters."""
         return {
             "keepalives": 1,
             "keepalives_idle": self.idle_s,
@@ -108,7 +115,7 @@ class KeepAlive:
         }
 
     def settings(self) -> dict[str, int]:
-        """As PostgreSQL's settings."""
+        """Return them as PostgreSQL's settings."""
         return {
             "tcp_keepalives_idle": self.idle_s,
             "tcp_keepalives_interval": self.interval_s,
@@ -117,7 +124,7 @@ class KeepAlive:
         }
 
     def sysctl(self) -> dict[str, int]:
-        """As settings of the Linux kernel, for all sockets that ask for keep-alive and say no more."""
+        """Return them as Linux kernel settings, the defaults of all sockets that have keep-alive on."""
         return {
             "net.ipv4.tcp_keepalive_time": self.idle_s,
             "net.ipv4.tcp_keepalive_intvl": self.interval_s,
@@ -126,13 +133,13 @@ class KeepAlive:
 
 
 def _number(text: str | None) -> int:
-    """0, the system's default, for what is no number: libpq is the one to refuse that."""
+    # 0 is the system's default; libpq itself refuses what is not a number.
     return int(text) if text and text.isdecimal() else 0
 
 
 @dataclass(frozen=True)
 class SocketOptions:
-    """The effective options of one end of a connection, as the kernel has them; None: not to be seen."""
+    """The kernel's keep-alive options of one end of a connection; None: unknown."""
 
     side: str
     keepalive: bool
@@ -144,18 +151,18 @@ class SocketOptions:
 
 @dataclass(frozen=True)
 class Age:
-    """What became of one connection.
+    """What became of one idle connection.
 
     Attributes:
-        age_s: How long it was to be idle.
-        keepalive: Whether anybody sent probes.
-        probes: Who did: `client`, `server` or `none`.
-        outcome: `alive`; `closed` by the server, or by a proxy in the ordinary way; `reset` (RST); `dropped`: what
-            is sent gets no answer; `pending`: the test was ended before.
+        age_s: How long it was meant to be idle.
+        keepalive: Whether either end sent probes.
+        probes: Which end did: `client`, `server` or `none`.
+        outcome: `alive`; `closed` (FIN) by the server or by a proxy; `reset` (RST); `dropped`: no answer;
+            `pending`: the test was interrupted before.
         idle_s: How long it was idle until it was used again or its end was seen.
-        noticed_s: How long it took from its use to the outcome; 0 if the end was seen at once, while it was idle.
-        cause: What ended it, as far as that is known.
-        detail: What was seen; the words of the server.
+        noticed_s: Time from its use to the outcome; 0 if it ended while it was idle.
+        cause: What ended it, empty if unknown.
+        detail: The evidence, such as the server's message.
     """
 
     age_s: float
@@ -169,52 +176,37 @@ class Age:
 
     @property
     def died(self) -> bool:
-        """Whether it is known to have died."""
+        """Whether the connection is known to have died."""
         return self.outcome not in ("alive", "pending")
 
-    def told(self) -> str:
-        """In one line, for progress."""
-        who = {"none": "silent", "client": "probes from the client", "server": "probes from the server"}
-        what = f"{self.outcome} after {shown(self.idle_s)} idle" if self.died else self.outcome
-        return f"{shown(self.age_s)}, {who[self.probes]}: {what}: {self.detail}"
+    def __str__(self) -> str:
+        probes = {"none": "silent", "client": "probes from the client", "server": "probes from the server"}
+        outcome = f"{self.outcome} after {format_duration(self.idle_s)} idle" if self.died else self.outcome
+        return f"{format_duration(self.age_s)}, {probes[self.probes]}: {outcome}: {self.detail}"
 
 
 @dataclass(frozen=True)
-class Started:
-    """The connections are open and idle now."""
-
-    connections: int
-    longest_s: float
-    again: bool
-
-    def told(self) -> str:
-        """In one line, for progress."""
-        what = "recommended parameters are tried again: " if self.again else ""
-        return f"{what}{self.connections} connections are idle now; this takes {shown(self.longest_s)}"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a test has found.
+class TrialResult:
+    """The result of a test, complete or interrupted.
 
     Attributes:
-        place: Where the connections lead.
-        ages: One row for each connection, the youngest first.
+        place: The server's endpoint.
+        ages: One row for each connection, the shortest idle time first.
         limit_s: An idle connection without probes lives at least the first and at most the second time;
             the second is None if none died.
-        parameters: libpq's parameters for `ConnectionUri` that were seen to keep connections alive; empty: none.
-        passed: With probes from which side every connection lived: `client` (`parameters`, `sysctl`), `server`
-            (`postgresql_conf`). What was tried in vain is not recommended.
-        confirmation: What became of the connections with which `parameters` were tried again.
+        parameters: libpq's parameters for `ConnectionUri` that kept every connection alive; empty: none did.
+        passed: The ends whose probes kept every connection alive: `client` (`parameters`, `sysctl`), `server`
+            (`postgresql_conf`). Nothing is recommended that did not.
+        confirmation: The connections with which `parameters` were tried again.
         confirmed: Whether all of these lived; None: not tried.
-        connection_uri: `parameters` as the end of a URI.
+        connection_uri: `parameters` as the query of a URI.
         postgresql_conf: The same for the server's configuration.
-        sysctl: The same for the kernel of Orthanc's machine: for the discrete fields, which cannot say it.
+        sysctl: The same for the kernel of Orthanc's host, for the discrete fields, which have no keep-alive.
         sockets: The effective socket options of both ends.
-        timeouts_s: The server's own time limits, 0 is none.
+        timeouts_s: The server's own limits for idle sessions, 0 is none.
         pooler: `none`, `session` or `transaction`, see `pooler.detect`.
         advice: What it means and what to do, a sentence or two each.
-        elapsed_s: How long it took.
+        elapsed_s: Duration of the test.
     """
 
     place: str
@@ -235,5 +227,5 @@ class Report:
 
     @property
     def died(self) -> int:
-        """How many connections died."""
+        """The number of connections that died."""
         return sum(age.died for age in (*self.ages, *self.confirmation))

@@ -1,4 +1,4 @@
-"""What the fates of the connections mean, and what to do."""
+"""What the outcomes of the connections mean, and what to do."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgorthanc_cli.keepalive.environment import Environment
 from pgorthanc_cli.keepalive.idle import ACCIDENTS, UNNAMED
-from pgorthanc_cli.keepalive.model import Age, KeepAlive, Probes, shown
-from pgorthanc_cli.keepalive.surroundings import Surroundings
+from pgorthanc_cli.keepalive.model import Age, KeepAlive, Probes, format_duration
 
-# Idle limits that the makers document as the default.
+# Idle limits that vendors document as the default.
 _KNOWN_LIMITS_S = (
     (60, "AWS Classic Load Balancer (60 s), and proxies with the usual time-out of a minute"),
     (240, "Azure Load Balancer and Azure NAT (4 min)"),
@@ -22,7 +22,7 @@ _KNOWN_LIMITS_S = (
 )
 _CONNTRACK = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established")
 
-# What PostgreSQL and PgBouncer do of their own accord, whatever our probes do -> what to do about it.
+# Limits of PostgreSQL and PgBouncer themselves, which no probe prevents -> what to do.
 _SERVER_LIMITS = {
     "idle_session_timeout": "The server ends sessions that are idle for {limit}, whatever keep-alive does."
     " Switch that off for Orthanc: ALTER ROLE {role} SET idle_session_timeout = 0;",
@@ -69,15 +69,15 @@ _HOUSEKEEPING = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What follows from the ages.
+    """Conclusions from the outcomes.
 
     Attributes:
-        limit_s: See `Report.limit_s`.
+        limit_s: See `TrialResult.limit_s`.
         advised: Probes to recommend, None if none help.
-        passed: From which side all connections lived with them.
-        confirmed: See `Report.confirmed`.
-        tried: Whether just these have been tried.
-        futile: Whether probes came more often than silence alone ends a connection, and it ended all the same.
+        passed: The ends whose probes kept all connections alive.
+        confirmed: See `TrialResult.confirmed`.
+        tried: Whether the advised probes are the ones that were tried.
+        futile: Whether connections died although probes came well within the limit of silence.
     """
 
     limit_s: tuple[float, float | None]
@@ -88,28 +88,30 @@ class Verdict:
     futile: bool
 
     def advised_from(self, side: Probes) -> KeepAlive | None:
-        """Return the probes to recommend for that side: only what was seen to keep every connection alive."""
+        """Return the probes to recommend for one end, None unless they kept every connection alive."""
         return self.advised if side in self.passed else None
 
 
 def judge(ages: tuple[Age, ...], again: tuple[Age, ...], tried: KeepAlive) -> Verdict:
-    """Weigh the first pass and, if there was one, the second with the recommended probes."""
+    """Draw conclusions from the first pass and, if there was one, the second with the recommended probes."""
     advised = recommended(ages, tried)
-    settled_again = bool(again) and all(age.outcome != "pending" for age in again)
+    confirmed = None
+    if again and all(age.outcome != "pending" for age in again):
+        confirmed = not any(age.died for age in again)
     was_tried = bool(again) or advised == tried
     sides: tuple[Probes, ...] = ("client", "server")
     return Verdict(
         limit_s=limit(ages),
         advised=advised,
         passed=tuple(side for side in sides if was_tried and _lived(again or ages, side)),
-        confirmed=not any(age.died for age in again) if settled_again else None,
+        confirmed=confirmed,
         tried=was_tried,
         futile=_died_with_probes(ages) and tried.idle_s < limit(ages)[0],
     )
 
 
 def limit(ages: tuple[Age, ...]) -> tuple[float, float | None]:
-    """Between which two idle times a connection without probes dies; the second is None if none did."""
+    """Return between which two idle times a connection without probes dies; None if none did."""
     silent = [age for age in ages if age.probes == "none"]
     died = [min(age.age_s, age.idle_s) for age in silent if age.died and age.cause not in ACCIDENTS]
     high = round(min(died), 1) if died else None
@@ -118,13 +120,13 @@ def limit(ages: tuple[Age, ...]) -> tuple[float, float | None]:
 
 
 def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
-    """The probes that were tried if they help, faster ones if they were too slow, None if none can help."""
+    """Return the tried probes if they help, faster ones if they were too slow, None if none can help."""
     if any(age.cause for age in ages):
         return None
     if not _died_with_probes(ages):
         return tried
     low, high = limit(ages)
-    if tried.idle_s < low:  # silence is no longer between two probes: they do not count
+    if tried.idle_s < low:  # the middle box does not count probes as traffic
         return None
     bound = low or (high or 0) / 2
     faster = max(1, int(bound / 3))
@@ -132,55 +134,56 @@ def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
 
 
 def _died_with_probes(ages: tuple[Age, ...]) -> bool:
-    """Whether connections died from whichever side the probes came."""
     some = any(age.died and age.keepalive for age in ages)
     return some and not (_lived(ages, "client") or _lived(ages, "server"))
 
 
 def _lived(ages: tuple[Age, ...], probes: Probes) -> bool:
-    """Whether there are connections with probes from that side, and all are alive."""
+    """Return whether there are connections with probes from that end, and all are alive."""
     outcomes = {age.outcome for age in ages if age.probes == probes}
     return outcomes == {"alive"}
 
 
-def advice(ages: tuple[Age, ...], found: Verdict, tried: KeepAlive, around: Surroundings) -> Iterator[str]:
-    """What it means and what to do, a sentence or two each."""
-    yield from _about_the_way(around)
+def advice(
+    ages: tuple[Age, ...], verdict: Verdict, tried: KeepAlive, environment: Environment
+) -> Iterator[str]:
+    """Yield what the outcomes mean and what to do, a sentence or two each."""
+    yield from _about_the_path(environment)
     pending = sum(age.outcome == "pending" for age in ages)
     if pending:
         yield f"{pending} connections were still idle when the test was ended: nothing is known of them."
     if not any(age.died for age in ages):
         if not pending:
-            yield f"No connection died within {shown(ages[-1].age_s)}. For a longer time use --up-to."
+            yield f"No connection died within {format_duration(ages[-1].age_s)}. For a longer time use --up-to."
         return
     causes = {age.cause for age in ages if age.died}
     for cause in sorted(causes - {""}):
-        seconds = around.timeouts_s.get(cause, 0)
+        seconds = environment.timeouts_s.get(cause, 0)
         text = _SERVER_LIMITS.get(cause) or _AFTER_ACCIDENTS[cause]
-        yield text.format(limit=shown(seconds) if seconds else "some time", role=around.role)
+        yield text.format(limit=format_duration(seconds) if seconds else "some time", role=environment.role)
     outcomes = {age.outcome for age in ages}
     if outcomes & {"closed", "reset"}:
         yield _ORTHANC_SAYS
     if "dropped" in outcomes:
         yield _ORTHANC_HANGS
     if "" in causes:
-        yield from _about_limits(found.limit_s, _survived(ages, found.limit_s))
-        if around.tcp:
-            yield from _about_keepalive(found, tried, around)
+        yield from _about_limits(verdict.limit_s, _survived(ages, verdict.limit_s))
+        if environment.tcp:
+            yield from _about_keepalive(verdict, tried, environment)
 
 
-def _about_the_way(around: Surroundings) -> Iterator[str]:
-    if not around.tcp:
+def _about_the_path(environment: Environment) -> Iterator[str]:
+    if not environment.tcp:
         yield (
             "The connection is a UNIX socket: keep-alive does not apply, and nothing on the way can drop it."
             " Only the server's own time limits were tried."
         )
-    if around.pooler != "none":
+    if environment.pooler != "none":
         yield (
-            f"A pooler in {around.pooler} mode is in between: the way to the pooler was tried. The server's"
+            f"A pooler in {environment.pooler} mode is in between: the way to the pooler was tried. The server's"
             " tcp_keepalives_* act between pooler and server."
         )
-    if around.pooler == "transaction":
+    if environment.pooler == "transaction":
         yield (
             "Orthanc needs pool_mode = session: its locks and prepared statements belong to a session, and in"
             " transaction mode sessions are shared."
@@ -198,13 +201,16 @@ def _about_limits(limit_s: tuple[float, float | None], survived_s: float | None 
     if high is None:
         return
     survived = low if survived_s is None else survived_s
-    yield f"A silent connection dies after {shown(low)} to {shown(high)}."
-    fitting = [name for seconds, name in _KNOWN_LIMITS_S if survived <= seconds <= high]
-    if fitting:
-        yield f"Known limits that fit: {'; '.join(fitting)}."
+    yield f"A silent connection dies after {format_duration(low)} to {format_duration(high)}."
+    matches = [name for seconds, name in _KNOWN_LIMITS_S if survived <= seconds <= high]
+    if matches:
+        yield f"Known limits that fit: {'; '.join(matches)}."
     own_s = _conntrack_s()
     if own_s and survived <= own_s <= high:
-        yield f"This machine's own connection tracking forgets connections after {shown(own_s)}: {_CONNTRACK}."
+        yield (
+            "This machine's own connection tracking forgets connections"
+            f" after {format_duration(own_s)}: {_CONNTRACK}."
+        )
 
 
 def _conntrack_s() -> int | None:
@@ -214,13 +220,12 @@ def _conntrack_s() -> int | None:
         return None
 
 
-def _about_futility(found: Verdict, tried: KeepAlive) -> Iterator[str]:
-    """Probes do not help; what does."""
-    if found.futile:
+def _about_futility(verdict: Verdict, tried: KeepAlive) -> Iterator[str]:
+    if verdict.futile:
         yield (
             f"Probes every {tried.idle_s} s do not keep a connection alive, although a silent one lives"
-            f" {shown(found.limit_s[0])}: a middle box (HAProxy, Envoy, PgBouncer, stunnel, a load balancer) answers"
-            " them itself, or counts only data. No parameter of keep-alive helps."
+            f" {format_duration(verdict.limit_s[0])}: a middle box (HAProxy, Envoy, PgBouncer, stunnel, a load"
+            " balancer) answers them itself, or counts only data. No parameter of keep-alive helps."
         )
     else:
         yield f"Probes every {tried.idle_s} s do not help, and faster ones cannot be recommended. {_DATA_ONLY}"
@@ -228,32 +233,32 @@ def _about_futility(found: Verdict, tried: KeepAlive) -> Iterator[str]:
     yield _HOUSEKEEPING
 
 
-def _about_keepalive(found: Verdict, tried: KeepAlive, around: Surroundings) -> Iterator[str]:
-    if found.advised is None:
-        yield from _about_futility(found, tried)
+def _about_keepalive(verdict: Verdict, tried: KeepAlive, environment: Environment) -> Iterator[str]:
+    if verdict.advised is None:
+        yield from _about_futility(verdict, tried)
         return
-    if not found.tried:
+    if not verdict.tried:
         yield (
-            f"Probes after {tried.idle_s} s come too late. Those after {found.advised.idle_s} s have not been"
+            f"Probes after {tried.idle_s} s come too late. Those after {verdict.advised.idle_s} s have not been"
             " tried, so nothing is recommended: add --confirm."
         )
         return
-    if not found.passed:
+    if not verdict.passed:
         yield (
-            f"Probes after {found.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
+            f"Probes after {verdict.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
             f" {_DATA_ONLY}"
         )
         return
-    if "client" in found.passed:
+    if "client" in verdict.passed:
         yield "With the parameters above every connection lived: add them to ConnectionUri."
-    elif "server" in found.passed:
+    elif "server" in verdict.passed:
         yield "Only probes from the server keep connections alive: use the lines for postgresql.conf."
-    server_s = around.settings.get("tcp_keepalives_idle", 0)
-    if around.pooler == "none" and 0 < server_s < (found.limit_s[1] or 0):
+    server_s = environment.settings.get("tcp_keepalives_idle", 0)
+    if environment.pooler == "none" and 0 < server_s < (verdict.limit_s[1] or 0):
         yield f"The server itself sends probes after {server_s} s already; the test switched that off in its sessions."
     yield (
         "The discrete fields (Host, Port, ...) cannot say keep-alive. With them use the sysctl lines on Orthanc's"
-        f" machine, or on the server postgresql.conf or ALTER ROLE {around.role} SET tcp_keepalives_idle ="
-        f" {found.advised.idle_s};"
+        f" machine, or on the server postgresql.conf or ALTER ROLE {environment.role} SET tcp_keepalives_idle ="
+        f" {verdict.advised.idle_s};"
     )
     yield "Plugins up to 3.2 carry libpq 9.6, which refuses tcp_user_timeout: leave it out there."

@@ -18,9 +18,9 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError
-from pgorthanc_cli.keepalive import Age, KeepAlive, Plan, Started, Trial, verdict
+from pgorthanc_cli.keepalive import Age, KeepAlive, Trial, TrialPlan, environment, verdict
 from pgorthanc_cli.keepalive.model import Probes
-from pgorthanc_cli.keepalive.surroundings import Surroundings
+from pgorthanc_cli.progress import Progress
 from tests.support.bouncer import bouncer
 from tests.support.idling import APPLICATION, FAST, at, fates, plain, run, said, sessions
 from tests.support.localized import Localized
@@ -155,7 +155,7 @@ def test_probes_more_often_than_silence_is_survived_do_not_count(tried_s: int, f
 def test_known_limits_that_were_survived_do_not_fit(died_s: float, fits: str, not_so: str) -> None:
     ages = tuple(behind_a_proxy(died_s, 30.0, *(age for age in (60.0, 120.0, 300.0) if age < died_s - 0.2)))
     tried = KeepAlive.every(30, 10, 3)
-    around = Surroundings("there", True, '"r"', "none", (), {}, {}, datetime.now(timezone.utc))
+    around = environment.Environment("there", True, '"r"', "none", (), {}, {}, datetime.now(timezone.utc))
     text = "\n".join(verdict.advice(ages, verdict.judge(ages, (), tried), tried, around))
     [known] = [line for line in text.splitlines() if line.startswith("Known limits")] or [""]
     assert fits in known
@@ -399,10 +399,7 @@ def test_words_that_are_not_known_are_shown(server: Server) -> None:
     assert "has its words" in said(report)
 
 
-def test_a_full_pool_is_not_taken_for_a_dead_connection(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgorthanc_cli.keepalive.surroundings._ANSWER_S", 1.0)
+def test_a_full_pool_is_not_taken_for_a_dead_connection(server: Server) -> None:
     with bouncer(make_dsn(server.place), "session", default_pool_size=3) as dsn:
         with pytest.raises(ConnectError, match="connection 4 of 6: the server gives no answer") as caught:
             run(db.Target(dsn), 1, 2, 3)
@@ -477,8 +474,12 @@ def test_wrong_usage(target: db.Target, words: list[str], wrong: str) -> None:
     assert wrong in json.loads(err)["message"]
 
 
-def test_events_are_ages_and_a_start(target: db.Target) -> None:
-    start, *ages = Trial(target, Plan((0.1,))).run()
-    assert isinstance(start, Started)
+def test_each_connection_is_reported_when_its_outcome_is_known(target: db.Target) -> None:
+    events: list[Progress] = []
+    trial = Trial(target, TrialPlan((0.1,)))
+    trial.run(events.append)
+    assert events[0].what == "3 connections are idle now; this takes 0.1 s"
+    assert [(event.done, event.total) for event in events] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    ages = trial.result().ages
+    assert {event.what for event in events[1:]} == {str(age) for age in ages}
     assert all(isinstance(age, Age) and age.outcome == "alive" for age in ages)
-    assert len(ages) == start.connections == 3

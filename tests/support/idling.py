@@ -7,7 +7,8 @@ from collections.abc import Callable
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.keepalive import Plan, Report, Started, Trial
+from pgorthanc_cli.keepalive import Trial, TrialPlan, TrialResult
+from pgorthanc_cli.progress import Progress
 from tests.support.real_servers import Server
 
 FAST = {"keepalives_idle": "1", "keepalives_interval": "1", "keepalives_count": "3"}
@@ -22,14 +23,17 @@ def at(port: int, **parameters: str) -> db.Target:
 
 def run(
     target: db.Target, *ages_s: float, during: Callable[[], object] | None = None, **plan: bool
-) -> Report:
+) -> TrialResult:
     """A whole test; `during` is called when all connections are idle."""
-    trial = Trial(target, Plan(ages_s, answer_s=1.0, **plan))
-    for event in trial.run():
-        if isinstance(event, Started) and during:
-            during()
-            during = None
-    return trial.report()
+    trial = Trial(target, TrialPlan(ages_s, answer_s=1.0, **plan))
+    pending = [during] if during else []
+
+    def report(progress: Progress) -> None:
+        if "are idle now" in progress.what and pending:
+            pending.pop()()
+
+    trial.run(report)
+    return trial.result()
 
 
 def plain(port: int) -> str:
@@ -37,7 +41,7 @@ def plain(port: int) -> str:
     return f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
 
 
-def fates(report: Report) -> dict[tuple[float, str], str]:
+def fates(report: TrialResult) -> dict[tuple[float, str], str]:
     return {(age.age_s, age.probes): age.outcome for age in report.ages}
 
 
@@ -46,5 +50,5 @@ def sessions(server: Server) -> int:
     return int(server.sql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = '{APPLICATION}'"))
 
 
-def said(report: Report) -> str:
+def said(report: TrialResult) -> str:
     return "\n".join(report.advice)

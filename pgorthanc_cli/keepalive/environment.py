@@ -1,4 +1,4 @@
-"""What decides about idle connections: socket options of both ends, the server's time limits, a pooler."""
+"""The environment of a test: socket options of both ends, the server's limits for idle sessions, a pooler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
@@ -20,7 +19,6 @@ from pgorthanc_cli.keepalive.model import SocketOptions
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_ANSWER_S = 10.0
 _TIMEOUTS = (
     "idle_session_timeout",
     "idle_in_transaction_session_timeout",
@@ -31,17 +29,17 @@ _SETTINGS = """SELECT name, setting::bigint FROM pg_catalog.pg_settings
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Where the connections lead, and what is known to end or keep them.
+class Environment:
+    """The endpoint of the connections, and what is known to end them or to keep them alive.
 
     Attributes:
-        place: The server's end as libpq names it.
-        tcp: Whether keep-alive applies: over a UNIX socket it does not.
-        role: Who is logged in, as SQL writes it.
-        pooler: What stands in between.
-        sockets: Both ends as they are without any parameters.
-        settings: The server's settings of keep-alive that this version has, as they act on this session.
-        timeouts_s: The server's own time limits; those that its version does not know are missing.
+        place: The server's endpoint, `host:port`.
+        tcp: Whether keep-alive applies; it does not on a UNIX socket.
+        role: The session's role, quoted for SQL.
+        pooler: The mode of a pooler in between, see `pooler.detect`.
+        sockets: Options of both ends without any parameters.
+        settings: The server's keep-alive settings that act on this session; older versions lack some.
+        timeouts_s: The server's limits for idle sessions; older versions lack some.
         started: When the server was started.
     """
 
@@ -55,23 +53,23 @@ class Surroundings:
     started: datetime
 
 
-def look(target: db.Target) -> Surroundings:
-    """Read them; nothing is changed.
+def inspect(target: db.Target) -> Environment:
+    """Read the environment of a target; nothing is changed.
 
     Raises:
         ConnectError: The server cannot be reached.
     """
-    found = pooler.detect(target)
+    pooler_mode = pooler.detect(target).mode
     with closing(db.connect_async(target)) as conn:
         tcp = _is_tcp(conn)
-        rows = ask(conn, _SETTINGS, list(_TIMEOUTS))
+        rows = async_rows(conn, _SETTINGS, list(_TIMEOUTS))
         settings = {name: value for name, value in rows if name.startswith("tcp")}
-        return Surroundings(
+        return Environment(
             place=f"{conn.info.host or 'local socket'}:{conn.info.port}",
             tcp=tcp,
-            role=sql.Identifier(conn.info.user).as_string(conn),
-            pooler=found.mode,
-            sockets=(_client_by_default(), _server_side(settings, found.mode)) if tcp else (),
+            role=db.quote_ident(conn.info.user),
+            pooler=pooler_mode,
+            sockets=(_client_by_default(), _server_side(settings, pooler_mode)) if tcp else (),
             settings=settings if tcp else {},
             timeouts_s={name: value / 1000 for name, value in rows if name in _TIMEOUTS},
             started=server_start(conn),
@@ -79,20 +77,22 @@ def look(target: db.Target) -> Surroundings:
 
 
 def with_parameters(target: db.Target, parameters: dict[str, str]) -> db.Target:
-    """The same target with other connection parameters, tried once."""
+    """Return the target with other connection parameters."""
     return replace(target, dsn=make_dsn(**{**db.parse_dsn(target.dsn), **parameters}))
 
 
-def ask(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-    """The rows of a query on an asynchronous connection, none for a command.
+def async_rows(
+    conn: Connection, query: str, *arguments: object, answer_s: float = 10.0
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a query on an asynchronous connection, none for a command.
 
     Raises:
-        ConnectError: The connection is lost, or there is no answer within 10 s.
+        ConnectError: The connection is lost, or there is no answer within `answer_s` seconds.
     """
     with conn.cursor() as cur, db.translate_errors(conn):
         cur.execute(query, arguments or None)
         try:
-            db.wait_for_answer(conn, _ANSWER_S)
+            db.wait_for_answer(conn, answer_s)
         except TimeoutError as error:
             raise ConnectError(
                 f"the server gives {error}", "with a pooler in between: is its pool (default_pool_size) full?"
@@ -101,19 +101,19 @@ def ask(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...
 
 
 def server_start(conn: Connection) -> datetime:
-    """When the server was started."""
-    [(started,)] = ask(conn, "SELECT pg_catalog.pg_postmaster_start_time()")
+    """Return when the server was started."""
+    [(started,)] = async_rows(conn, "SELECT pg_catalog.pg_postmaster_start_time()")
     return started  # type: ignore[no-any-return]
 
 
 def socket_options(conn: Connection, side: str) -> SocketOptions:
-    """What the kernel does on our end of a TCP connection."""
+    """Return the kernel's options of our end of a TCP connection."""
     with socket.socket(fileno=os.dup(conn.fileno())) as sock:
         return _options(sock, side)
 
 
 def _client_by_default() -> SocketOptions:
-    """What libpq gets from this machine's kernel if nobody says more, as with Orthanc's discrete fields."""
+    """Return the options of a connection without parameters, as Orthanc's discrete fields make it."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return _options(sock, "client by default")
@@ -131,12 +131,12 @@ def _options(sock: socket.socket, side: str) -> SocketOptions:
 
 
 def _tcp_option(sock: socket.socket, name: str) -> int | None:
-    option = getattr(socket, name, None)  # not every system knows all of them
+    option = getattr(socket, name, None)  # not all systems have all of them
     return None if option is None else sock.getsockopt(socket.IPPROTO_TCP, option)
 
 
 def _server_side(settings: dict[str, int], pooler_mode: str) -> SocketOptions:
-    """PostgreSQL asks its kernel for probes always, and shows the values that act on the socket of the session."""
+    # PostgreSQL always asks its kernel for probes, and shows the values of the session's own socket.
     return SocketOptions(
         side="server" if pooler_mode == "none" else "server, towards the pooler",
         keepalive=True,
