@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, files
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config import OrthancConfiguration
-    from pgorthanc_cli.migrate import Converted, Event, Settings
+    from pgorthanc_cli.migrate import ConversionSettings, Converted
+    from pgorthanc_cli.progress import Progress
 
 
 @commands.command("migrate-sqlite")
@@ -69,7 +70,8 @@ def command(
     check_only: bool,
     plugin: str | None,
     storage: str,
-    **given: Any,
+    report: Path | None,
+    **options: Any,
 ) -> None:
     """Convert Orthanc's default SQLite index to PostgreSQL.
 
@@ -79,35 +81,49 @@ def command(
     """
     from pgorthanc_cli import migrate
     from pgorthanc_cli.schema import catalog
+    from pgorthanc_cli.workers import Stopped
 
     if plugin is not None:
-        if given["revision"] is not None:
+        if options["revision"] is not None:
             raise UsageError(
                 "--to-revision and --plugin both say which revision is wanted", "give one of them"
             )
-        given["revision"] = catalog.revision_of_plugin(plugin)
-    settings = migrate.Settings(large_objects=storage == "postgresql", **given)
-    with call.resolved(create=not check_only, needed=not check_only) as found:
-        settings = _completed(settings, found.orthanc)
-        path = _index(index, found.orthanc)
-        with commands.stopping() as stop:
-            events = (
-                migrate.check(path, settings, stop)
-                if check_only
-                else migrate.convert(found.target, path, settings, stop)
-            )
-            converted = _run(call, events, stop)
+        options["revision"] = catalog.revision_of_plugin(plugin)
+    _check_report(report)
+    settings = migrate.ConversionSettings(large_objects=storage == "postgresql", **options)
+    teller = upgrade_options.Teller(quiet=call.quiet)
+    with call.resolved(create=not check_only, needed=not check_only) as resolved, commands.stopping() as stop:
+        settings = _completed(settings, resolved.orthanc)
+        path = _index(index, resolved.orthanc)
+
+        def show(progress: Progress) -> None:
+            if stop.is_set():
+                raise Stopped
+            teller.tell(progress)
+
+        def save(converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:
+            if report:
+                write_report(report, converted, findings)
+
+        try:
+            if check_only:
+                converted = migrate.check(path, settings, report=show, stop=stop, save=save)
+            else:
+                converted = migrate.convert(
+                    resolved.target, path, settings, report=show, stop=stop, save=save
+                )
+        except Stopped:
+            raise Interrupted("interrupted; what was copied is committed", "run it again to go on") from None
     call.emit(converted)
-    _require_whole(converted)
+    _require_complete(converted)
 
 
-def _completed(settings: Settings, orthanc: OrthancConfiguration | None) -> Settings:
-    """Orthanc's configuration for what the options leave open."""
+def _completed(settings: ConversionSettings, orthanc: OrthancConfiguration | None) -> ConversionSettings:
+    """Return the settings with the values of Orthanc's configuration that no option overrides."""
     if orthanc is None:
         return settings
-    if settings.storage_dir is None and (
-        settings.verify_files or settings.verify_hashes or settings.large_objects
-    ):
+    needs_files = settings.verify_files or settings.verify_hashes or settings.large_objects
+    if settings.storage_dir is None and needs_files:
         orthanc.require_own_storage()
     return replace(
         settings,
@@ -116,35 +132,44 @@ def _completed(settings: Settings, orthanc: OrthancConfiguration | None) -> Sett
     )
 
 
-def _index(given: Path | None, orthanc: OrthancConfiguration | None) -> Path:
-    if given is None and orthanc is None:
+def _index(argument: Path | None, orthanc: OrthancConfiguration | None) -> Path:
+    if argument is None and orthanc is None:
         raise UsageError("which index?", "name the file, or Orthanc's configuration with --config")
-    path = given or orthanc.index_directory  # type: ignore[union-attr]
+    path = argument or orthanc.index_directory  # type: ignore[union-attr]
     return path / "index" if path.is_dir() else path
 
 
-def _run(call: Call, events: Iterator[Event], stop: threading.Event) -> Converted:
-    """Tell what goes on; Ctrl-C ends it at the next safe point."""
-    from pgorthanc_cli import migrate
-    from pgorthanc_cli.workers import Stopped
-
-    teller = upgrade_options.Teller(quiet=call.quiet)
-    with suppress(Stopped), closing(events):  # type: ignore[type-var]
-        for event in events:
-            if isinstance(event, migrate.Converted):
-                return event
-            if stop.is_set():
-                break
-            teller.tell(event)
-    raise Interrupted("interrupted; what was copied is committed", "run it again to go on")
+def _check_report(path: Path | None) -> None:
+    """Raise UsageError before the work if the report cannot be written after it."""
+    if path is None:
+        return
+    if path.suffix not in (".json", ".html"):
+        raise UsageError(f"--report {path}: wanted a name that ends in .json or .html")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = "it is a folder" if path.is_dir() else f"{path.parent} does not exist or is not writable"
+        raise UsageError(
+            f"--report {printable(str(path))} cannot be written: {printable(reason)}",
+            "choose a file in a folder that you may write to",
+        )
 
 
-def _require_whole(converted: Converted) -> None:
-    files = converted.files
-    wrong = [
-        *([f"{converted.skipped_rows} rows were skipped"] if converted.skipped_rows else []),
-        *([f"{files.missing} files are missing"] if files and files.missing else []),
-        *([f"{files.differing} files are not what the index says"] if files and files.differing else []),
-    ]
-    if wrong:
-        raise PartialFailure("; ".join(wrong), "see skipped and files in --json, or --report FILE.html")
+def write_report(path: Path, converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:
+    """Write the result and all findings to a file, as JSON or HTML by its suffix."""
+    from pgorthanc_cli.views import migrate
+
+    view = migrate.json_report if path.suffix == ".json" else migrate.html_report
+    with files.replacing(path) as stream:
+        for piece in view(converted, findings):
+            stream.write(piece.encode("utf-8", "backslashreplace"))
+
+
+def _require_complete(converted: Converted) -> None:
+    problems = []
+    if converted.skipped_rows:
+        problems.append(f"{converted.skipped_rows} rows were skipped")
+    if converted.files and converted.files.missing:
+        problems.append(f"{converted.files.missing} files are missing")
+    if converted.files and converted.files.differing:
+        problems.append(f"{converted.files.differing} files are not what the index says")
+    if problems:
+        raise PartialFailure("; ".join(problems), "see skipped and files in --json, or --report FILE.html")

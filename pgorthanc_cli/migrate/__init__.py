@@ -1,7 +1,7 @@
-"""From Orthanc's default SQLite index to PostgreSQL: everything kept, and proved."""
+"""Convert an Orthanc index of another database to PostgreSQL, completely and verified."""
 
-from pgorthanc_cli.migrate.model import Compared, Converted, Event, Files, Finding, Settings  # fmt: skip
-from pgorthanc_cli.migrate.run import check, convert
-from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.migrate.conversion import convert
+from pgorthanc_cli.migrate.model import Compared, ConversionSettings, Converted, FileCheck, Finding
+from pgorthanc_cli.migrate.run import check
 
-__all__ = ["Compared", "Converted", "Event", "Files", "Finding", "Progress", "Settings", "check", "convert"]
+__all__ = ["Compared", "ConversionSettings", "Converted", "FileCheck", "Finding", "check", "convert"]

@@ -1,199 +1,276 @@
-"""A conversion from the empty index to the new one."""
+"""Convert an index into an empty index of PostgreSQL."""
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.config import conninfo
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
-from pgorthanc_cli.migrate import checklist, journal, target, worker
-from pgorthanc_cli.migrate.model import Compared, Converted, Finding, Outcome, Settings
-from pgorthanc_cli.migrate.reader import RECYCLING, RESOURCES, Reader
-from pgorthanc_cli.migrate.reading import Reading
-from pgorthanc_cli.migrate.source import Source
-from pgorthanc_cli.migrate.tables import TABLES
-from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.migrate import journal, target
+from pgorthanc_cli.migrate.model import (  # fmt: skip
+    Compared,
+    ConversionSettings,
+    Converted,
+    Finding,
+    Outcome,
+    SaveFindings,
+)
+from pgorthanc_cli.migrate.run import OpenSource, Run, open_run, target_tables
+from pgorthanc_cli.migrate.source import Reader, TargetTables
+from pgorthanc_cli.migrate.sources import sqlite
+from pgorthanc_cli.migrate.worker import Worker
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
 
-if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection
-
-_SOURCES = {
-    **{table.target: table.source for table in TABLES},
-    "resources": RESOURCES,
-    "patientrecyclingorder": RECYCLING,
-}
-_NUMBERED = (RESOURCES, RECYCLING, "Changes", "ExportedResources", "Queues")
+# Orthanc wrote the rows under these options (SQLITE.md 5).
+_UNCHANGED_OPTIONS = (
+    "StorageDirectory", "StorageCompression", "StoreMD5ForAttachments", "ExtraMainDicomTags", "UserMetadata",
+    "UserContentType", "DefaultEncoding",
+)  # fmt: skip
 
 
-class Conversion(Reading):
-    """One run; `facts` are those fields of the result that only a conversion knows."""
+def convert(
+    where: db.Target,
+    path: Path,
+    settings: ConversionSettings,
+    *,
+    report: Report = silent,
+    stop: threading.Event | None = None,
+    save: SaveFindings | None = None,
+    open_source: OpenSource = sqlite.open_index,
+) -> Converted:
+    """Convert an index into an empty index of PostgreSQL.
 
-    def __init__(
-        self,
-        source: Source,
-        settings: Settings,
-        stack: ExitStack,
-        where: db.Target,
-        stop: threading.Event | None = None,
-    ) -> None:
-        super().__init__(source, settings, stack, stop)
-        self.where = where
-        self.facts: dict[str, Any] = {}
+    If it is interrupted, the next run with the same file continues; until it is complete the target is not an index.
 
-    def run(self) -> Iterator[Progress]:
-        """Everything, or what is left of it."""
-        conn = self.stack.enter_context(db.session(self.where))
-        self.stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION))
-        plan = yield from self._prepare(conn)
-        self.work = replace(self.work, revision=plan.revision, tables=tuple(plan.tables), target=self.where)
-        reader = self.reader()
-        yield from self._load(conn, reader)
-        yield from self._index(conn, plan)
-        target.count(conn, plan, {name: reader.highest(name) for name in _NUMBERED})
-        compared = yield from self._prove(reader, plan)
-        stored = (yield from self._store()) if self.settings.large_objects else 0
-        yield Progress("prove", "the new index")
-        target.stamp(conn, self.where.schema, plan, self.properties(reader))
-        plugins = catalog.plugins(plan.revision)
-        parameters = conninfo.complete(conninfo.in_use(conn), self.where)
-        options = conninfo.orthancs(parameters, encrypted=bool(conn.info.ssl_in_use))
-        self.facts |= {
-            "schema": self.where.schema,
-            "revision": plan.revision,
-            "server_identifier": plan.server_identifier,
-            "compared": compared,
-            "verified": self.settings.verify,
-            "large_objects": stored,
-            "steps": checklist.remaining(
-                options, self.where, self.source.path, plan.server_identifier, plugins, self.settings
-            ),
-        }
-        yield from self.look_at_files()
+    Args:
+        where: The database. An index is created in its schema if there is none.
+        path: The file `index`.
+        settings: How to convert.
+        report: Is called with the progress; whatever it raises ends the run.
+        stop: Ends the run once it is set: workers give up what they are doing, and what was copied is committed.
+        save: Is called with the result and all findings.
+        open_source: Opens `path`.
 
-    def result(self, elapsed_s: float, **more: Any) -> Converted:
-        """See `Reading.result`."""
-        return super().result(elapsed_s, **self.facts, **more)
+    Raises:
+        workers.Stopped: `stop` was set.
+        InUseError: An Orthanc uses the file or the database; or the target is not empty.
+        RevisionError: The target is not an index that can be filled.
+        UsageError: `settings` contradict each other.
+        ConnectError: The database cannot be reached, or the connection was lost.
+        PgOrthancError: The file cannot be converted, or only with repairs and `settings.strict` is set.
+    """
+    with open_run(path, settings, report=report, stop=stop, open_source=open_source) as run:
+        run.check_source(thorough=False)
+        converted = _Conversion(run, where).convert()
+        if save:
+            save(converted, run.findings.all())
+    return converted
 
-    def _prepare(self, conn: Connection) -> Generator[Progress, None, target.Plan]:
-        """Have an index that is ready to be filled, or go on with one that has been begun."""
-        schema = self.where.schema
-        found = catalog.snapshot(conn, schema)
-        begun = target.unfinished(found)
-        number = journal.run(conn)["revision"] if begun else self._wanted(found)
+
+class _Conversion:
+    """A run that fills an index."""
+
+    def __init__(self, run: Run, where: db.Target) -> None:
+        self._run = run
+        self._target = where
+        self._settings = run.settings
+        self._conn = run.stack.enter_context(db.session(where))
+
+    def convert(self) -> Converted:
+        run, conn, settings = self._run, self._conn, self._settings
+        run.stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION))
+        plan, resumed = self._prepare()
+        run.context = replace(
+            run.context,
+            tables=_only(plan.tables, target_tables(plan.revision)),
+            revision=plan.revision,
+            target=self._target,
+        )
+        reader = run.open_reader()
+        self._load(reader)
+        self._create_indexes(plan)
+        target.set_counters(conn, plan, reader.highest_ids())
+        compared = self._prove(plan)
+        large_objects = self._copy_files() if settings.large_objects else 0
+        run.report(Progress("prove", "the new index"))
+        target.finalize(conn, self._target.schema, plan, run.properties(reader))
+        steps = self._remaining_steps(plan)
+        run.compare_files()
+        return replace(
+            run.result(),
+            schema=self._target.schema,
+            revision=plan.revision,
+            server_identifier=plan.server_identifier,
+            compared=compared,
+            verified=settings.verify,
+            large_objects=large_objects,
+            resumed=resumed,
+            steps=steps,
+        )
+
+    def _prepare(self) -> tuple[target.LoadPlan, bool]:
+        """Create or empty an index for loading, or take the plan of an unfinished conversion.
+
+        Returns:
+            The plan, and whether an unfinished conversion is continued.
+        """
+        run, conn, schema, settings = self._run, self._conn, self._target.schema, self._settings
+        objects = catalog.snapshot(conn, schema)
+        unfinished = target.is_unfinished(objects)
+        if unfinished:
+            actual = number = journal.plan(conn)["revision"]
+        else:
+            layout = catalog.layout(objects, schema)
+            actual = layout.revision if layout else None
+            number = settings.revision or actual or catalog.newest()
         conn.rollback()
-        self.work = replace(self.work, revision=number)
-        self._refuse_what_has_no_place(number)
-        if self.settings.strict:
-            yield from self._read_first()
-        locks.require_no_orthanc(conn, schema)  # one without a lock; the lock is tried below
+        tables = target_tables(number)
+        if actual == number:  # an existing index may have fewer: the plugin 4.0 creates no labels
+            tables = _only(target.loadable_tables(objects), tables)
+        run.context = replace(run.context, tables=tables, revision=number)
+        self._require_room(number)
+        if settings.strict:
+            self._require_clean()
+        # An Orthanc that holds no lock, such as one of an old release; the lock itself is taken below.
+        locks.require_no_orthanc(conn, schema)
         conn.rollback()
-        if not begun:
-            target.establish(conn, schema, self.settings)
-        self.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
-        self.facts["resumed"] = begun and not self.settings.restart
-        name, fingerprint = str(self.source.path), self.source.fingerprint
-        if begun:
-            return target.resume(conn, fingerprint, name, self.settings)
-        return target.take_apart(conn, schema, fingerprint, name, number, self.settings)
+        if not unfinished:
+            target.ensure_empty_index(conn, schema, settings)
+        run.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
+        fingerprint, path = run.source.fingerprint, str(run.source.path)
+        if unfinished:
+            plan = target.resume(conn, fingerprint, path, settings)
+            return plan, not settings.restart
+        return target.prepare_for_loading(conn, schema, fingerprint, path, number, settings), False
 
-    def _wanted(self, found: catalog.Catalog) -> int:
-        here = catalog.layout(found, self.where.schema)
-        return self.settings.revision or (here.revision if here else catalog.newest())
-
-    def _refuse_what_has_no_place(self, number: int) -> None:
-        """Tables and columns that came after the revision; left out only if it was asked for by its number."""
-        lost = list(self.reader().without_place(number))
-        if lost and (self.settings.revision is None or self.settings.strict):
+    def _require_room(self, number: int) -> None:
+        """Refuse rows of tables and columns that came after the revision, unless it was asked for by its number."""
+        lost = self._run.open_reader().unsupported()
+        if lost and (self._settings.revision is None or self._settings.strict):
+            rows = "; ".join(f"{count} rows of {table}" for table, count in lost.items())
             raise RevisionError(
-                f"an index at revision {number} cannot hold {'; '.join(f'{n} rows of {t}' for t, n in lost)}",
+                f"an index at revision {number} cannot hold {rows}",
                 f"convert to revision {catalog.newest()}; or leave them out with --to-revision {number}",
             )
-        for table, count in lost:
+        for table, count in lost.items():
             what = f"{count} rows skipped: revision {number} cannot hold them"
-            self.found.add(Outcome(skipped=[Finding(table, None, what)]))
+            self._run.findings.add(Outcome(skipped=[Finding(table, None, what)]))
 
-    def _read_first(self) -> Iterator[Progress]:
-        """With --strict everything is read before anything is written."""
-        yield from self.read()
-        if self.found.counts:
-            first = [*self.found.held["skipped"], *self.found.held["repaired"]][0]
+    def _require_clean(self) -> None:
+        """Read everything before anything is written, and refuse if a row is repaired or skipped."""
+        run = self._run
+        run.read_all()
+        if run.findings.counts.total():
+            first = [*run.findings.listed["skipped"], *run.findings.listed["repaired"]][0]
             raise PgOrthancError(
-                f"{self.found.counts.total()} rows cannot be stored as they are, such as {first}",
+                f"{run.findings.counts.total()} rows cannot be stored as they are, such as {first}",
                 "see all with --check --report FILE.html; without --strict they are repaired or skipped",
             )
-        for counter in (self.rows, self.sums, self.seen):
-            counter.clear()
+        for totals in (run.rows, run.checksums, run.rows_read):
+            totals.clear()
 
-    def _load(self, conn: Connection, reader: Reader) -> Iterator[Progress]:
-        """Copy the pieces that are not done yet."""
-        chunks = {worker.piece(*chunk): chunk for chunk in reader.chunks()}
-        for name, outcome in journal.done(conn):
-            if name in chunks:
-                self.take(reader, chunks.pop(name)[0], outcome)
-        conn.rollback()
-        work = ((self.work, "convert", *chunk) for chunk in chunks.values())
-        for (name, *_), (progress, outcome) in zip(
-            chunks.values(), self.each("copy", "rows", work, len(chunks)), strict=True
-        ):
-            self.take(reader, name, outcome)
-            yield progress
-        self.require_all(reader)
+    def _load(self, reader: Reader) -> None:
+        """Copy the pieces that no earlier run has copied."""
+        run = self._run
+        pieces = {str(piece): piece for piece in reader.pieces()}
+        for name, outcome in journal.done(self._conn):
+            if name in pieces:
+                run.count(reader, pieces.pop(name), outcome)
+        self._conn.rollback()
+        jobs = [partial(Worker.load, piece=piece) for piece in pieces.values()]
+        for piece, outcome in zip(pieces.values(), run.each(jobs, "copy", "rows"), strict=True):
+            run.count(reader, piece, outcome)
+        run.require_all_rows(reader)
 
-    def _index(self, conn: Connection, plan: target.Plan) -> Iterator[Progress]:
-        """Indexes, keys and foreign keys, but for those that an earlier run has built."""
-        known = catalog.snapshot(conn, self.where.schema)
-        conn.rollback()
-        missing = target.missing_indexes(plan, known)
-        work = ((self.work, "execute", statement) for statement in missing)
-        for progress, _ in self.each("build", "indexes", work, len(missing)):
-            yield progress
-        target.add_keys(conn, plan, known)
+    def _create_indexes(self, plan: target.LoadPlan) -> None:
+        """Create indexes, keys and foreign keys, except those that an earlier run has created."""
+        objects = catalog.snapshot(self._conn, self._target.schema)
+        self._conn.rollback()
+        statements = target.missing_indexes(plan, objects)
+        jobs = [partial(Worker.execute, statement=statement) for statement in statements]
+        for _ in self._run.each(jobs, "build", "indexes"):
+            pass
+        target.add_keys(self._conn, plan, objects)
 
-    def _prove(self, reader: Reader, plan: target.Plan) -> Generator[Progress, None, tuple[Compared, ...]]:
-        """Check foreign keys and invariants, read every table back, collect statistics: all at once."""
-        tables = sorted(plan.tables, key=lambda table: -self.rows[table]) if self.settings.verify else []
-        work: list[tuple[Any, ...]] = [(self.work, "invariants")] if self.settings.verify else []
-        work += [(self.work, "read_back", table, reader.columns(_SOURCES[table])[1]) for table in tables]
+    def _prove(self, plan: target.LoadPlan) -> tuple[Compared, ...]:
+        """Validate foreign keys, check invariants, read all tables back, and collect statistics."""
+        run, verify = self._run, self._settings.verify
         statements = [f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}" for table, name, _ in plan.references]
         statements += [f"ANALYZE {table}" for table in plan.tables]
-        work += [(self.work, "execute", statement) for statement in statements]
-        results = []
-        for progress, found in self.each("prove", "rows and references", work, len(work)):
-            results.append(found)
-            yield progress
-        if not self.settings.verify:
-            return ()
+        # All of it at the same time, and what takes longest first.
+        violations = [run.submit(Worker.violations)] if verify else []
+        tables = sorted(plan.tables, key=lambda table: -run.rows[table]) if verify else []
+        stored = [run.submit(partial(Worker.read_back, table=table)) for table in tables]
+        executed = [run.submit(partial(Worker.execute, statement=s)) for s in statements]
+        run.wait([*violations, *stored, *executed], "prove", "rows and references")
         compared = tuple(
-            Compared(table, self.rows[table], stored, self.sums[table], checksum)
-            for table, (stored, checksum) in zip(tables, results[1:], strict=False)
+            Compared(table, run.rows[table], rows, run.checksums[table], checksum)
+            for table, (rows, checksum) in zip(tables, (f.result() for f in stored), strict=True)
         )
         _require_equal(compared)
-        target.require_sound(results[0])
+        target.require_sound([problem for future in violations for problem in future.result()])
         return compared
 
-    def _store(self) -> Generator[Progress, None, int]:
-        """Copy the attachments into PostgreSQL; how many are there."""
-        seen = yield from self.attachments("copied into PostgreSQL", "store")
-        if seen.missing or seen.differing:
+    def _copy_files(self) -> int:
+        """Copy the attachments into large objects, and return their number."""
+        folder = self._settings.storage_dir
+        assert folder is not None  # noqa: S101 - open_run requires it
+        pieces = self._run.open_reader().attachment_pieces()
+        jobs = [partial(Worker.copy_files, piece=piece, folder=folder) for piece in pieces]
+        copied = self._run.add_up_files(jobs, "copied into PostgreSQL")
+        if copied.missing or copied.differing:
             raise PgOrthancError(
-                f"{seen.missing} files of the storage folder are missing, {seen.differing} are not what the "
-                f"index says, such as {seen.examples[0]}",
+                f"{copied.missing} files of the storage folder are missing, {copied.differing} are not what the "
+                f"index says, such as {copied.examples[0]}",
                 "restore them and run it again: it goes on; or leave the files in their folder: without --storage",
             )
-        return seen.stored
+        return copied.checked
+
+    def _remaining_steps(self, plan: target.LoadPlan) -> tuple[str, ...]:
+        """Return what the administrator has to do, in order."""
+        parameters = conninfo.complete(conninfo.in_use(self._conn), self._target)
+        options = conninfo.orthancs(parameters, encrypted=bool(self._conn.info.ssl_in_use))
+        libraries = ", and libOrthancPostgreSQLStorage.so" if self._settings.large_objects else ""
+        kept = "StorageDirectory stays until Orthanc works; " if self._settings.large_objects else ""
+        return (
+            f"add to Orthanc's configuration, with the password (plugin {catalog.plugins(plan.revision)}): "
+            f"{self._configuration(options, plan.server_identifier)}",
+            f'add the library libOrthancPostgreSQLIndex.so to "Plugins"{libraries}',
+            f"{kept}leave as they are: {', '.join(_UNCHANGED_OPTIONS)}",
+            f"move {self._run.source.path} out of the way, so that nobody starts Orthanc on it again; "
+            "keep it as a backup of this moment",
+            "start Orthanc, compare /statistics with the figures above, look at a study",
+            "run: pgorthanc verify schema --deep",
+        )
+
+    def _configuration(self, options: Mapping[str, Any], server_identifier: str) -> str:
+        section = {
+            "EnableIndex": True,
+            "EnableStorage": self._settings.large_objects,
+            **options,
+            **({"Schema": self._target.schema} if self._target.schema != "public" else {}),
+        }
+        lines = {"PostgreSQL": section, "DatabaseServerIdentifier": server_identifier}
+        return json.dumps(lines, indent=2)
+
+
+def _only(names: list[str], tables: TargetTables) -> TargetTables:
+    return {name: columns for name, columns in tables.items() if name in names}
 
 
 def _require_equal(compared: tuple[Compared, ...]) -> None:
-    wrong = [c for c in compared if not c.equal]
-    if wrong:
-        told = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in wrong)
+    differing = [c for c in compared if not c.equal]
+    if differing:
+        counts = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in differing)
         raise PgOrthancError(
-            f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {told}",
+            f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {counts}",
             "make sure that nobody else works on the database, then run it again with --restart",
         )

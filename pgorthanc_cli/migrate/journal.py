@@ -1,6 +1,7 @@
-"""What a conversion has done so far, in a table of the target; each entry is committed with what it speaks of.
+"""The progress of a conversion, in a table of the target; each entry is committed together with what it describes.
 
-While the table is there the index is none: its properties are away, so neither Orthanc nor this tool takes it for one.
+While the table exists the schema is not an index: its properties have another name, so neither Orthanc nor this tool
+accepts it as one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.migrate.model import Finding, Outcome
 
@@ -18,68 +20,76 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 TABLE = "pgorthanc_migration"
-_RUN = "run"
-_CREATE = f"CREATE TABLE {TABLE} (name text PRIMARY KEY, content text NOT NULL)"
-_WRITE = f"INSERT INTO {TABLE} (name, content) VALUES (%s, %s)"
-_READ = f"SELECT content FROM {TABLE} WHERE name = %s"
+_PLAN = "run"
+_INSERT = f"INSERT INTO {TABLE} (name, content) VALUES (%s, %s)"
+_SELECT = f"SELECT content FROM {TABLE} WHERE name = %s"
 
 
-def create(cur: Cursor, run: dict[str, Any]) -> None:
-    """Begin a journal, in the transaction of the caller."""
-    cur.execute(_CREATE)
-    cur.execute(_WRITE, (_RUN, json.dumps(run)))
+def create(cur: Cursor, plan: dict[str, Any]) -> None:
+    """Create the journal in the transaction of the caller."""
+    cur.execute(f"CREATE TABLE {TABLE} (name text PRIMARY KEY, content text NOT NULL)")
+    cur.execute(_INSERT, (_PLAN, json.dumps(plan)))
 
 
-def run(conn: Connection) -> dict[str, Any]:
-    """What the conversion was told, and how the index is put together again.
+def clear(cur: Cursor, plan: dict[str, Any]) -> None:
+    """Remove all entries, and record another plan."""
+    cur.execute(f"DELETE FROM {TABLE}")
+    cur.execute(_INSERT, (_PLAN, json.dumps(plan)))
+
+
+def drop(cur: Cursor) -> None:
+    """Drop the journal: the conversion is complete."""
+    cur.execute(f"DROP TABLE {TABLE}")
+
+
+def plan(conn: Connection) -> dict[str, Any]:
+    """Return the recorded plan: settings of the conversion, and how to complete the index.
 
     Raises:
         PgOrthancError: The record is damaged.
     """
-    with conn.cursor() as cur:
-        cur.execute(_READ, (_RUN,))
-        (content,) = cur.fetchone() or ("",)
     try:
-        found: dict[str, Any] = json.loads(content)
-        if type(found["revision"]) is not int:
+        content: dict[str, Any] = json.loads(db.value(conn, _SELECT, _PLAN) or "")
+        if type(content["revision"]) is not int:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise unusable() from None
-    return found
+        raise damaged_plan() from None
+    return content
 
 
-def unusable() -> PgOrthancError:
-    """What to tell when it is not known how to put the index together."""
+def damaged_plan() -> PgOrthancError:
+    """Return the error for a plan from which the index cannot be completed."""
     return PgOrthancError(
-        f"the record of the unfinished conversion (row '{_RUN}' of table {TABLE}) is damaged: it cannot be continued",
+        f"the record of the unfinished conversion (row '{_PLAN}' of table {TABLE}) is damaged: "
+        "it cannot be continued",
         "convert into an empty database or schema; or drop the tables of this one, which hold no finished index",
     )
 
 
-def record(cur: Cursor, name: str, found: Outcome) -> None:
-    """Note that a piece of work is done, in the transaction that did it.
+def record(cur: Cursor, name: str, outcome: Outcome) -> None:
+    """Record a piece of work in the transaction that has done it.
 
     Raises:
-        psycopg2.errors.UniqueViolation: It was done already, by a worker that has outlived its parent.
+        psycopg2.errors.UniqueViolation: A worker that has outlived its parent has already done it.
     """
-    cur.execute(_WRITE, (name, json.dumps(asdict(found))))
+    cur.execute(_INSERT, (name, json.dumps(asdict(outcome))))
 
 
 def done(conn: Connection) -> Iterator[tuple[str, Outcome]]:
-    """The pieces of work that are done."""
+    """Yield the names and the outcomes of the pieces of work that are done."""
     with conn.cursor() as cur:
-        cur.execute(f"SELECT name FROM {TABLE} WHERE name <> %s ORDER BY name", (_RUN,))
+        cur.execute(f"SELECT name FROM {TABLE} WHERE name <> %s ORDER BY name", (_PLAN,))
         for (name,) in cur.fetchall():
             yield name, outcome(cur, name)
 
 
 def outcome(cur: Cursor, name: str) -> Outcome:
-    """What a piece of work found that is done.
+    """Return the outcome of a piece of work that is done.
 
     Raises:
         PgOrthancError: The record is damaged.
     """
-    cur.execute(_READ, (name,))
+    cur.execute(_SELECT, (name,))
     (text,) = cur.fetchone() or ("",)
     try:
         content = json.loads(text)
@@ -89,18 +99,8 @@ def outcome(cur: Cursor, name: str) -> Outcome:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise PgOrthancError(
-            f"the record of what was converted (row '{name}' of table {TABLE}) is damaged, so it cannot be continued",
+            f"the record of what was converted (row '{name}' of table {TABLE}) is damaged, "
+            "so it cannot be continued",
             "run it again with --restart: everything is converted from the beginning",
         ) from None
     return Outcome(rows, checksum, **lists)
-
-
-def begin_again(cur: Cursor, run: dict[str, Any]) -> None:
-    """Nothing is done yet."""
-    cur.execute(f"DELETE FROM {TABLE}")
-    cur.execute(_WRITE, (_RUN, json.dumps(run)))
-
-
-def drop(cur: Cursor) -> None:
-    """The conversion is complete."""
-    cur.execute(f"DROP TABLE {TABLE}")

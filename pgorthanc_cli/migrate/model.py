@@ -1,34 +1,33 @@
-"""What a conversion is told, and what it tells."""
+"""Settings of a conversion, and what it reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgorthanc_cli.progress import Progress
-
 LEVELS = ("patients", "studies", "series", "instances")
 DEFAULT_SERVER = "orthanc"
-"""The server identifier where nothing names one; the configuration has to say the same then."""
+"""The server identifier if neither an option nor the target names one; Orthanc must then be configured with it."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ConversionSettings:
     """How to convert.
 
     Attributes:
-        revision: The revision that is wanted; None: that of the index that is there, else the newest.
-        server_identifier: Whose the modalities, peers, jobs and properties of plugins are
-            (DatabaseServerIdentifier). None: as an Orthanc left it in the target, else `DEFAULT_SERVER`.
+        revision: Target revision. None: that of an existing empty index, else the newest.
+        server_identifier: Owner of modalities, peers, jobs and properties of plugins
+            (DatabaseServerIdentifier). None: the one that an Orthanc left in the target, else
+            `DEFAULT_SERVER`.
         strict: Refuse whatever would have to be repaired or skipped.
-        restart: Begin anew where an unfinished conversion is found.
-        verify: Read everything back and compare, and check the invariants of the index.
-        storage_dir: The folder of the attachments.
+        restart: Discard an unfinished conversion and start again.
+        verify: Read all rows back, compare them, and check the invariants of the index.
+        storage_dir: Orthanc's StorageDirectory.
         verify_files: Compare the size of each attachment's file.
         verify_hashes: Compare the MD5 of each attachment's file as well.
         large_objects: Copy the attachments into PostgreSQL.
-        report: Write everything that was repaired or skipped to this file, `.json` or `.html`.
-        jobs: Worker processes.
+        jobs: Number of worker processes.
     """
 
     revision: int | None = None
@@ -40,18 +39,17 @@ class Settings:
     verify_files: bool = False
     verify_hashes: bool = False
     large_objects: bool = False
-    report: Path | None = None
     jobs: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row that PostgreSQL could not hold as it is.
+    """A row that PostgreSQL cannot hold unchanged.
 
     Attributes:
-        table: The table in SQLite.
-        public_id: The resource that it belongs to, if there is one.
-        what: Which row, what was wrong, what was done; never its value.
+        table: The table in the source.
+        public_id: The resource that the row belongs to, if any.
+        what: Which row, the problem, and what was done. Never a value: it may name a patient.
     """
 
     table: str
@@ -59,19 +57,35 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        """One line."""
         return f"{self.table}, {self.public_id or 'no resource'}: {self.what}"
+
+
+@dataclass
+class Outcome:
+    """The result of one piece of work. Picklable, and kept in the journal.
+
+    Attributes:
+        rows: Rows written.
+        checksum: Sum of their CRC-32.
+        repaired: Rows that were changed.
+        skipped: Rows that were left out.
+    """
+
+    rows: int = 0
+    checksum: int = 0
+    repaired: list[Finding] = field(default_factory=list)
+    skipped: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A table on both sides: what was read from SQLite, and what PostgreSQL answers.
+    """A table as it was read from the source, and as PostgreSQL returns it.
 
     Attributes:
         table: The table in PostgreSQL.
-        converted: Rows made from those of SQLite.
+        converted: Rows made from those of the source.
         stored: Rows in PostgreSQL.
-        checksum: Sum of the CRC-32 of the converted rows, so their order does not count.
+        checksum: Sum of the CRC-32 of the converted rows, so that their order does not matter.
         stored_checksum: The same of the rows in PostgreSQL.
     """
 
@@ -87,16 +101,16 @@ class Compared:
         return (self.converted, self.checksum) == (self.stored, self.stored_checksum)
 
 
-@dataclass(frozen=True)
-class Files:
-    """How the storage area compares with the attachments of the index.
+@dataclass
+class FileCheck:
+    """How the storage folder compares with the attachments of the index.
 
     Attributes:
-        checked: Attachments looked at.
-        hashed: Those of which the MD5 was compared.
-        missing: Files that are not there or cannot be read.
+        checked: Number of attachments.
+        hashed: Attachments whose MD5 was compared.
+        missing: Files that do not exist or cannot be read.
         differing: Files of another size or MD5.
-        examples: Some of these, as `uuid: what`.
+        examples: Some of these, as `uuid: problem`.
     """
 
     checked: int = 0
@@ -105,34 +119,53 @@ class Files:
     differing: int = 0
     examples: tuple[str, ...] = ()
 
+    MAX_EXAMPLES = 20
+
+    def add(self, other: FileCheck) -> None:
+        """Add the counts of another part of the attachments."""
+        self.checked += other.checked
+        self.hashed += other.hashed
+        self.missing += other.missing
+        self.differing += other.differing
+        self.examples = (*self.examples, *other.examples)[: self.MAX_EXAMPLES]
+
+    def add_problem(self, uuid: str, problem: str, *, missing: bool) -> None:
+        """Count a file that is missing or differs."""
+        self.missing += missing
+        self.differing += not missing
+        if len(self.examples) < self.MAX_EXAMPLES:
+            self.examples = (*self.examples, f"{uuid}: {problem}")
+
     def __str__(self) -> str:
-        looked = f"{self.checked:,} looked for, {self.hashed:,} hashed"
-        told = f"{looked}, {self.missing:,} missing, {self.differing:,} differing"
-        return f"{told}, such as {self.examples[0]}" if self.examples else told
+        counts = (
+            f"{self.checked:,} looked for, {self.hashed:,} hashed, "
+            f"{self.missing:,} missing, {self.differing:,} differing"
+        )
+        return f"{counts}, such as {self.examples[0]}" if self.examples else counts
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What has become of an SQLite index.
+    """The result of a conversion or of a check.
 
     Attributes:
         source: The file.
         resources: Patients, studies, series and instances in the new index.
         rows: Rows by table of PostgreSQL (after a check: as they would be).
-        repaired: Rows that were changed so that PostgreSQL can hold them; at most `findings.LISTED`.
-        repaired_rows: How many there are.
-        skipped: Rows that were left out; at most `findings.LISTED`.
-        skipped_rows: How many there are.
-        schema: PostgreSQL namespace; None after a mere check.
+        repaired: Rows that were changed so that PostgreSQL can hold them; at most `MAX_LISTED`.
+        repaired_rows: Number of these.
+        skipped: Rows that were left out; at most `MAX_LISTED`.
+        skipped_rows: Number of these.
+        schema: PostgreSQL namespace; None after a check.
         revision: Revision of the new index.
-        server_identifier: Whose the server properties are.
-        compared: Table by table, both sides; empty unless verified.
-        verified: Whether everything was read back, compared, and the invariants of the index hold.
-        files: What the check of the attachments' files found, if it was asked for.
+        server_identifier: Owner of the server properties.
+        compared: Both sides, table by table; empty unless verified.
+        verified: Whether all rows were read back and compared, and the invariants of the index hold.
+        files: The comparison of the attachments with their files, if requested.
         large_objects: Attachments that were copied into PostgreSQL.
         resumed: Whether an interrupted run was continued.
-        steps: What is still to be done, with the lines of the configuration.
-        elapsed_s: How long it took, in seconds.
+        steps: Instructions for the administrator, with the lines of Orthanc's configuration.
+        elapsed_s: Elapsed time in seconds.
         rows_per_s: Rows converted per second, everything included.
         dry_run: Whether the index was only checked.
     """
@@ -149,7 +182,7 @@ class Converted:
     server_identifier: str | None = None
     compared: tuple[Compared, ...] = ()
     verified: bool = False
-    files: Files | None = None
+    files: FileCheck | None = None
     large_objects: int = 0
     resumed: bool = False
     steps: tuple[str, ...] = ()
@@ -158,21 +191,5 @@ class Converted:
     dry_run: bool = field(default=False, metadata={"shown": False})
 
 
-Event = Progress | Converted
-
-
-@dataclass
-class Outcome:
-    """What a piece of work found; picklable, and kept in the journal.
-
-    Attributes:
-        rows: Rows written.
-        checksum: Sum of their CRC-32.
-        repaired: Rows that were changed.
-        skipped: Rows that were left out.
-    """
-
-    rows: int = 0
-    checksum: int = 0
-    repaired: list[Finding] = field(default_factory=list)
-    skipped: list[Finding] = field(default_factory=list)
+SaveFindings = Callable[[Converted, Iterator[dict[str, "str | None"]]], None]
+"""Receives the result and all findings (kind, table, public_id, what), however many there are."""

@@ -1,86 +1,312 @@
-"""What can be asked for: a conversion, and a mere check."""
+"""Read a whole index with several processes, without writing to any database.
+
+`check` is a run of its own; a conversion (`conversion.py`) uses the same steps.
+"""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pgorthanc_cli import db
+from pgorthanc_cli import workers
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.migrate import findings
-from pgorthanc_cli.migrate import source as sources
-from pgorthanc_cli.migrate.conversion import Conversion
-from pgorthanc_cli.migrate.model import Event, Settings
-from pgorthanc_cli.migrate.reading import Reading
+from pgorthanc_cli.migrate import worker
+from pgorthanc_cli.migrate.model import (  # fmt: skip
+    ConversionSettings,
+    Converted,
+    FileCheck,
+    Finding,
+    Outcome,
+    SaveFindings,
+)
+from pgorthanc_cli.migrate.source import Piece, Reader, Source, TargetTables
+from pgorthanc_cli.migrate.sources import sqlite
+from pgorthanc_cli.migrate.worker import Context, Worker
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
 
-_LONGEST = 64  # of a server identifier: serverproperties.server
+MAX_LISTED = 1_000
+"""Findings of each kind in a result; the others are only in the report."""
+
+_MAX_SERVER_IDENTIFIER = 64  # of serverproperties.server
+_QUEUED_PER_WORKER = 3  # so that no worker waits for the parent, and no queue holds millions of pieces
+
+OpenSource = Callable[[Path], AbstractContextManager[Source]]
+T = TypeVar("T")
 
 
-def convert(
-    where: db.Target, path: Path, settings: Settings, stop: threading.Event | None = None
-) -> Iterator[Event]:
-    """Convert an SQLite index into an empty index of PostgreSQL; yields what goes on, at last a `Converted`.
-
-    Interrupted at any point, it goes on there when it is run again with the same file; until it is complete the target
-    is no index.
+def check(
+    path: Path,
+    settings: ConversionSettings,
+    *,
+    report: Report = silent,
+    stop: threading.Event | None = None,
+    save: SaveFindings | None = None,
+    open_source: OpenSource = sqlite.open_index,
+) -> Converted:
+    """Read everything as `convert` would, and return what it would do. Needs no database.
 
     Args:
-        where: The database; the index in its schema is made if there is none.
-        path: The file `index`.
-        settings: How to convert.
-        stop: Set it to end: what the workers do is given up then, what was copied is committed.
-
-    Raises:
-        workers.Stopped: It was set.
-        InUseError: An Orthanc works with the file or the database; or the target is not empty.
-        RevisionError: The target is no index that can be filled.
-        UsageError: `settings` ask for what cannot be.
-        ConnectError: The database cannot be reached, or went away.
-        PgOrthancError: The file cannot be converted, or not as `settings.strict` would have it.
-    """
-    _check(settings)
-    started = time.monotonic()
-    with ExitStack() as stack:
-        source = stack.enter_context(sources.opened(path))
-        conversion = Conversion(source, settings, stack, where, stop)
-        yield from conversion.survey(thorough=False)
-        yield from conversion.run()
-        yield conversion.result(time.monotonic() - started)
-
-
-def check(path: Path, settings: Settings, stop: threading.Event | None = None) -> Iterator[Event]:
-    """Read everything as `convert` would, and say what it would do; writes nothing, and needs no database.
+        path: The index.
+        settings: As for `convert`.
+        report: Is called with the progress; whatever it raises ends the run.
+        stop: Ends the run once it is set.
+        save: Is called with the result and all findings.
+        open_source: Opens `path`.
 
     Raises:
         workers.Stopped: `stop` was set.
-        InUseError: An Orthanc works with the file.
-        PgOrthancError: The file cannot be converted.
+        InUseError: An Orthanc uses the index.
+        PgOrthancError: The index cannot be converted.
     """
-    _check(settings)
+    with open_run(path, settings, report=report, stop=stop, open_source=open_source) as run:
+        run.check_source(thorough=True)
+        run.read_all()
+        run.compare_files()
+        converted = replace(run.result(), dry_run=True)
+        if save:
+            save(converted, run.findings.all())
+    return converted
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    settings: ConversionSettings,
+    *,
+    report: Report,
+    stop: threading.Event | None,
+    open_source: OpenSource,
+) -> Iterator[Run]:
+    """Check the settings, open the index, and start the worker processes for the length of a block."""
+    _require_valid(settings)
     started = time.monotonic()
     with ExitStack() as stack:
-        source = stack.enter_context(sources.opened(path))
-        reading = Reading(source, settings, stack, stop)
-        yield from reading.survey(thorough=True)
-        yield from reading.read()
-        yield from reading.look_at_files()
-        yield reading.result(time.monotonic() - started, dry_run=True)
+        source = stack.enter_context(open_source(path))
+        # Started before any connection to PostgreSQL is opened, which a worker must not share.
+        pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
+        yield Run(source, settings, pool, stack, report, started)
 
 
-def _check(settings: Settings) -> None:
+class Run:
+    """One run: its source, its worker processes, and the totals of their work.
+
+    Attributes:
+        context: Sent to the workers with each piece of work.
+        stack: Closes at the end what is opened during the run.
+        rows: Rows converted, by table of PostgreSQL.
+        checksums: Their checksums.
+        rows_read: Rows converted or skipped, by table of the source.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: ConversionSettings,
+        pool: workers.Pool,
+        stack: ExitStack,
+        report: Report,
+        started: float,
+    ) -> None:
+        self.settings = settings
+        self.stack = stack
+        self.report = report
+        self.context = Context(source, target_tables(settings.revision or catalog.newest()))
+        self.rows: Counter[str] = Counter()
+        self.checksums: Counter[str] = Counter()
+        self.rows_read: Counter[str] = Counter()
+        self.findings = Findings(source.scratch)
+        self._pool = pool
+        self._started = started
+        self._files: FileCheck | None = None
+
+    @property
+    def source(self) -> Source:
+        """The index; another object once its resources are known."""
+        return self.context.source
+
+    def check_source(self, *, thorough: bool) -> None:
+        """Check the structure of the tables and find the resources that can be converted.
+
+        Raises:
+            PgOrthancError: The index is damaged.
+        """
+        source = self.source
+        self.report(Progress("check", "the file"))
+        survey = self.submit(Worker.survey)
+        tables = source.tables()
+        jobs = [partial(Worker.check_table, table=table, thorough=thorough) for table in tables]
+        for table, problems in zip(tables, self._results(jobs), strict=True):
+            if problems:
+                raise source.damaged(f"table {table}: {problems[0]}")
+            self.report(Progress("check", f"table {table}"))
+        surveyed, outcome = self._pool.result(survey)
+        self.context = replace(self.context, source=surveyed)
+        for table, number in source.unknown_tables.items():
+            what = f"{number} rows skipped: no release of Orthanc has this table"
+            outcome.skipped.append(Finding(table, None, what))
+        self.findings.add(outcome)
+
+    def read_all(self) -> None:
+        """Read everything as it would be converted."""
+        reader = self.open_reader()
+        pieces = reader.pieces()
+        jobs = [partial(Worker.read, piece=piece) for piece in pieces]
+        for piece, outcome in zip(pieces, self.each(jobs, "check", "rows"), strict=True):
+            self.count(reader, piece, outcome)
+        self.require_all_rows(reader)
+        self.properties(reader)
+
+    def require_all_rows(self, reader: Reader) -> None:
+        """Raise PgOrthancError unless every row was converted or skipped."""
+        for table, rows in reader.row_counts().items():
+            if self.rows_read[table] != rows:
+                problem = f"table {table} holds {rows:,} rows, {self.rows_read[table]:,} were read"
+                raise self.source.damaged(problem)
+
+    def compare_files(self) -> None:
+        """Compare the attachments with their files, if the settings ask for it."""
+        folder, hashes = self.settings.storage_dir, self.settings.verify_hashes
+        if folder and (self.settings.verify_files or hashes):
+            jobs = [
+                partial(Worker.compare_files, piece=piece, folder=folder, hashes=hashes)
+                for piece in self.open_reader().attachment_pieces()
+            ]
+            self._files = self.add_up_files(jobs, "compared")
+
+    def add_up_files(self, jobs: Sequence[Callable[[Worker], FileCheck]], what: str) -> FileCheck:
+        """Have jobs done on pieces of the attachments, and return the sum of their results."""
+        total = FileCheck()
+        for part in self.each(jobs, "files", what):
+            total.add(part)
+        return total
+
+    def submit(self, job: Callable[[Worker], T]) -> Future[T]:
+        """Have a worker do a job."""
+        return self._pool.submit(self.context, job)
+
+    def each(self, jobs: Sequence[Callable[[Worker], T]], phase: str, what: str) -> Iterator[T]:
+        """Have jobs done, yield their results in order, and report the progress.
+
+        Raises:
+            workers.Stopped: The run was stopped.
+            PgOrthancError: A job failed, or its process was killed.
+        """
+        for number, result in enumerate(self._results(jobs), 1):
+            yield result
+            self.report(Progress(phase, what, number, len(jobs)))
+
+    def wait(self, futures: Sequence[Future[Any]], phase: str, what: str) -> None:
+        """Wait for jobs in order, and report the progress; raises what they raise."""
+        for number, future in enumerate(futures, 1):
+            self._pool.result(future)
+            self.report(Progress(phase, what, number, len(futures)))
+
+    def _results(self, jobs: Iterable[Callable[[Worker], T]]) -> Iterator[T]:
+        waiting: deque[Future[T]] = deque()
+        for job in jobs:
+            if len(waiting) == self.settings.jobs * _QUEUED_PER_WORKER:
+                yield self._pool.result(waiting.popleft())
+            waiting.append(self.submit(job))
+        while waiting:
+            yield self._pool.result(waiting.popleft())
+
+    def open_reader(self) -> Reader:
+        """Return a reader of this process, open until the end of the run.
+
+        Closing it any earlier would give up the lock on the file: POSIX drops all locks of a process on a file
+        with the first descriptor of it that is closed.
+        """
+        reader = self.source.reader(self.context.tables)
+        self.stack.callback(reader.close)
+        return reader
+
+    def properties(self, reader: Reader) -> tuple[dict[int, str], dict[int, str]]:
+        """Return the properties of the database and of the server, and note what was repaired."""
+        outcome = Outcome()
+        properties = reader.properties(outcome)
+        self.findings.add(outcome)
+        return properties
+
+    def count(self, reader: Reader, piece: Piece, outcome: Outcome) -> None:
+        """Add the outcome of a piece to the totals."""
+        target = reader.target(piece.table)
+        self.rows[target] += outcome.rows
+        self.checksums[target] += outcome.checksum
+        self.rows_read[piece.table] += outcome.rows + len(outcome.skipped)
+        self.findings.add(outcome)
+
+    def result(self) -> Converted:
+        """Return the totals up to now."""
+        elapsed_s = time.monotonic() - self._started
+        return Converted(
+            source=str(self.source.path),
+            resources=self.open_reader().resource_counts(),
+            rows=dict(self.rows),
+            repaired=tuple(self.findings.listed["repaired"]),
+            repaired_rows=self.findings.counts["repaired"],
+            skipped=tuple(self.findings.listed["skipped"]),
+            skipped_rows=self.findings.counts["skipped"],
+            files=self._files,
+            elapsed_s=elapsed_s,
+            rows_per_s=sum(self.rows.values()) / max(elapsed_s, 0.001),
+        )
+
+
+class Findings:
+    """What was repaired and what was skipped. Most of it is in a file: there may be millions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self.listed: dict[str, list[Finding]] = {"repaired": [], "skipped": []}
+        self._file = folder / "findings.jsonl"
+        self._file.write_bytes(b"")
+
+    def add(self, outcome: Outcome) -> None:
+        """Add the findings of one piece of work."""
+        with self._file.open("a", encoding="utf-8") as stream:
+            for kind, findings in (("repaired", outcome.repaired), ("skipped", outcome.skipped)):
+                self.counts[kind] += len(findings)
+                free = MAX_LISTED - len(self.listed[kind])
+                self.listed[kind] += findings[:free]
+                stream.writelines(json.dumps({"kind": kind, **asdict(f)}) + "\n" for f in findings)
+
+    def all(self) -> Iterator[dict[str, str | None]]:
+        """Yield all findings: kind, table, public_id, what."""
+        with self._file.open(encoding="utf-8") as stream:
+            yield from map(json.loads, stream)
+
+
+def target_tables(number: int) -> TargetTables:
+    """Return the tables of a revision and their columns."""
+    tables: dict[str, frozenset[str]] = {}
+    for name in catalog.expected(number, with_storage=False):
+        kind, _, full_name = name.partition(" ")
+        if kind == "column":
+            table, _, column = full_name.partition(".")
+            tables[table] = tables.get(table, frozenset()) | {column}
+    return tables
+
+
+def _require_valid(settings: ConversionSettings) -> None:
     if settings.revision is not None:
         catalog.require_revision(settings.revision)
-    findings.check_report(settings.report)
-    if settings.server_identifier is not None and not 0 < len(settings.server_identifier) <= _LONGEST:
+    identifier = settings.server_identifier
+    if identifier is not None and not 0 < len(identifier) <= _MAX_SERVER_IDENTIFIER:
         raise UsageError(
-            f"the server identifier has {len(settings.server_identifier)} characters, wanted 1 to {_LONGEST}"
+            f"the server identifier has {len(identifier)} characters, wanted 1 to {_MAX_SERVER_IDENTIFIER}"
         )
-    files = settings.verify_files or settings.verify_hashes or settings.large_objects
-    if files and settings.storage_dir is None:
+    needs_files = settings.verify_files or settings.verify_hashes or settings.large_objects
+    if needs_files and settings.storage_dir is None:
         raise UsageError(
             "where are the attachments?",
             "give --storage-dir FOLDER, or Orthanc's configuration with --config",

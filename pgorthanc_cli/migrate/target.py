@@ -1,36 +1,36 @@
-"""The index in PostgreSQL: made ready to be filled, put together again, stamped.
+"""Prepare an empty index in PostgreSQL for loading, and complete it afterwards.
 
-While it is filled it has no keys, no indexes and no triggers, which is several times faster, and its properties are
-away (`globalproperties` has another name), so nobody takes it for an index. What it had is noted in the journal; the
-last transaction gives it back, compares the whole catalog with the one before, and makes it an index.
+While it is loaded it has no keys, no indexes and no triggers, which is several times faster, and `globalproperties`
+has another name, so that no program accepts it as an index. The journal records what was dropped; the last
+transaction restores the properties and compares the whole catalog with the one before, and only then is it an index.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
-from pgorthanc_cli import locks
+from pgorthanc_cli import db, locks
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.migrate import journal
-from pgorthanc_cli.migrate.model import DEFAULT_SERVER, Settings
-from pgorthanc_cli.schema import catalog, initialize
+from pgorthanc_cli.migrate.model import DEFAULT_SERVER, ConversionSettings
+from pgorthanc_cli.schema import catalog, features, initialize
 from pgorthanc_cli.schema.verify import mend
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-HIDDEN = "pgorthanc_globalproperties"
-# Filled without keys and indexes; the others are small.
-_BIG = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes", "labels")
-_FILLED = (*_BIG, "exportedresources", "patientrecyclingorder", "keyvaluestores", "queues")
-_REMAINS = (*_FILLED, "globalintegerschanges", "invalidchildcounts", "auditlogs")
-# Row counts that a fresh or an emptied index may have in its counters do not matter: they are written anew.
+_HIDDEN_PROPERTIES = "pgorthanc_globalproperties"
+# Loaded without keys and indexes; the others are small.
+_LARGE = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes", "labels")
+_LOADED = (*_LARGE, "exportedresources", "patientrecyclingorder", "keyvaluestores", "queues")
+_MUST_BE_EMPTY = (*_LOADED, "globalintegerschanges", "invalidchildcounts", "auditlogs")
+# Counters and properties of the empty index are not compared: both are overwritten.
 _RECOMPUTED = ("counter ", "property ")
 
 _KEYS = """
@@ -47,38 +47,41 @@ _INDEXES = """
 _TRIGGERS = """
     SELECT tgrelid::regclass::text, quote_ident(tgname) FROM pg_trigger
         WHERE tgrelid = ANY (%s::regclass[]) AND NOT tgisinternal AND tgenabled = 'O' ORDER BY 1, 2"""
-_SET_SERVER = """INSERT INTO serverproperties (server, property, value) VALUES (%s, %s, %s)
+_KEYS_OF_INDEX = """
+    SELECT conrelid::regclass::text, quote_ident(conname) FROM pg_constraint
+        WHERE conindid = to_regclass(%s) AND contype <> 'f'"""
+_SET_SERVER_PROPERTY = """INSERT INTO serverproperties (server, property, value) VALUES (%s, %s, %s)
     ON CONFLICT (server, property) DO UPDATE SET value = EXCLUDED.value"""
-_SET_GLOBAL = """INSERT INTO globalproperties (property, value) VALUES (%s, %s)
+_SET_GLOBAL_PROPERTY = """INSERT INTO globalproperties (property, value) VALUES (%s, %s)
     ON CONFLICT (property) DO UPDATE SET value = EXCLUDED.value"""
-_HIGHEST_PLACE = """SELECT max(value::bigint) FROM metadata WHERE type = 19
+_HIGHEST_RECYCLING_NUMBER = """SELECT max(value::bigint) FROM metadata WHERE type = 19
     AND id = ANY (ARRAY(SELECT internalid FROM resources WHERE resourcetype = 0))"""
 _END_ORPHANS = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()
             AND pid IN (SELECT pid FROM pg_locks WHERE relation = ANY (%s::regclass[]))"""
 _SEQUENCES = {
-    "Resources": "resources_internalid_seq",
-    "Changes": "changes_seq_seq",
-    "ExportedResources": "exportedresources_seq_seq",
-    "Queues": "queues_id_seq",
+    "resources": "resources_internalid_seq",
+    "changes": "changes_seq_seq",
+    "exportedresources": "exportedresources_seq_seq",
+    "queues": "queues_id_seq",
 }
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How the index is filled and put together again; kept in the journal.
+class LoadPlan:
+    """How the index is loaded and completed; kept in the journal.
 
     Attributes:
-        fingerprint: Of the source.
-        source: Its path, for messages.
-        revision: Of the index.
-        server_identifier: Whose the server properties are.
-        tables: Those of PostgreSQL that may be filled.
-        before: The catalog of the empty index.
+        fingerprint: Identifies the source.
+        source: Path of the source, for messages.
+        revision: Revision of the index.
+        server_identifier: Owner of the server properties.
+        tables: Tables to load.
+        before: Catalog of the empty index.
         indexes: (name, statement), the slowest first.
-        keys: (table, name, statement) that makes a key of a unique index.
-        references: (table, name, statement) of the foreign keys, not validated.
+        keys: (table, name, statement) that creates a key from a unique index.
+        references: (table, name, statement) that creates a foreign key, not validated.
         triggers: (table, name).
     """
 
@@ -94,103 +97,121 @@ class Plan:
     triggers: list[list[str]]
 
 
-def unfinished(found: catalog.Catalog) -> bool:
-    """Whether a schema holds a conversion that did not get through."""
-    return f"table {journal.TABLE}" in found
+def is_unfinished(objects: catalog.Catalog) -> bool:
+    """Return whether a schema contains an unfinished conversion."""
+    return f"table {journal.TABLE}" in objects
 
 
-def establish(conn: Connection, schema: str, settings: Settings) -> int:
-    """Make sure that there is an empty index, created if there is none; its revision.
+def loadable_tables(objects: catalog.Catalog) -> list[str]:
+    """Return the tables of an index that can be loaded."""
+    return [table for table in _LOADED if f"table {table}" in objects]
+
+
+def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettings) -> None:
+    """Make sure that there is an empty index; create one in an empty schema.
 
     Raises:
-        RevisionError: There is another revision, or one that is not as it must be, or it holds something.
-        PgOrthancError: The database cannot hold every text.
+        RevisionError: There is an index of another revision, a damaged one, or one with rows.
+        PgOrthancError: The encoding of the database cannot store every text.
     """
-    _require_encoding(conn)
-    found = catalog.snapshot(conn, schema)
-    here = catalog.layout(found, schema)
-    if here is None or (settings.large_objects and "table storagearea" not in found):
-        wanted = settings.revision or (here.revision if here else None)
-        return initialize.init(
+    _require_utf8(conn)
+    objects = catalog.snapshot(conn, schema)
+    with_storage = "table storagearea" in objects
+    layout = catalog.layout(objects, schema)
+    if layout is None or (settings.large_objects and not with_storage):
+        number = settings.revision or (layout.revision if layout else None)
+        initialize.init(
             conn,
             schema=schema,
             require_idle=locks.require_idle,
-            revision=wanted,
+            revision=number,
             with_storage=settings.large_objects,
-        ).revision
-    if settings.revision not in (None, here.revision):
+        )
+        return
+    if settings.revision not in (None, layout.revision):
         raise RevisionError(
-            f"schema {schema} holds an index at revision {here.name}, wanted revision {settings.revision}",
+            f"schema {schema} holds an index at revision {layout.name}, wanted revision {settings.revision}",
             "use another database, leave out --to-revision, or run: pgorthanc downgrade or upgrade",
         )
-    wanted_catalog = catalog.expected(here.revision or 1, with_storage="table storagearea" in found)
-    wrong = [d for d in catalog.differences(found, wanted_catalog) if d.matters and not _of_labels(here, d)]
-    if wrong or not here.revision:
+    expected = catalog.expected(layout.revision or 1, with_storage=with_storage)
+    # Version 4.0 of the plugin creates no labels.
+    without_labels = layout.made_by == "4.0"
+    problems = [
+        str(difference)
+        for difference in catalog.differences(objects, expected)
+        if difference.matters and not (without_labels and "labels" in difference.name)
+    ]
+    if problems or not layout.revision:
         raise RevisionError(
-            f"the index in schema {schema} is not what revision {here.name} must be: "
-            f"{'; '.join(map(str, wrong[:5])) or 'it is older than revision 1'}",
+            f"the index in schema {schema} is not what revision {layout.name} must be: "
+            f"{'; '.join(problems[:5]) or 'it is older than revision 1'}",
             "run: pgorthanc verify schema --repair; or use a new database",
         )
-    _require_empty(conn, schema, found, with_storage=settings.large_objects)
-    return here.revision
+    _require_empty(conn, schema, objects, with_storage=settings.large_objects)
 
 
-def take_apart(
-    conn: Connection, schema: str, fingerprint: str, source: str, number: int, settings: Settings
-) -> Plan:
-    """Take keys, indexes, triggers and properties away from an empty index, in one transaction."""
+def prepare_for_loading(
+    conn: Connection,
+    schema: str,
+    fingerprint: str,
+    source: str,
+    number: int,
+    settings: ConversionSettings,
+) -> LoadPlan:
+    """Drop keys and indexes of an empty index, and disable triggers and properties, in one transaction."""
     with conn, conn.cursor() as cur:
-        found = catalog.snapshot(conn, schema)
-        _require_empty(conn, schema, found, with_storage=settings.large_objects)
-        tables = [table for table in _FILLED if f"table {table}" in found]
-        big = [table for table in _BIG if table in tables]
+        objects = catalog.snapshot(conn, schema)
+        _require_empty(conn, schema, objects, with_storage=settings.large_objects)
+        tables = loadable_tables(objects)
+        large = [table for table in _LARGE if table in tables]
         cur.execute(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE")
-        keys = _rows(cur, _KEYS, (big,))
-        unique = [key for key in keys if key[2] != "f"]
-        indexes = _rows(cur, _INDEXES, (big,)) + [(key[4], key[5]) for key in unique]
-        plan = Plan(
+        constraints = db.rows(conn, _KEYS, large)
+        keys = [constraint for constraint in constraints if constraint[2] != "f"]
+        foreign_keys = [constraint for constraint in constraints if constraint[2] == "f"]
+        indexes = db.rows(conn, _INDEXES, large) + [(key[4], key[5]) for key in keys]
+        plan = LoadPlan(
             fingerprint=fingerprint,
             source=source,
             revision=number,
-            server_identifier=settings.server_identifier or _known_server(cur),
+            server_identifier=settings.server_identifier or _existing_server(conn),
             tables=tables,
-            before={k: v for k, v in found.items() if not k.startswith(_RECOMPUTED)},
+            before=_comparable(objects),
             indexes=[list(index) for index in sorted(indexes, key=_slowest_first)],
             keys=[
-                [table, name, _add_key(table, name, kind, index)] for table, name, kind, _, index, _ in unique
+                [table, name, _add_key(table, name, kind, index)] for table, name, kind, _, index, _ in keys
             ],
             references=[
-                [t, n, f"ALTER TABLE {t} ADD CONSTRAINT {n} {d} NOT VALID"]
-                for t, n, c, d, *_ in keys
-                if c == "f"
+                [table, name, f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition} NOT VALID"]
+                for table, name, _, definition, *_ in foreign_keys
             ],
-            triggers=[list(trigger) for trigger in _rows(cur, _TRIGGERS, (tables,))],
+            triggers=[list(trigger) for trigger in db.rows(conn, _TRIGGERS, tables)],
         )
         journal.create(cur, asdict(plan))
         for table, name in plan.triggers:
             cur.execute(f"ALTER TABLE {table} DISABLE TRIGGER {name}")
-        for table, name, *_ in keys:
+        for table, name, *_ in constraints:  # foreign keys first: they depend on the others
             cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
         for name, _ in plan.indexes:
             cur.execute(f"DROP INDEX IF EXISTS {name}")
-        cur.execute(f"ALTER TABLE globalproperties RENAME TO {HIDDEN}")
+        cur.execute(f"ALTER TABLE globalproperties RENAME TO {_HIDDEN_PROPERTIES}")
     return plan
 
 
-def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) -> Plan:
-    """The plan of an unfinished conversion; with `restart` everything it has loaded is removed.
+def resume(conn: Connection, fingerprint: str, source: str, settings: ConversionSettings) -> LoadPlan:
+    """Return the plan of an unfinished conversion; with `restart`, remove all that it has loaded.
 
     Raises:
-        PgOrthancError: It was of another file, of this one before it changed, or told otherwise.
+        PgOrthancError: It converts another file, or this one before it was changed, or has other settings.
     """
-    plan = _recorded(journal.run(conn))
+    plan = _recorded_plan(journal.plan(conn))
     conn.commit()
-    _end_orphans(conn, plan)
-    told = (settings.revision or plan.revision, settings.server_identifier or plan.server_identifier)
-    if told != (plan.revision, plan.server_identifier):
+    _end_orphaned_workers(conn, plan)
+    number = settings.revision or plan.revision
+    server = settings.server_identifier or plan.server_identifier
+    if (number, server) != (plan.revision, plan.server_identifier):
         raise PgOrthancError(
             f"the schema holds an unfinished conversion to revision {plan.revision} with the server identifier "
-            f"{plan.server_identifier}, wanted {told[0]} and {told[1]}",
+            f"{plan.server_identifier}, wanted {number} and {server}",
             "run it with these; or drop the schema and begin anew",
         )
     if settings.restart:
@@ -204,14 +225,10 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Settings) 
     return plan
 
 
-def _recorded(record: dict[str, Any]) -> Plan:
-    """The plan as the journal has it.
-
-    Raises:
-        PgOrthancError: It is not whole.
-    """
+def _recorded_plan(record: dict[str, Any]) -> LoadPlan:
+    """Return the plan of the journal, or raise PgOrthancError if it is incomplete."""
     try:
-        plan = Plan(**record)
+        plan = LoadPlan(**record)
         pairs, triples = [*plan.indexes, *plan.triggers], [*plan.keys, *plan.references]
         sound = all(len(each) == 2 for each in pairs) and all(len(each) == 3 for each in triples)
         texts = [plan.fingerprint, plan.source, plan.server_identifier, *plan.tables, *plan.before.values()]
@@ -219,105 +236,105 @@ def _recorded(record: dict[str, Any]) -> Plan:
     except (TypeError, AttributeError):
         sound = False
     if not sound or not plan.tables:
-        raise journal.unusable()
+        raise journal.damaged_plan()
     return plan
 
 
-def missing_indexes(plan: Plan, known: catalog.Catalog) -> list[str]:
-    """The statements for the indexes that are not there yet, not even as part of a key."""
-    keys = {name.partition(".")[2] for name in known if name.startswith("constraint ")}
-    return [make for name, make in plan.indexes if f"index {name}" not in known and name not in keys]
+def missing_indexes(plan: LoadPlan, objects: catalog.Catalog) -> list[str]:
+    """Return the statements for the indexes that do not exist yet, not even as part of a key."""
+    keys = {name.partition(".")[2] for name in objects if name.startswith("constraint ")}
+    return [
+        statement for name, statement in plan.indexes if f"index {name}" not in objects and name not in keys
+    ]
 
 
-def add_keys(conn: Connection, plan: Plan, known: catalog.Catalog) -> None:
-    """Make keys of the unique indexes, and foreign keys that are still to be validated, as far as they are missing."""
+def add_keys(conn: Connection, plan: LoadPlan, objects: catalog.Catalog) -> None:
+    """Create the missing keys from unique indexes, and the missing foreign keys, still to be validated."""
     with conn, conn.cursor() as cur:
         for table, name, statement in (*plan.keys, *plan.references):
-            if f"constraint {table}.{name}" not in known:
+            if f"constraint {table}.{name}" not in objects:
                 cur.execute(statement)
 
 
-def stamp(
+def set_counters(conn: Connection, plan: LoadPlan, highest_ids: dict[str, int]) -> None:
+    """Set counters and sequences; `highest_ids` are by table, see `Reader.highest_ids`."""
+    with conn, conn.cursor() as cur:
+        deltas = "table globalintegerschanges" in plan.before
+        for key in range(6):
+            cur.execute(mend.recount(key, deltas=deltas).sql)
+        # Not counts, but the last number that was given: it must not go back.
+        _set_counter(cur, 6, highest_ids["changes"])
+        if features.of_revision(plan.revision).recycling_counter:
+            _set_counter(cur, 7, highest_ids["patientrecyclingorder"])
+        _set_sequences(conn, plan, highest_ids)
+
+
+def finalize(
     conn: Connection,
     schema: str,
-    plan: Plan,
+    plan: LoadPlan,
     properties: tuple[dict[int, str], dict[int, str]],
 ) -> None:
-    """The last transaction: triggers and properties; the whole catalog is compared; then it is an index.
+    """Enable triggers and properties, compare the whole catalog, and commit: then it is an index.
 
     Args:
         conn: A connection.
-        schema: The namespace of the index.
-        plan: How it was taken apart.
+        schema: Namespace of the index.
+        plan: How it was prepared.
         properties: Those of the database, and those of the server.
 
     Raises:
-        RevisionError: The schema is not what it was. Nothing is committed then.
+        RevisionError: The schema differs from the one before; nothing is committed.
     """
+    shared, own = properties
     with conn, conn.cursor() as cur:
         for table, name in plan.triggers:
             cur.execute(f"ALTER TABLE {table} ENABLE TRIGGER {name}")
-        cur.execute(f"ALTER TABLE {HIDDEN} RENAME TO globalproperties")
+        cur.execute(f"ALTER TABLE {_HIDDEN_PROPERTIES} RENAME TO globalproperties")
         journal.drop(cur)
-        shared, own = properties
         for number, value in shared.items():
-            cur.execute(_SET_GLOBAL, (number, value))
+            cur.execute(_SET_GLOBAL_PROPERTY, (number, value))
         for number, value in own.items():
-            cur.execute(_SET_SERVER, (plan.server_identifier, number, value))
-        found = catalog.snapshot(conn, schema)
-        now = {k: v for k, v in found.items() if not k.startswith(_RECOMPUTED)}
-        wrong = [str(difference) for difference in catalog.differences(now, plan.before)]
-        require_sound(wrong)
+            cur.execute(_SET_SERVER_PROPERTY, (plan.server_identifier, number, value))
+        objects = _comparable(catalog.snapshot(conn, schema))
+        require_sound([str(d) for d in catalog.differences(objects, plan.before)])
 
 
-def require_sound(wrong: Sequence[str]) -> None:
-    """Stop if anything is wrong with the new index.
-
-    Raises:
-        RevisionError: Something is; it does not become an index.
-    """
-    if wrong:
+def require_sound(problems: Sequence[str]) -> None:
+    """Raise RevisionError if there are problems: the target does not become an index."""
+    if problems:
         raise RevisionError(
-            f"the new index is not as it must be, and was not made: {'; '.join(wrong[:5])}",
+            f"the new index is not as it must be, and was not made: {'; '.join(problems[:5])}",
             "run it again with --restart; if that does not help, report it with the output of --report",
         )
 
 
-def count(conn: Connection, plan: Plan, highest: dict[str, int]) -> None:
-    """Set counters and sequences; `highest`: table of SQLite -> the highest number it has ever given."""
-    with conn, conn.cursor() as cur:
-        _count(cur, plan, highest)
-        _set_sequences(cur, plan, highest)
-
-
-def _require_encoding(conn: Connection) -> None:
-    found = conn.info.parameter_status("server_encoding")
-    if found != "UTF8":
+def _require_utf8(conn: Connection) -> None:
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
         raise PgOrthancError(
-            f"database {conn.info.dbname} has the encoding {found}, wanted UTF8",
+            f"database {conn.info.dbname} has the encoding {encoding}, wanted UTF8",
             "create one that can hold every name: CREATE DATABASE orthanc ENCODING 'UTF8' TEMPLATE template0",
         )
 
 
-def _of_labels(here: catalog.Layout, difference: catalog.Difference) -> bool:
-    """The plugin 4.0 makes no labels."""
-    return here.made_by == "4.0" and "labels" in difference.name
+def _require_empty(conn: Connection, schema: str, objects: catalog.Catalog, *, with_storage: bool) -> None:
+    for table in (*_MUST_BE_EMPTY, *(["storagearea"] if with_storage else [])):
+        if f"table {table}" in objects and db.row(conn, f"SELECT 1 FROM {table} LIMIT 1"):
+            raise InUseError(
+                f"the index in schema {schema} of database {conn.info.dbname} is not empty: {table} holds rows",
+                "convert into a new database: an index cannot take in another one",
+            )
 
 
-def _require_empty(conn: Connection, schema: str, found: catalog.Catalog, *, with_storage: bool) -> None:
-    with conn.cursor() as cur:
-        for table in (*_REMAINS, *(["storagearea"] if with_storage else [])):
-            if f"table {table}" in found and _rows(cur, f"SELECT 1 FROM {table} LIMIT 1"):
-                raise InUseError(
-                    f"the index in schema {schema} of database {conn.info.dbname} is not empty: {table} holds rows",
-                    "convert into a new database: an index cannot take in another one",
-                )
-
-
-def _known_server(cur: Cursor) -> str:
-    """The one Orthanc that was started on the index before, if there is one."""
-    servers = _rows(cur, "SELECT DISTINCT server FROM serverproperties LIMIT 2")
+def _existing_server(conn: Connection) -> str:
+    """Return the identifier of the one Orthanc that was ever started on the index, else the default."""
+    servers = db.rows(conn, "SELECT DISTINCT server FROM serverproperties LIMIT 2")
     return str(servers[0][0]) if len(servers) == 1 else DEFAULT_SERVER
+
+
+def _comparable(objects: catalog.Catalog) -> catalog.Catalog:
+    return {name: text for name, text in objects.items() if not name.startswith(_RECOMPUTED)}
 
 
 def _slowest_first(index: tuple[Any, ...]) -> tuple[bool, bool]:
@@ -325,11 +342,12 @@ def _slowest_first(index: tuple[Any, ...]) -> tuple[bool, bool]:
 
 
 def _add_key(table: str, name: str, kind: str, index: str) -> str:
-    return f"ALTER TABLE {table} ADD CONSTRAINT {name} {'PRIMARY KEY' if kind == 'p' else 'UNIQUE'} USING INDEX {index}"
+    key = "PRIMARY KEY" if kind == "p" else "UNIQUE"
+    return f"ALTER TABLE {table} ADD CONSTRAINT {name} {key} USING INDEX {index}"
 
 
-def _end_orphans(conn: Connection, plan: Plan) -> None:
-    """End what sessions of a killed run still do: a server notices only at the end of a statement."""
+def _end_orphaned_workers(conn: Connection, plan: LoadPlan) -> None:
+    """End the sessions of a killed run: a server notices a lost client only at the end of a statement."""
     with conn, conn.cursor() as cur:
         cur.execute(_END_ORPHANS, ([*plan.tables, journal.TABLE],))
         cur.execute("SET LOCAL lock_timeout = '60s'")
@@ -342,63 +360,39 @@ def _end_orphans(conn: Connection, plan: Plan) -> None:
             ) from None
 
 
-def _empty(conn: Connection, plan: Plan, *, with_storage: bool) -> None:
-    """Remove what a conversion has loaded and built."""
+def _empty(conn: Connection, plan: LoadPlan, *, with_storage: bool) -> None:
+    """Remove what a conversion has loaded and created."""
     with conn, conn.cursor() as cur:
         for table, name, _ in plan.references:
             cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
         for name, _ in plan.indexes:
-            _drop_index(cur, name)
+            # An index that belongs to a key cannot be dropped by itself.
+            for table, constraint in db.rows(conn, _KEYS_OF_INDEX, name):
+                cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+            cur.execute(f"DROP INDEX IF EXISTS {name}")
         cur.execute(f"TRUNCATE {', '.join(plan.tables)}")
         if with_storage:
             cur.execute("DELETE FROM storagearea")  # its rule deletes the large objects
-        journal.begin_again(cur, asdict(plan))
+        journal.clear(cur, asdict(plan))
 
 
-def _drop_index(cur: Cursor, name: str) -> None:
-    """Also if it belongs to a key by now."""
-    owner = _rows(
-        cur,
-        "SELECT conrelid::regclass::text, quote_ident(conname) FROM pg_constraint WHERE conindid = to_regclass(%s)"
-        " AND contype <> 'f'",
-        (name,),
+def _set_counter(cur: Cursor, key: int, value: int) -> None:
+    cur.execute(
+        """INSERT INTO globalintegers (key, value) VALUES (%s, %s)
+           ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value""",
+        (key, value),
     )
-    for table, constraint in owner:
-        cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
-    cur.execute(f"DROP INDEX IF EXISTS {name}")
 
 
-def _count(cur: Cursor, plan: Plan, highest: dict[str, int]) -> None:
-    """The counters: recounted, but for those that must not go back."""
-    deltas = "table globalintegerschanges" in plan.before
-    for key in range(6):
-        cur.execute(mend.recount(key, deltas=deltas).sql)
-    places = {7: highest["PatientRecyclingOrder"]} if plan.revision == 2 else {}
-    for key, value in {6: highest["Changes"], **places}.items():
-        cur.execute(
-            """INSERT INTO globalintegers (key, value) VALUES (%s, %s)
-               ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value""",
-            (key, value),
-        )
-
-
-def _set_sequences(cur: Cursor, plan: Plan, highest: dict[str, int]) -> None:
-    """Numbers of what was deleted must not come back."""
-    for table, sequence in _SEQUENCES.items():
-        if f"sequence {sequence}" in plan.before:
-            _set_sequence(cur, sequence, highest.get(table, 0))
-    places = highest["PatientRecyclingOrder"]
+def _set_sequences(conn: Connection, plan: LoadPlan, highest_ids: dict[str, int]) -> None:
+    """Set the sequences so that ids of deleted rows are not given again."""
+    values = {sequence: highest_ids[table] for table, sequence in _SEQUENCES.items()}
+    number = highest_ids["patientrecyclingorder"]
+    values["patientrecyclingorder_seq_seq"] = number
     if "sequence patientrecyclingordersequence" in plan.before:
-        ((place,),) = _rows(cur, _HIGHEST_PLACE)
-        _set_sequence(cur, "patientrecyclingordersequence", max(place or 0, places if places < 2**31 else 0))
-    else:
-        _set_sequence(cur, "patientrecyclingorder_seq_seq", places)
-
-
-def _set_sequence(cur: Cursor, name: str, value: int) -> None:
-    cur.execute("SELECT setval(%s::regclass, greatest(%s, 1), %s)", (name, value, value > 0))
-
-
-def _rows(cur: Cursor, query: str, arguments: Iterable[object] = ()) -> list[tuple[Any, ...]]:
-    cur.execute(query, tuple(arguments) or None)
-    return cur.fetchall()
+        # The conversion renumbers the order if its numbers do not fit into 32 bits.
+        stored = db.value(conn, _HIGHEST_RECYCLING_NUMBER) or 0
+        values["patientrecyclingordersequence"] = max(stored, number if number < 2**31 else 0)
+    for sequence, value in values.items():
+        if f"sequence {sequence}" in plan.before:
+            db.row(conn, "SELECT setval(%s::regclass, greatest(%s, 1), %s)", sequence, value, value > 0)

@@ -1,27 +1,28 @@
-"""What one process does: copy a piece of the source, run a statement, read a table back.
-
-A worker is a spawned process with a connection of its own to either side.
-"""
+"""What a worker process does: read or copy a piece of the source, run a statement, read a table back."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg2.errors
 
 from pgorthanc_cli import db, storage, workers
 from pgorthanc_cli.db import encoding
-from pgorthanc_cli.migrate import files as attachments
-from pgorthanc_cli.migrate import journal, tree
-from pgorthanc_cli.migrate import source as sources
-from pgorthanc_cli.migrate.model import Outcome
-from pgorthanc_cli.migrate.reader import Reader, checksum
-from pgorthanc_cli.migrate.source import Source
-from pgorthanc_cli.migrate.tables import COPY_OPTIONS
+from pgorthanc_cli.migrate import attachments, journal
+from pgorthanc_cli.migrate.model import FileCheck, Outcome
+from pgorthanc_cli.migrate.source import (  # fmt: skip
+    COPY_OPTIONS,
+    Attachment,
+    Piece,
+    Reader,
+    Source,
+    TargetTables,
+    checksum,
+)
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.verify import data
 
@@ -29,208 +30,203 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from typing_extensions import Buffer
 
-_PIECE_BYTES, _BUFFER_BYTES = 1 << 18, 1 << 20
-_NOWHERE = db.Target("")
-_SETTINGS = (
-    "SET bytea_output = hex",
-    "SET synchronous_commit = off",  # the last transaction of all is committed by the parent, and flushes this, too
-    "SET maintenance_work_mem = '256MB'",
-    "SET work_mem = '64MB'",
-)
+_READ_BYTES, _BUFFER_BYTES = 1 << 18, 1 << 20
+_NO_TARGET = db.Target("")
+_SESSION_SETTINGS = """
+    SET bytea_output = hex;  -- as the source writes it, so that checksums agree
+    SET synchronous_commit = off;  -- the parent's last transaction is committed and flushes all before it
+    SET maintenance_work_mem = '256MB';
+    SET work_mem = '64MB'
+"""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Work:
+class Context:
     """What a worker needs to know.
 
     Attributes:
         source: The index.
-        tree: The scratch file of the resources that are kept, None if all are.
-        revision: The revision of the target.
-        tables: The tables of PostgreSQL; None: all of the revision.
-        target: The database; nowhere for a mere check.
+        tables: The tables and columns that the target can hold.
+        revision: Revision of the target.
+        target: The database; unused by a check.
     """
 
     source: Source
-    tree: Path | None
-    revision: int
-    tables: tuple[str, ...] | None = None
-    target: db.Target = _NOWHERE
+    tables: TargetTables
+    revision: int = 0
+    target: db.Target = _NO_TARGET
 
 
 class Worker:
-    """Does the pieces of work; its connections are opened when they are needed."""
+    """Does pieces of work; opens its connections when it needs them."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._reader: Reader | None = None
         self._conn: Connection | None = None
         self._encoding: str | None = None
 
     @property
     def reader(self) -> Reader:
-        """The way to SQLite."""
+        """The connection to the source."""
         if self._reader is None:
-            self._reader = Reader(self.work.source, self.work.tree, self.work.revision, self.work.tables)
-            workers.at_halt(self._reader.conn.interrupt)
+            self._reader = self.context.source.reader(self.context.tables)
+            workers.at_halt(self._reader.interrupt)
         return self._reader
 
     @property
     def conn(self) -> Connection:
-        """The way to PostgreSQL."""
+        """The connection to PostgreSQL."""
         if self._conn is None:
-            self._conn = db.connect(self.work.target)
+            self._conn = db.connect(self.context.target)
             workers.at_halt(self._conn.cancel)
             with self._conn, self._conn.cursor() as cur:
-                for statement in _SETTINGS:
-                    cur.execute(statement)
+                cur.execute(_SESSION_SETTINGS)
         return self._conn
 
     @property
-    def _options(self) -> str:
-        """How a text is copied: as UTF-8, which the server takes for what it takes Orthanc's bytes for."""
+    def _copy_options(self) -> str:
+        """UTF-8, labelled as the server labels the bytes that Orthanc itself sends."""
         if self._encoding is None:
             self._encoding = encoding.of_orthanc(self.conn)
         return f"{COPY_OPTIONS}, ENCODING '{self._encoding}'"
 
-    def read(self, name: str, after: int, last: int) -> Outcome:
-        """What would become of a piece of a table.
+    def survey(self) -> tuple[Source, Outcome]:
+        """Find the resources that can be converted, see `Source.survey`."""
+        with self.context.source.errors():
+            return self.context.source.survey()
+
+    def check_table(self, table: str, *, thorough: bool) -> list[str]:
+        """Return the problems with the structure of a table, see `Source.check_table`."""
+        with self.context.source.errors():
+            return self.context.source.check_table(table, thorough=thorough)
+
+    def read(self, piece: Piece) -> Outcome:
+        """Read a piece and return what would become of its rows.
 
         Raises:
             PgOrthancError: The source is damaged.
         """
         outcome = Outcome()
-        with sources.readable(self.work.source.path):
-            for _ in self.reader.blocks(name, after, last, outcome):
+        with self.context.source.errors():
+            for _ in self.reader.rows(piece, outcome):
                 pass
         return outcome
 
-    def convert(self, name: str, after: int, last: int) -> Outcome:
-        """Copy a piece of a table and note that in the journal, in one transaction.
+    def load(self, piece: Piece) -> Outcome:
+        """Copy a piece into its table and record that in the journal, in one transaction.
 
         Raises:
-            PgOrthancError: The source is damaged, or PostgreSQL refuses.
+            PgOrthancError: The source is damaged, or PostgreSQL refuses the rows.
         """
         outcome = Outcome()
-        table, columns = self.reader.columns(name)
-        copy = f"COPY {table} ({', '.join(columns)}) FROM STDIN WITH ({self._options})"
+        table = self.reader.target(piece.table)
+        columns = ", ".join(self.reader.columns(table))
+        copy = f"COPY {table} ({columns}) FROM STDIN WITH ({self._copy_options})"
         with db.translate_errors(self.conn):
             try:
                 with self.conn, self.conn.cursor() as cur:
-                    with sources.readable(self.work.source.path):
-                        lines = _Lines(self.reader.blocks(name, after, last, outcome))
-                        cur.copy_expert(copy, lines, _PIECE_BYTES)
-                    journal.record(cur, piece(name, after, last), outcome)
+                    with self.context.source.errors():
+                        lines = _CopyInput(self.reader.rows(piece, outcome))
+                        cur.copy_expert(copy, lines, _READ_BYTES)
+                    journal.record(cur, str(piece), outcome)
             except psycopg2.errors.UniqueViolation:
+                # A worker of a killed run was still alive and has committed this piece in the meantime.
                 with self.conn, self.conn.cursor() as cur:
-                    return journal.outcome(cur, piece(name, after, last))
+                    return journal.outcome(cur, str(piece))
         return outcome
 
     def execute(self, statement: str) -> None:
         """Run one statement.
 
         Raises:
-            PgOrthancError: PostgreSQL refuses; says what is wrong with the source if that is the reason.
+            PgOrthancError: PostgreSQL refuses it, or the source has rows with the same key.
         """
         try:
             with db.translate_errors(self.conn), self.conn, self.conn.cursor() as cur:
                 try:
                     cur.execute(statement)
                 except psycopg2.errors.UniqueViolation as error:
-                    raise sources.damaged(
-                        self.work.source.path, f"rows of table {error.diag.table_name} have the same key"
-                    ) from None
+                    problem = f"rows of table {error.diag.table_name} have the same key"
+                    raise self.context.source.damaged(problem) from None
         finally:
             self.conn.rollback()
 
-    def read_back(self, table: str, columns: Sequence[str]) -> tuple[int, int]:
-        """Rows and checksum of a table of PostgreSQL."""
-        total = _Sum()
-        copy = f"COPY {table} ({', '.join(columns)}) TO STDOUT WITH ({self._options})"
+    def read_back(self, table: str) -> tuple[int, int]:
+        """Return the rows and the checksum of a table of PostgreSQL."""
+        total = _Checksum()
+        columns = ", ".join(self.reader.columns(table))
+        copy = f"COPY {table} ({columns}) TO STDOUT WITH ({self._copy_options})"
         with db.translate_errors(self.conn), self.conn, self.conn.cursor() as cur:
             with io.BufferedWriter(total, _BUFFER_BYTES) as buffer:
                 cur.copy_expert(copy, buffer)
             return cur.rowcount, total.checksum
 
-    def invariants(self) -> list[str]:
-        """What does not hold for the rows of the new index (SCHEMA.md 5)."""
+    def violations(self) -> list[str]:
+        """Return the violated invariants of the new index (SCHEMA.md 5)."""
         with db.translate_errors(self.conn), self.conn:
-            found = catalog.snapshot(self.conn, self.work.target.schema)
-            checks = data.findings(self.conn, found, self.work.revision, deep=True)
-        return [str(one) for one in checks if one.matters]
+            objects = catalog.snapshot(self.conn, self.context.target.schema)
+            findings = data.findings(self.conn, objects, self.context.revision, deep=True)
+        return [str(finding) for finding in findings if finding.matters]
 
-    def survey(self) -> tuple[Path | None, Outcome]:
-        """See `tree.survey`."""
-        file, repaired, skipped = tree.survey(self.work.source)
-        return file, Outcome(repaired=repaired, skipped=skipped)
+    def compare_files(self, piece: Piece, folder: Path, *, hashes: bool) -> FileCheck:
+        """Compare attachments with their files in the storage folder."""
+        area = storage.FilesystemArea(folder)
+        return attachments.compare(area, self._attachments(piece), hashes=hashes)
 
-    def files(self, folder: Path, after: int, last: int, *, hashes: bool) -> attachments.Seen:
-        """See `files.look`."""
-        return attachments.look(storage.FilesystemArea(folder), self._attachments(after, last), hashes=hashes)
-
-    def store(self, folder: Path, after: int, last: int) -> attachments.Seen:
-        """See `files.store`."""
+    def copy_files(self, piece: Piece, folder: Path) -> FileCheck:
+        """Copy the files of attachments into large objects."""
+        area = storage.FilesystemArea(folder)
         with db.translate_errors(self.conn):
-            return attachments.store(
-                self.conn, storage.FilesystemArea(folder), self._attachments(after, last)
-            )
+            return attachments.copy(self.conn, area, self._attachments(piece))
 
-    def _attachments(self, after: int, last: int) -> Iterator[attachments.Attachment]:
-        custom = self.work.source.has("AttachedFiles", "customData")
-        with sources.readable(self.work.source.path):
-            yield from attachments.attachments(self.reader.conn, after, last, custom=custom)
-
-    def check_pages(self, table: str, *, thorough: bool) -> list[str]:
-        """See `source.check_pages`."""
-        with sources.readable(self.work.source.path):
-            return sources.check_pages(self.work.source.file, table, thorough=thorough)
+    def _attachments(self, piece: Piece) -> Iterator[Attachment]:
+        with self.context.source.errors():
+            yield from self.reader.attachments(piece)
 
 
-def piece(name: str, after: int, last: int) -> str:
-    """The name of a piece of work in the journal."""
-    return f"{name} {after} {last}"
-
-
-class _Lines:
-    """Blocks as the file that COPY reads from; it takes whatever size it is given."""
+class _CopyInput:
+    """Blocks of lines as the file that COPY reads from; psycopg2 accepts blocks of any size."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
 
     def read(self, size: int = -1) -> bytes:
-        """The next block that is not empty: an empty one would be the end."""
+        """Return the next block that is not empty: an empty one would be the end of the file."""
         return next(filter(None, self._blocks), b"")
 
     readline = read
 
 
-class _Sum(io.RawIOBase):
-    """Sums up the lines that COPY writes; behind a buffer, which gathers them."""
+class _Checksum(io.RawIOBase):
+    """Sums up the lines that COPY writes; an io.BufferedWriter gathers them into larger blocks."""
 
     def __init__(self) -> None:
         self.checksum = 0
-        self._rest = b""
+        self._incomplete_line = b""
 
     def writable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
-    def write(self, piece: Buffer) -> int:
-        """Take in some lines; the last one may go on in the next piece."""
-        written = bytes(piece)
-        whole, end, self._rest = (self._rest + written).rpartition(b"\n")
-        self.checksum += checksum(whole + end)
-        return len(written)
+    def write(self, block: Buffer) -> int:
+        """Add the lines of a block; the last one may continue in the next block."""
+        content = bytes(block)
+        lines, end, self._incomplete_line = (self._incomplete_line + content).rpartition(b"\n")
+        self.checksum += checksum(lines + end)
+        return len(content)
 
 
-# --- in a process of its own ---------------------------------------------------------------------------------
+# --- in a process of its own ---------------------------------------------------------------------
 
 _worker: Worker | None = None
 
 
-def call(work: Work, method: str, *arguments: object, **options: object) -> Any:
-    """A method of this process's worker; a new one, if it is for other work than the last."""
+def call(context: Context, job: Callable[[Worker], T]) -> T:
+    """Have the worker of this process do a job; a new one if the context has changed."""
     global _worker
-    if _worker is None or _worker.work != work:
-        _worker = Worker(work)
-    return getattr(_worker, method)(*arguments, **options)
+    if _worker is None or _worker.context != context:
+        _worker = Worker(context)
+    return job(_worker)

@@ -12,7 +12,8 @@ from urllib.error import HTTPError
 import pytest
 
 from pgorthanc_cli import migrate
-from pgorthanc_cli.migrate import source
+from pgorthanc_cli.migrate.sources import sqlite
+from pgorthanc_cli.progress import Progress
 from tests.interop import files, lifecycle
 from tests.interop.archive import Archive
 from tests.interop.files import Dicom
@@ -210,7 +211,7 @@ def test_an_orthanc_that_is_started_on_the_file_meanwhile_can_write_nothing(arch
         rest.upload(HELD[0].content)
     path = archive.folder / "index"
     before = path.read_bytes()
-    with source.opened(path), with_sqlite(archive) as rest:
+    with sqlite.open_index(path), with_sqlite(archive) as rest:
         rest.refused.append(HELD[1].content)
         with suppress(HTTPError):
             assert rest.post("/instances", HELD[1].content)["Status"] == "Failure"
@@ -221,13 +222,16 @@ def test_orthanc_does_not_start_on_a_half_index(archive: Archive) -> None:
     with with_sqlite(archive) as rest:
         live(rest)
     path = archive.folder / "index"
-    settings = migrate.Settings(revision=1, server_identifier=SERVER)
-    events = migrate.convert(archive.target, path, settings)
-    while getattr(next(events), "phase", "") != "prove":
-        pass
-    with pytest.raises(DoesNotStart), archive.orthanc():  # it is being converted: lock 42 is held
-        pass
-    migrating.closed(events)
+    settings = migrate.ConversionSettings(revision=1, server_identifier=SERVER)
+
+    def start_orthanc(progress: Progress) -> None:
+        if progress.phase == "prove":
+            with pytest.raises(DoesNotStart), archive.orthanc():  # it is being converted: lock 42 is held
+                pass
+            raise migrating.Interruption
+
+    with pytest.raises(migrating.Interruption):
+        migrate.convert(archive.target, path, settings, report=start_orthanc)
     before = snapshot(archive.target)
     content = rows(archive.target, "SELECT count(*), min(value) FROM metadata")
     with pytest.raises(DoesNotStart), archive.orthanc():

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,8 @@ def test_files_are_compared(
     assert sound
     assert (sound.checked, sound.hashed, sound.missing, sound.differing) == (131, 131, 0, 0)
     spoil(path, folder)
-    found = convert(empty, path, storage_dir=folder, **{option: True}).files
+    options: dict[str, Any] = {option: True}
+    found = convert(empty, path, storage_dir=folder, **options).files
     assert found
     assert (found.checked, found.hashed, found.missing, found.differing) == (131, hashed, 1, differing)
     assert str(found).startswith(

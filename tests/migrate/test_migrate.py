@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pgorthanc_cli import db, migrate
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.progress import Progress, Report
 from tests.support import indexstate, migrating, sqliteindex, sqlitestate
 from tests.support.migrating import SERVER, convert
 from tests.support.schemas import init, rows, run, snapshot
@@ -163,15 +166,17 @@ def test_a_file_that_a_program_works_with_is_refused(empty: db.Target, tmp_path:
 
 def test_no_program_can_write_to_the_file_meanwhile(empty: db.Target, tmp_path: Path) -> None:
     path = sqliteindex.rich(tmp_path / "index")
-    tried = []
-    for event in migrate.convert(empty, path, migrate.Settings()):
-        if isinstance(event, migrate.Progress) and event.phase in ("copy", "prove"):
-            script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA user_version = 1')"
-            tried.append(
-                subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True).stderr
-            )
-    assert len(tried) > 10
-    assert all("database is locked" in said for said in tried)
+    script = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('PRAGMA user_version = 1')"
+    errors = []
+
+    def try_to_write(progress: Progress) -> None:
+        if progress.phase in ("copy", "prove"):
+            command = [sys.executable, "-c", script, str(path)]
+            errors.append(subprocess.run(command, capture_output=True, text=True).stderr)
+
+    migrate.convert(empty, path, migrate.ConversionSettings(), report=try_to_write)
+    assert len(errors) > 10
+    assert all("database is locked" in error for error in errors)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_a_target_that_cannot_be_filled_is_refused_and_left_alone(
     fresh: db.Target,
     sound: Path,
     prepare: tuple[str, ...],
-    options: dict[str, int],
+    options: dict[str, Any],
     error: type[Exception],
     said: str,
 ) -> None:
@@ -302,12 +307,19 @@ def test_a_database_of_another_encoding_is_refused(admin: object, server_dsn: st
 # --- interruptions -------------------------------------------------------------------------------------------
 
 
+def once(phase: str, action: Callable[[], object]) -> Report:
+    """A callback that does something at the first progress of a phase."""
+    actions = [action]
+
+    def report(progress: Progress) -> None:
+        if progress.phase == phase and actions:
+            actions.pop()()
+
+    return report
+
+
 def test_until_it_is_complete_nobody_takes_it_for_an_index(empty: db.Target, sound: Path) -> None:
-    events = migrate.convert(empty, sound, migrate.Settings())
-    for event in events:
-        if isinstance(event, migrate.Progress) and event.phase == "build":
-            break
-    migrating.closed(events)
+    migrating.interrupt(empty, sound, "build")
     assert rows(empty, "SELECT count(*) > 0 FROM resources") == [(True,)]
     for command in ("status", "verify schema", "upgrade", "init", f"import {sound} --storage-dir /nowhere"):
         words = [sys.executable, "-m", "pgorthanc_cli", *command.split(), "--uri", empty.dsn]
@@ -318,11 +330,7 @@ def test_until_it_is_complete_nobody_takes_it_for_an_index(empty: db.Target, sou
 
 @pytest.mark.parametrize("phase", ["copy", "build", "prove"])
 def test_an_interrupted_run_goes_on(empty: db.Target, sound: Path, phase: str) -> None:
-    events = migrate.convert(empty, sound, migrate.Settings(server_identifier=SERVER))
-    for event in events:
-        if isinstance(event, migrate.Progress) and event.phase == phase and (event.done or 5) > 4:
-            break
-    migrating.closed(events)
+    migrating.interrupt(empty, sound, phase, after=4, server_identifier=SERVER)
     converted = convert(empty, sound)
     assert converted.resumed
     assert converted.verified
@@ -333,10 +341,7 @@ def test_an_interrupted_run_goes_on(empty: db.Target, sound: Path, phase: str) -
 def test_an_unfinished_run_of_another_file_has_to_be_given_up_by_name(
     empty: db.Target, sound: Path, tmp_path: Path
 ) -> None:
-    events = migrate.convert(empty, sound, migrate.Settings(server_identifier=SERVER))
-    while getattr(next(events), "phase", "") != "prove":
-        pass
-    migrating.closed(events)
+    migrating.interrupt(empty, sound, "prove", server_identifier=SERVER)
     other = sqliteindex.rich(tmp_path / "index", instances=130)
     with pytest.raises(PgOrthancError, match="which was another index or has changed since") as error:
         convert(empty, other)
@@ -355,25 +360,22 @@ def test_rows_that_somebody_changes_meanwhile_are_found(empty: db.Target, sound:
         "UPDATE metadata SET value = 'x' WHERE (id, type) IN (SELECT id, type FROM metadata LIMIT 1)",
         "DELETE FROM changes WHERE seq = 3",
     ):
-        events = migrate.convert(empty, sound, migrate.Settings(restart=True))
-        while getattr(next(events), "phase", "") != "build":
-            pass
-        run(empty, statement)
+        report = once("build", partial(run, empty, statement))
         with pytest.raises(PgOrthancError, match="other rows than were read from SQLite"):
-            list(events)
+            migrate.convert(empty, sound, migrate.ConversionSettings(restart=True), report=report)
 
 
 def test_a_lost_connection_says_so_and_the_next_run_goes_on(
     empty: db.Target, sound: Path, admin: object
 ) -> None:
-    events = migrate.convert(empty, sound, migrate.Settings(server_identifier=SERVER))
-    while getattr(next(events), "phase", "") != "copy":
-        pass
-    with admin.cursor() as cur:  # type: ignore[attr-defined]
-        name = db.parse_dsn(empty.dsn)["dbname"]
-        cur.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+    def end_sessions() -> None:
+        with admin.cursor() as cur:  # type: ignore[attr-defined]
+            name = db.parse_dsn(empty.dsn)["dbname"]
+            cur.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+    settings = migrate.ConversionSettings(server_identifier=SERVER)
     with pytest.raises(ConnectError, match="was lost"):
-        list(events)
+        migrate.convert(empty, sound, settings, report=once("copy", end_sessions))
     assert convert(empty, sound).resumed
     migrating.require_index(empty, 10)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pgorthanc_cli import db, migrate
+from pgorthanc_cli.commands import migrate_sqlite
+from pgorthanc_cli.migrate.model import SaveFindings
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.schema import catalog
 from tests.support import indexstate
 from tests.support.schemas import snapshot
@@ -14,18 +19,37 @@ from tests.support.schemas import snapshot
 SERVER = "the-server"
 
 
-def convert(target: db.Target, path: Path, **settings: Any) -> migrate.Converted:
-    """A whole conversion; one worker, for starting another takes longer than the work on a small index."""
-    given = migrate.Settings(**{"server_identifier": SERVER, "jobs": 1, **settings})
-    *_, converted = migrate.convert(target, path, given)
-    assert isinstance(converted, migrate.Converted)
-    return converted
+class Interruption(Exception):
+    """Ends a conversion in the middle, as Ctrl-C does."""
 
 
-def check(path: Path, **settings: Any) -> migrate.Converted:
-    *_, converted = migrate.check(path, migrate.Settings(**{"jobs": 1, **settings}))
-    assert isinstance(converted, migrate.Converted)
-    return converted
+def convert(
+    target: db.Target, path: Path, *, report: Path | None = None, **settings: Any
+) -> migrate.Converted:
+    """Convert with one worker, because starting another takes longer than the work on a small index."""
+    given = migrate.ConversionSettings(**{"server_identifier": SERVER, "jobs": 1, **settings})
+    return migrate.convert(target, path, given, save=saver(report))
+
+
+def check(path: Path, *, report: Path | None = None, **settings: Any) -> migrate.Converted:
+    given = migrate.ConversionSettings(**{"jobs": 1, **settings})
+    return migrate.check(path, given, save=saver(report))
+
+
+def saver(path: Path | None) -> SaveFindings | None:
+    """As the command saves a report."""
+    return partial(migrate_sqlite.write_report, path) if path else None
+
+
+def interrupt(target: db.Target, path: Path, phase: str, *, after: int = 0, **settings: Any) -> None:
+    """Convert until a phase has got further than `after`."""
+
+    def report(progress: Progress) -> None:
+        if progress.phase == phase and (progress.done is None or progress.done > after):
+            raise Interruption
+
+    with pytest.raises(Interruption):
+        migrate.convert(target, path, migrate.ConversionSettings(**settings), report=report)
 
 
 def state(target: db.Target) -> indexstate.State:
@@ -48,9 +72,3 @@ def require_index(target: db.Target, revision: int) -> None:
 def what(findings: tuple[migrate.Finding, ...]) -> list[str]:
     """Table and text of findings, in order."""
     return sorted(f"{finding.table}: {finding.what}" for finding in findings)
-
-
-def closed(events: Iterator[migrate.Event]) -> None:
-    """As the command ends it at Ctrl-C."""
-    assert isinstance(events, Generator)
-    events.close()

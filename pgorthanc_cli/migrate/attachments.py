@@ -1,0 +1,102 @@
+"""Compare the attachments of an index with the storage folder of Orthanc, or copy them into large objects.
+
+The folder is only read: the administrator removes the files when Orthanc works without them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO
+
+from pgorthanc_cli import db, storage, workers
+from pgorthanc_cli.migrate.model import FileCheck
+from pgorthanc_cli.migrate.source import Attachment
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+_BATCH_FILES = 200
+_BATCH_BYTES = 64 << 20
+
+
+def compare(area: storage.FilesystemArea, attachments: Iterator[Attachment], *, hashes: bool) -> FileCheck:
+    """Compare the sizes, and with `hashes` the MD5s; skips what a storage plugin keeps elsewhere."""
+    result = FileCheck()
+    for attachment in attachments:
+        if attachment.custom:
+            continue
+        result.checked += 1
+        try:
+            with area.open(attachment.uuid) as stream:
+                _is_equal(stream, attachment, result, hashes=hashes)
+        except OSError as error:
+            result.add_problem(attachment.uuid, str(error.strerror), missing=True)
+    return result
+
+
+def copy(conn: Connection, area: storage.FilesystemArea, attachments: Iterator[Attachment]) -> FileCheck:
+    """Copy files into large objects, a few hundred per transaction; skips those of an earlier run.
+
+    Every attachment that is neither missing nor differing is stored then.
+    """
+    result = FileCheck()
+    objects = storage.LargeObjectArea(conn)
+    batch: list[Attachment] = []
+    for attachment in attachments:
+        batch.append(attachment)
+        if len(batch) >= _BATCH_FILES or sum(a.size for a in batch) >= _BATCH_BYTES:
+            _copy_batch(conn, area, objects, batch, result)
+            batch = []
+    _copy_batch(conn, area, objects, batch, result)
+    return result
+
+
+def _copy_batch(
+    conn: Connection,
+    area: storage.FilesystemArea,
+    objects: storage.LargeObjectArea,
+    batch: list[Attachment],
+    result: FileCheck,
+) -> None:
+    uuids = [attachment.uuid for attachment in batch]
+    with conn:
+        stored = db.rows(conn, "SELECT uuid FROM storagearea WHERE uuid = ANY (%s)", uuids)
+        known = {uuid for (uuid,) in stored}
+        for attachment in batch:
+            result.checked += 1
+            if attachment.uuid in known:
+                continue
+            if attachment.custom:
+                problem = "a storage plugin keeps it elsewhere (customData)"
+                result.add_problem(attachment.uuid, problem, missing=True)
+                continue
+            try:
+                with area.open(attachment.uuid) as stream:
+                    if _is_equal(stream, attachment, result, hashes=True):
+                        stream.seek(0)
+                        chunks = iter(partial(stream.read, storage.CHUNK_BYTES), b"")
+                        objects.put(attachment.uuid, attachment.file_type, chunks)
+            except OSError as error:
+                result.add_problem(attachment.uuid, str(error.strerror), missing=True)
+
+
+def _is_equal(stream: BinaryIO, attachment: Attachment, result: FileCheck, *, hashes: bool) -> bool:
+    """Compare a file with its attachment, and add any difference to the result."""
+    size = os.fstat(stream.fileno()).st_size
+    if size != attachment.size:
+        problem = f"{size:,} bytes, the index says {attachment.size:,}"
+        result.add_problem(attachment.uuid, problem, missing=False)
+        return False
+    if hashes and attachment.md5:
+        result.hashed += 1
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := stream.read(storage.CHUNK_BYTES):
+            workers.checkpoint()
+            digest.update(block)
+        if digest.hexdigest() != attachment.md5:
+            result.add_problem(attachment.uuid, "its MD5 is not that of the index", missing=False)
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""The databases that can be converted, one package for each: see `migrate.source`."""
