@@ -24,9 +24,10 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks, upgrade
+from pgorthanc_cli.progress import silent
 from pgorthanc_cli.schema import catalog, initialize, steps
 from pgorthanc_cli.server import embedded
-from pgorthanc_cli.upgrade import childcounts
+from pgorthanc_cli.upgrade import counters
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support import filler
@@ -100,9 +101,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 def phase(target: db.Target, name: str) -> upgrade.Changed:
     """One phase of the tool."""
-    *_, changed = upgrade.upgrade(target, settings=upgrade.Settings(phases=(name,)))
-    assert isinstance(changed, upgrade.Changed)
-    return changed
+    return upgrade.upgrade(target, settings=upgrade.Settings(phases=(name,)))
 
 
 def plain(target: db.Target) -> None:
@@ -144,12 +143,10 @@ def child_counts(target: db.Target) -> None:
             "ALTER TABLE resources DROP COLUMN childcount; ALTER TABLE resources ADD COLUMN childcount integer"
         )
         cur.execute("VACUUM ANALYZE resources")
-    counted = 0
     with db.session(target, autocommit=True) as conn:
-        found = catalog.snapshot(conn, target.schema)
+        objects = catalog.snapshot(conn, target.schema)
         started = time.perf_counter()
-        for event in childcounts.fill(conn, found, "finish"):
-            counted = event if isinstance(event, int) else counted
+        counted = counters.count_children(conn, objects, "finish", silent)
         taken_s = time.perf_counter() - started
     print(f"  child counts alone     {counted:,} in {taken_s:.2f} s: {counted / taken_s:,.0f} per second")
 

@@ -29,7 +29,7 @@ def command(
     planned: bool,
     sql: bool,
     yes: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Bring an index to a lower revision.
 
@@ -38,23 +38,23 @@ def command(
     """
     from pgorthanc_cli import db, upgrade
 
-    wanted = upgrade_options.wanted(to, plugin)
-    if wanted is None:
+    revision = upgrade_options.target_revision(to, plugin)
+    if revision is None:
         raise UsageError("which revision is wanted?", "give --to N, or --plugin V")
-    settings = upgrade_options.settings(**given)
+    settings = upgrade_options.settings(**options)
     with call.target() as target:
         if planned or sql:
-            upgrade_options.show_plan(call, target, wanted, as_sql=sql)
+            upgrade_options.show_plan(call, target, revision, as_sql=sql)
             return
         if "switch" in settings.phases:
             with db.session(target, readonly=True) as conn:
-                lost = upgrade.plan(conn, target.schema, wanted, down=True).not_held
+                losses = upgrade.plan(conn, target.schema, revision, down=True).not_held
             upgrade_options.confirm(
                 "Discard that, and go on?" if settings.discard else "Keep that aside, and go on?",
-                lost,
-                yes=yes or not lost,
-                needed=settings.discard or any(loss.unreadable for loss in lost),
+                losses,
+                yes=yes or not losses,
+                needed=settings.discard or any(loss.unreadable for loss in losses),
             )
         if settings.terminate:
             upgrade_options.confirm_termination(target, yes=yes)
-        upgrade_options.run(call, upgrade.downgrade(target, to=wanted, settings=settings))
+        upgrade_options.run(call, upgrade.downgrade, target, revision, settings)

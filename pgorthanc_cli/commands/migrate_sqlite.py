@@ -91,7 +91,7 @@ def command(
         options["revision"] = catalog.revision_of_plugin(plugin)
     _check_report(report)
     settings = migrate.ConversionSettings(large_objects=storage == "postgresql", **options)
-    teller = upgrade_options.Teller(quiet=call.quiet)
+    printer = upgrade_options.ProgressPrinter(quiet=call.quiet)
     with call.resolved(create=not check_only, needed=not check_only) as resolved, commands.stopping() as stop:
         settings = _completed(settings, resolved.orthanc)
         path = _index(index, resolved.orthanc)
@@ -99,7 +99,7 @@ def command(
         def show(progress: Progress) -> None:
             if stop.is_set():
                 raise Stopped
-            teller.tell(progress)
+            printer.update(progress)
 
         def save(converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:
             if report:

@@ -21,7 +21,7 @@ def command(
     planned: bool,
     sql: bool,
     yes: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Bring an index to a higher revision.
 
@@ -34,13 +34,13 @@ def command(
     from pgorthanc_cli import upgrade
     from pgorthanc_cli.schema import catalog
 
-    wanted = upgrade_options.wanted(to, plugin)
-    wanted = catalog.revisions()[-1] if wanted is None else wanted
-    settings = upgrade_options.settings(**given)
+    revision = upgrade_options.target_revision(to, plugin)
+    revision = catalog.newest() if revision is None else revision
+    settings = upgrade_options.settings(**options)
     with call.target() as target:
         if planned or sql:
-            upgrade_options.show_plan(call, target, wanted, as_sql=sql)
+            upgrade_options.show_plan(call, target, revision, as_sql=sql)
             return
         if settings.terminate:
             upgrade_options.confirm_termination(target, yes=yes)
-        upgrade_options.run(call, upgrade.upgrade(target, to=wanted, settings=settings))
+        upgrade_options.run(call, upgrade.upgrade, target, revision, settings)

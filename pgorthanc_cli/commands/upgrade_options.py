@@ -1,12 +1,11 @@
-"""What `upgrade` and `downgrade` share: options, the plan, the progress, the questions."""
+"""Options, plan, progress and questions of `upgrade` and `downgrade`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +15,10 @@ from pgorthanc_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.upgrade import Changed, Event, Settings
+    from pgorthanc_cli.progress import Progress
+    from pgorthanc_cli.upgrade import Changed, Settings
 
-_TELL_EVERY_S = 5.0
+_PRINT_EVERY_S = 5.0
 
 _OPTIONS = (
     click.option("--to", type=int, metavar="N", help="Revision that is wanted."),
@@ -40,32 +40,32 @@ _OPTIONS = (
 
 
 def options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of both commands."""
+    """Add the options of both commands."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def wanted(to: int | None, plugin: str | None) -> int | None:
-    """The revision that --to or --plugin means; None: none is given."""
+def target_revision(to: int | None, plugin: str | None) -> int | None:
+    """Return the revision of --to or --plugin; None if neither is given."""
     from pgorthanc_cli.schema import catalog
 
     if to is not None and plugin is not None:
         raise UsageError("--to and --plugin both say which revision is wanted", "give one of them")
     if to is not None:
-        catalog.require_revision(to)  # before anything is asked of the server
+        catalog.require_revision(to)  # before the first connection
     return to if plugin is None else catalog.revision_of_plugin(plugin)
 
 
-def settings(*, phase: str | None, **given: Any) -> Settings:
-    """The options, as the library wants them."""
+def settings(*, phase: str | None, **options: Any) -> Settings:
+    """Return the options as settings of the library."""
     from pgorthanc_cli import upgrade
 
-    return upgrade.Settings(phases=(phase,) if phase else upgrade.PHASES, **given)
+    return upgrade.Settings(phases=(phase,) if phase else upgrade.PHASES, **options)
 
 
 def show_plan(call: Call, target: Target, to: int, *, as_sql: bool) -> None:
-    """Look, say what would be done, and stop."""
+    """Show what would be done."""
     from pgorthanc_cli import db, upgrade
 
     down = call.name == "downgrade"
@@ -77,18 +77,18 @@ def show_plan(call: Call, target: Target, to: int, *, as_sql: bool) -> None:
         call.emit(plan)
 
 
-def confirm(question: str, shown: Sequence[object], *, yes: bool, needed: bool) -> None:
-    """Ask, where somebody sits at a terminal.
+def confirm(question: str, details: Sequence[object], *, yes: bool, needed: bool) -> None:
+    """Ask for confirmation, if stdin is a terminal.
 
     Args:
-        question: What to ask.
-        shown: What to show before.
-        yes: The answer is given already.
-        needed: Without a terminal the answer has to be given.
+        question: The question.
+        details: Printed before the question, one per line.
+        yes: Whether the user has confirmed already.
+        needed: Whether to refuse without a confirmation if stdin is not a terminal.
     """
     if yes:
         return
-    for line in shown:
+    for line in details:
         output.warn(str(line))
     if not sys.stdin.isatty():
         if needed:
@@ -99,83 +99,63 @@ def confirm(question: str, shown: Sequence[object], *, yes: bool, needed: bool) 
 
 
 def confirm_termination(target: Target, *, yes: bool) -> None:
-    """Show whose sessions would be ended, and ask."""
+    """Show the sessions that would be ended, and ask for confirmation."""
     from pgorthanc_cli import db, upgrade
 
     with db.session(target, readonly=True) as conn:
-        found = upgrade.others(conn)
-    if found:
-        confirm("End the sessions of others?", found, yes=yes, needed=True)
+        sessions = upgrade.others(conn)
+    if sessions:
+        confirm("End the sessions of others?", sessions, yes=yes, needed=True)
 
 
-def run(call: Call, events: Iterator[Event]) -> None:
-    """Tell what goes on, and show the result; Ctrl-C ends it at the next safe point."""
-    from pgorthanc_cli import upgrade
+def run(call: Call, change: Callable[..., Changed], target: Target, to: int, settings: Settings) -> None:
+    """Change the revision, show the progress, and emit the result; Ctrl-C stops it at the next safe point."""
     from pgorthanc_cli.schema import catalog
 
-    teller = Teller(quiet=call.quiet)
-    with commands.stopping() as stop, closing(events):  # type: ignore[type-var]
-        for event in events:
-            if isinstance(event, upgrade.Changed):
-                changed = event
-            elif stop.is_set():
+    printer = ProgressPrinter(quiet=call.quiet)
+    with commands.stopping() as stop:
+
+        def report(progress: Progress) -> None:
+            if stop.is_set():
                 raise Interrupted("interrupted; what was done stays, or was undone", "run it again to go on")
-            else:
-                teller.tell(event)
+            printer.update(progress)
+
+        changed = change(target, to=to, settings=settings, report=report)
     for warning in _warnings(changed, catalog.TRIGRAM_WARNINGS):
         call.warn(warning)
     call.emit(changed)
 
 
-def _warnings(changed: Changed, of_trigram: dict[str, str]) -> list[str]:
+def _warnings(changed: Changed, trigram_warnings: dict[str, str]) -> list[str]:
     return [
         *(f"mended: {what}" for what in changed.repaired),
         *(f"merged: {what}" for what in changed.merged),
         *(f"no row names the file {file.uuid} any more" for file in changed.surplus_files),
-        *([of_trigram[changed.trigram]] if changed.trigram in of_trigram else []),
+        *([trigram_warnings[changed.trigram]] if changed.trigram in trigram_warnings else []),
     ]
 
 
-class Told(Protocol):
-    """Something that goes on."""
-
-    @property
-    def phase(self) -> str:
-        """The part of the work that it belongs to."""
-
-    @property
-    def what(self) -> str:
-        """What is done."""
-
-    @property
-    def done(self) -> int | None:
-        """How much of it, None where nobody can tell."""
-
-    @property
-    def total(self) -> int | None:
-        """Out of how much."""
-
-
-class Teller:
-    """A line for each thing that begins, and one every few seconds while it lasts."""
+class ProgressPrinter:
+    """Prints a line for each new step, and one every few seconds while it lasts."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._last = ""
-        self._told = 0.0
+        self._step = ""
+        self._printed = 0.0
 
-    def tell(self, event: Told) -> None:
-        """Tell of it, unless it was told just now."""
+    def update(self, progress: Progress) -> None:
+        """Print a line, unless one of this step was printed a moment ago."""
         now = time.monotonic()
-        if self._quiet or (event.what == self._last and now - self._told < _TELL_EVERY_S):
+        recent = progress.what == self._step and now - self._printed < _PRINT_EVERY_S
+        if self._quiet or recent:
             return
-        self._last, self._told = event.what, now
-        output.note(f"{event.phase}: {event.what}{_extent(event)}")
+        self._step, self._printed = progress.what, now
+        output.note(f"{progress.phase}: {progress.what}{_extent(progress)}")
 
 
-def _extent(event: Told) -> str:
-    if event.done is None:
+def _extent(progress: Progress) -> str:
+    if progress.done is None:
         return ""
-    if not event.total:
-        return f", {event.done:,}"
-    return f", {100 * event.done / event.total:.0f} %"
+    if not progress.total:
+        return f", {progress.done:,}"
+    return f", {100 * progress.done / progress.total:.0f} %"

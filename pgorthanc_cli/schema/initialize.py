@@ -6,16 +6,13 @@ and compared with that of the revision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import psycopg2.errors
-
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
-from pgorthanc_cli.errors import InUseError, RevisionError
+from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog, rights, steps
 from pgorthanc_cli.text import shortened
 
@@ -30,6 +27,7 @@ RequireIdle = Callable[["Connection", str], None]
 
 # All later sessions queue up behind a change that waits for a lock.
 _LOCK_TIMEOUT = "5s"
+LOCKED = f"another session kept a table of the index locked for more than {_LOCK_TIMEOUT}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def init(
     """
     revision = catalog.newest() if revision is None else revision
     scripts = _scripts(revision)
-    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), driver_errors(), conn:
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(LOCKED), conn:
         objects = catalog.snapshot(conn, schema)
         layout = catalog.layout(objects, schema)
         _refuse_other_contents(objects, layout, revision, schema)
@@ -210,17 +208,3 @@ def _damaged(differences: list[catalog.Difference], revision: int) -> RevisionEr
         f"the schema is not what revision {revision} must be, and was left as it was: {shortened(differences, 5)}",
         "run: pgorthanc verify schema --repair",
     )
-
-
-@contextmanager
-def driver_errors() -> Iterator[None]:
-    """Translate what our scripts raise, and a lock timeout; `db.session` translates all other errors."""
-    try:
-        yield
-    except psycopg2.errors.LockNotAvailable:
-        raise InUseError(
-            f"another session kept a table of the index locked for more than {_LOCK_TIMEOUT}",
-            "stop every Orthanc that uses this database, then run the same command again",
-        ) from None
-    except psycopg2.errors.RaiseException as error:
-        raise RevisionError(str(error.diag.message_primary), error.diag.message_hint) from None

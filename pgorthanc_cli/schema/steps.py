@@ -1,17 +1,21 @@
-"""The schema scripts and the ways between revisions, found by file name.
+"""The schema scripts and the paths between revisions, found by file name.
 
-`PrepareIndex.sql` makes an index at the newest revision, `RevAToRevB.sql` and `UnknownToRev1.sql` are single
-steps, `StorageArea.sql` makes the storage area. They lie in `pgorthanc_cli/scripts` once installed, and in
+`PrepareIndex.sql` creates an index at the newest revision, `RevAToRevB.sql` and `UnknownToRev1.sql` are single
+steps, `StorageArea.sql` creates the storage area. They are in `pgorthanc_cli/scripts` once installed, and in
 `scripts/` beside the package in a checkout.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgorthanc_cli.errors import RevisionError
+import psycopg2.errors
+
+from pgorthanc_cli.errors import InUseError, RevisionError
 
 PREPARE_INDEX = "PrepareIndex.sql"
 STORAGE_AREA = "StorageArea.sql"
@@ -29,53 +33,71 @@ class Step:
 
 
 def folder() -> Path:
-    """Where the scripts are."""
+    """Return the folder of the scripts."""
     package = Path(__file__).parent.parent
     installed = package / "scripts"
     return installed if installed.is_dir() else package.parent / "scripts"
 
 
 def text(script: str) -> str:
-    """The SQL of a script, to be sent whole."""
+    """Return the SQL of a script, to be sent whole."""
     return (folder() / script).read_text(encoding="utf-8")
 
 
-def found() -> list[Step]:
-    """All steps, up and down."""
+def all_steps() -> list[Step]:
+    """Return all steps, up and down."""
     matches = (_STEP.fullmatch(entry.name) for entry in folder().iterdir())
     return [Step(int(m["start"] or 0), int(m["end"]), m[0]) for m in matches if m]
 
 
 def path(start: int, end: int) -> list[Step]:
-    """The steps from one revision to another, all in one direction.
+    """Return the steps from one revision to another, all in one direction.
 
     Raises:
-        RevisionError: No scripts lead there; says which revisions can be reached.
+        RevisionError: No scripts lead there; the hint lists the revisions that can be reached.
     """
-    way = [
-        step
-        for step in _walk(start, down=end < start)
-        if (step.end >= end if end < start else step.end <= end)
-    ]
-    if (way[-1].end if way else start) != end:
+    steps = _walk(start, down=end < start)
+    steps = [step for step in steps if min(start, end) <= step.end <= max(start, end)]
+    if (steps[-1].end if steps else start) != end:
         raise RevisionError(
             f"no script leads from revision {start} to {end}",
             f"revisions that can be reached: {', '.join(map(str, reachable(start)))}",
         )
-    return way
+    return steps
 
 
 def reachable(start: int, *, down_only: bool = False) -> list[int]:
-    """The revisions that the steps lead to from `start`, itself included."""
+    """Return the revisions that can be reached from `start`, itself included."""
     up = [] if down_only else _walk(start, down=False)
     return sorted({start, *(step.end for step in (*_walk(start, down=True), *up))})
 
 
 def _walk(start: int, *, down: bool) -> list[Step]:
-    """All steps in one direction, one after the other."""
-    following = {step.start: step for step in found() if (step.end < step.start) is down}
-    way: list[Step] = []
+    """Return all steps in one direction, one after the other."""
+    following = {step.start: step for step in all_steps() if (step.end < step.start) is down}
+    steps: list[Step] = []
     while start in following:
-        way.append(following[start])
+        steps.append(following[start])
         start = following[start].end
-    return way
+    return steps
+
+
+@contextmanager
+def errors(locked: str) -> Iterator[None]:
+    """Translate what scripts raise, and a lock timeout, for which `locked` is the message.
+
+    `db.session` translates all other errors of the driver.
+
+    Raises:
+        RevisionError: A script refused the schema or its data.
+        InUseError: A script met an Orthanc, or another session kept a table locked.
+    """
+    try:
+        yield
+    except psycopg2.errors.RaiseException as error:
+        raise RevisionError(str(error.diag.message_primary), error.diag.message_hint) from None
+    except psycopg2.errors.ObjectInUse as error:
+        raise InUseError(str(error.diag.message_primary), error.diag.message_hint) from None
+    except psycopg2.errors.LockNotAvailable:
+        hint = "stop every Orthanc that uses this database, then run the same command again"
+        raise InUseError(locked, hint) from None

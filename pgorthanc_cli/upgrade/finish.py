@@ -1,19 +1,19 @@
-"""The part after the switch, beside a working Orthanc: what Orthanc does not have to wait for."""
+"""The last phase, while Orthanc is running: what Orthanc does not have to wait for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg2
 
-from pgorthanc_cli.progress import Progress
+from pgorthanc_cli import db
+from pgorthanc_cli.progress import Report
 from pgorthanc_cli.schema import catalog
-from pgorthanc_cli.upgrade import childcounts, kept, prepare, statistics
+from pgorthanc_cli.upgrade import counters, preserved
 from pgorthanc_cli.upgrade.model import ANALYZED, Settings
-from pgorthanc_cli.upgrade.preparation import Preparation, left_over
-from pgorthanc_cli.upgrade.statements import execute, patiently, watched
+from pgorthanc_cli.upgrade.prepare import Prebuilt, build_index, drop_index, leftovers
+from pgorthanc_cli.upgrade.worker import execute, execute_with_retries, watched
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -27,76 +27,74 @@ _OPERATOR_CLASS = """
 
 
 def finish(
-    conn: Connection, worker: Connection, schema: str, settings: Settings, *, trigram: bool
-) -> Iterator[Progress | str | int]:
-    """Count children, merge and correct the statistics, drop what was not needed, build what searches like to have.
+    conn: Connection,
+    worker: Connection,
+    schema: str,
+    settings: Settings,
+    *,
+    trigram: bool,
+    report: Report,
+) -> tuple[list[str], int]:
+    """Count children, correct the statistics, drop leftovers, build the trigram index.
 
     Args:
-        conn: A connection to look with; nothing is left open on it.
+        conn: A connection to inspect with; no transaction is left open on it.
         worker: A connection that commits each statement.
         schema: PostgreSQL namespace of the index.
-        settings: What becomes of rows that are kept aside.
+        settings: What to do with rows that are kept aside.
         trigram: Build the trigram index if it is missing.
+        report: Called with the progress.
 
-    Yields:
-        What goes on; as text what was mended; as a number how many resources have got their number of children.
+    Returns:
+        The corrected counters, as messages, and how many resources now have a child count.
     """
-    found = catalog.snapshot(conn, schema)
-    kept.settle(conn, settings)
+    objects = catalog.snapshot(conn, schema)
+    preserved.export_or_drop(conn, settings)
     conn.commit()
-    yield from childcounts.fill(worker, found, PHASE)
-    yield from childcounts.drain(worker, found, PHASE)
-    yield from statistics.drain(worker, found, PHASE)
-    correct = partial(statistics.correct, worker, found)
-    yield from (yield from watched(conn, worker, correct, "comparing the counters with what there is", PHASE))
-    for preparation in left_over(found):
-        yield from _drop(worker, preparation)
+    child_counts = counters.count_children(worker, objects, PHASE, report)
+    counters.count_marked_children(worker, objects, PHASE, report)
+    counters.merge_deltas(worker, objects, PHASE, report)
+    correct = partial(counters.correct, worker, objects)
+    repaired = watched(conn, worker, correct, "comparing the counters with what there is", PHASE, report)
+    for prebuilt in leftovers(objects):
+        if prebuilt.validate:
+            drop = f"ALTER TABLE {prebuilt.table} DROP CONSTRAINT {prebuilt.name}"
+            execute_with_retries(worker, drop, PHASE, report)
+        else:
+            drop_index(worker, prebuilt.name)
     if trigram:
-        yield from _trigram(conn, worker, found)
-    yield from _analyze(conn, worker)
+        _build_trigram_index(conn, worker, objects, report)
+    for table in ANALYZED:
+        analyze = partial(execute, worker, f"ANALYZE {table}")
+        watched(conn, worker, analyze, f"analysing table {table}", PHASE, report)
+    return repaired, child_counts
 
 
-def unfinished(conn: Connection, found: catalog.Catalog) -> bool:
-    """Whether this phase has something to do that shows without a scan of a big table."""
-    if left_over(found):
+def unfinished(conn: Connection, objects: catalog.Catalog) -> bool:
+    """Return whether this phase has something to do, as far as that shows without a scan of a big table."""
+    if leftovers(objects):
         return True
-    if "column resources.childcount" not in found:
+    if "column resources.childcount" not in objects:
         return False
-    with conn.cursor() as cur:
-        cur.execute("SELECT EXISTS (SELECT FROM resources WHERE resourcetype < 3 AND childcount IS NULL)")
-        return bool((cur.fetchone() or (False,))[0])
+    uncounted = "SELECT EXISTS (SELECT FROM resources WHERE resourcetype < 3 AND childcount IS NULL)"
+    return bool(db.value(conn, uncounted))
 
 
-def _drop(worker: Connection, made: Preparation) -> Iterator[Progress]:
-    if made.validate:
-        yield from patiently(worker, f"ALTER TABLE {made.table} DROP CONSTRAINT {made.name}", PHASE)
-    else:
-        prepare.drop_index(worker, made.name)
-
-
-def _trigram(conn: Connection, worker: Connection, found: catalog.Catalog) -> Iterator[Progress]:
-    """Build the trigram index, or leave it: Orthanc works without it."""
-    state = catalog.trigram(conn, found)
+def _build_trigram_index(
+    conn: Connection, worker: Connection, objects: catalog.Catalog, report: Report
+) -> None:
+    """Build the trigram index, if the role may create the extension: Orthanc works without it."""
+    state = catalog.trigram(conn, objects)
     conn.commit()
     if state not in ("missing", "invalid"):
         return
-    with worker.cursor() as cur:
-        try:
-            cur.execute(_EXTENSION)
-        except psycopg2.Error:  # not allowed: `Changed.warnings` says what an administrator has to do
-            return
-        cur.execute(_OPERATOR_CLASS)
-        (operators,) = cur.fetchone() or ("gin_trgm_ops",)
-    statement = (
-        f"CREATE INDEX CONCURRENTLY {catalog.TRIGRAM_INDEX} ON dicomidentifiers USING gin (value {operators})"
-    )
+    try:
+        execute(worker, _EXTENSION)
+    except psycopg2.Error:  # not allowed: a warning of the command says what an administrator has to do
+        return
+    operators = db.value(worker, _OPERATOR_CLASS) or "gin_trgm_ops"
+    name = catalog.TRIGRAM_INDEX
+    statement = f"CREATE INDEX CONCURRENTLY {name} ON dicomidentifiers USING gin (value {operators})"
     if state == "invalid":
-        prepare.drop_index(worker, catalog.TRIGRAM_INDEX)
-    wanted = Preparation(catalog.TRIGRAM_INDEX, "dicomidentifiers", statement)
-    yield from prepare.build(conn, worker, wanted, PHASE)
-
-
-def _analyze(conn: Connection, worker: Connection) -> Iterator[Progress]:
-    for table in ANALYZED:
-        analyze = partial(execute, worker, f"ANALYZE {table}")
-        yield from watched(conn, worker, analyze, f"analysing table {table}", PHASE)
+        drop_index(worker, name)
+    build_index(conn, worker, Prebuilt(name, "dicomidentifiers", statement), PHASE, report)

@@ -1,4 +1,4 @@
-"""The single things that a change of revision does: locks, time, space, and the statements."""
+"""The single operations of a plan: locks, time, space, and the statements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli.schema import catalog, steps, verify
-from pgorthanc_cli.upgrade import childcounts, mend, statistics
+from pgorthanc_cli import db
+from pgorthanc_cli.schema import catalog, features, steps, verify
+from pgorthanc_cli.schema.steps import Step
+from pgorthanc_cli.upgrade import counters, drift
 from pgorthanc_cli.upgrade.model import ANALYZED
-from pgorthanc_cli.upgrade.preparation import Preparation, beforehand
+from pgorthanc_cli.upgrade.prepare import Prebuilt, prebuilt_objects
 from pgorthanc_cli.upgrade.survey import Survey
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _INDEX_S, _TRIGRAM_S, _VALIDATE_S, _CHILDREN_S, _RECOUNT_S = 2.2e-6, 33e-6, 1.4e
 _PATIENT_S = 40e-6  # to convert the recycling order, and to compare it before and after
 _STEP_S, _ANALYZE_S = 0.02, 0.2
 _CONCURRENTLY = 2  # such an index reads its table twice
-# How long the server on which that was measured takes to read some rows; another one may be slower or faster.
+# How long the measured server takes to read some rows: the pace of another one is compared with it.
 _TEST_ROWS, _TEST_S = 200_000, 0.025
 _TEST = "SELECT count(publicid) FROM (SELECT publicid FROM index.resources LIMIT %s) sample"
 _FASTEST, _SLOWEST = 0.5, 20.0
@@ -31,22 +33,22 @@ _EXCLUSIVE = "ACCESS EXCLUSIVE until the end of the switch"
 _ENTRY_BYTES = 16  # of an index, besides its values
 _FILLED = 0.9
 _TRIGRAM_BYTES = 300  # of a value in the trigram index
-_ROW_BYTES = 300  # of a row that is written anew, with its entries in all indexes
+_ROW_BYTES = 300  # of a new row version, with its entries in all indexes
 _WIDTHS = "SELECT attname, avg_width FROM pg_stats WHERE schemaname = index_schema() AND tablename = %s"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that is done.
+    """One operation of a plan.
 
     Attributes:
-        what: What is done.
-        tables: To which tables.
-        lock: The strongest lock it takes on them.
-        blocks: Whom that keeps waiting.
-        seconds: How long it takes, estimated.
-        space_bytes: How much disk space it takes, estimated.
-        statements: The statements.
+        what: The operation.
+        tables: Its tables.
+        lock: The strongest lock that it takes on them.
+        blocks: The sessions that have to wait for it.
+        seconds: Its estimated duration.
+        space_bytes: The estimated disk space that it needs.
+        statements: Its statements.
     """
 
     what: str
@@ -58,42 +60,40 @@ class Item:
     statements: tuple[str, ...]
 
     def __str__(self) -> str:
-        """A line of the plan."""
+        """Return a line of the plan."""
         on = f" on {', '.join(self.tables)}" if self.tables else ""
         space = f", {self.space_bytes / 1e6:,.0f} MB" if self.space_bytes else ""
         return f"{self.what}: {self.lock}{on}, blocks {self.blocks}, about {self.seconds:,.1f} s{space}"
 
 
 class Estimate:
-    """How long things take and how large they become in one database."""
+    """Estimates of time and space in one database."""
 
-    def __init__(self, conn: Connection, there: Survey) -> None:
+    def __init__(self, conn: Connection, survey: Survey) -> None:
         self._conn = conn
-        self.there = there
+        self.survey = survey
         self._speed = _speed(conn)
 
     def seconds(self, rows: int, per_row_s: float) -> float:
-        """The time for so many rows on this server."""
+        """Return the time for a number of rows on this server."""
         return rows * per_row_s * self._speed
 
-    def index_bytes(self, made: Preparation, rows: int) -> int:
-        """The size of an index, by the columns that it names."""
-        columns = re.findall(r"\w+", " ".join(re.findall(r"\((.*?)\)", made.statement)))
-        with self._conn.cursor() as cur:
-            cur.execute(_WIDTHS, (made.table,))
-            widths = dict(cur.fetchall())
+    def index_bytes(self, index: Prebuilt, rows: int) -> int:
+        """Return the size of an index, by the columns that it names."""
+        columns = re.findall(r"\w+", " ".join(re.findall(r"\((.*?)\)", index.statement)))
+        widths = dict(db.rows(self._conn, _WIDTHS, index.table))
         return int(rows * (_ENTRY_BYTES + sum(widths.get(column, 8) for column in columns)) / _FILLED)
 
 
-def preparing(estimate: Estimate, found: catalog.Catalog, way: Sequence[steps.Step]) -> list[Item]:
-    """What is done beside a working Orthanc before the switch."""
+def prepare_items(estimate: Estimate, objects: catalog.Catalog, path: Sequence[Step]) -> list[Item]:
+    """Return the operations before the switch, while Orthanc is running."""
     items = [
-        _beforehand(estimate, made, made.state(found))
-        for made in beforehand(way)
-        if made.state(found) in ("missing", "invalid")
+        _prebuilt_item(estimate, prebuilt, prebuilt.state(objects))
+        for prebuilt in prebuilt_objects(path)
+        if prebuilt.state(objects) in ("missing", "invalid")
     ]
-    if "table globalintegerschanges" in found:
-        pending = estimate.there.rows("globalintegerschanges")
+    if "table globalintegerschanges" in objects:
+        pending = estimate.survey.rows("globalintegerschanges")
         items.append(
             Item(
                 what="add the pending deltas to the counters, 10,000 at a time",
@@ -102,105 +102,101 @@ def preparing(estimate: Estimate, found: catalog.Catalog, way: Sequence[steps.St
                 blocks="nobody",
                 seconds=estimate.seconds(pending, _INDEX_S),
                 space_bytes=0,
-                statements=(statistics.drain_script(),),
+                statements=(counters.merge_script(),),
             )
         )
     return items
 
 
-def switching(estimate: Estimate, found: catalog.Catalog, way: Sequence[steps.Step]) -> list[Item]:
-    """What is mended, and the steps, for which nobody else may work."""
-    repairs = estimate.there.damage.repairs
-    items = [_alone(step, _step_s(estimate, found, step)) for step in way]
-    if not repairs:
-        return items
-    return [_mending(repairs), *items]
+def switch_items(estimate: Estimate, objects: catalog.Catalog, path: Sequence[Step]) -> list[Item]:
+    """Return the repairs and the steps, during which no other session may work."""
+    repairs = estimate.survey.drift.repairs
+    items = [_repair_item(repairs)] if repairs else []
+    for step in path:
+        seconds = _step_s(estimate, objects, step)
+        items.append(_exclusive_item(_purpose(step), _locked(step), seconds, (steps.text(step.script),)))
+    return items
 
 
-def finishing(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
-    """What is done beside a working Orthanc after the switch."""
-    there = estimate.there
-    parents = max(there.rows("resources") - there.rows("attachedfiles"), 0)
-    identifiers = there.rows("dicomidentifiers")
-    then = catalog.expected(to, with_storage=False)
-    items = [
-        _beside(
-            "count the children of patients, studies and series that have no number yet",
-            ("resources",), estimate.seconds(parents, _CHILDREN_S), parents * _ROW_BYTES, childcounts.fill_script(),
-        ),
-        _beside(
-            "compare the counters with what there is, and correct them", ("resources", "attachedfiles"),
-            estimate.seconds(there.rows("resources") + there.rows("attachedfiles"), _RECOUNT_S), 0,
-        ),
-        _beside(
-            "build the trigram index concurrently, if the extension may be created", ("dicomidentifiers",),
-            estimate.seconds(identifiers, _TRIGRAM_S), identifiers * _TRIGRAM_BYTES,
-        ),
-        _beside("analyse", ANALYZED, len(ANALYZED) * _ANALYZE_S, 0, *(f"ANALYZE {table}" for table in ANALYZED)),
-    ]  # fmt: skip
-    wanted = (
-        "column resources.childcount" in then,
-        True,
-        there.trigram == "missing" and not down,
-        True,
+def finish_items(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
+    """Return the operations after the switch, while Orthanc is running."""
+    survey = estimate.survey
+    parents = max(survey.rows("resources") - survey.rows("attachedfiles"), 0)
+    identifiers = survey.rows("dicomidentifiers")
+    items = []
+    if features.of_revision(to).child_counts:
+        items.append(
+            _online_item(
+                "count the children of patients, studies and series that have no number yet",
+                ("resources",),
+                estimate.seconds(parents, _CHILDREN_S),
+                parents * _ROW_BYTES,
+                counters.count_script(),
+            )
+        )
+    counted = survey.rows("resources") + survey.rows("attachedfiles")
+    items.append(
+        _online_item(
+            "compare the counters with what there is, and correct them",
+            ("resources", "attachedfiles"),
+            estimate.seconds(counted, _RECOUNT_S),
+            0,
+        )
     )
-    return [item for item, needed in zip(items, wanted, strict=True) if needed]
+    if survey.trigram == "missing" and not down:
+        items.append(
+            _online_item(
+                "build the trigram index concurrently, if the extension may be created",
+                ("dicomidentifiers",),
+                estimate.seconds(identifiers, _TRIGRAM_S),
+                identifiers * _TRIGRAM_BYTES,
+            )
+        )
+    analyze = [f"ANALYZE {table}" for table in ANALYZED]
+    items.append(_online_item("analyse", ANALYZED, len(ANALYZED) * _ANALYZE_S, 0, *analyze))
+    return items
 
 
-def _beforehand(estimate: Estimate, made: Preparation, state: str) -> Item:
-    rows = estimate.there.rows(made.table)
-    if made.validate:
+def _prebuilt_item(estimate: Estimate, prebuilt: Prebuilt, state: str) -> Item:
+    rows = estimate.survey.rows(prebuilt.table)
+    if prebuilt.validate:
+        validate = (prebuilt.validate,)
         return Item(
-            what=f"add constraint {made.name}, and validate it",
-            tables=(made.table,),
+            what=f"add constraint {prebuilt.name}, and validate it",
+            tables=(prebuilt.table,),
             lock="SHARE ROW EXCLUSIVE for an instant, then SHARE UPDATE EXCLUSIVE",
             blocks="writers for less than 0.1 s",
             seconds=estimate.seconds(rows, _VALIDATE_S),
             space_bytes=0,
-            statements=(made.statement, made.validate) if state == "missing" else (made.validate,),
+            statements=(prebuilt.statement, *validate) if state == "missing" else validate,
         )
-    drop = (f"DROP INDEX CONCURRENTLY {made.name}",) if state == "invalid" else ()
+    drop = (f"DROP INDEX CONCURRENTLY {prebuilt.name}",) if state == "invalid" else ()
     return Item(
-        what=f"build index {made.name} concurrently",
-        tables=(made.table,),
+        what=f"build index {prebuilt.name} concurrently",
+        tables=(prebuilt.table,),
         lock="SHARE UPDATE EXCLUSIVE",
         blocks="nobody",
         seconds=_CONCURRENTLY * estimate.seconds(rows, _INDEX_S),
-        space_bytes=estimate.index_bytes(made, rows),
-        statements=(*drop, made.statement),
+        space_bytes=estimate.index_bytes(prebuilt, rows),
+        statements=(*drop, prebuilt.statement),
     )
 
 
-def _mending(repairs: list[verify.Finding]) -> Item:
-    return Item(
-        what=f"mend what is not as it must be: {'; '.join(mend.words(repairs))}",
-        tables=(),
-        lock=_EXCLUSIVE,
-        blocks="everybody",
-        seconds=_STEP_S,
-        space_bytes=0,
-        statements=tuple(mend.statements(repairs)),
-    )
+def _repair_item(repairs: list[verify.Finding]) -> Item:
+    what = f"mend what is not as it must be: {'; '.join(drift.messages(repairs))}"
+    return _exclusive_item(what, (), _STEP_S, tuple(drift.statements(repairs)))
 
 
-def _alone(step: steps.Step, seconds: float) -> Item:
-    return Item(
-        what=_purpose(step),
-        tables=_locked(step),
-        lock=_EXCLUSIVE,
-        blocks="everybody",
-        seconds=seconds,
-        space_bytes=0,
-        statements=(steps.text(step.script),),
-    )
+def _exclusive_item(what: str, tables: tuple[str, ...], seconds: float, statements: tuple[str, ...]) -> Item:
+    return Item(what, tables, _EXCLUSIVE, "everybody", seconds, 0, statements)
 
 
-def _beside(what: str, tables: tuple[str, ...], seconds: float, space: int, *statements: str) -> Item:
+def _online_item(what: str, tables: tuple[str, ...], seconds: float, space: int, *statements: str) -> Item:
     return Item(what, tables, "SHARE UPDATE EXCLUSIVE at most", "nobody", seconds, space, statements)
 
 
-def _purpose(step: steps.Step) -> str:
-    """What the head of a script says that it does: its first sentence, and the paragraph after it."""
+def _purpose(step: Step) -> str:
+    """Return the purpose of a script by its head: the first sentence, and the paragraph after it."""
     head = steps.text(step.script).partition("\n\n")[0]
     paragraphs = [
         " ".join(line.removeprefix("--").strip() for line in paragraph.splitlines())
@@ -209,31 +205,31 @@ def _purpose(step: steps.Step) -> str:
     return " ".join(paragraphs[:2]).removesuffix(".")
 
 
-def _locked(step: steps.Step) -> tuple[str, ...]:
-    """The tables that a script locks."""
+def _locked(step: Step) -> tuple[str, ...]:
+    """Return the tables that a script locks."""
     match = re.search(r"^LOCK TABLE (.+?)\sIN ", steps.text(step.script), re.DOTALL | re.MULTILINE)
     return tuple(re.findall(r"\w+", match[1])) if match else ()
 
 
-def _step_s(estimate: Estimate, found: catalog.Catalog, step: steps.Step) -> float:
-    there = estimate.there
-    order = [
-        "table patientrecyclingorder" in catalog.expected(max(n, 1), with_storage=False)
-        for n in (step.start, step.end)
-    ]
-    converts = _PATIENT_S if order[0] is not order[1] else 0
-    counts = step.start == 0 and "table globalintegers" not in found
-    rows = there.rows("resources") + there.rows("attachedfiles") if counts else 0
-    return _STEP_S + estimate.seconds(there.patients, converts) + estimate.seconds(rows, _RECOUNT_S)
+def _step_s(estimate: Estimate, objects: catalog.Catalog, step: Step) -> float:
+    survey = estimate.survey
+    start, end = (features.of_revision(n or catalog.revisions()[0]) for n in (step.start, step.end))
+    seconds = _STEP_S
+    if start.recycling_in_metadata is not end.recycling_in_metadata:
+        seconds += estimate.seconds(survey.patients, _PATIENT_S)
+    # The first step counts an index that has no counters yet.
+    if step.start == 0 and "table globalintegers" not in objects:
+        seconds += estimate.seconds(survey.rows("resources") + survey.rows("attachedfiles"), _RECOUNT_S)
+    return seconds
 
 
 def _speed(conn: Connection) -> float:
-    """How much slower this server reads than the one on which the times were measured; at best of two, to be fair."""
-    taken = []
-    with conn.cursor() as cur:
-        for _ in range(2):
-            started = time.monotonic()
-            cur.execute(_TEST, (_TEST_ROWS,))
-            (rows,) = cur.fetchone() or (0,)
-            taken.append(time.monotonic() - started)
-    return min(max(min(taken) / _TEST_S, _FASTEST), _SLOWEST) if rows == _TEST_ROWS else 1.0
+    """Return how much slower this server reads than the measured one; the better of two runs counts."""
+    durations = []
+    for _ in range(2):
+        started = time.monotonic()
+        rows = db.value(conn, _TEST, _TEST_ROWS)
+        durations.append(time.monotonic() - started)
+    if rows != _TEST_ROWS:
+        return 1.0
+    return min(max(min(durations) / _TEST_S, _FASTEST), _SLOWEST)

@@ -1,16 +1,15 @@
-"""What a change of revision is told, and what it tells."""
+"""The settings of a change of revision, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.schema.duplicates import Differing, Duplicate, SurplusFile
 
 PHASES = ("prepare", "switch", "finish")
 ANALYZED = ("resources", "metadata")
-"""The tables in which a change writes so many rows that the planner has to know."""
+"""The tables in which a change writes so many rows that the planner needs new statistics."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class Settings:
 
     Attributes:
         phases: Which phases to run, in this order: `prepare`, `switch`, `finish`.
-        wait_s: How long to wait for others to leave the database before the switch, in seconds.
-        terminate: End the sessions of others instead.
+        wait_s: How long to wait before the switch until no other session is connected, in seconds.
+        terminate: End the other sessions instead.
         repair_duplicates: Merge resources that have the same public id.
-        discard: Do not keep aside what a lower revision cannot hold.
-        export: Write it to this file before, one JSON document per line.
+        discard: Drop what a lower revision cannot hold.
+        export: Write it to this file first, one JSON document per line.
     """
 
     phases: tuple[str, ...] = PHASES
@@ -36,22 +35,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Changed:
-    """What has become of an index.
+    """The index after a change of revision.
 
     Attributes:
         schema: PostgreSQL namespace.
         before: Its revision before; 0 for the layouts before revision 1.
         revision: Its revision now.
         phases: The phases that have run.
-        repaired: What was not as its revision must be, and has been mended.
+        repaired: The differences from its revision that were repaired.
         kept: Rows that are kept aside, by table.
-        restored: Rows that were kept aside and are back, by table.
-        merged: Public ids that occurred more than once, and now do not.
+        restored: Rows that were kept aside and are restored, by table.
+        merged: Public ids that occurred more than once, and no longer do.
         differing: What differed between their resources.
-        surplus_files: Files that no row names any more.
+        surplus_files: Files that no row refers to any more.
         child_counts: Resources whose children have been counted.
         trigram: State of the trigram index, see `catalog.trigram`.
-        blocked_s: How long nobody else could work on the index, in seconds.
+        blocked_s: How long no other session could use the index, in seconds.
         elapsed_s: How long everything took, in seconds.
     """
 
@@ -69,6 +68,3 @@ class Changed:
     trigram: str = "valid"
     blocked_s: float = 0.0
     elapsed_s: float = 0.0
-
-
-Event = Progress | Changed

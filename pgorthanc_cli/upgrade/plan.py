@@ -1,4 +1,4 @@
-"""What a change of revision would do: each step, its locks, its time and space, and the statements themselves."""
+"""The plan of a change of revision: each operation with its locks, time, space, and statements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.locks import Session
-from pgorthanc_cli.schema import catalog, duplicates, steps
-from pgorthanc_cli.upgrade import kept
-from pgorthanc_cli.upgrade.items import Estimate, Item, finishing, preparing, switching
-from pgorthanc_cli.upgrade.mend import words
+from pgorthanc_cli.schema import catalog, duplicates, features, steps
+from pgorthanc_cli.upgrade import drift, preserved
+from pgorthanc_cli.upgrade.items import Estimate, Item, finish_items, prepare_items, switch_items
 from pgorthanc_cli.upgrade.survey import Replica, Table, find_duplicates, survey
 
 if TYPE_CHECKING:
@@ -20,31 +19,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be done, and what it depends on; see `survey.Survey` for what is there.
+    """The operations of a change, and what they depend on (see `survey.Survey`).
 
     Attributes:
         schema: PostgreSQL namespace.
-        revision: The revision that the index has; 0 before revision 1.
-        recorded: What it says itself.
+        revision: The actual revision of the index; 0 before revision 1.
+        recorded: The recorded revision.
         plugins: The releases of the plugin that work with it now.
-        to: The revision that is wanted.
+        to: The target revision.
         plugins_then: The releases of the plugin that work with it then.
-        prepare: What is done first, beside a working Orthanc, in this order.
-        prepare_s: How long that takes, estimated, in seconds.
-        switch: What is done while everybody else is out.
-        switch_s: How long that takes.
-        finish: What is done last, beside a working Orthanc.
-        finish_s: How long that takes.
-        space_bytes: Disk space that is needed, as much again for the write-ahead log.
-        tablespaces: Where it is needed.
-        repairs: What is mended on the way.
-        obstacles: What somebody has to settle before.
-        duplicates: Public ids that occur more than once; None: there was no time to look.
+        prepare: The operations of the first phase, while Orthanc is running.
+        prepare_s: Their estimated duration in seconds.
+        switch: The operations of the switch, while no other session is connected.
+        switch_s: Their estimated duration in seconds.
+        finish: The operations of the last phase, while Orthanc is running.
+        finish_s: Their estimated duration in seconds.
+        space_bytes: The disk space needed; the write-ahead log needs as much again.
+        tablespaces: The tablespaces that need it.
+        repairs: The differences that the switch repairs.
+        obstacles: What an administrator must fix first.
+        duplicates: Public ids that occur more than once; None: the scan took too long.
         not_held: What the lower revision cannot hold, and is kept aside.
         tables: Sizes.
-        sessions: Who else is connected, and has to leave for the switch.
-        locks: Who holds Orthanc's locks.
-        replicas: Standbys; they replay what the switch does, and their readers wait for that, too.
+        sessions: The other sessions, which have to end before the switch.
+        locks: The holders of Orthanc's locks.
+        replicas: Standbys; they replay the switch, and their readers wait for that, too.
         dry_run: A plan changes nothing.
     """
 
@@ -65,7 +64,7 @@ class Plan:
     repairs: tuple[str, ...]
     obstacles: tuple[str, ...]
     duplicates: tuple[duplicates.Duplicate, ...] | None
-    not_held: tuple[kept.Loss, ...]
+    not_held: tuple[preserved.Loss, ...]
     tables: tuple[Table, ...]
     sessions: tuple[Session, ...]
     locks: tuple[db.LockHolder, ...]
@@ -74,29 +73,31 @@ class Plan:
 
 
 def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
-    """Look, and say what a change to revision `to` would do; writes nothing.
+    """Return what a change to revision `to` would do; writes nothing.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
-        RevisionError: There is no index, or no way to that revision in this direction.
+        RevisionError: There is no index, or no path to that revision in this direction.
     """
-    require_known(to)
-    found = catalog.snapshot(conn, schema)
-    there = survey(conn, schema, to)
-    require_direction(there.damage.start, to, schema, down=down)
-    way = steps.path(there.damage.start, to)
-    becomes_unique = any(step.start < 2 <= step.end for step in way)
-    estimate = Estimate(conn, there)
-    prepare = preparing(estimate, found, way)
-    switch = switching(estimate, found, way)
-    finish = finishing(estimate, to, down=down)
-    losses = kept.losses(conn, found, to) if down else []
+    catalog.require_revision(to)
+    objects = catalog.snapshot(conn, schema)
+    state = survey(conn, schema, to)
+    start = state.drift.start
+    require_direction(start, to, schema, down=down)
+    path = steps.path(start, to)
+    unique = features.first_revision("unique_public_ids")
+    becomes_unique = any(step.start < unique <= step.end for step in path)
+    estimate = Estimate(conn, state)
+    prepare = prepare_items(estimate, objects, path)
+    switch = switch_items(estimate, objects, path)
+    finish = finish_items(estimate, to, down=down)
+    losses = preserved.losses(conn, objects, to) if down else []
     conn.commit()
     return Plan(
         schema=schema,
-        revision=there.damage.start,
-        recorded=there.damage.recorded,
-        plugins=there.damage.plugins,
+        revision=start,
+        recorded=state.drift.recorded,
+        plugins=state.drift.plugins,
         to=to,
         plugins_then=catalog.plugins(to),
         prepare=tuple(prepare),
@@ -106,36 +107,23 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
         finish=tuple(finish),
         finish_s=sum(item.seconds for item in finish),
         space_bytes=sum(item.space_bytes for item in (*prepare, *switch, *finish)),
-        tablespaces=tuple(sorted({table.tablespace for table in there.tables if table.tablespace})),
-        repairs=words(there.damage.repairs),
-        obstacles=there.obstacles,
-        duplicates=find_duplicates(conn, found) if becomes_unique else (),
+        tablespaces=tuple(sorted({table.tablespace for table in state.tables if table.tablespace})),
+        repairs=drift.messages(state.drift.repairs),
+        obstacles=state.obstacles,
+        duplicates=find_duplicates(conn, objects) if becomes_unique else (),
         not_held=tuple(losses),
-        tables=there.tables,
-        sessions=there.sessions,
-        locks=there.locks,
-        replicas=there.replicas,
+        tables=state.tables,
+        sessions=state.sessions,
+        locks=state.locks,
+        replicas=state.replicas,
     )
 
 
-def require_known(to: int) -> None:
-    """Make sure that there is such a revision.
-
-    Raises:
-        RevisionError: There is not; says which there are.
-    """
-    *others, last = catalog.revisions()
-    if to not in (*others, last):
-        raise RevisionError(
-            f"revision {to} does not exist", f"choose {', '.join(map(str, others))} or {last}"
-        )
-
-
 def require_direction(start: int, to: int, schema: str, *, down: bool) -> None:
-    """An upgrade goes up and a downgrade down, or neither moves.
+    """Raise an error if an upgrade would go down, or a downgrade up.
 
     Raises:
-        RevisionError: It would go the other way.
+        RevisionError: It would.
     """
     if to > start if down else to < start:
         raise RevisionError(

@@ -1,4 +1,4 @@
-"""How to be alone on a database."""
+"""Exclusive access to a database: wait for other sessions, end them, and name those that block."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import psycopg2.errors
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.locks import Session, clients, end, of_pooler, others
-from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.locks import Session, clients, end, of_pooler
+from pgorthanc_cli.locks import others as other_sessions
+from pgorthanc_cli.progress import Progress, Report
+from pgorthanc_cli.text import shortened
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -52,90 +54,91 @@ _NAMED = """
 
 
 def waiting(conn: Connection) -> list[Session]:
-    """The sessions that wait for a table which this session has locked: they work with the index."""
-    with conn.cursor() as cur:
-        cur.execute(_WAITING)
-        pids = {pid for (pid,) in cur.fetchall()}
-    return [session for session in others(conn) if session.pid in pids] if pids else []
+    """Return the sessions that wait for a table which this session has locked: they use the index."""
+    pids = {pid for (pid,) in db.rows(conn, _WAITING)}
+    return [session for session in other_sessions(conn) if session.pid in pids] if pids else []
 
 
 def blocking(conn: Connection, tables: Sequence[str]) -> list[Session]:
     """Return the sessions that have some of the tables locked, if only for reading; autovacuum and the like, too."""
-    with conn.cursor() as cur:
-        cur.execute(_BLOCKING, (list(tables),))
-        pids = {pid for (pid,) in cur.fetchall()}
-    return named(conn, pids)
+    pids = {pid for (pid,) in db.rows(conn, _BLOCKING, list(tables))}
+    return sessions_of(conn, pids)
 
 
-def named(conn: Connection, pids: Collection[int]) -> list[Session]:
+def sessions_of(conn: Connection, pids: Collection[int]) -> list[Session]:
     """Return the processes of the server with these pids: sessions of clients, and those that serve none."""
     return [Session(*row) for row in db.rows(conn, _NAMED, list(pids))] if pids else []
 
 
 def in_use(
-    found: Sequence[object],
+    blockers: Sequence[object],
     what: str = "is connected to this database",
     *,
     terminate: bool = False,
     idle: Collection[int] = (),
 ) -> InUseError:
-    """Return the refusal that names them; what was tried in vain is not advised again.
+    """Return the error that names the blocking sessions; with `terminate` it does not suggest --terminate again.
 
-    `idle` may be a pooler's sessions that no client has.
+    `idle` are sessions that a pooler may keep for no client.
     """
-    shown = "; ".join(map(str, found[:_SHOWN])) or "it has just ended"
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    names = shortened(blockers, _SHOWN) or "it has just ended"
     hint = "stop every Orthanc that uses it, then run the same command again"
     if not terminate:
         hint += "; or wait for them with --wait SECONDS, or end their sessions with --terminate"
-    if kept := [str(s.pid) for s in found if isinstance(s, Session) and s.pid in idle]:
+    if pooled := [str(s.pid) for s in blockers if isinstance(s, Session) and s.pid in idle]:
         hint += (
-            f". This connection goes through a pooler, which may keep pid {', '.join(kept)} for no client: connect "
+            f". This connection goes through a pooler, which may keep pid {', '.join(pooled)} for no client: connect "
             "to the server itself, or close idle sessions on the pooler's console (PgBouncer: RECONNECT)"
         )
-    return InUseError(f"another session {what}: {shown}{more}", hint)
+    return InUseError(f"another session {what}: {names}", hint)
 
 
-def vacate(
-    conn: Connection, *, ours: Sequence[int] = (), wait_s: float = 0, terminate: bool = False
-) -> Iterator[Progress]:
+def wait_for_exclusive_access(
+    conn: Connection,
+    report: Report,
+    *,
+    own_pids: Sequence[int] = (),
+    wait_s: float = 0,
+    terminate: bool = False,
+) -> None:
     """Wait until no other session is connected, or end those that are.
 
     Args:
         conn: A connection without an open transaction.
-        ours: Pids of further sessions of ours.
+        report: Called with the progress.
+        own_pids: Pids of further sessions of ours.
         wait_s: How long to wait.
-        terminate: End their sessions. A client that connects again and again is no reason to refuse: locks keep it
-            out, see `expel`.
+        terminate: End their sessions. A client that connects again and again is not a reason to refuse: locks keep
+            it out, see `exclusive_lock`.
 
     Raises:
         InUseError: Another session is still connected; the message says which.
     """
     started = time.monotonic()
-    patience = max(wait_s, _CALM_S) if terminate else wait_s
+    limit_s = max(wait_s, _CALM_S) if terminate else wait_s
     while True:
-        found = clients(conn, ours)
-        if found and terminate:
-            end(conn, found)
+        others = clients(conn, own_pids)
+        if others and terminate:
+            end(conn, others)
         conn.commit()
-        if not found:
+        if not others:
             return
-        if time.monotonic() - started >= patience:
+        if time.monotonic() - started >= limit_s:
             if terminate:
-                yield Progress(
-                    "switch", f"{len(found)} sessions connect again and again; locks keep them out"
-                )
+                reconnecting = f"{len(others)} sessions connect again and again; locks keep them out"
+                report(Progress("switch", reconnecting))
                 return
-            raise in_use(found, idle=of_pooler(conn))
-        yield Progress("switch", f"waiting for {len(found)} sessions to end, such as pid {found[0].pid}")
+            raise in_use(others, idle=of_pooler(conn))
+        what = f"waiting for {len(others)} sessions to end, such as pid {others[0].pid}"
+        report(Progress("switch", what))
         time.sleep(_POLL_S)
 
 
 @contextmanager
-def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]:
-    """Hold one of Orthanc's advisory locks, whoever takes it again and again: its holders are ended, and we queue.
+def exclusive_lock(conn: Connection, lock: int, own_pids: Sequence[int]) -> Iterator[None]:
+    """Hold one of Orthanc's advisory locks, even if clients take it again and again: end its holders, and queue.
 
-    A request that waits comes before all later ones, also before those of pg_try_advisory_lock.
+    A waiting request comes before all later ones, also before those of pg_try_advisory_lock.
 
     Raises:
         InUseError: It was not free within 15 seconds; the message says who holds it.
@@ -144,7 +147,7 @@ def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]
     while True:
         try:
             db.rows(conn, "SELECT pg_catalog.set_config('lock_timeout', %s, true)", _EXPEL_WAIT)
-            end_others(conn, ours)
+            end_others(conn, own_pids)
             db.rows(conn, "SELECT pg_catalog.pg_advisory_lock(%s)", lock)
             conn.commit()
             break
@@ -163,11 +166,13 @@ def expelled(conn: Connection, lock: int, ours: Sequence[int]) -> Iterator[None]
             conn.commit()
 
 
-def end_others(conn: Connection, ours: Sequence[int]) -> None:
+def end_others(conn: Connection, own_pids: Sequence[int]) -> None:
     """Ask the server to end all other client sessions on this database, in one statement: others begin meanwhile.
 
     Raises:
         psycopg2.errors.InsufficientPrivilege: The role may not.
     """
-    db.rows(conn, "SELECT pg_catalog.pg_stat_clear_snapshot()")  # else those of the transaction's beginning
-    db.rows(conn, _END_OTHERS, list(ours))
+    db.rows(
+        conn, "SELECT pg_catalog.pg_stat_clear_snapshot()"
+    )  # else it shows the sessions of the transaction's start
+    db.rows(conn, _END_OTHERS, list(own_pids))

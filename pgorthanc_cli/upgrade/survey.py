@@ -1,27 +1,24 @@
-"""What there is before anything is done: the real layout, the data, the rights, the others on the database.
+"""The state of an index and its server before a change: drift, obstacles, sizes, sessions, standbys.
 
-Nothing is written, and no big table is counted: the sizes are the server's own estimates.
+Writes nothing, and counts no big table: the sizes are the server's own estimates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg2.errors
-from psycopg2 import sql
 
 from pgorthanc_cli import db
 from pgorthanc_cli.locks import Session, clients
 from pgorthanc_cli.schema import catalog, duplicates
-from pgorthanc_cli.upgrade import mend
-from pgorthanc_cli.upgrade.obstacles import index_tables, obstacles
+from pgorthanc_cli.upgrade.drift import SchemaDrift, index_tables, inspect, obstacles
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_SHOWN = 5
 _DUPLICATES_WAIT = "20s"
 
 _SIZES = """
@@ -42,14 +39,14 @@ _REPLICAS = """
 
 @dataclass(frozen=True)
 class Table:
-    """How big a table of the index is.
+    """The size of a table of the index.
 
     Attributes:
         name: Its name.
-        rows: How many rows the server thinks it has.
+        rows: The server's estimate of its rows.
         size_bytes: Its size, without indexes.
         index_bytes: The size of its indexes.
-        tablespace: Where it lies.
+        tablespace: Its tablespace.
     """
 
     name: str
@@ -59,13 +56,13 @@ class Table:
     tablespace: str | None
 
     def __str__(self) -> str:
-        """A line of the plan."""
+        """Return a line of the plan."""
         return f"{self.name}: about {self.rows:,} rows, {self.size_bytes:,} bytes, indexes {self.index_bytes:,} bytes"
 
 
 @dataclass(frozen=True)
 class Replica:
-    """A standby that follows this server, and how far it is behind."""
+    """A standby that follows this server, and its lag."""
 
     name: str
     state: str | None
@@ -73,7 +70,7 @@ class Replica:
     lag: timedelta | None
 
     def __str__(self) -> str:
-        """A line of the plan."""
+        """Return a line of the plan."""
         behind = "unknown" if self.behind_bytes is None else f"{self.behind_bytes:,} bytes"
         return f"{self.name}: {self.state or 'unknown'}, behind by {behind}" + (
             f", {self.lag}" if self.lag else ""
@@ -82,22 +79,22 @@ class Replica:
 
 @dataclass(frozen=True)
 class Survey:
-    """An index, and what is around it, before a change.
+    """An index and its surroundings before a change.
 
     Attributes:
         schema: PostgreSQL namespace.
-        damage: The revision that it really has, what it says itself, and what is wrong with it.
-        obstacles: What has to be settled by somebody before anything can be done.
+        drift: Its actual revision, and how the schema differs from that.
+        obstacles: What an administrator must fix first.
         trigram: State of the trigram index, see `catalog.trigram`.
         tables: Sizes, the biggest table first.
-        patients: About how many patients there are, as the counter says.
-        sessions: Who else is connected with the database.
-        locks: Who holds Orthanc's locks.
+        patients: The number of patients, by the counter.
+        sessions: The other sessions on the database.
+        locks: The holders of Orthanc's locks.
         replicas: Standbys.
     """
 
     schema: str
-    damage: mend.Damage
+    drift: SchemaDrift
     obstacles: tuple[str, ...]
     trigram: str
     tables: tuple[Table, ...]
@@ -107,61 +104,49 @@ class Survey:
     replicas: tuple[Replica, ...]
 
     def rows(self, table: str) -> int:
-        """About how many rows a table has, 0 if it is not there."""
+        """Return about how many rows a table has, 0 if there is no such table."""
         return next((entry.rows for entry in self.tables if entry.name == table), 0)
 
 
-def survey(conn: Connection, schema: str, to: int, *, ours: tuple[int, ...] = ()) -> Survey:
-    """Look at everything that a change to revision `to` depends on; leaves no transaction open.
+def survey(conn: Connection, schema: str, to: int) -> Survey:
+    """Return everything that a change to revision `to` depends on; leaves no transaction open.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
         RevisionError: It holds no index, or nothing that is like any revision.
     """
-    found = catalog.snapshot(conn, schema)
-    damage = mend.diagnose(conn, schema)
-    names = index_tables(found)
-    surveyed = Survey(
+    objects = catalog.snapshot(conn, schema)
+    drift = inspect(conn, schema)
+    patients = 0
+    if "counter 2" in objects:
+        patients = db.value(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 2")
+    result = Survey(
         schema=schema,
-        damage=damage,
-        obstacles=obstacles(conn, schema, found, damage, to),
-        trigram=catalog.trigram(conn, found),
-        tables=tuple(Table(*row) for row in _rows(conn, _SIZES, names)),
-        patients=_patients(conn, found),
-        sessions=tuple(clients(conn, ours)),
+        drift=drift,
+        obstacles=obstacles(conn, schema, objects, drift, to),
+        trigram=catalog.trigram(conn, objects),
+        tables=tuple(Table(*row) for row in db.rows(conn, _SIZES, index_tables(objects))),
+        patients=int(patients or 0),
+        sessions=tuple(clients(conn, ())),
         locks=tuple(db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)),
-        replicas=tuple(Replica(*row) for row in _rows(conn, _REPLICAS)),
+        replicas=tuple(Replica(*row) for row in db.rows(conn, _REPLICAS)),
     )
     conn.commit()
-    return surveyed
+    return result
 
 
-def find_duplicates(conn: Connection, found: catalog.Catalog) -> tuple[duplicates.Duplicate, ...] | None:
-    """Public ids that occur more than once, one scan; None: the scan would take too long just to look.
+def find_duplicates(conn: Connection, objects: catalog.Catalog) -> tuple[duplicates.Duplicate, ...] | None:
+    """Return the public ids that occur more than once, by one scan; None: the scan would take too long for a plan.
 
-    The constraint of revision 2, or a valid index made for it, says that there are none.
+    The constraint of revision 2, or a valid index built for it, proves that there are none.
     """
-    unique = found.get("index pgorthanc_uniquepublicid", " INVALID")
-    if "constraint resources.uniquepublicid" in found or not unique.endswith(" INVALID"):
+    unique = objects.get("index pgorthanc_uniquepublicid", " INVALID")
+    if "constraint resources.uniquepublicid" in objects or not unique.endswith(" INVALID"):
         return ()
     try:
-        with conn.cursor() as cur:
-            cur.execute("SELECT set_config('statement_timeout', %s, true)", (_DUPLICATES_WAIT,))
+        db.rows(conn, "SELECT set_config('statement_timeout', %s, true)", _DUPLICATES_WAIT)
         return tuple(duplicates.find(conn))
     except psycopg2.errors.QueryCanceled:
         return None
     finally:
         conn.rollback()
-
-
-def _patients(conn: Connection, found: catalog.Catalog) -> int:
-    if "counter 2" not in found:
-        return 0
-    ((value,),) = _rows(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 2")
-    return int(value or 0)
-
-
-def _rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:
-    with conn.cursor() as cur:
-        cur.execute(query, arguments or None)
-        return cur.fetchall()

@@ -1,4 +1,4 @@
-"""The part for which everybody else is out: one transaction from one revision to another, proved before the commit."""
+"""The second phase, while no other session works: one transaction to another revision, proved before the commit."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from psycopg2 import sql
 
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
-from pgorthanc_cli.errors import InUseError, RevisionError
-from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.schema import catalog, duplicates, steps
-from pgorthanc_cli.upgrade import mend, obstacles, proof, sessions
+from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.progress import Progress, Report
+from pgorthanc_cli.schema import catalog, duplicates, features, steps
+from pgorthanc_cli.text import shortened
+from pgorthanc_cli.upgrade import drift, integrity, sessions
 from pgorthanc_cli.upgrade.model import Settings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# Whoever wants to read a table queues up behind us while we wait for it: we give way after this time.
+# While we wait for a table, all who want to read it queue up behind us: we give way after this time.
 _LOCK_WAIT_S = 1.5
 _RETRY_S = 0.5
 _ATTEMPTS_S = 10.0
 _SHOWN = 5
-_UNIQUE = 2  # from this revision on, public ids are unique
 
-# A transaction of the administrator's defaults would end in the middle.
+# The time limits of the administrator would end the transaction in the middle.
 _NO_TIMEOUTS = """
     SELECT set_config(name, '0', true) FROM pg_settings
         WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
@@ -39,7 +39,7 @@ _NO_TIMEOUTS = """
 
 @dataclass(frozen=True)
 class Switched:
-    """What a switch has done: see `model.Changed`."""
+    """The result of a switch; the fields are those of `model.Changed`."""
 
     before: int
     repaired: tuple[str, ...]
@@ -48,72 +48,96 @@ class Switched:
 
 
 def switch(
-    conn: Connection, schema: str, to: int, settings: Settings, *, ours: Sequence[int] = ()
-) -> Iterator[Progress | Switched]:
+    conn: Connection,
+    schema: str,
+    to: int,
+    settings: Settings,
+    *,
+    own_pids: Sequence[int] = (),
+    report: Report,
+) -> Switched:
     """Bring an index to another revision; afterwards it is entirely there, or as it was.
 
-    Holds Orthanc's locks 44, 42 and 43, so that none can start meanwhile, and all tables of the index.
+    Holds Orthanc's locks 44, 42 and 43, so that no Orthanc can start meanwhile, and all tables of the index.
 
     Args:
-        conn: A connection; what it has open is committed first.
+        conn: A connection; its open transaction is committed first.
         schema: PostgreSQL namespace of the index.
-        to: The revision that is wanted.
+        to: The target revision.
         settings: How to do it.
-        ours: Pids of further sessions of ours.
+        own_pids: Pids of further sessions of ours.
+        report: Called with the progress, never while the tables are locked.
 
     Raises:
-        InUseError: Somebody works on the database, or started to in the middle.
-        RevisionError: The index cannot be brought there, or something would have been lost.
+        InUseError: Another session uses the database, or began to in the middle.
+        RevisionError: The index cannot be brought there, or data would have been lost.
     """
     conn.commit()
-    yield from sessions.vacate(conn, ours=ours, wait_s=settings.wait_s, terminate=settings.terminate)
-    proof.warm(conn)
+    sessions.wait_for_exclusive_access(
+        conn, report, own_pids=own_pids, wait_s=settings.wait_s, terminate=settings.terminate
+    )
+    integrity.prewarm(conn)
     conn.commit()
     with ExitStack() as locks:
         for lock in (db.LOCK_DATABASE_SETUP, db.LOCK_INDEX, db.LOCK_STORAGE):
-            held = sessions.expelled(conn, lock, ours) if settings.terminate else db.advisory_lock(conn, lock)
-            locks.enter_context(held)
+            if settings.terminate:
+                locks.enter_context(sessions.exclusive_lock(conn, lock, own_pids))
+            else:
+                locks.enter_context(db.advisory_lock(conn, lock))
+        # A session may have connected before the locks were ours.
         if not settings.terminate:
-            yield from sessions.vacate(conn, ours=ours)
-        yield Progress("switch", f"to revision {to}: no other session works on the index now")
-        with refusals(), _committed(conn):
-            switched = _transaction(conn, schema, to, settings, ours)
-    yield switched
+            sessions.wait_for_exclusive_access(conn, report, own_pids=own_pids)
+        report(Progress("switch", f"to revision {to}: no other session works on the index now"))
+        locked = "another session kept a table of the index locked, so nothing was changed"
+        with steps.errors(locked), _committed(conn):
+            return _transaction(conn, schema, to, settings, own_pids)
 
 
-def _transaction(conn: Connection, schema: str, to: int, settings: Settings, ours: Sequence[int]) -> Switched:
-    catalog_before = catalog.snapshot(conn, schema)
-    _lock_tables(conn, schema, obstacles.index_tables(catalog_before), settings, ours)
+def _transaction(
+    conn: Connection, schema: str, to: int, settings: Settings, own_pids: Sequence[int]
+) -> Switched:
+    original = catalog.snapshot(conn, schema)
+    _lock_tables(conn, schema, drift.index_tables(original), settings, own_pids)
     planted.refuse_until_commit(conn)
     started = time.monotonic()
-    role = _role(conn)
-    damage, repaired = mend.mend(conn, schema)
-    merged = duplicates.merge(conn) if settings.repair_duplicates and damage.start < _UNIQUE else None
-    found = catalog.snapshot(conn, schema)
-    before = proof.collect(conn, found)
-    _spare_checks(conn)
-    run(conn, steps.path(damage.start, to), role)
-    found = catalog.snapshot(conn, schema)
-    _require_equal(found, to, catalog_before)
-    _require_nothing_lost(before, proof.collect(conn, found), to)
-    _require_alone(conn, settings, ours)
-    return Switched(damage.start, repaired, merged, time.monotonic() - started)
+    role = str(db.value(conn, "SELECT current_setting('role')"))
+    remaining, repaired = drift.repair(conn, schema)
+    merged = None
+    if settings.repair_duplicates and remaining.start < features.first_revision("unique_public_ids"):
+        merged = duplicates.merge(conn)
+    before = integrity.digest(conn, catalog.snapshot(conn, schema))
+    _disable_fk_triggers(conn)
+    _run(conn, steps.path(remaining.start, to), role)
+    objects = catalog.snapshot(conn, schema)
+    _require_equal(objects, to, original)
+    losses = integrity.losses(before, integrity.digest(conn, objects))
+    if losses:
+        raise RevisionError(
+            f"the change to revision {to} would have altered data, so it was rolled back: "
+            f"{shortened(losses, _SHOWN)}",
+            "nothing was changed; please report this",
+        )
+    # A session that waits for our tables would continue as if the revision were the old one.
+    if settings.terminate:
+        sessions.end_others(conn, own_pids)
+    elif waiting := sessions.waiting(conn):
+        raise sessions.in_use(waiting, "began to work with the index in the middle, so nothing was changed")
+    return Switched(remaining.start, repaired, merged, time.monotonic() - started)
 
 
-def _spare_checks(conn: Connection) -> None:
+def _disable_fk_triggers(conn: Connection) -> None:
     """Let the steps insert without checks of foreign keys, if the role may (a superuser): they take most of the time.
 
-    The steps insert ids only that they have just read from resources, which is locked; and they need no trigger.
+    The steps insert only ids that they have just read from resources, which is locked; and they need no trigger.
     """
-    with conn.cursor() as cur:
-        cur.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
-        if cur.fetchone() == (True,):
+    if db.value(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        with conn.cursor() as cur:
             cur.execute("SET LOCAL session_replication_role = replica")
 
 
 @contextmanager
 def _committed(conn: Connection) -> Iterator[None]:
-    """A block that is committed at its end, or rolled back; a lost connection is not reported a second time."""
+    """Commit at the end of the block, or roll back; a lost connection is not reported a second time."""
     try:
         yield
         conn.commit()
@@ -123,45 +147,45 @@ def _committed(conn: Connection) -> Iterator[None]:
         raise
 
 
-def run(conn: Connection, way: Sequence[steps.Step], role: str) -> None:
-    """Run the scripts, each as the role that owns the index, and be ourselves again afterwards."""
+def _run(conn: Connection, path: Sequence[steps.Step], role: str) -> None:
+    """Run the scripts; each ends as the role that owns the index, so reset the role after it."""
     with conn.cursor() as cur:
-        # NULL is as good for Orthanc, which counts then; `finish` fills it beside Orthanc.
+        # Orthanc counts where the number is NULL; `finish` fills it while Orthanc is running.
         cur.execute("SELECT set_config('pgorthanc.childcounts', 'later', true)")
-        for step in way:
+        for step in path:
             cur.execute(steps.text(step.script))
             cur.execute("SELECT set_config('role', %s, true)", (role,))
 
 
 def _lock_tables(
-    conn: Connection, schema: str, tables: list[str], settings: Settings, ours: Sequence[int]
+    conn: Connection, schema: str, tables: list[str], settings: Settings, own_pids: Sequence[int]
 ) -> None:
-    """Lock all tables against all others, giving way again and again to those who wait behind us.
+    """Lock all tables, between the attempts letting those pass who wait behind us.
 
-    With `terminate` the sessions of others end first. Those that connect again queue up behind us.
+    With `terminate` all other sessions are ended first; those that connect again queue up behind us.
     """
     deadline = time.monotonic() + _ATTEMPTS_S
     while True:
         try:
             if settings.terminate:
-                sessions.end_others(conn, ours)
+                sessions.end_others(conn, own_pids)
             _try_lock(conn, tables)
             return
         except psycopg2.errors.LockNotAvailable:
             conn.rollback()
-            found: list[object] = [
-                *obstacles.prepared(conn, schema, tables),
+            blockers: list[object] = [
+                *drift.prepared_transactions(conn, schema, tables),
                 *sessions.blocking(conn, tables),
             ]
             conn.rollback()
             if time.monotonic() >= deadline:
                 what = "keeps tables of the index locked"
-                raise sessions.in_use(found, what, terminate=settings.terminate) from None
+                raise sessions.in_use(blockers, what, terminate=settings.terminate) from None
             time.sleep(0 if settings.terminate else _RETRY_S)
 
 
 def _try_lock(conn: Connection, tables: Sequence[str]) -> None:
-    """One attempt; the time to wait is for all tables together."""
+    """Lock all tables within `_LOCK_WAIT_S` together."""
     deadline = time.monotonic() + _LOCK_WAIT_S
     with conn.cursor() as cur:
         cur.execute(_NO_TIMEOUTS)
@@ -172,58 +196,15 @@ def _try_lock(conn: Connection, tables: Sequence[str]) -> None:
         cur.execute("SELECT set_config('lock_timeout', %s, true)", (f"{int(1000 * _LOCK_WAIT_S)}ms",))
 
 
-def _role(conn: Connection) -> str:
-    with conn.cursor() as cur:
-        cur.execute("SELECT current_setting('role')")
-        return str((cur.fetchone() or ("none",))[0])
-
-
-def _require_equal(found: catalog.Catalog, revision: int, before: catalog.Catalog) -> None:
-    left = catalog.deviations(found, revision, before)
-    if left:
-        extra = [difference.name for difference in left if difference.expected is None]
+def _require_equal(objects: catalog.Catalog, revision: int, original: catalog.Catalog) -> None:
+    deviations = catalog.deviations(objects, revision, original)
+    if deviations:
+        extra = [difference.name for difference in deviations if difference.expected is None]
+        hint = "run: pgorthanc verify schema"
+        if extra:
+            hint = f"drop {shortened(extra, _SHOWN)}, then run the same command again"
         raise RevisionError(
             f"the result would not match revision {revision}, so everything was rolled back: "
-            f"{_listed([*map(str, left)])}",
-            f"drop {_listed(extra)}, then run the same command again"
-            if extra
-            else "run: pgorthanc verify schema",
+            f"{shortened(deviations, _SHOWN)}",
+            hint,
         )
-
-
-def _require_nothing_lost(before: proof.Evidence, after: proof.Evidence, revision: int) -> None:
-    words = proof.lost(before, after)
-    if words:
-        raise RevisionError(
-            f"the change to revision {revision} would have altered data, so it was rolled back: {_listed(words)}",
-            "nothing was changed; please report this",
-        )
-
-
-def _require_alone(conn: Connection, settings: Settings, ours: Sequence[int]) -> None:
-    """Make sure that no session which waits for our tables, or has connected meanwhile, works on as if nothing was."""
-    if settings.terminate:
-        sessions.end_others(conn, ours)
-    elif found := sessions.waiting(conn):
-        raise sessions.in_use(found, "began to work with the index in the middle, so nothing was changed")
-
-
-def _listed(words: Sequence[str]) -> str:
-    shown = "; ".join(words[:_SHOWN])
-    return shown if len(words) <= _SHOWN else f"{shown}; and {len(words) - _SHOWN} more"
-
-
-@contextmanager
-def refusals() -> Iterator[None]:
-    """What our scripts refuse, and whom they waited for in vain; other driver errors are left to `db.session`."""
-    try:
-        yield
-    except psycopg2.errors.RaiseException as error:
-        raise RevisionError(str(error.diag.message_primary), error.diag.message_hint) from None
-    except psycopg2.errors.ObjectInUse as error:
-        raise InUseError(str(error.diag.message_primary), error.diag.message_hint) from None
-    except psycopg2.errors.LockNotAvailable:
-        raise InUseError(
-            "another session kept a table of the index locked, so nothing was changed",
-            "stop every Orthanc that uses this database, then run the same command again",
-        ) from None

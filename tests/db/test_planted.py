@@ -74,7 +74,7 @@ def database(server: Server, name: str, schema: str, revision: int) -> Attacked:
     init(found.owner)
     run(found.owner, *FILL, "SELECT setval('changes_seq_seq', (SELECT max(seq) FROM changes))")
     if revision < 10:
-        [*_] = upgrade.downgrade(found.owner, to=revision)
+        upgrade.downgrade(found.owner, to=revision)
     return found
 
 

@@ -144,13 +144,13 @@ def test_customdata_put_aside_by_a_downgrade_counts(
 ) -> None:
     """They come back with the next upgrade: with the rows of the folder indexer, but not for another uuid."""
     before = kept(fresh)
-    list(upgrade.downgrade(fresh, to=revision))
+    upgrade.downgrade(fresh, to=revision)
     report = run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.ALWAYS)
     assert ends(report) == (0, 0, 0, 1)
     assert "run pgorthanc upgrade" in report.refusals[0].reason
     others = samples.folder(tmp_path / "more", 2, first=5)
     assert ends(run(fresh, [*others, *others], tmp_path / "area", overwrite=Overwrite.ALWAYS)) == (2, 0, 2, 0)
-    list(upgrade.upgrade(fresh))
+    upgrade.upgrade(fresh)
     assert kept(fresh) == before
     assert ends(run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.ALWAYS)) == (0, 0, 1, 0)
 

@@ -34,7 +34,7 @@ def refused(
 def test_every_script_refuses_every_other_revision(fresh: db.Target, number: int) -> None:
     target = at(fresh, number, filled=False)
     before = snapshot(target)
-    for found in steps.found():
+    for found in steps.all_steps():
         if found.start != number:
             with pytest.raises(errors.RaiseException) as refusal:
                 step(target, found.script)
@@ -123,7 +123,7 @@ def test_a_view_in_the_way_is_named(fresh: db.Target) -> None:
 
 
 def test_all_scripts_look_at_the_index_in_the_same_way() -> None:
-    texts = [steps.text(found.script) for found in steps.found()]
+    texts = [steps.text(found.script) for found in steps.all_steps()]
     guards = [re.search(r"^DO \$\$.*?^\$\$;.*?MODE;$", text, re.DOTALL | re.MULTILINE) for text in texts]
     assert len(texts) == 13
     differing_parts = (

@@ -31,18 +31,12 @@ def change(target: db.Target, to: int, **options: Any) -> upgrade.Changed:
 
 
 def run_upgrade(target: db.Target, **options: Any) -> upgrade.Changed:
-    return drained(upgrade.upgrade(target, to=options.pop("to", None), settings=upgrade.Settings(**options)))
+    to = options.pop("to", None)
+    return upgrade.upgrade(target, to=to, settings=upgrade.Settings(**options))
 
 
 def run_downgrade(target: db.Target, to: int, **options: Any) -> upgrade.Changed:
-    return drained(upgrade.downgrade(target, to=to, settings=upgrade.Settings(**options)))
-
-
-def drained(events: Iterator[upgrade.Event]) -> upgrade.Changed:
-    *progress, last = events
-    assert isinstance(last, upgrade.Changed)
-    assert all(isinstance(event, upgrade.Progress) for event in progress)
-    return last
+    return upgrade.downgrade(target, to=to, settings=upgrade.Settings(**options))
 
 
 def state(target: db.Target) -> indexstate.State:

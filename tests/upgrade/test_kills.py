@@ -16,7 +16,7 @@ from tests.upgrade.changing import Filled, change, require_revision, state
 from tests.upgrade.statements import KILL, killing, split
 from tests.upgrade.test_states import BEFORE_REVISIONS
 
-STEPS = [(step.start, step.end, step.script) for step in steps.found()]
+STEPS = [(step.start, step.end, step.script) for step in steps.all_steps()]
 
 
 def entirely(target: db.Target, *numbers: int) -> int:

@@ -217,19 +217,18 @@ def test_a_prepared_transaction_that_comes_while_it_waits_is_named(index: db.Tar
     settings = upgrade.Settings(phases=("prepare",))
     with connected(index) as other, other.cursor() as cur, ThreadPoolExecutor(1) as pool:
         cur.execute("BEGIN; UPDATE resources SET publicid = publicid WHERE internalid = 1")
-        said: list[str] = []
+        progress: list[str] = []
 
-        def go() -> None:
-            for event in upgrade.upgrade(index, settings=settings):
-                said.append(str(event))
+        def report(step: upgrade.Progress) -> None:
+            progress.append(str(step))
 
-        done = pool.submit(go)
-        until(lambda: any("waiting for pid" in line and "application Orthanc" in line for line in said))
+        done = pool.submit(upgrade.upgrade, index, settings=settings, report=report)
+        until(lambda: any("waiting for pid" in line and "application Orthanc" in line for line in progress))
         cur.execute("PREPARE TRANSACTION 'late'")
         try:
             until(
                 lambda: any(
-                    "prepared transaction 'late', until ROLLBACK PREPARED 'late'" in line for line in said
+                    "prepared transaction 'late', until ROLLBACK PREPARED 'late'" in line for line in progress
                 )
             )
         finally:
@@ -295,7 +294,7 @@ def test_a_lock_of_a_session_that_serves_no_client_is_named(filled: Filled) -> N
     target = filled(6)
     with db.session(target) as conn:
         [(pid,)] = [*rows(target, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")]
-        [named] = sessions.named(conn, [pid])
+        [named] = sessions.sessions_of(conn, [pid])
     assert f"pid {pid}, application checkpointer" in str(named)
 
 

@@ -12,7 +12,7 @@ import pytest
 from pgorthanc_cli import db, upgrade
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog, steps
-from pgorthanc_cli.upgrade import preparation
+from pgorthanc_cli.upgrade import prepare
 from tests.support import indexstate
 from tests.support.schemas import ODD_SCHEMA, rows, run
 from tests.upgrade.changing import REVISIONS, Filled, connected, invoke, require_revision, run_upgrade, state
@@ -206,9 +206,9 @@ def test_a_revision_that_does_not_exist(filled: Filled, command: str, number: in
 
 def test_every_script_says_what_can_be_made_beforehand() -> None:
     """The heads are read by the tool: a line that looks like a statement is one that it understands."""
-    for step in steps.found():
+    for step in steps.all_steps():
         head = steps.text(step.script).partition("\n\n")[0].splitlines()
         said = [line for line in head if "CREATE " in line or " ADD CONSTRAINT " in line]
-        assert [made.statement for made in preparation.beforehand([step])] == [
+        assert [made.statement for made in prepare.prebuilt_objects([step])] == [
             line.removeprefix("--   ").removesuffix(";") for line in said
         ]

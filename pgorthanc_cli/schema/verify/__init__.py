@@ -2,6 +2,6 @@
 
 from pgorthanc_cli.schema.verify.apply import repair, script
 from pgorthanc_cli.schema.verify.compare import schema
-from pgorthanc_cli.schema.verify.model import Finding, Fix, Phase, Repaired, SchemaReport
+from pgorthanc_cli.schema.verify.model import Finding, Fix, Phase, Repaired, SchemaReport, ordered
 
-__all__ = ["Finding", "Fix", "Phase", "Repaired", "SchemaReport", "repair", "schema", "script"]
+__all__ = ["Finding", "Fix", "Phase", "Repaired", "SchemaReport", "ordered", "repair", "schema", "script"]

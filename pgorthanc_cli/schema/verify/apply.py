@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.schema import initialize, steps
 from pgorthanc_cli.schema.verify.compare import schema as compare
 from pgorthanc_cli.schema.verify.model import Finding, Repaired, SchemaReport
 
@@ -78,7 +78,7 @@ def repair(
             changed.
         InUseError: An Orthanc works on the database, or somebody keeps a table locked.
     """
-    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), initialize.driver_errors(), conn:
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(initialize.LOCKED), conn:
         require_idle(conn, schema)
         compare(conn, schema)  # refuses what is no index before anything is locked
         planted.refuse_until_commit(conn)

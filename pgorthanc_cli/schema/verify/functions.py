@@ -170,7 +170,7 @@ def _ours() -> dict[int, dict[str, list[Definition]]]:
     """
     newest = catalog.revisions()[-1]
     known: dict[int, dict[str, list[Definition]]] = {newest: _of(steps.PREPARE_INDEX)}
-    way = [*steps.path(newest, min(catalog.revisions())), *steps.found()]
+    way = [*steps.path(newest, min(catalog.revisions())), *steps.all_steps()]
     replaced = {step.script: _of(step.script) for step in way}
     grown = True
     while grown:

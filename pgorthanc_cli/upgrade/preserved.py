@@ -1,4 +1,4 @@
-"""What a lower revision cannot hold: counted, kept aside in tables of ours, written out, dropped."""
+"""Contents that a lower revision cannot hold: count them, keep them aside in tables of ours, export or drop them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 
+from pgorthanc_cli import db
 from pgorthanc_cli.db import encoding
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.schema import catalog
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "pgorthanc_kept_"
 _BATCH = 1000
+_CUSTOM_DATA = "column attachedfiles.customdata"
 
 _TABLES = """
     SELECT relname FROM pg_class WHERE relnamespace = quote_ident(index_schema())::regnamespace
@@ -28,13 +30,13 @@ _TABLES = """
 
 @dataclass(frozen=True)
 class Loss:
-    """Something that a lower revision cannot hold.
+    """Contents that a lower revision cannot hold.
 
     Attributes:
-        what: In words.
-        rows: How much of it there is.
-        below: It goes on the way below this revision.
-        unreadable: Whether files cannot be found without it.
+        what: What they are, for a message.
+        rows: The number of rows.
+        below: The first revision that can hold them.
+        unreadable: Whether Orthanc cannot find files without them.
     """
 
     what: str
@@ -43,61 +45,54 @@ class Loss:
     unreadable: bool = False
 
     def __str__(self) -> str:
-        """A line of the list that is shown before."""
+        """Return a line of the list that the user confirms."""
         return f"{self.rows:,} {self.what} (not below revision {self.below})"
 
 
-# (what, below, column by which the layout is recognised, query). customdata has no index: one scan, beside Orthanc.
+# (what, the object that holds it, query). customdata has no index: one scan, while Orthanc is running.
 _LOSSES = (
     (
-        "reservations of queued values", 10, "queues.reserveduntil",
+        "reservations of queued values", "column queues.reserveduntil",
         "SELECT count(*) FROM index.queues WHERE reserveduntil IS NOT NULL",
     ),
-    ("audit logs", 6, "auditlogs.ts", "SELECT count(*) FROM index.auditlogs"),
+    ("audit logs", "column auditlogs.ts", "SELECT count(*) FROM index.auditlogs"),
     (
-        "places of protected patients in the recycling order", 6, "patientrecyclingordersequence",
+        "places of protected patients in the recycling order", "sequence patientrecyclingordersequence",
         """SELECT count(*) FROM index.resources
                JOIN index.metadata p ON p.id = internalid AND p.type = 18 AND p.value = 'true'
                JOIN index.metadata o ON o.id = internalid AND o.type = 19 WHERE resourcetype = 0""",
     ),
     (
-        "attachments with data of a storage plugin, whose files Orthanc cannot find without it", 5,
-        "attachedfiles.customdata", "SELECT count(*) FROM index.attachedfiles WHERE customdata IS NOT NULL",
+        "attachments with data of a storage plugin, whose files Orthanc cannot find without it", _CUSTOM_DATA,
+        "SELECT count(*) FROM index.attachedfiles WHERE customdata IS NOT NULL",
     ),
-    ("entries of key-value stores", 5, "keyvaluestores.key", "SELECT count(*) FROM index.keyvaluestores"),
-    ("values in queues", 5, "queues.value", "SELECT count(*) FROM index.queues"),
+    ("entries of key-value stores", "column keyvaluestores.key", "SELECT count(*) FROM index.keyvaluestores"),
+    ("values in queues", "column queues.value", "SELECT count(*) FROM index.queues"),
 )  # fmt: skip
 
 
-def losses(conn: Connection, found: catalog.Catalog, to: int) -> list[Loss]:
-    """What an index holds that revision `to` cannot hold."""
-    there = [
-        entry
-        for entry in _LOSSES
-        if to < entry[1] and (f"column {entry[2]}" in found or f"sequence {entry[2]}" in found)
-    ]
-    counted = []
-    with conn.cursor() as cur:
-        for what, below, column, query in there:
-            cur.execute(query)
-            rows = (cur.fetchone() or (0,))[0]
-            counted.append(Loss(what, rows, below, unreadable=column == "attachedfiles.customdata"))
-    return [loss for loss in counted if loss.rows]
+def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
+    """Return the contents of an index that revision `to` cannot hold."""
+    result = []
+    for what, name, query in _LOSSES:
+        below = catalog.first_revisions()[name]
+        if to < below and name in objects:
+            count = db.value(conn, query)
+            result.append(Loss(what, count, below, unreadable=name == _CUSTOM_DATA))
+    return [loss for loss in result if loss.rows]
 
 
 def rows(conn: Connection) -> dict[str, int]:
-    """The tables of ours in the schema, and how many rows each holds."""
-    with conn.cursor() as cur:
-        cur.execute(_TABLES, (PREFIX,))
-        counted = {}
-        for (table,) in cur.fetchall():
-            cur.execute(sql.SQL("SELECT count(*) FROM index.{}").format(sql.Identifier(table)))
-            counted[table] = int((cur.fetchone() or (0,))[0])
-    return counted
+    """Return our tables in the schema, and how many rows each holds."""
+    counts = {}
+    for (table,) in db.rows(conn, _TABLES, PREFIX):
+        query = sql.SQL("SELECT count(*) FROM index.{}").format(sql.Identifier(table))
+        counts[table] = int(db.value(conn, query))
+    return counts
 
 
-def settle(conn: Connection, settings: Settings) -> None:
-    """Write out and drop what is kept aside, as far as that is asked for; dropped only once the file is safe.
+def export_or_drop(conn: Connection, settings: Settings) -> None:
+    """Export and drop the tables that are kept aside, as the settings say; they are dropped only once the file is safe.
 
     Raises:
         PgOrthancError: The file cannot be written.
@@ -111,10 +106,10 @@ def settle(conn: Connection, settings: Settings) -> None:
 
 
 def require_new(file: Path) -> None:
-    """Make sure, before anything is done, that a file can be written.
+    """Check before the change that a file can be created.
 
     Raises:
-        PgOrthancError: It is there already, or its folder is not, or may not be written.
+        PgOrthancError: It exists, or its folder does not exist or may not be written.
     """
     if file.exists() or not os.access(file.parent, os.W_OK):
         raise PgOrthancError(
@@ -125,12 +120,14 @@ def require_new(file: Path) -> None:
 
 
 def export(conn: Connection, file: Path) -> None:
-    """Write all rows that are kept aside, one JSON document `{"table": ..., "row": ...}` per line, and sync the file.
+    """Write all rows that are kept aside to a new file, and sync it.
 
-    Text is what Orthanc reads there, in UTF-8, whatever encoding the database has.
+    Each line is a JSON document `{"table": ..., "row": ...}`.
+
+    Text is what Orthanc reads, in UTF-8, whatever the encoding of the database.
 
     Raises:
-        PgOrthancError: The file is there already, or cannot be written.
+        PgOrthancError: The file exists, or cannot be written.
     """
     try:
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:

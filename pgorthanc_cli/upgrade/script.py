@@ -1,4 +1,4 @@
-"""A plan as statements that an administrator runs with psql."""
+"""Print a plan as statements that an administrator runs with psql."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ _FINISH = """
 
 
 def sql(plan: Plan, *, command: str) -> str:
-    """The statements of all phases; `command` is the one that printed them."""
-    schema = '"' + plan.schema.replace('"', '""') + '"'
+    """Return the statements of all phases; `command` is the one that prints them."""
+    schema = db.quote_ident(plan.schema)
     tables = ", ".join(table.name for table in plan.tables)
     locks = " AND ".join(
         f"pg_try_advisory_xact_lock({lock})"
@@ -64,11 +64,11 @@ def sql(plan: Plan, *, command: str) -> str:
 
 
 def _item(item: Item) -> str:
-    body = "".join(_ended(statement) for statement in item.statements)
+    body = "".join(_terminated(statement) for statement in item.statements)
     return f"\n-- {_one_line(item.what)}\n{body}" if body else ""
 
 
-def _ended(statement: str) -> str:
+def _terminated(statement: str) -> str:
     text = statement.rstrip()
     return text + ("\n" if text.endswith(";") else ";\n")
 

@@ -1,4 +1,4 @@
-"""The evidence that a change of revision has lost nothing: read before and after, in the same transaction.
+"""Digests that prove that a change of revision has lost nothing: read before and after, in the same transaction.
 
 Nothing here reads a table in proportion to the number of instances. The server itself counts how many rows a
 transaction inserts and deletes, the counters of the index say how many resources and bytes there are, and the
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _COUNTED_WITH_DELTAS = """
     SELECT key, value + (SELECT coalesce(sum(c.value), 0) FROM globalintegerschanges c WHERE c.key = g.key)::bigint
         FROM globalintegers g WHERE key BETWEEN 0 AND 6
 """
-# A patient without a row is protected. Nothing below revision 2 keeps a patient from having two rows: the last counts.
+# A patient without a row is protected. Below revision 2 a patient may have two rows: the last one counts.
 _ORDER_BY_TABLE = """
     SELECT count(*), md5(string_agg(patientid::text, ',' ORDER BY seq)) FROM (
         SELECT patientid, max(seq) AS seq FROM patientrecyclingorder WHERE patientid IS NOT NULL GROUP BY patientid
@@ -66,11 +67,11 @@ _CHANGED_ROWS = """
 
 
 @dataclass(frozen=True)
-class Evidence:
+class IntegrityDigest:
     """What must be the same before and after.
 
     Attributes:
-        counters: Values of the counters by their key, what is still to be added to them included.
+        counters: Values of the counters by their key, pending deltas included.
         order: Number of unprotected patients, and a digest of their order.
         rows: Rows that this transaction has inserted and deleted, by table.
     """
@@ -80,60 +81,44 @@ class Evidence:
     rows: Mapping[str, tuple[int, int]]
 
 
-def collect(conn: Connection, found: catalog.Catalog) -> Evidence:
-    """The evidence in an index of any layout; `found` is its present catalog."""
-    return Evidence(_counters(conn, found), _order(conn, found), _rows(conn))
+def digest(conn: Connection, objects: catalog.Catalog) -> IntegrityDigest:
+    """Return the digest of an index of any layout; `objects` is its present catalog."""
+    counters: dict[int, int | None] = {}
+    if "table globalintegers" in objects:
+        with_deltas = "table globalintegerschanges" in objects
+        counters = dict(db.rows(conn, _COUNTED_WITH_DELTAS if with_deltas else _COUNTED))
+    by_table = "table patientrecyclingorder" in objects
+    order = db.row(conn, _ORDER_BY_TABLE if by_table else _ORDER_BY_METADATA) or (0, None)
+    changed = db.rows(conn, _CHANGED_ROWS, list(_UNTOUCHED))
+    rows = {table: (inserted, deleted) for table, inserted, deleted in changed}
+    return IntegrityDigest(counters, (order[0], order[1]), rows)
 
 
-def warm(conn: Connection) -> None:
-    """Read beforehand what the steps and the proof will read, so that they find it in memory."""
-    with conn.cursor() as cur:
-        cur.execute(_ORDER_BY_METADATA)
+def prewarm(conn: Connection) -> None:
+    """Read what the steps and the digests will read, so that the server has it in memory."""
+    db.rows(conn, _ORDER_BY_METADATA)
 
 
-def lost(before: Evidence, after: Evidence) -> list[str]:
-    """What differs, in words; empty if nothing does. A counter that was missing may have any value now."""
-    words = [
-        f"the counter of {name} was {before.counters[key]:,} and is {_number(after.counters.get(key))}"
-        for key, name in COUNTERS.items()
-        if before.counters.get(key) is not None and before.counters[key] != after.counters.get(key)
-    ]
-    words += [
-        f"the counter of {name} is missing"
-        for key, name in COUNTERS.items()
-        if after.counters.get(key) is None
-    ]
+def losses(before: IntegrityDigest, after: IntegrityDigest) -> list[str]:
+    """Return messages of what differs; a counter that was missing may have any value now."""
+    messages = []
+    for key, name in COUNTERS.items():
+        value, new = before.counters.get(key), after.counters.get(key)
+        if value is not None and value != new:
+            text = "missing" if new is None else f"{new:,}"
+            messages.append(f"the counter of {name} was {value:,} and is {text}")
+    for key, name in COUNTERS.items():
+        if after.counters.get(key) is None:
+            messages.append(f"the counter of {name} is missing")
     if before.order != after.order:
-        words.append(
-            f"the recycling order of {before.order[0]:,} unprotected patients is now another one of {after.order[0]:,}"
+        messages.append(
+            f"the recycling order of {before.order[0]:,} unprotected patients "
+            f"is now another one of {after.order[0]:,}"
         )
     for table, (inserted, deleted) in after.rows.items():
+        # A repair in the same transaction may have changed rows before.
         old = before.rows.get(table, (0, 0))
         if (inserted, deleted) != old:
-            words.append(f"{inserted - old[0]:,} rows of {table} were added and {deleted - old[1]:,} removed")
-    return words
-
-
-def _counters(conn: Connection, found: catalog.Catalog) -> dict[int, int | None]:
-    if "table globalintegers" not in found:
-        return {}
-    with conn.cursor() as cur:
-        cur.execute(_COUNTED_WITH_DELTAS if "table globalintegerschanges" in found else _COUNTED)
-        return dict(cur.fetchall())
-
-
-def _order(conn: Connection, found: catalog.Catalog) -> tuple[int, str | None]:
-    with conn.cursor() as cur:
-        cur.execute(_ORDER_BY_TABLE if "table patientrecyclingorder" in found else _ORDER_BY_METADATA)
-        count, digest = cur.fetchone() or (0, None)
-        return count, digest
-
-
-def _rows(conn: Connection) -> dict[str, tuple[int, int]]:
-    with conn.cursor() as cur:
-        cur.execute(_CHANGED_ROWS, (list(_UNTOUCHED),))
-        return {table: (inserted, deleted) for table, inserted, deleted in cur.fetchall()}
-
-
-def _number(value: int | None) -> str:
-    return "missing" if value is None else f"{value:,}"
+            added, removed = inserted - old[0], deleted - old[1]
+            messages.append(f"{added:,} rows of {table} were added and {removed:,} removed")
+    return messages

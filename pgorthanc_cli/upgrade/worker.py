@@ -1,9 +1,9 @@
-"""Statements that take their time, or have to wait for others, beside a working Orthanc."""
+"""Long statements, and statements that wait for locks, while Orthanc is running."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -13,8 +13,8 @@ import psycopg2.errors
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.progress import Progress
-from pgorthanc_cli.upgrade.sessions import named
+from pgorthanc_cli.progress import Progress, Report
+from pgorthanc_cli.upgrade.sessions import sessions_of
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POLL_S = 0.5
-# A statement that locks a table waits at most so long: until it gives up, all others wait behind it.
+# A statement that locks a table waits at most that long: until it gives up, all later sessions wait behind it.
 _LOCK_WAIT_MS = 100
 _RETRY_S = 0.5
 _ATTEMPTS_S = 300.0
@@ -34,7 +34,7 @@ _SETTINGS = """
         FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'jit',
             'idle_in_transaction_session_timeout', 'transaction_timeout', 'client_connection_check_interval')
 """
-# For the construction of indexes; a server that is set to more keeps that.
+# For the construction of indexes; a higher setting of the server stays.
 _MEMORY = """
     SELECT set_config(name, greatest(setting::bigint, 256 * 1024)::text, false) FROM pg_settings
         WHERE name = 'maintenance_work_mem'
@@ -50,8 +50,8 @@ _PROGRESS = """
 """
 
 
-def settle_in(worker: Connection) -> None:
-    """Make a session fit for long work: no time limits, and its work ends soon after we are gone."""
+def disable_timeouts(worker: Connection) -> None:
+    """Remove the time limits of a session; the server ends its work soon after this process is gone."""
     with worker.cursor() as cur:
         cur.execute(_SETTINGS)
         cur.execute(_MEMORY)
@@ -64,24 +64,29 @@ def execute(worker: Connection, statement: str) -> None:
 
 
 def watched(
-    conn: Connection, worker: Connection, action: Callable[[], T], what: str, phase: str
-) -> Generator[Progress, None, T]:
-    """Let `worker` do something long, and tell how far it is, as seen through `conn`; returns what the action does.
+    conn: Connection,
+    worker: Connection,
+    action: Callable[[], T],
+    what: str,
+    phase: str,
+    report: Report,
+) -> T:
+    """Run a long action on `worker`, report its progress as `conn` sees it, and return its result.
 
-    When the caller is interrupted, so is the work.
+    An exception of `report` cancels the action.
     """
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(action)
         try:
             while not wait([future], timeout=_POLL_S).done:
-                yield _progress(conn, worker, what, phase)
+                report(_progress(conn, worker, what, phase))
             return future.result()
         finally:
             _cancel(worker, future)
 
 
-def patiently(worker: Connection, statement: str, phase: str) -> Iterator[Progress]:
-    """Run a short statement that locks a table against writers, giving way to them again and again.
+def execute_with_retries(worker: Connection, statement: str, phase: str, report: Report) -> None:
+    """Run a short statement that locks a table against writers, letting them pass between the attempts.
 
     Raises:
         InUseError: The table was never free.
@@ -98,7 +103,7 @@ def patiently(worker: Connection, statement: str, phase: str) -> Iterator[Progre
                     f"a table was never free for {_LOCK_WAIT_MS} ms in {_ATTEMPTS_S:.0f} s: {statement}",
                     "run the same command again when less is going on",
                 ) from None
-            yield Progress(phase, f"waiting for long transactions of others: {statement}")
+            report(Progress(phase, f"waiting for long transactions of others: {statement}"))
             time.sleep(_RETRY_S)
         finally:
             with suppress(psycopg2.Error):
@@ -110,15 +115,15 @@ def _progress(conn: Connection, worker: Connection, what: str, phase: str) -> Pr
         cur.execute("SELECT pg_stat_clear_snapshot()")
         cur.execute(_PROGRESS, (db.backend_pid(worker),))
         stage, done, total = cur.fetchone() or (None, None, None)
-    waited_for = _waited_for(conn, db.backend_pid(worker))
+    blockers = _blockers(conn, db.backend_pid(worker))
     conn.commit()
-    return Progress(phase, f"{what}: {stage}{waited_for}" if stage else what + waited_for, done, total)
+    return Progress(phase, f"{what}: {stage}{blockers}" if stage else what + blockers, done, total)
 
 
-def _waited_for(conn: Connection, pid: int) -> str:
+def _blockers(conn: Connection, pid: int) -> str:
     """Name the sessions, and the prepared transactions (pid 0), that a session waits for."""
     pids = set(db.value(conn, "SELECT pg_catalog.pg_blocking_pids(%s)", pid) or ())
-    names = [str(session) for session in named(conn, pids - {0})]
+    names = [str(session) for session in sessions_of(conn, pids - {0})]
     if 0 in pids:
         names += [
             f"prepared transaction {gid}, until ROLLBACK PREPARED {gid}"
@@ -128,7 +133,7 @@ def _waited_for(conn: Connection, pid: int) -> str:
 
 
 def _cancel(worker: Connection, future: Future[T]) -> None:
-    """Until it has ended: a request that comes between two statements cancels nothing."""
+    """Cancel until the action has ended: a request that arrives between two statements cancels nothing."""
     while not future.done():
         with suppress(psycopg2.Error):
             worker.cancel()
