@@ -1,4 +1,8 @@
-"""One DICOM file -> what Orthanc writes into its index for it."""
+"""One DICOM file -> what Orthanc writes into its index for it.
+
+`parse` is the whole way: which tags are stored (`tags`), the structure of the file (`file`,
+`structure`), texts of its elements (`values`, `charset`), metadata, and the rows of the four levels.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,15 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pgorthanc_cli.dicom import container, metadata, streams, tags
+from pgorthanc_cli.dicom import metadata, tags
 from pgorthanc_cli.dicom.charset import Charset
-from pgorthanc_cli.dicom.filemeta import FileMeta, file_meta
+from pgorthanc_cli.dicom.file import File, read_file
+from pgorthanc_cli.dicom.metadata import storable
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
 from pgorthanc_cli.dicom.values import LIMIT, Reader, dialect, normalized, reader_of
 
 _WARN_DEPTH = 40
-
-# Orthanc's MetadataType.
-_INDEX_IN_SERIES, _EXPECTED, _TRANSFER_SYNTAX, _SOP_CLASS, _OFFSET = 1, 4, 9, 10, 14
-_SIGNATURE, _SEQUENCES, _PIXEL_DATA_VR = 15, 16, 17
-
-_PIXEL_DATA_VR_SINCE = (1, 12, 1)
 
 _UIDS = {
     tags.STUDY_UID: "StudyInstanceUID",
@@ -30,7 +29,7 @@ _IDENTIFIERS = {tags.PATIENT_ID: "PatientID", **_UIDS}
 
 
 def parse(data: Buffer, profile: Profile) -> Instance:
-    """Everything that one file determines in the index of the Orthanc that the profile describes.
+    """Return everything that one file determines in the index of the Orthanc that the profile describes.
 
     Args:
         data: the whole file, as received (not compressed).
@@ -40,94 +39,43 @@ def parse(data: Buffer, profile: Profile) -> Instance:
         Refused: Orthanc would not store the file.
         UsageError: the profile is wrong (`check_profile`).
     """
-    tables = tags.tables(profile)
-    meta = file_meta(data)
-    data_set = container.read(data, tables.wanted, meta, dialect(profile.orthanc_version))
-    known = streams.known(profile.orthanc_version)
-    elements = data_set.elements
-    ancestors = _ancestors(data_set, tables, profile)
-    reader = Reader(data_set.data, *ancestors.reading)
+    version = profile.orthanc_version
+    indexed = tags.indexed_tags(profile)
+    file = read_file(data, indexed.needed, dialect(version))
+    elements = file.elements
+
+    # The three levels above the instance: the same rows for all files of a series.
+    ancestors = _ancestors(file, indexed, profile)
+    reader = Reader(file.data, *ancestors.text_rules)
     texts = dict(ancestors.texts)
     for tag, element in elements.items():
-        if tag not in tables.ancestors and (text := reader.text(element)) is not None:
+        if tag not in indexed.of_ancestors and (text := reader.text(element)) is not None:
             texts[tag] = text
     _check_identifiers(elements, texts)
-    public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
-    pixels = streams.pixel_data(data, meta, data_set, known)
+
+    pixels = metadata.find_pixel_data(data, file, version)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
-    own = _instance(meta, data_set, texts, index, pixels, profile)
-    instance = _level(public_id, tables.levels[3], own, elements, texts, reader)
+    own_metadata = metadata.instance_metadata(file, texts, index, pixels, version)
+    public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
+    instance = _level(public_id, indexed.levels[3], own_metadata, elements, texts, reader)
     return Instance(
         levels=(*ancestors.levels, instance),
         expected_instances=ancestors.expected_instances,
         index_in_series=index,
         pixel_data_offset=pixels.offset if pixels else None,
-        warnings=_warnings(data_set.deepest),
+        warnings=_nesting_warning(file.depth) if file.depth > _WARN_DEPTH else (),
     )
 
 
-class _Ancestors(NamedTuple):
-    """What all files of a series have in common, if their elements above the instance are the same bytes."""
-
-    levels: tuple[Level, Level, Level]
-    identifiers: str  # joined, as they are hashed
-    texts: dict[int, str]
-    reading: tuple[Charset, bool, bool]  # how to read texts: see `Reader`
-    expected_instances: int | None
-
-
-_recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
-_MAX_RECENT = 64
-_MAX_SAME = 4096  # bytes of one element
-_HEADERS = {**dict.fromkeys(SHORT_VRS, 8), **dict.fromkeys(LONG_VRS, 12)}  # bytes before the value, at most
-
-
-def _ancestors(data_set: container.DataSet, tables: tags.Tables, profile: Profile) -> _Ancestors:
-    """The ancestors, made once for all files of a series that agree in every byte that they are made of."""
-    same = _same(data_set, tables.ancestors)
-    if same is None:
-        return _made(data_set, tables, profile)
-    key = profile, data_set.transfer_syntax, same
-    found = _recent.get(key)
-    if found is None:
-        if len(_recent) >= _MAX_RECENT:
-            _recent.clear()
-        found = _recent[key] = _made(data_set, tables, profile)
-    return found
-
-
-def _same(data_set: container.DataSet, wanted: frozenset[int]) -> bytes | None:
-    """The wanted elements as they are written, tags and VRs included; None if one of them is out of the ordinary."""
-    data, parts = data_set.data, []
-    for tag, vr, start, _, _, _, end in data_set.elements.values():
-        if tag in wanted:
-            if vr not in _HEADERS or end - start > _MAX_SAME:
-                return None
-            parts.append(data[start - _HEADERS[vr] : end])
-    return b"".join(parts)
-
-
-def _made(data_set: container.DataSet, tables: tags.Tables, profile: Profile) -> _Ancestors:
-    elements = data_set.elements
-    reader = reader_of(data_set.data, elements, profile)
-    texts = {
-        tag: text
-        for tag, element in elements.items()
-        if tag in tables.ancestors and (text := reader.text(element)) is not None
-    }
-    expected = metadata.expected_instances(texts)
-    identifiers = [texts.get(tag, "") for tag in (tags.PATIENT_ID, tags.STUDY_UID, tags.SERIES_UID)]
-    ids = [_public_id("|".join(identifiers[: n + 1])) for n in range(3)]
-    patient, study, series = (
-        _level(ids[n], tables.levels[n], _series(expected) if n == 2 else {}, elements, texts, reader)
-        for n in range(3)
+def _nesting_warning(depth: int) -> tuple[str, ...]:
+    return (
+        f"{depth} nested sequences: an Orthanc whose DCMTK lacks the fix of CVE-2026-10528 "
+        "may crash on reading it",
     )
-    reading = reader.charset, reader.trims_nul, reader.all_numbers
-    return _Ancestors((patient, study, series), "|".join(identifiers), texts, reading, expected)
 
 
 def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]) -> None:
-    """The three UIDs must be there, and have a text; PatientID, if it is there, a text that may be empty."""
+    """Refuse a file without the three UIDs; PatientID may be missing or empty, but must be a text."""
     if missing := [name for tag, name in _UIDS.items() if tag not in elements]:
         raise Refused(
             f"{', '.join(missing)} missing: no image, or a DICOMDIR or a query file", missing_tag=True
@@ -139,8 +87,77 @@ def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]
         raise Refused(f"{', '.join(empty)} empty")
 
 
+# --- patient, study and series -----------------------------------------------------------------------
+
+
+class _Ancestors(NamedTuple):
+    """The rows above the instance, and what is needed for the instance itself."""
+
+    levels: tuple[Level, Level, Level]
+    identifiers: str  # joined with |, as they are hashed
+    texts: dict[int, str]
+    text_rules: tuple[Charset, bool, bool]  # of `Reader`
+    expected_instances: int | None
+
+
+# Files of a series usually arrive together, and differ only in elements of the instance. Their
+# ancestors are computed once for each distinct sequence of bytes that they are made of.
+_recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
+_MAX_RECENT = 64
+_MAX_KEY_VALUE = 4096  # bytes of one element in the key
+_HEADER_BYTES = {**dict.fromkeys(SHORT_VRS, 8), **dict.fromkeys(LONG_VRS, 12)}  # before a value, at most
+
+
+def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ancestors:
+    """Return the ancestors of a file, from the recent ones where all relevant bytes are the same."""
+    element_bytes = _bytes_of(file, indexed.of_ancestors)
+    if element_bytes is None:
+        return _build_ancestors(file, indexed, profile)
+    key = profile, file.transfer_syntax, element_bytes
+    ancestors = _recent.get(key)
+    if ancestors is None:
+        if len(_recent) >= _MAX_RECENT:
+            _recent.clear()
+        ancestors = _recent[key] = _build_ancestors(file, indexed, profile)
+    return ancestors
+
+
+def _bytes_of(file: File, wanted: frozenset[int]) -> bytes | None:
+    """Return these elements as written, with tags and VRs; None if one is too large or has an odd VR."""
+    data, parts = file.data, []
+    for tag, vr, start, _, _, _, end in file.elements.values():
+        if tag in wanted:
+            if vr not in _HEADER_BYTES or end - start > _MAX_KEY_VALUE:
+                return None
+            parts.append(data[start - _HEADER_BYTES[vr] : end])
+    return b"".join(parts)
+
+
+def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ancestors:
+    elements = file.elements
+    reader = reader_of(file.data, elements, profile)
+    texts = {
+        tag: text
+        for tag, element in elements.items()
+        if tag in indexed.of_ancestors and (text := reader.text(element)) is not None
+    }
+    expected = metadata.expected_instances(texts)
+    of_series = {} if expected is None else {metadata.EXPECTED_INSTANCE_COUNT: str(expected)}
+    identifiers = [texts.get(tag, "") for tag in (tags.PATIENT_ID, tags.STUDY_UID, tags.SERIES_UID)]
+    public_ids = [_public_id("|".join(identifiers[: n + 1])) for n in range(3)]
+    patient, study, series = (
+        _level(public_ids[n], indexed.levels[n], of_series if n == 2 else {}, elements, texts, reader)
+        for n in range(3)
+    )
+    text_rules = reader.charset, reader.trims_nul, reader.all_numbers
+    return _Ancestors((patient, study, series), "|".join(identifiers), texts, text_rules, expected)
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
 def _public_id(identifiers: str) -> str:
-    """SHA-1 of the identifiers down to a level; an absent PatientID is an empty one."""
+    """Return the SHA-1 of the identifiers down to a level; an absent PatientID counts as empty."""
     x = hashlib.sha1(identifiers.encode(), usedforsecurity=False).hexdigest()
     return f"{x[:8]}-{x[8:16]}-{x[16:24]}-{x[24:32]}-{x[32:]}"
 
@@ -148,64 +165,29 @@ def _public_id(identifiers: str) -> str:
 def _level(
     public_id: str,
     level: tags.LevelTags,
-    own: dict[int, str],
+    own_metadata: Mapping[int, str],
     elements: Mapping[int, Element],
     texts: Mapping[int, str],
     reader: Reader,
 ) -> Level:
-    """The rows of one resource; `own` is the metadata that only its level has."""
-    found = dict(own)
+    """Return the rows of one resource; `own_metadata` is what only its level has."""
+    all_metadata = dict(own_metadata)
     if level.signature is not None:
-        found[_SIGNATURE] = level.signature
-    sequences = [e for tag in level.sequences if (e := elements.get(tag)) is not None and e.items is not None]
+        all_metadata[metadata.MAIN_TAGS_SIGNATURE] = level.signature
+    sequences = [
+        element
+        for tag in level.sequences
+        if (element := elements.get(tag)) is not None and element.items is not None
+    ]
     if sequences:
-        found[_SEQUENCES] = reader.json(sequences)
+        all_metadata[metadata.SEQUENCES] = reader.json(sequences)
     return Level(
         public_id=public_id,
-        main_dicom_tags=tuple((t >> 16, t & 0xFFFF, _storable(texts[t])) for t in level.main if t in texts),
-        identifiers=tuple(
-            (t >> 16, t & 0xFFFF, normalized(texts[t])) for t in level.identifiers if t in texts
+        main_dicom_tags=tuple(
+            (tag >> 16, tag & 0xFFFF, storable(texts[tag])) for tag in level.main if tag in texts
         ),
-        metadata=found,
-    )
-
-
-def _storable(text: str) -> str:
-    """A text as far as a row can hold it: up to the first 00 (which only a value of VR UN can have)."""
-    return text.partition("\0")[0] if "\0" in text else text
-
-
-def _series(expected: int | None) -> dict[int, str]:
-    return {} if expected is None else {_EXPECTED: str(expected)}
-
-
-def _instance(
-    meta: FileMeta | None,
-    data_set: container.DataSet,
-    texts: Mapping[int, str],
-    index: str | None,
-    pixels: streams.PixelData | None,
-    profile: Profile,
-) -> dict[int, str]:
-    """The metadata that only the instance level has."""
-    known = streams.known(profile.orthanc_version)
-    syntax = streams.named_transfer_syntax(meta, known)
-    if syntax is None and data_set.transfer_syntax in known:
-        syntax = data_set.transfer_syntax
-    has_vr = profile.orthanc_version >= _PIXEL_DATA_VR_SINCE
-    candidates = {
-        _INDEX_IN_SERIES: index,
-        _TRANSFER_SYNTAX: syntax or None,
-        _SOP_CLASS: texts.get(tags.SOP_CLASS_UID),
-        _OFFSET: str(pixels.offset) if pixels else None,
-        _PIXEL_DATA_VR: metadata.pixel_data_vr(pixels, texts) if pixels and has_vr else None,
-    }
-    return {kind: _storable(text) for kind, text in candidates.items() if text is not None}
-
-
-def _warnings(deepest: int) -> tuple[str, ...]:
-    if deepest <= _WARN_DEPTH:
-        return ()
-    return (
-        f"{deepest} nested sequences: an Orthanc whose DCMTK lacks the fix of CVE-2026-10528 may crash on reading it",
+        identifiers=tuple(
+            (tag >> 16, tag & 0xFFFF, normalized(texts[tag])) for tag in level.identifiers if tag in texts
+        ),
+        metadata=all_metadata,
     )

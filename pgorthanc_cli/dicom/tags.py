@@ -1,23 +1,107 @@
-"""Which tags Orthanc stores in its index, by version and options."""
+"""Tags: the DICOM data dictionary, and which tags Orthanc stores in its index, by version and options.
+
+The dictionary is the one of pydicom (PS3.6); `name_of` and `vr_of` give what DCMTK makes of it.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from pgorthanc_cli.dicom.charset import ENCODINGS
-from pgorthanc_cli.dicom.dictionary import tag_of, written
 from pgorthanc_cli.dicom.model import LEVELS, Profile
-from pgorthanc_cli.dicom.structure import PIXEL_REPRESENTATION
 from pgorthanc_cli.errors import UsageError
 
 PATIENT_ID, STUDY_UID, SERIES_UID, SOP_INSTANCE_UID = 0x00100020, 0x0020000D, 0x0020000E, 0x00080018
 SPECIFIC_CHARACTER_SET, SOP_CLASS_UID = 0x00080005, 0x00080016
-BITS_ALLOCATED = 0x00280100
+BITS_ALLOCATED, PIXEL_REPRESENTATION = 0x00280100, 0x00280103
 INSTANCE_NUMBER, IMAGE_INDEX = 0x00200013, 0x00541330
 # ImagesInAcquisition x NumberOfTemporalPositions, NumberOfSlices x NumberOfTimeSlices, CardiacNumberOfImages
 EXPECTED_INSTANCES = ((0x00201002, 0x00200105), (0x00540081, 0x00540101), (0x00181090,))
+
+
+# --- the data dictionary ------------------------------------------------------------------------------
+
+# What DCMTK takes in implicit files where the standard leaves a choice. XS waits for PixelRepresentation.
+XS = "xs"
+_CHOICES = {"US or SS": XS, "OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "OW"}
+# Tags of "US or SS" that DCMTK decides by PixelRepresentation; it leaves the others undecided.
+_BY_SIGN = frozenset(
+    (
+        *(0x00189810, 0x00280106, 0x00280107, 0x00280108, 0x00280109, 0x00280120, 0x00280121, 0x00283002),
+        *(0x00409211, 0x00409216, 0x00603004, 0x00603006),
+    )
+)
+_NO_ENTRY = ("UN", "", "", "", "")
+
+
+def _entry(tag: int) -> tuple[str, str, str, str, str]:
+    """Return VR, multiplicity, name, "Retired" or nothing, and keyword; for repeating groups (50xx), too."""
+    # Imported here because it takes 60 ms, and most files are explicit and need no dictionary.
+    from pydicom.datadict import get_entry
+
+    try:
+        return get_entry(tag)
+    except KeyError:
+        return _NO_ENTRY
+
+
+@lru_cache(maxsize=1 << 14)
+def vr_of(tag: int) -> str:
+    """Return the VR of a tag: `UN` if it is not in the dictionary, `XS` for "US or SS"."""
+    entry = _entry(tag)
+    if entry is not _NO_ENTRY:
+        return _CHOICES.get(entry[0], entry[0])
+    if tag & 0xFFFF == 0:
+        return "UL"
+    return "LO" if is_private_creator(tag) else "UN"
+
+
+def is_known(tag: int) -> bool:
+    """Return whether the dictionary has the tag; it has the group lengths of all standard groups."""
+    return _entry(tag) is not _NO_ENTRY or (tag & 0xFFFF == 0 and not is_private(tag))
+
+
+def is_private_creator(tag: int) -> bool:
+    """Return whether the element reserves a block of private ones (PS3.5, 7.8.1)."""
+    return is_private(tag) and 0x10 <= tag & 0xFFFF <= 0xFF
+
+
+def is_private(tag: int) -> bool:
+    """Return whether the group is odd (PS3.5, 7.8)."""
+    return bool(tag >> 16 & 1)
+
+
+def name_of(tag: int) -> str:
+    """Return the name in DCMTK's dictionary: the keyword, marked when retired."""
+    _, _, _, retired, keyword = _entry(tag)
+    if keyword:
+        return f"RETIRED_{keyword}" if retired and keyword != "OtherPatientIDs" else keyword
+    if tag & 0xFFFF == 0:
+        return "GenericGroupLength"
+    return "PrivateCreator" if is_private_creator(tag) else "Unknown Tag & Data"
+
+
+def is_us_or_ss(tag: int) -> bool:
+    """Return whether PixelRepresentation decides if the tag is US or SS."""
+    return tag in _BY_SIGN
+
+
+def tag_of(keyword: str) -> int | None:
+    """Return the tag of a keyword, None for an unknown or a retired one (DCMTK renames those)."""
+    from pydicom.datadict import tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    return None if tag is None or name_of(tag) != keyword else tag
+
+
+def format_tag(tag: int) -> str:
+    """Return the tag as Orthanc writes it: `0010,0020`, hexadecimal digits in lower case."""
+    return f"{tag >> 16:04x},{tag & 0xFFFF:04x}"
+
+
+# --- tags in the index --------------------------------------------------------------------------------
 
 _OLDEST, _NEWEST = (1, 10, 1), (1, 13, 0)
 _SIGNATURES_SINCE = (1, 11, 0)  # and the option ExtraMainDicomTags
@@ -63,7 +147,7 @@ _COMPUTED = frozenset(
     )
 )
 
-# Of the file's values, what the rows need besides the tags of the lists.
+# Needed for metadata and for reading texts, whatever the lists say.
 _ALWAYS = frozenset(
     (
         SPECIFIC_CHARACTER_SET,
@@ -74,12 +158,18 @@ _ALWAYS = frozenset(
         IMAGE_INDEX,
     )
 ).union(*EXPECTED_INSTANCES)
-_OF_INSTANCES = frozenset((SOP_CLASS_UID, INSTANCE_NUMBER, IMAGE_INDEX))
+_ONLY_OF_INSTANCES = frozenset((SOP_CLASS_UID, INSTANCE_NUMBER, IMAGE_INDEX))
 
 
-@dataclass(frozen=True, slots=True)
-class LevelTags:
-    """What is stored of one level: tags of rows, tags of sequences, identifiers, and metadata 15 (None before it)."""
+class LevelTags(NamedTuple):
+    """What Orthanc stores of one level.
+
+    Attributes:
+        main: tags with a row in MainDicomTags.
+        sequences: tags that go into metadata 16 if they are sequences.
+        identifiers: tags with a row in DicomIdentifiers.
+        signature: metadata 15, None for an Orthanc without it.
+    """
 
     main: tuple[int, ...]
     sequences: tuple[int, ...]
@@ -87,49 +177,48 @@ class LevelTags:
     signature: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What is stored of a file, by profile.
+class IndexedTags(NamedTuple):
+    """What Orthanc stores of a file.
 
     Attributes:
-        levels: of the four levels, patient first.
-        wanted: all tags whose values are needed for it.
-        ancestors: those that decide the rows of the patient, study and series, and how texts are read.
+        levels: patient, study, series, instance.
+        needed: all tags whose values are needed.
+        of_ancestors: those that decide the rows of the patient, study and series, and how texts are read.
     """
 
     levels: tuple[LevelTags, LevelTags, LevelTags, LevelTags]
-    wanted: frozenset[int]
-    ancestors: frozenset[int]
+    needed: frozenset[int]
+    of_ancestors: frozenset[int]
 
 
 @lru_cache(maxsize=16)
-def tables(profile: Profile) -> Tables:
-    """The tags that Orthanc stores under a profile.
+def indexed_tags(profile: Profile) -> IndexedTags:
+    """Return the tags that Orthanc stores under a profile.
 
     Raises:
         UsageError: as `check_profile`.
     """
     main, _ = _main_dicom_tags(profile)
-    patient, study, series, instance = (_level(profile, name, main) for name in LEVELS)
-    wanted = _ALWAYS.union(*main.values())
-    ancestors = (_ALWAYS - _OF_INSTANCES).union(*(main[level] for level in LEVELS[:3]))
-    return Tables((patient, study, series, instance), wanted, ancestors)
+    patient, study, series, instance = (_level_tags(profile, level, main) for level in LEVELS)
+    needed = _ALWAYS.union(*main.values())
+    of_ancestors = (_ALWAYS - _ONLY_OF_INSTANCES).union(*(main[level] for level in LEVELS[:3]))
+    return IndexedTags((patient, study, series, instance), needed, of_ancestors)
 
 
-def _level(profile: Profile, name: str, main: dict[str, tuple[int, ...]]) -> LevelTags:
-    rows = main["patient"] + main["study"] if name == "study" else main[name]
-    sequences = main[name] if profile.orthanc_version >= _SEQUENCES_SINCE else ()
-    signature = (
-        ";".join(sorted(map(written, main[name]))) if profile.orthanc_version >= _SIGNATURES_SINCE else None
-    )
-    return LevelTags(rows, sequences, _IDENTIFIERS[name], signature)
+def _level_tags(profile: Profile, level: str, main: dict[str, tuple[int, ...]]) -> LevelTags:
+    version = profile.orthanc_version
+    # The study's rows repeat the tags of its patient; sequences and signature do not.
+    rows = main["patient"] + main["study"] if level == "study" else main[level]
+    sequences = main[level] if version >= _SEQUENCES_SINCE else ()
+    signature = ";".join(sorted(map(format_tag, main[level]))) if version >= _SIGNATURES_SINCE else None
+    return LevelTags(rows, sequences, _IDENTIFIERS[level], signature)
 
 
 def check_profile(profile: Profile) -> list[str]:
-    """Warnings for entries of ExtraMainDicomTags that Orthanc ignores.
+    """Return warnings for entries of ExtraMainDicomTags that Orthanc ignores.
 
     Raises:
-        UsageError: unknown tag name, level, encoding, or an Orthanc version whose rows are not known.
+        UsageError: unknown tag name, level or encoding, or an unsupported version of Orthanc.
     """
     if not _OLDEST <= profile.orthanc_version <= _NEWEST:
         raise UsageError(
@@ -149,7 +238,7 @@ def _dotted(version: tuple[int, int, int]) -> str:
 
 
 def _main_dicom_tags(profile: Profile) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """The list of each level, extra tags included, and warnings for those left out."""
+    """Return the tags of each level, extra ones included, and warnings for those left out."""
     longer = _MAIN_SINCE_1_12_5 if profile.orthanc_version >= _LONGER_LISTS_SINCE else {}
     main = {level: tags + longer.get(level, ()) for level, tags in _MAIN.items()}
     extra = _extra_tags(profile)
@@ -158,16 +247,18 @@ def _main_dicom_tags(profile: Profile) -> tuple[dict[str, tuple[int, ...]], list
     warnings = []
     for level in LEVELS:
         for tag in extra.get(level, ()):
-            why = _ignored(tag, level, main)
-            if why:
-                warnings.append(f"ExtraMainDicomTags: {written(tag)} of the {level} level is ignored: {why}")
+            reason = _reason_to_ignore(tag, level, main)
+            if reason:
+                warnings.append(
+                    f"ExtraMainDicomTags: {format_tag(tag)} of the {level} level is ignored: {reason}"
+                )
             else:
                 main[level] += (tag,)
     return main, warnings
 
 
-def _ignored(tag: int, level: str, main: dict[str, tuple[int, ...]]) -> str:
-    """Why Orthanc leaves an extra tag out, empty if it does not."""
+def _reason_to_ignore(tag: int, level: str, main: dict[str, tuple[int, ...]]) -> str:
+    """Return why Orthanc ignores an extra tag, empty if it does not."""
     if tag in main[level]:
         return "it is a main DICOM tag of that level already"
     if level == "study" and tag in main["patient"]:
@@ -183,11 +274,11 @@ def _extra_tags(profile: Profile) -> dict[str, list[int]]:
                 f"unknown level {level!r} in ExtraMainDicomTags",
                 "the levels are Patient, Study, Series and Instance",
             )
-        extra[level.lower()] = [_extra_tag(name) for name in names]
+        extra[level.lower()] = [_parse_tag(name) for name in names]
     return extra
 
 
-def _extra_tag(name: str) -> int:
+def _parse_tag(name: str) -> int:
     number = re.fullmatch(r"([0-9A-Fa-f]{4})[,-]?([0-9A-Fa-f]{4})", name)
     tag = int(number[1] + number[2], 16) if number else tag_of(name)
     if tag is None:

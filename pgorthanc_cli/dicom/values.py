@@ -1,4 +1,4 @@
-"""From the bytes of an element to the text that Orthanc's index has for it."""
+"""The bytes of an element -> the text that Orthanc's index has for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from struct import Struct
 from typing import Any
 
 from pgorthanc_cli.dicom.charset import Charset, charset
-from pgorthanc_cli.dicom.dictionary import XS, is_private, name_of, vr_of, written
 from pgorthanc_cli.dicom.model import Buffer, Profile, Refused
 from pgorthanc_cli.dicom.structure import UNDEFINED, Dialect, Element, vrs
-from pgorthanc_cli.dicom.tags import SPECIFIC_CHARACTER_SET
+from pgorthanc_cli.dicom.tags import SPECIFIC_CHARACTER_SET, XS, format_tag, is_private, name_of, vr_of
 
 LIMIT = 256  # bytes of UTF-8; a longer text is not stored
-_HEAD = 1 << 16  # bytes of a value that are enough, but for oddities, to see that its text is too long
+_HEAD = 1 << 16  # bytes of a value that usually suffice to see that its text is too long
 _MAX_NUMBERS = 256  # of OF, OD, OL and OV
 _MAX_NUMBER_BYTES = 16 << 20  # of the other numbers, which Orthanc stores whole
 
 # Orthanc versions since which the same value gives another text.
-NEWER_DCMTK_SINCE = (1, 12, 3)  # newer than 3.6.7; it trims trailing 00
+_NEWER_DCMTK_SINCE = (1, 12, 3)  # newer than 3.6.7; it trims trailing 00
 _SPLITS_JAPANESE_SINCE = (1, 12, 9)
 _ALL_NUMBERS_SINCE = (1, 12, 11)
 
@@ -41,19 +40,19 @@ _NUMBERS = {
     "FD": ("d", "%.17g"),
 }
 _ARRAYS = {"OF": ("f", "%.9g"), "OD": ("d", "%.17g"), "OL": ("I", "%d"), "OV": ("Q", "%d")}
-_LATE = frozenset({"UV", "SV", *_ARRAYS})
+_SINCE_ALL_NUMBERS = frozenset({"UV", "SV", *_ARRAYS})
 _STRUCTS = {(code, order): Struct(order + code) for code in "HhIiQqfd" for order in "<>"}
 _TAGS = {order: Struct(order + "HH") for order in "<>"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Makes texts of the elements of one file.
+    """Converts elements of one file to texts.
 
     Attributes:
         data: what the elements point into.
         charset: of the file.
-        trims_nul: trailing 00 bytes are padding as spaces are (DCMTK after 3.6.7).
+        trims_nul: trailing 00 bytes are padding, like spaces (DCMTK after 3.6.7).
         all_numbers: AT has all its values, and SV, UV, OF, OD, OL and OV have a text (Orthanc 1.12.11).
     """
 
@@ -63,16 +62,16 @@ class Reader:
     all_numbers: bool
 
     def text(self, element: Element) -> str | None:
-        """The text of an element, None if it is a sequence, binary, a number without value, or too long."""
+        """Return the text of an element, None if it is a sequence, binary, an empty number, or too long."""
         if element.length <= LIMIT and element.vr in TEXT_VRS and self.charset.plain:
             raw = bytes(self.data[element.start : element.start + element.length])
-            if (text := _plain(raw, element.vr)) is not None:
+            if (text := _plain_ascii(raw, element.vr)) is not None:
                 return text
         text = self._whole_text(element)
         return None if text is None or _too_long(element.vr, text) else text
 
     def raw(self, element: Element, limit: int = UNDEFINED) -> bytes:
-        """The bytes of a value, the first ones if it has more than `limit`."""
+        """Return the bytes of a value, at most `limit`."""
         return bytes(self.data[element.start : element.start + min(element.length, limit)])
 
     def _whole_text(self, element: Element) -> str | None:
@@ -80,66 +79,66 @@ class Reader:
         if element.items is not None or vr in _BINARY:
             return None
         if vr in TEXT_VRS or vr == "UN":
-            head = self._decoded(element, _HEAD)
+            head = self._decode(element, _HEAD)
             if element.length <= _HEAD or head is None or _too_long(vr, head):
                 return head
-            return self._decoded(element, element.length)
+            return self._decode(element, element.length)
         return self._numbers(element, vr)
 
-    def _trimmed(self, raw: bytes, vr: str) -> bytes:
+    def _trim(self, raw: bytes, vr: str) -> bytes:
         if vr == "UI":
             return raw.partition(b"\0")[0].translate(None, _WHITE)
         return raw.rstrip(b" \0" if self.trims_nul else b" ").partition(b"\0")[0]
 
-    def _decoded(self, element: Element, limit: int) -> str | None:
-        """A text; UN is one if the dictionary has a text VR for the tag, and then has one byte of padding at most."""
+    def _decode(self, element: Element, limit: int) -> str | None:
+        """Return the decoded text. UN is a text if the dictionary has a text VR for the tag."""
         vr, raw = element.vr, self.raw(element, limit)
         if vr != "UN":
-            return self.charset.decode(self._trimmed(raw, vr), vr)
+            return self.charset.decode(self._trim(raw, vr), vr)
         vr = vr_of(element.tag)
         if vr not in TEXT_VRS or is_private(element.tag):
             return None
         if len(raw) % 2 == 0 and raw.endswith(b"\0"):
-            raw = raw[:-1]
+            raw = raw[:-1]  # of UN, Orthanc removes one byte of padding only
         return self.charset.decode(raw, vr)
 
     def _numbers(self, element: Element, vr: str) -> str | None:
-        if vr in _LATE and not self.all_numbers:
+        if vr in _SINCE_ALL_NUMBERS and not self.all_numbers:
             return None
         if vr == "AT":
             return self._tags(element)
         if vr in _ARRAYS:
             code, form = _ARRAYS[vr]
             unpacker = _STRUCTS[code, element.order]
-            raw = _padded(self.raw(element, _MAX_NUMBERS * unpacker.size))
+            raw = _pad(self.raw(element, _MAX_NUMBERS * unpacker.size))
             return "\\".join(form % number for number in unpacker.iter_unpack(raw))
         if element.length > _MAX_NUMBER_BYTES:
             raise Refused(
-                f"({written(element.tag)}) has {element.length} bytes of numbers, too many for the index"
+                f"({format_tag(element.tag)}) has {element.length} bytes of numbers, too many for the index"
             )
         code, form = _NUMBERS[vr]
-        return _joined(self.raw(element), _STRUCTS[code, element.order], form)
+        return _join_numbers(self.raw(element), _STRUCTS[code, element.order], form)
 
     def _tags(self, element: Element) -> str | None:
-        if self.all_numbers:  # of more than LIMIT bytes the text is too long
-            raw = _padded(self.raw(element, LIMIT))
+        if self.all_numbers:  # the text of more than LIMIT bytes would be too long
+            raw = _pad(self.raw(element, LIMIT))
         else:
-            raw = _padded(self.raw(element, 4))
+            raw = _pad(self.raw(element, 4))
             raw = raw if len(raw) == 4 else b""
-        texts = [written(group << 16 | tag) for group, tag in _TAGS[element.order].iter_unpack(raw)]
+        texts = [format_tag(group << 16 | tag) for group, tag in _TAGS[element.order].iter_unpack(raw)]
         return "\\".join(texts) if self.all_numbers else next(iter(texts), None)
 
     def json(self, sequences: list[Element]) -> str:
-        """Metadata 16: sequences as one JSON document, with everything inside them."""
-        content = {"Sequences": {written(s.tag): self._described(s) for s in sequences}, "Version": 1}
+        """Return metadata 16: sequences as one JSON document, with everything inside them."""
+        content = {"Sequences": {format_tag(s.tag): self._json_value(s) for s in sequences}, "Version": 1}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return _ESCAPE.sub(_bare_delete, text) if "\\u007f" in text else text
 
-    def _described(self, element: Element) -> dict[str, Any]:
+    def _json_value(self, element: Element) -> dict[str, Any]:
         name = name_of(element.tag)
         if element.items is not None:
             items = [
-                {written(tag): self._described(member) for tag, member in item.items()}
+                {format_tag(tag): self._json_value(member) for tag, member in item.items()}
                 for item in element.items
             ]
             return {"Name": name, "Type": "Sequence", "Value": items}
@@ -155,34 +154,34 @@ _ESCAPE = re.compile(r"\\(u007f|.)")
 
 
 def _bare_delete(escape: re.Match[str]) -> str:
-    """Orthanc's JSON writer leaves the character 7F as it is."""
+    """Return the character 7F as it is: Orthanc's JSON writer does not escape it."""
     return "\x7f" if escape[1] == "u007f" else escape[0]
 
 
 def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -> Reader:
-    """The reader of the texts of a data set, under a profile."""
+    """Return the reader of the texts of a data set, under a profile."""
     version = profile.orthanc_version
     split = version >= _SPLITS_JAPANESE_SINCE
     reader = Reader(
         data,
         charset(b"", profile.default_encoding, split=split),
-        trims_nul=version >= NEWER_DCMTK_SINCE,
+        trims_nul=version >= _NEWER_DCMTK_SINCE,
         all_numbers=version >= _ALL_NUMBERS_SINCE,
     )
     specific = elements.get(SPECIFIC_CHARACTER_SET)
     if specific is not None and specific.vr in TEXT_VRS:
-        terms = charset(reader.raw(specific), profile.default_encoding, split=split)
-        reader = replace(reader, charset=terms)
+        file_charset = charset(reader.raw(specific), profile.default_encoding, split=split)
+        reader = replace(reader, charset=file_charset)
     return reader
 
 
 def dialect(version: tuple[int, int, int]) -> Dialect:
-    """How this version of Orthanc reads the structure of a file."""
-    return Dialect(old=version < NEWER_DCMTK_SINCE, whole_arrays=version >= _ALL_NUMBERS_SINCE)
+    """Return how this version of Orthanc reads the structure of a file."""
+    return Dialect(old=version < _NEWER_DCMTK_SINCE, whole_arrays=version >= _ALL_NUMBERS_SINCE)
 
 
-def _plain(raw: bytes, vr: str) -> str | None:
-    """Nearly all texts: printable ASCII and nothing behind it but padding. None for all others."""
+def _plain_ascii(raw: bytes, vr: str) -> str | None:
+    """Return the text if it is printable ASCII and padding, as nearly all are; None otherwise."""
     try:
         text = raw.rstrip(b"\0" if vr == "UI" else b" ").decode("ascii")
     except UnicodeDecodeError:
@@ -196,14 +195,14 @@ def _too_long(vr: str, text: str) -> bool:
     return len(text.encode()) > LIMIT
 
 
-def _padded(raw: bytes) -> bytes:
-    """A value of even length, as DCMTK makes it."""
+def _pad(raw: bytes) -> bytes:
+    """Return a value padded to an even length, as DCMTK does."""
     return raw + b"\0" if len(raw) % 2 else raw
 
 
-def _joined(raw: bytes, unpacker: Struct, form: str) -> str | None:
-    r"""Numbers joined with `\`; only the first one if the padded length fits no whole number of them."""
-    raw = _padded(raw)
+def _join_numbers(raw: bytes, unpacker: Struct, form: str) -> str | None:
+    r"""Return numbers joined with `\`, only the first one if the length is not a multiple of their size."""
+    raw = _pad(raw)
     if len(raw) % unpacker.size:
         raw = raw[: unpacker.size]
     if len(raw) < unpacker.size:
@@ -212,7 +211,7 @@ def _joined(raw: bytes, unpacker: Struct, form: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """The form in which Orthanc searches identifiers: ASCII, upper case, no wildcards, no outer spaces."""
+    """Return the form in which Orthanc searches identifiers: ASCII, upper case, no wildcards, trimmed."""
     ascii_text = text.translate(_WILDCARDS).encode("ascii", "ignore").translate(None, _NOT_PRINTABLE)
     return ascii_text.decode().upper().strip(" ")
 

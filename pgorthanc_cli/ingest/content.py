@@ -169,7 +169,7 @@ def _read(source: Source, stream: IO[bytes], copy: _Copy) -> bytes | mmap.mmap:
         head = bytes(data)
         if not plain:
             _refuse(
-                dicom.reject_reason(lambda start, size: head[start : start + size], None, known=len(head))
+                dicom.reject_reason(lambda start, size: head[start : start + size], None, available=len(head))
             )
         data = copy.made(head, stream)
     if _state(stream) != before:

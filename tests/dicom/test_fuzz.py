@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 
-from pgorthanc_cli.dicom import Profile, Refused, container, parse
+from pgorthanc_cli.dicom import Profile, Refused, parse
+from pgorthanc_cli.dicom.file import read_file
 from pgorthanc_cli.dicom.structure import EVERYTHING, Element
 from tests.support.dicomfile import BIG_ENDIAN, DEFLATED, IMPLICIT, JPEG, PIXELS, UNDEFINED, El, dicom_file
 
@@ -87,7 +88,7 @@ def test_the_elements_that_pydicom_sees(path: Path) -> None:
     """Tags, VRs and raw values of the top level, of every file of pydicom's own that is accepted."""
     data = path.read_bytes()
     try:
-        found = container.read(data, EVERYTHING)
+        found = read_file(data, EVERYTHING)
     except Refused:
         return
     with warnings.catch_warnings():

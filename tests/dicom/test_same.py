@@ -13,7 +13,7 @@ from random import Random
 import pydicom.data
 import pytest
 
-from pgorthanc_cli.dicom import Instance, Profile, Refused, container, instance, parse, values
+from pgorthanc_cli.dicom import Instance, Profile, Refused, file, instance, parse, values
 from pgorthanc_cli.dicom.structure import Walker
 from tests.support.dicomfile import (
     BIG_ENDIAN,
@@ -75,13 +75,11 @@ def the_long_way() -> Iterator[None]:
     """Every element step by step, every text by its character set, every file for itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Walker, "skim", lambda self, pos, stop, wanted, kept: pos)
-        patch.setattr(Walker, "_note", lambda self, pos, header, end: setattr(self, "straight", False))
-        patch.setattr(values, "_plain", lambda raw, vr: None)
-        patch.setattr(instance, "_same", lambda data_set, wanted: None)
-        read = container.read
-        patch.setattr(
-            container, "read", lambda data, wanted, meta, dialect: read(data, wanted, None, dialect)
-        )
+        patch.setattr(Walker, "_update_linear", lambda self, pos, header, end: setattr(self, "linear", False))
+        patch.setattr(values, "_plain_ascii", lambda raw, vr: None)
+        patch.setattr(instance, "_bytes_of", lambda file, wanted: None)
+        file_meta = file.file_meta
+        patch.setattr(file, "file_meta", lambda data: (m := file_meta(data)) and m._replace(plain=False))
         yield
 
 

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from pgorthanc_cli.dicom import Profile, Refused, container, parse
+from pgorthanc_cli.dicom import Profile, Refused, file, parse
 from tests.support.dicomfile import (
     BIG_ENDIAN,
     DEFLATED,
@@ -189,7 +189,7 @@ def test_cut_off_anywhere(syntax: str) -> None:
     whole = set()
     for end in range(len(data) - len(encode(listed, syntax)), len(data)):
         try:
-            container.read(data[:end], range(0))
+            file.read_file(data[:end], range(0))
             whole.add(end)
         except Refused:
             pass
@@ -208,7 +208,7 @@ def test_a_deflated_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = dicom_file(padding, syntax=DEFLATED)
     assert len(bomb) < 1 << 12
     assert parse(bomb, NOW)
-    monkeypatch.setattr(container, "MAX_INFLATED", 1 << 20)
+    monkeypatch.setattr(file, "MAX_INFLATED", 1 << 20)
     with pytest.raises(Refused, match="more than 1 MiB"):
         parse(bomb, NOW)
 
@@ -225,7 +225,7 @@ def test_pixel_data_is_not_read() -> None:
 
 
 def test_too_many_elements_in_a_stored_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgorthanc_cli.dicom.structure.MAX_KEPT", 3)
+    monkeypatch.setattr("pgorthanc_cli.dicom.structure.MAX_REMEMBERED", 3)
     assert parse(dicom_file(El(SEQUENCE, "SQ", [ITEM, ITEM])), NOW)
     with pytest.raises(Refused, match="more than 3 elements"):
         parse(dicom_file(El(0x00400275, "SQ", [ITEM, ITEM])), NOW)
