@@ -6,13 +6,11 @@ import errno
 import importlib
 import os
 import pkgutil
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -155,11 +153,4 @@ def main() -> None:
     4 no index, unknown or damaged schema; 5 somebody works on the database;
     6 finished, but some items were refused; 130 interrupted (run again to go on).
     """
-    for number in commands.ending_signals():
-        if number != signal.SIGINT:
-            signal.signal(number, _terminate)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does: the batch at hand is settled first."""
-    raise KeyboardInterrupt
+    commands.end_on_signals()

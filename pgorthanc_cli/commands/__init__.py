@@ -291,9 +291,31 @@ def ending_signals() -> list[signal.Signals]:
     return numbers
 
 
+# Set by the first signal: a library may swallow the exception that the signal raises (`except:` around an
+# optional import, a destructor), and the command would then run to its end.
+_interrupted = threading.Event()
+
+
+def end_on_signals() -> None:
+    """Let Ctrl-C, SIGTERM and SIGHUP end this process with KeyboardInterrupt."""
+    _interrupted.clear()
+    for number in ending_signals():
+        if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Ctrl-C, SIGTERM and SIGHUP set the event, for work that ends at the next safe point; the second interrupts."""
+    """Set the event on Ctrl-C, SIGTERM and SIGHUP, for work that ends at the next safe point; the second interrupts.
+
+    Raises:
+        KeyboardInterrupt: A signal came before, and what it interrupted has swallowed the exception.
+    """
     stop = threading.Event()
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -303,6 +325,8 @@ def stopping() -> Iterator[threading.Event]:
 
     before = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         yield stop
     finally:
         for number, handler in before.items():

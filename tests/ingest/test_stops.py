@@ -189,6 +189,35 @@ def copying(pid: int, area: Path) -> bool:
     return False
 
 
+SWALLOWED = """
+import os, sys
+number = int(sys.argv.pop())
+class Optional:  # stands for `except:` around an optional import, as third-party packages have it
+    def find_spec(self, name, path, target=None):
+        if name == "pgorthanc_cli.ingest":
+            try:
+                os.kill(os.getpid(), number)
+            except:
+                pass
+sys.meta_path.insert(0, Optional())
+from pgorthanc_cli.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_whose_exception_is_swallowed_ends_the_import(
+    fresh: db.Target, tmp_path: Path, number: int
+) -> None:
+    command = [sys.executable, "-c", SWALLOWED, "import", "--uri", fresh.dsn, "--storage-dir"]
+    done = subprocess.run(
+        [*command, tmp_path / "area", samples.REAL, str(int(number))], capture_output=True, text=True
+    )
+    assert done.returncode == 130, done
+    assert "interrupted" in done.stderr
+    assert not (tmp_path / "area").exists()
+
+
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
