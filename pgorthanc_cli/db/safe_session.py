@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
 # Objects of pg_temp may be called by their bare names only where nothing else has that name.
 OWN = f"SET LOCAL search_path = {SAFE_SEARCH_PATH}; "
-# A policy's functions run with the rights of the reader, and rows that a policy hides would be missing silently.
-READ_PREAMBLE = f"SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; {OWN}"
+# A policy's functions run with the rights of the reader, and rows that a policy hides would be missing silently. A
+# session or a prepared transaction may keep a table locked for ever (ALTER TABLE, VACUUM FULL): say so, do not wait.
+READ_PREAMBLE = (
+    "SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; "
+    f"SET LOCAL lock_timeout = '10s'; {OWN}"
+)
 # Since the minor releases of August 2024: what was a table when we looked cannot become a view (CVE-2024-7348).
 NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; "
 

@@ -31,6 +31,14 @@ _WRITE = (
 )
 
 
+# Locks of prepared transactions have no pid: their gid stands in pg_prepared_xacts.
+_WHO_LOCKS = (
+    "SELECT l.pid, p.gid, l.relation::regclass FROM pg_locks l "
+    "LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction "
+    "WHERE l.mode = 'AccessExclusiveLock' AND l.granted;"
+)
+
+
 @contextmanager
 def translate_errors(conn: Connection, schema: str | None = None) -> Iterator[None]:
     """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
@@ -94,6 +102,11 @@ def _hint(state: str, primary: str, conn: Connection, schema: str | None = None)
         kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
         name = sql.Identifier(schema).as_string(conn)
         return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
+    if state == "55P03":
+        return (
+            "another session, or a prepared transaction, keeps a table locked; wait for it, or end it; "
+            f"to find it: {_WHO_LOCKS}"
+        )
     if state in ("53100", "53200", "53300") or "No space left on device" in primary:
         return "the server lacks disk space, memory or connections: make room, then run it again"
     if state == "25006":

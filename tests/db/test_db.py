@@ -56,6 +56,21 @@ def failure(target: db.Target, *statements: str) -> PgOrthancError:
     return error
 
 
+def test_a_reader_does_not_wait_for_ever_for_a_locked_table(fresh: db.Target) -> None:
+    """The statement of the hint names the session that holds the lock."""
+    with (
+        db.session(fresh) as owner,
+        pytest.raises(PgOrthancError, match="SQLSTATE 55P03") as caught,
+    ):
+        db.rows(owner, "LOCK TABLE resources IN ACCESS EXCLUSIVE MODE; SELECT 1")
+        with db.session(fresh, readonly=True) as reader:
+            db.rows(reader, "SELECT count(*) FROM index.resources")
+    statement = (caught.value.hint or "").partition("to find it: ")[2]
+    with db.session(fresh) as owner, db.session(fresh) as other:
+        db.rows(owner, "LOCK TABLE resources IN ACCESS EXCLUSIVE MODE; SELECT 1")
+        assert db.rows(other, statement) == [(owner.info.backend_pid, None, "resources")]
+
+
 def test_errors_keep_patient_data_to_themselves(empty: db.Target) -> None:
     make = "CREATE TEMP TABLE t (name text PRIMARY KEY, n integer)"
     twice = failure(empty, make, "INSERT INTO t VALUES ('Doe^John')", "INSERT INTO t VALUES ('Doe^John')")
