@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.table import Table
 
+    from pgorthanc_cli.progress import Progress as Step
+    from pgorthanc_cli.progress import Report
+
 _LOG_EVERY_S = 5.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
 _LINES = 10  # of a list in a table; --json has all of it
@@ -280,8 +283,8 @@ def progress(*, quiet: bool) -> Iterator[Progress]:
 
 
 @contextmanager
-def transfer(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Progress of one long copy: the block calls it with the bytes that are done, and those in all."""
+def transfer(*, quiet: bool) -> Iterator[Report]:
+    """Yield a callback that shows the progress of one long copy, whose steps count bytes."""
     if quiet or not sys.stderr.isatty():
         yield _LoggedTransfer(quiet=quiet)
         return
@@ -291,7 +294,7 @@ def transfer(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     columns = (BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
         task = bar.add_task("bytes", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda step: bar.update(task, completed=step.done, total=step.total)
 
 
 class _LoggedTransfer:
@@ -301,11 +304,11 @@ class _LoggedTransfer:
         self._quiet = quiet
         self._told = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, step: Step) -> None:
         now = time.monotonic()
         if not self._quiet and now - self._told >= _LOG_EVERY_S:
             self._told = now
-            note(f"{size(done)} of {size(total)}")
+            note(f"{size(step.done or 0)} of {size(step.total or 0)}")
 
 
 def console(stream: TextIO) -> Console:
@@ -358,10 +361,19 @@ def _label(name: str) -> str:
 
 
 def _fields(result: object) -> list[dataclasses.Field[Any]]:
-    """What people see; a field whose metadata says `shown: False` is for programs."""
+    """Return the fields that people see.
+
+    A field whose metadata says `shown: False` is for programs, and `optional: True` hides one that is None.
+    """
     if not dataclasses.is_dataclass(result):
         raise TypeError(f"a result is a dataclass, not {type(result).__name__}")
-    return [field for field in dataclasses.fields(result) if field.metadata.get("shown", True)]
+    return [field for field in dataclasses.fields(result) if _is_visible(result, field)]
+
+
+def _is_visible(result: object, field: dataclasses.Field[Any]) -> bool:
+    if field.metadata.get("optional", False) and getattr(result, field.name) is None:
+        return False
+    return bool(field.metadata.get("shown", True))
 
 
 def size(count: float) -> str:

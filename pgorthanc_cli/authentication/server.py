@@ -114,7 +114,7 @@ def _rule(conn: Connection, client: hba.Client, notes: list[str]) -> hba.Rule | 
         notes.append("pg_hba.conf was changed after the server loaded it; SELECT pg_reload_conf() loads it")
     try:
         return hba.match(hba.rules(conn), replace(client, groups=hba.groups(conn, client.role)))
-    except hba.Undecided as error:
+    except hba.IndeterminateMatch as error:
         notes.append(f"which line of pg_hba.conf decides is not known: {error.message}")
         return None
 

@@ -56,7 +56,7 @@ def command() -> None:
 
 @contextmanager
 def _administrator(call: commands.Call) -> Iterator[Target]:
-    """The server by the login of the options; one of --embedded as its superuser."""
+    """Yield the server by the login of the options; that of --embedded as its superuser."""
     directory = call.options["embedded"]
     if not directory:
         with call.target() as target:
@@ -80,23 +80,23 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
     type=click.Choice(["steps", "compose", "systemd"]),
     help="Print what an administrator would run by hand, or files for the standby.",
 )
-def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
+def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     """Show what a primary needs before a standby can follow it. Reads only.
 
     Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing, advice, or hidden from the login.
     """
     from pgorthanc_cli import db, replication
 
-    wanted = replication.Asked(**asked)  # type: ignore[arg-type]
+    requirements = replication.Requirements(**options)  # type: ignore[arg-type]
     with (
         _administrator(call) as target,
         db.session(target, autocommit=True, readonly=True, need_schema=False) as conn,
     ):
-        found = replication.plan(conn, wanted)
+        primary_plan = replication.plan(conn, requirements)
     if form:
-        output.text(replication.printed(found, wanted, form))
+        output.text(replication.instructions(primary_plan, requirements, form))
     else:
-        call.emit(found)
+        call.emit(primary_plan)
 
 
 @commands.command("replication primary")
@@ -126,7 +126,7 @@ def plan(call: commands.Call, *, form: str | None, **asked: object) -> None:
     "--restart", is_flag=True, help="Restart the server if a setting needs it; only with --embedded."
 )
 def primary(
-    call: commands.Call, *, passfile: Path, new_password: bool, yes: bool, restart: bool, **asked: object
+    call: commands.Call, *, passfile: Path, new_password: bool, yes: bool, restart: bool, **options: object
 ) -> None:
     """Make a server ready for a standby.
 
@@ -145,7 +145,7 @@ def primary(
     with _administrator(call) as target:
         prepared = replication.prepare(
             target,
-            replication.Asked(**asked),  # type: ignore[arg-type]
+            replication.Requirements(**options),  # type: ignore[arg-type]
             passfile=passfile,
             new_password=new_password,
             confirmed=yes,
@@ -156,10 +156,10 @@ def primary(
         raise PartialFailure(
             "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
         )
-    without = [standby for standby in prepared.standbys if standby.needs_command]
-    if without:
+    waiting = [standby for standby in prepared.standbys if standby.needs_command]
+    if waiting:
         raise PartialFailure(
-            f"standbys that still have the old password: {'; '.join(map(str, without))}", without[0].password
+            f"standbys that still have the old password: {'; '.join(map(str, waiting))}", waiting[0].password
         )
 
 
@@ -185,7 +185,7 @@ def primary(
 )
 @_NO_START
 def standby(
-    call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **wanted: object
+    call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **options: object
 ) -> None:
     """Copy a running primary, and let the copy follow it.
 
@@ -196,23 +196,22 @@ def standby(
     from pgorthanc_cli import replication
 
     login = _login(call, source)
-    with _compared_database(call) as database, output.transfer(quiet=call.quiet) as progress:
-        made = replication.create(
-            directory,
-            login,
-            replication.Wanted(**wanted, port=listen_port, start=not no_start),  # type: ignore[arg-type]
-            database=database,
-            progress=progress,
-        )
-    call.emit(made)
-    _refuse_difference(made.difference, "none" if database and not no_start else "not compared")
+    standby_options = replication.StandbyOptions(
+        **options,  # type: ignore[arg-type]
+        port=listen_port,
+        start=not no_start,
+    )
+    with _compared_database(call) as database, output.transfer(quiet=call.quiet) as report:
+        created = replication.create(directory, login, standby_options, database=database, report=report)
+    call.emit(created)
+    _refuse_difference(created.difference, "none" if database and not no_start else "not compared")
 
 
 def _login(call: commands.Call, source: str) -> Target:
-    """The replication login; our own command line is no place for its password."""
+    """Return the replication login; refuse a password on the command line."""
     from pgorthanc_cli import db
 
-    if "password" in db.parse_dsn(source, "--from"):
+    if "password" in db.parse(source, "--from"):
         raise UsageError(
             "--from holds a password, which everybody on this machine can read in the list of processes",
             "write passfile=FILE instead (a line *:*:*:ROLE:PASSWORD, mode 0600), or set PGPASSWORD",
@@ -222,18 +221,18 @@ def _login(call: commands.Call, source: str) -> Target:
 
 @contextmanager
 def _compared_database(call: commands.Call) -> Iterator[Target | None]:
-    """Orthanc's database on the primary, if any option or variable names it."""
-    with call.resolved() as found:
-        named = [setting for setting in found.provenance if setting.name in ("host", "dbname", "service")]
+    """Yield Orthanc's database on the primary if any option or variable names it, else None."""
+    with call.resolved() as resolved:
+        named = [setting for setting in resolved.provenance if setting.name in ("host", "dbname", "service")]
         if any(setting.origin != "libpq's default" for setting in named):
-            yield found.target
+            yield resolved.target
             return
         _refuse_ignored(call)
         yield None
 
 
 def _refuse_ignored(call: commands.Call) -> None:
-    """Options of a connection without a server or database would have no effect."""
+    """Raise UsageError for connection options that have no effect without a server or database."""
     names = ("port", "username", "sslmode", "schema", "password_file")
     ignored = [f"--{name.replace('_', '-')}" for name in names if call.options[name]]
     if ignored:
@@ -244,10 +243,10 @@ def _refuse_ignored(call: commands.Call) -> None:
         )
 
 
-def _refuse_difference(found: str, wanted: str) -> None:
-    if found != wanted:
+def _refuse_difference(actual: str, expected: str) -> None:
+    if actual != expected:
         raise PartialFailure(
-            f"the standby is there; the comparison of the index says: {found}",
+            f"the standby is there; the comparison of the index says: {actual}",
             "name a login that both servers take; if it differs because somebody imports now, wait and look again: "
             "pgorthanc replication status",
         )
@@ -300,22 +299,23 @@ def status(
         if watch:
             call.watch(lambda: replication.status(targets, limits))
             return
-        found = replication.status(targets, limits)
+        state = replication.status(targets, limits)
     if nagios:
-        call.nagios(found.verdict, "; ".join(found.problems) or "all standbys stream", found.figures())
-    call.emit(found)
-    if found.verdict != "OK":
+        call.nagios(state.verdict, "; ".join(state.problems) or "all standbys stream", state.figures())
+    call.emit(state)
+    if state.verdict != "OK":
         raise PartialFailure(
-            f"the verdict is {found.verdict}; problems: {len(found.problems)}",
+            f"the verdict is {state.verdict}; problems: {len(state.problems)}",
             "each problem names its remedy",
         )
 
 
 def _bytes(option: str, text: str) -> int:
-    found = re.fullmatch(r"(\d+)(kB|MB|GB|TB)", text)
-    if found is None:
+    match = re.fullmatch(r"(\d+)(kB|MB|GB|TB)", text)
+    if match is None:
         raise UsageError(f"{option} is {text!r}, wanted a size such as 64MB")
-    return int(found[1]) << (10 + 10 * ("kB", "MB", "GB", "TB").index(found[2]))
+    exponent = 10 * (1 + ("kB", "MB", "GB", "TB").index(match[2]))
+    return int(match[1]) << exponent
 
 
 @commands.command("replication promote")
@@ -370,15 +370,19 @@ def promote(
     """
     from pgorthanc_cli import db, replication
 
-    wanted = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
-    with call.resolved() as found:
-        parameters = db.parse_dsn(found.target.dsn)
+    fencing = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
+
+    def run(candidate: replication.Candidate) -> None:
+        promoted = replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s)
+        call.emit(promoted)
+
+    with call.resolved() as resolved:
+        parameters = db.parse(resolved.target.dsn)
         if directory:
-            way = replication.by_folder(directory)
-            call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
+            run(replication.by_folder(directory))
             return
-    with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as way:
-        call.emit(replication.promote(way, wanted, slots=slots, parameters=parameters, wait_s=wait_s))
+    with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as candidate:
+        run(candidate)
 
 
 @commands.command("replication rejoin")
@@ -390,7 +394,7 @@ def promote(
 @_NAME
 @click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
 @_NO_START
-def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **wanted: object) -> None:
+def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **options: object) -> None:
     """Make the old primary a standby of the new one.
 
     With connection options for a superuser on the new primary it is rewound (pg_rewind), else copied anew; the old
@@ -399,17 +403,17 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
     from pgorthanc_cli import replication
 
     login = _login(call, source)
-    with _compared_database(call) as administrator, output.transfer(quiet=call.quiet) as progress:
-        found = replication.rejoin(
+    with _compared_database(call) as administrator, output.transfer(quiet=call.quiet) as report:
+        rejoined = replication.rejoin(
             directory,
             login,
             administrator=administrator,
             start=not no_start,
-            progress=progress,
-            **wanted,  # type: ignore[arg-type]
+            report=report,
+            **options,  # type: ignore[arg-type]
         )
-    call.emit(found)
-    _refuse_difference(found.difference, "none" if found.index else found.difference)
+    call.emit(rejoined)
+    _refuse_difference(rejoined.difference, "none" if rejoined.index else rejoined.difference)
 
 
 for _command in (plan, primary, standby, status, promote, rejoin):

@@ -90,11 +90,9 @@ def start(
         password=_password(password_file),
         show_password=show_password,
     )
-    if call.as_json:
-        call.emit(running)
-        return
-    call.emit(running.server())
-    output.text("\n" + json.dumps(running.orthanc, indent=2))
+    call.emit(running)
+    if not call.as_json:
+        output.text("\n" + json.dumps(running.orthanc, indent=2))
 
 
 def _password(file: Path | None) -> str | None:
@@ -129,10 +127,9 @@ def status(call: commands.Call, *, directory: Path) -> None:
     """
     from pgorthanc_cli.server import embedded
 
-    found = embedded.status(directory)
-    running = found.state == "running"
-    call.emit(found if running or call.as_json else found.folder())
-    click.get_current_context().exit(0 if running else 1)
+    state = embedded.status(directory)
+    call.emit(state)
+    click.get_current_context().exit(0 if state.state == "running" else 1)
 
 
 for _command in (start, stop, status):

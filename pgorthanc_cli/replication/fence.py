@@ -1,7 +1,7 @@
-"""The old primary of a standby that is to be promoted: proof that it is dead, and a mark that names its one successor.
+"""The old primary of a standby that is about to be promoted: proof that it is down, so that there are never two.
 
-A port that refuses connections proves nothing: a tunnel, a proxy or a firewall in front of a living primary looks the
-same. Proof is its data folder: its processes have ended, and whoever starts it again gets a standby.
+A port that refuses connections proves nothing: a tunnel, a proxy or a firewall in front of a running primary looks
+the same. Proof is its data folder: its processes have ended, and whoever starts it again gets a standby.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shlex
 import socket
+import ssl
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,18 +18,23 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import cluster as clusters
-from pgorthanc_cli.replication import loss, probe
-from pgorthanc_cli.replication.cluster import Cluster, Control
 from pgorthanc_cli.replication.mark import Claim, Mark, claimed, refusal
+from pgorthanc_cli.server import cluster as clusters
+from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.processes import running_folders, server_processes, socket_peer
+from pgorthanc_cli.server.wal import Loss, written_after
 
-_END_WITHIN_S = 10.0
-_ARRIVES_WITHIN_S = 10.0
-_AT_REST_S = 1.0
-_TORN_BYTES = (
-    16 * 2**20
-)  # a primary that was killed may have sent a part of a record; the whole one is not there
+Endpoint = tuple[str, int]  # host and port
+
+_END_TIMEOUT_S = 10.0
+_ARRIVAL_TIMEOUT_S = 10.0
+_QUIET_S = 1.0
+# A primary that was killed may have sent the first part of a record that its own WAL does not hold completely.
+_TORN_RECORD_BYTES = 16 * 2**20
+_NAME_OLD_PRIMARY = "name the folder of the old primary"
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Fence:
     Attributes:
         folder: Its data folder on this machine: it is stopped, and marked to start as a standby only.
         gone: The operator confirms that it is off and stays off, and that no other standby of it is promoted.
-        accept_loss: Promote even if the folder shows commits that the standby never got.
+        accept_loss: Promote even if the folder shows commits that the standby never received.
     """
 
     folder: Path | None = None
@@ -48,49 +53,32 @@ class Fence:
 
 
 @dataclass(frozen=True)
-class Before:
+class StandbyState:
     """A standby before its promotion.
 
     Attributes:
         timeline: The one that it follows.
-        received: Where its log ends.
-        upstream: The connection string of its primary; empty if it follows none.
+        received: Where its WAL ends.
+        conninfo: The connection string of its primary; empty if it follows none.
         slot: Its slot there.
         folder: Its data folder, on the machine that `machine` names.
-        fenced: The content of the mark in its own folder, empty if there is none: it is a fenced old primary.
+        mark: The content of the mark in its own folder: it is a fenced old primary. Empty if there is none.
     """
 
     system_identifier: str
     timeline: int
     received: int
-    upstream: str
+    conninfo: str
     slot: str
     folder: str = ""
     machine: str = ""
-    fenced: str = ""
+    mark: str = ""
 
 
-def mark_for(before: Before, place: tuple[str, int]) -> Mark:
-    """The mark that names a standby."""
-    return Mark(
-        server=f"{place[0]}:{place[1]}",
-        machine=before.machine,
-        folder=before.folder,
-        slot=before.slot,
-        system_identifier=before.system_identifier,
-        timeline=before.timeline,
-        at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-
-
-def refuse_fenced(before: Before) -> None:
-    """Make sure that the server to be promoted is not itself an old primary that was fenced for another one.
-
-    Raises:
-        PgOrthancError: It is.
-    """
-    if before.fenced:
-        raise refusal(f"{before.folder}, the folder of this server,", before.folder, before.fenced)
+def refuse_fenced(standby: StandbyState) -> None:
+    """Raise PgOrthancError if the standby is itself an old primary that was fenced for another standby."""
+    if standby.mark:
+        raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
 
 
 # The folder
@@ -100,79 +88,93 @@ def refuse_fenced(before: Before) -> None:
 def fenced(
     folder: Path,
     fence: Fence,
-    before: Before,
-    place: tuple[str, int],
-    now: Callable[[], Before],
-    left_s: Callable[[], float],
-) -> Iterator[tuple[Claim, loss.Loss]]:
-    """Stop the old primary for good; yields the claim, and what it has committed that the standby will not get.
+    standby: StandbyState,
+    endpoint: Endpoint,
+    refresh: Callable[[], StandbyState],
+    remaining_s: Callable[[], float],
+) -> Iterator[tuple[Claim, Loss]]:
+    """Stop the old primary for good; yield the claim, and what it has committed that the standby will not receive.
 
     Args:
         folder: Its data folder.
-        fence: What else the operator has said.
-        before: The standby.
-        place: Its host and port.
-        now: The standby as it is in that moment.
-        left_s: How many seconds are left for all of it.
+        fence: What else the operator has confirmed.
+        standby: The standby.
+        endpoint: Its host and port.
+        refresh: Returns the current state of the standby.
+        remaining_s: Returns how many seconds are left.
 
     Raises:
         UsageError: The folder is that of another server, of a copy, or of a standby.
         PgOrthancError: It is fenced for another standby, it does not end, or there are such commits.
     """
-    old = Cluster(folder)
+    old = open_cluster(folder)
     control = old.control()
-    if control.system_identifier != before.system_identifier:
+    if control.system_identifier != standby.system_identifier:
         raise UsageError(
             f"{old.path} is the folder of another server: its system identifier is {control.system_identifier}, "
-            f"the standby's is {before.system_identifier}"
+            f"the standby's is {standby.system_identifier}"
         )
-    if str(old.path) == before.folder:
-        raise UsageError(f"{old.path} is the folder of a standby: the one to promote", _NAME_OLD)
-    with claimed(old, mark_for(before, place)) as claim:
-        if control.is_standby and not (claim.again and old.is_fenced):
-            raise UsageError(f"{old.path} is the folder of a standby ({control.state})", _NAME_OLD)
-        _refuse_other_timeline(old, control, before)
-        _refuse_copy(old, before)
-        old.fence(left_s())
+    if str(old.path) == standby.folder:
+        raise UsageError(f"{old.path} is the folder of a standby: the one to promote", _NAME_OLD_PRIMARY)
+    with claimed(old, _mark_for(standby, endpoint)) as claim:
+        if control.is_standby and not (claim.again and old.starts_as_standby):
+            raise UsageError(f"{old.path} is the folder of a standby ({control.state})", _NAME_OLD_PRIMARY)
+        _refuse_other_timeline(old, control, standby)
+        _refuse_copy(old, standby)
+        # First the signal file: whoever starts it again gets a standby that takes no writes.
+        old.write(STANDBY_SIGNAL, "")
+        old.stop(remaining_s())
         _wait_until_dead(old)
         if not fence.gone:
-            _refuse_older(old, now())
-        lost = _wait_for_the_rest(old, now)
-        if lost.commits and not fence.accept_loss:
+            _refuse_older(old, refresh())
+        loss = _wait_for_the_rest(old, refresh)
+        if loss.commits and not fence.accept_loss:
             raise PgOrthancError(
-                f"the old primary is stopped, and has {lost.commits} commits ({lost.bytes:,} bytes of WAL) that the "
+                f"the old primary is stopped, and has {loss.commits} commits ({loss.bytes:,} bytes of WAL) that the "
                 "standby never got",
-                f"start it again if you can: remove {old.path / clusters.STANDBY_SIGNAL}, pg_ctl -D {old.path} start; "
+                f"start it again if you can: remove {old.path / STANDBY_SIGNAL}, pg_ctl -D {old.path} start; "
                 "to give these commits up: --accept-loss",
             )
-        yield claim, lost
+        yield claim, loss
 
 
-_NAME_OLD = "name the folder of the old primary"
+def _mark_for(standby: StandbyState, endpoint: Endpoint) -> Mark:
+    return Mark(
+        server=format_endpoint(endpoint),
+        machine=standby.machine,
+        folder=standby.folder,
+        slot=standby.slot,
+        system_identifier=standby.system_identifier,
+        timeline=standby.timeline,
+        at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
 
 
-def _refuse_other_timeline(old: Cluster, control: Control, before: Before) -> None:
-    """An older timeline: a primary before the last promotion. A newer one: the standby missed a promotion."""
-    history = old.path / "pg_wal" / f"{before.timeline:08X}.history"
-    if control.timeline < before.timeline and not history.exists():
+def _refuse_other_timeline(old: Cluster, control: Control, standby: StandbyState) -> None:
+    # An older timeline: a primary before the last promotion. A newer one: the standby missed a promotion.
+    history = old.path / "pg_wal" / f"{standby.timeline:08X}.history"
+    if control.timeline < standby.timeline and not history.exists():
         raise UsageError(
-            f"{old.path} is on timeline {control.timeline}, and the standby on {before.timeline}: it is not the "
+            f"{old.path} is on timeline {control.timeline}, and the standby on {standby.timeline}: it is not the "
             "primary that the standby follows, but one before it",
             "name the folder of the primary that was promoted last",
         )
-    if control.timeline > before.timeline:
+    if control.timeline > standby.timeline:
         raise UsageError(
-            f"{old.path} is on timeline {control.timeline}, and the standby on {before.timeline}: the standby has "
+            f"{old.path} is on timeline {control.timeline}, and the standby on {standby.timeline}: the standby has "
             "not followed its promotion, and would lose all commits since",
             "start it, and let the standby follow it first; or copy the standby again: pgorthanc replication standby",
         )
 
 
-def _refuse_copy(old: Cluster, before: Before) -> None:
-    ports = {port for _, port in probe.places(before.upstream)} if before.upstream else set()
-    if old.pid() is not None and ports and old.port() not in ports:
+def _refuse_copy(old: Cluster, standby: StandbyState) -> None:
+    ports = {port for _, port in endpoints(standby.conninfo)} if standby.conninfo else set()
+    if old.pid() is None or not ports:
+        return
+    port, _ = old.endpoint()
+    if port not in ports:
         raise UsageError(
-            f"the server in {old.path} listens on port {old.port()}, and the standby follows port "
+            f"the server in {old.path} listens on port {port}, and the standby follows port "
             f"{' or '.join(map(str, sorted(ports)))}: it is a copy of the old primary, or the standby reaches it "
             "through a forwarder",
             "name the folder of the old primary; behind a forwarder, stop it first: "
@@ -184,48 +186,33 @@ def _wait_until_dead(old: Cluster) -> None:
     """Wait until none of its processes is left: one that outlives the postmaster can still commit.
 
     Raises:
-        PgOrthancError: One stays, or the server runs where this process cannot see it.
+        PgOrthancError: One is left, or the server runs where this process cannot see it.
     """
-    if _socket_peer(old) == 0:
-        raise PgOrthancError(
-            f"the server in {old.path} runs in another container",
-            "stop it there, then run the same command again",
-        )
-    deadline = time.monotonic() + _END_WITHIN_S
-    while living := clusters.processes(old.path):
+    with suppress(OSError, ValueError, IndexError):  # no pid file, or no process listens
+        port, socket_folder = old.endpoint()
+        if socket_peer(socket_folder, port) == 0:
+            raise PgOrthancError(
+                f"the server in {old.path} runs in another container",
+                "stop it there, then run the same command again",
+            )
+    deadline = time.monotonic() + _END_TIMEOUT_S
+    while pids := server_processes(old.path):
         if time.monotonic() > deadline:
             raise PgOrthancError(
-                f"processes of the old primary in {old.path} are still alive: {', '.join(map(str, living))}",
-                f"end them: kill -QUIT {' '.join(map(str, living))}; then run the same command again",
+                f"processes of the old primary in {old.path} are still alive: {', '.join(map(str, pids))}",
+                f"end them: kill -QUIT {' '.join(map(str, pids))}; then run the same command again",
             )
         time.sleep(0.05)
 
 
-def _socket_peer(old: Cluster) -> int | None:
-    """The process that listens on the socket that the pid file names: 0 in another container, None for none."""
-    if sys.platform != "linux":
-        return None
-    with suppress(OSError, ValueError, IndexError), socket.socket(socket.AF_UNIX) as sock:
-        port, folder = old.endpoint()
-        sock.settimeout(5)
-        sock.connect(f"{folder}/.s.PGSQL.{port}")
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[0])
-    return None
-
-
-def _refuse_older(old: Cluster, standby: Before) -> None:
-    """The log of the real old primary reaches at least as far as what it has sent.
-
-    Raises:
-        UsageError: The folder's does not: it is a backup, or a copy that was started once.
-    """
+def _refuse_older(old: Cluster, standby: StandbyState) -> None:
+    """Raise UsageError if the WAL of the folder ends before what its primary has sent: it is an older copy."""
     control = old.control()
     if control.timeline != standby.timeline:
         return  # killed before the first checkpoint after its promotion
-    end = control.checkpoint + loss.after(old, control.timeline, control.checkpoint).bytes
+    end = control.checkpoint + written_after(old, control.timeline, control.checkpoint).bytes
     ahead = standby.received - end
-    if ahead > (0 if control.state.startswith("shut down") else _TORN_BYTES):
+    if ahead > (0 if control.state.startswith("shut down") else _TORN_RECORD_BYTES):
         raise UsageError(
             f"the log of {old.path} ends {ahead:,} bytes before what the standby has received: it is not the old "
             "primary, but an older copy of it",
@@ -234,82 +221,83 @@ def _refuse_older(old: Cluster, standby: Before) -> None:
         )
 
 
-def _wait_for_the_rest(old: Cluster, now: Callable[[], Before]) -> loss.Loss:
-    """What is missing once the standby has all that is on its way."""
-    deadline = time.monotonic() + _ARRIVES_WITHIN_S
+def _wait_for_the_rest(old: Cluster, refresh: Callable[[], StandbyState]) -> Loss:
+    """Wait until the standby has received what is in transit; return what it still lacks."""
+    deadline = time.monotonic() + _ARRIVAL_TIMEOUT_S
     last, since = -1, time.monotonic()
     while True:
-        standby = now()
-        found = loss.after(old, standby.timeline, standby.received)
+        standby = refresh()
+        loss = written_after(old, standby.timeline, standby.received)
         if standby.received != last:
             last, since = standby.received, time.monotonic()
-        rested = time.monotonic() - since > _AT_REST_S
-        if not found.commits or rested or time.monotonic() > deadline:
-            return found
+        is_quiet = time.monotonic() - since > _QUIET_S
+        if not loss.commits or is_quiet or time.monotonic() > deadline:
+            return loss
         time.sleep(0.1)
 
 
 # Without a folder
 
 
-def proof(places: list[tuple[str, int]], fence: Fence, before: Before, command: str) -> str:
-    """How the old primary is known to be dead.
+def proof(upstreams: list[Endpoint], fence: Fence, standby: StandbyState, command: str) -> str:
+    """Return how the old primary is known to be down.
 
     Args:
-        places: Host and port of each server that the standby may follow.
-        fence: What the operator has said, and done.
-        before: The standby.
+        upstreams: Each server that the standby may follow.
+        fence: What the operator has confirmed, and done.
+        standby: The standby.
         command: The command line that promotes it, to which options may be added.
 
     Raises:
-        PgOrthancError: It is not known, or it lives.
+        PgOrthancError: It is not known, or it runs.
     """
-    found = {place: probe.probe(*place) for place in places}
-    for place, state in found.items():
-        if state == probe.ANSWERS:
+    answers = {endpoint: probe(*endpoint) for endpoint in upstreams}
+    for endpoint, answer in answers.items():
+        if answer == ANSWERS:
             raise PgOrthancError(
-                f"the old primary {_shown(place)} still answers: two primaries would take different writes",
+                f"the old primary {format_endpoint(endpoint)} still answers: two primaries would take different writes",
                 "stop it first, and every Orthanc that uses it; on its machine this stops it, and all it has committed "
                 f"arrives before the promotion: {command} --fence FOLDER-OF-THE-OLD-PRIMARY",
             )
-    _refuse_primary_here(fence, before)
-    how = "fenced, " if fence.folder else "confirmed to be down, " if fence.gone else ""
-    if not how:
-        raise _unproven(found, command)
-    said = [f"{_shown(place)}: {how}{_STATES[state]}" for place, state in found.items()]
-    return "; ".join(said) or f"{how}the standby followed none"
+    _refuse_primary_here(fence, standby)
+    reason = "fenced, " if fence.folder else "confirmed to be down, " if fence.gone else ""
+    if not reason:
+        raise _unproven(answers, command)
+    texts = [
+        f"{format_endpoint(endpoint)}: {reason}{_STATES[answer]}" for endpoint, answer in answers.items()
+    ]
+    return "; ".join(texts) or f"{reason}the standby followed none"
 
 
-_STATES = {probe.REFUSES: "its port is closed", probe.SILENT: "it is silent"}
-
-
-def _unproven(found: dict[tuple[str, int], str], command: str) -> PgOrthancError:
-    why = {
-        probe.REFUSES: "its port is closed, but a tunnel, proxy or firewall before a living server refuses as well",
-        probe.SILENT: "it is silent, but it may be alive behind a broken network",
+def _unproven(answers: dict[Endpoint, str], command: str) -> PgOrthancError:
+    meaning = {
+        REFUSES: "its port is closed, but a tunnel, proxy or firewall before a living server refuses as well",
+        SILENT: "it is silent, but it may be alive behind a broken network",
     }
-    said = "; ".join(f"{_shown(place)}: {why[state]}" for place, state in found.items())
+    texts = "; ".join(
+        f"{format_endpoint(endpoint)}: {meaning[answer]}" for endpoint, answer in answers.items()
+    )
     return PgOrthancError(
-        f"nothing proves that the old primary is dead: {said or 'the standby names no server that it follows'}",
+        f"nothing proves that the old primary is dead: {texts or 'the standby names no server that it follows'}",
         f"where its data folder is, prove it (this stops it, and fences the folder): {command} "
         "--fence FOLDER-OF-THE-OLD-PRIMARY; or, once you have made sure that it is off and stays off, and that no "
         f"other standby of it is promoted: {command} --old-primary-is-down",
     )
 
 
-def _refuse_primary_here(fence: Fence, before: Before) -> None:
-    """Whatever the ports and the operator say: a primary of the same database that runs on this machine is alive."""
+def _refuse_primary_here(fence: Fence, standby: StandbyState) -> None:
+    """Raise UsageError if a primary of the same database runs on this machine, whatever ports and operator say."""
     fenced_folder = Path(os.path.realpath(fence.folder)) if fence.folder else None
-    for folder in clusters.running():
+    for folder in running_folders():
         if folder == fenced_folder or clusters.is_standby_folder(folder):
             continue
-        if clusters.system_identifier(folder) != before.system_identifier:
+        if clusters.system_identifier(folder) != standby.system_identifier:
             continue
         try:
-            control = Cluster(folder).control()
+            control = open_cluster(folder).control()
         except PgOrthancError:
-            continue  # of an account that we are not
-        if control.timeline == before.timeline:
+            continue  # it belongs to another account
+        if control.timeline == standby.timeline:
             raise UsageError(
                 f"the server in {folder} on this machine is a primary of the same database, and alive",
                 f"add --fence {shlex.quote(str(folder))}: that stops it, and all it has committed arrives first; "
@@ -317,5 +305,92 @@ def _refuse_primary_here(fence: Fence, before: Before) -> None:
             )
 
 
-def _shown(place: tuple[str, int]) -> str:
-    return f"{place[0]}:{place[1]}"
+def format_endpoint(endpoint: Endpoint) -> str:
+    """Return host and port, as messages name them."""
+    return f"{endpoint[0]}:{endpoint[1]}"
+
+
+# What the port of a server tells; no login is needed
+
+ANSWERS, REFUSES, SILENT = "answers", "refuses", "silent"
+_STATES = {REFUSES: "its port is closed", SILENT: "it is silent"}
+_PORT_TIMEOUT_S = 5.0
+_SSL_REQUEST = struct.pack("!II", 8, 80877103)
+_PROTOCOL = 3 << 16
+_PASSWORD_REQUESTS = (
+    3,
+    5,
+    10,
+)  # AuthenticationCleartextPassword, AuthenticationMD5Password, AuthenticationSASL
+
+
+def endpoints(conninfo: str) -> Iterator[Endpoint]:
+    """Yield host and port of each server in a connection string."""
+    parameters = db.parse(conninfo)
+    hosts = parameters.get("host", "").split(",")
+    ports = parameters.get("port", "5432").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    yield from zip(hosts, map(int, ports), strict=True)
+
+
+def probe(host: str, port: int) -> str:
+    """Return ANSWERS if a server is there, REFUSES if only its machine is, SILENT if that cannot be known."""
+    try:
+        with _open(host, port) as sock:
+            sock.settimeout(_PORT_TIMEOUT_S)
+            if host.startswith("/"):
+                return ANSWERS  # a socket on which no process listens refuses
+            sock.sendall(_SSL_REQUEST)
+            return ANSWERS if sock.recv(1) in (b"S", b"N", b"E") else SILENT
+    except (ConnectionRefusedError, FileNotFoundError):
+        return REFUSES
+    except OSError:
+        return SILENT
+
+
+def asks_for_password(host: str, port: int, role: str) -> bool:
+    """Return whether a server lets this machine try the password of a role that replicates, with TLS or without.
+
+    The first answer to a start-up packet is a number, the same in every language (PostgreSQL, "Message Flow:
+    Start-up").
+    """
+    return any(_first_request(host, port, role, tls=tls) in _PASSWORD_REQUESTS for tls in (True, False))
+
+
+def _first_request(host: str, port: int, role: str, *, tls: bool) -> int | None:
+    fields = f"user\0{role}\0database\0replication\0replication\0true\0\0".encode()
+    try:
+        with _open(host, port) as plain:
+            plain.settimeout(_PORT_TIMEOUT_S)
+            with _wrap_in_tls(plain) if tls else plain as sock:
+                sock.sendall(struct.pack("!II", len(fields) + 8, _PROTOCOL) + fields)
+                with sock.makefile("rb") as stream:
+                    kind, _, number = struct.unpack("!cII", stream.read(9))
+    except (OSError, struct.error):
+        return None
+    return int(number) if kind == b"R" else None
+
+
+def _wrap_in_tls(plain: socket.socket) -> ssl.SSLSocket:
+    # Nothing secret is sent, so any certificate is acceptable.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    plain.sendall(_SSL_REQUEST)
+    if plain.recv(1) != b"S":
+        raise ConnectionError("no TLS")
+    return context.wrap_socket(plain)
+
+
+def _open(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host or "localhost", port), _PORT_TIMEOUT_S)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(_PORT_TIMEOUT_S)
+        sock.connect(f"{host}/.s.PGSQL.{port}")
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -12,23 +12,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.replication.cluster import Cluster
+from pgorthanc_cli.server.cluster import Cluster
 from pgorthanc_cli.text import printable
 
 MARK = "pgorthanc.fenced"
 _LOCK = "pgorthanc.fencing"
-_LONGEST_MARK = 10_000  # bytes
+_MARK_MAX_BYTES = 10_000
 
 
 @dataclass(frozen=True)
 class Mark:
-    """For which standby a folder was fenced.
+    """The standby for which a folder was fenced.
 
     Attributes:
-        server: Host and port of that standby.
-        machine: Where it runs, and its data folder there.
+        server: Its host and port.
+        machine: Where it runs.
+        folder: Its data folder there.
         timeline: The one that it followed.
-        at: When, in UTC.
+        at: When the folder was fenced, in UTC.
         promoting: Whether its promotion had begun; while False it is certain that none has.
     """
 
@@ -42,11 +43,11 @@ class Mark:
     promoting: bool = False
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """Return the standby as messages name it."""
         return f"the standby {self.server} ({self.folder} on {self.machine}, timeline {self.timeline})"
 
     def is_for_same(self, other: Mark) -> bool:
-        """Whether both name the same standby, on whichever way it was reached."""
+        """Return whether both name the same standby, which may be reached in several ways."""
         return self._identity() == other._identity()
 
     def _identity(self) -> tuple[str, ...]:
@@ -55,17 +56,17 @@ class Mark:
 
 
 def parse(content: str) -> Mark | None:
-    """A mark as it is written in a file; None if it is damaged."""
+    """Return the mark that a file holds; None if it is damaged."""
     try:
-        found = Mark(**json.loads(content))
+        mark = Mark(**json.loads(content))
     except (ValueError, TypeError):
         return None
-    texts = (found.server, found.machine, found.folder, found.slot, found.system_identifier, found.at)
-    return found if all(isinstance(text, str) for text in texts) else None
+    texts = (mark.server, mark.machine, mark.folder, mark.slot, mark.system_identifier, mark.at)
+    return mark if all(isinstance(text, str) for text in texts) else None
 
 
 def read(folder: Path) -> str:
-    """The content of the mark in a folder, empty if there is none; a link or a device is a damaged mark."""
+    """Return the content of the mark in a folder, empty if there is none; a link or a device is a damaged mark."""
     try:
         handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -73,11 +74,11 @@ def read(folder: Path) -> str:
     except OSError:
         return "unreadable"
     with os.fdopen(handle, "rb") as file:
-        return file.read(_LONGEST_MARK).decode("utf-8", "replace") or "empty"
+        return file.read(_MARK_MAX_BYTES).decode("utf-8", "replace") or "empty"
 
 
 def clear(cluster: Cluster) -> None:
-    """Remove the mark: the folder is that of a standby of the new primary."""
+    """Remove the mark: the server now follows the new primary."""
     for name in (MARK, _LOCK):
         (cluster.path / name).unlink(missing_ok=True)
 
@@ -95,19 +96,19 @@ class Claim:
         self._promoting = before is not None and before.promoting
 
     def promoting(self) -> None:
-        """Record that the promotion begins: from now on the mark stays, whatever happens."""
+        """Record that the promotion begins: from now on the mark stays."""
         self._promoting = True
         self._old.write(MARK, _content(replace(self._mark, promoting=True)))
 
     def release(self) -> None:
-        """Nothing was promoted, now or by an earlier run: another standby may be."""
+        """Remove the mark, unless a promotion has begun now or earlier: another standby may be promoted."""
         if not self._promoting:
             (self._old.path / MARK).unlink(missing_ok=True)
 
 
 @contextmanager
 def claimed(old: Cluster, mark: Mark) -> Iterator[Claim]:
-    """Mark a folder for one standby; for another one it is refused, at the same time or later.
+    """Mark a folder for one standby, and refuse any other, at the same time or later.
 
     Raises:
         PgOrthancError: It is fenced for another standby, or another command is fencing it.
@@ -136,9 +137,9 @@ def _locked(old: Cluster, mark: Mark) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            found = parse(read(old.path))
+            other = parse(read(old.path))
             raise PgOrthancError(
-                f"another promotion is fencing {old.path}{f' for {found}' if found else ''}, and only one of its "
+                f"another promotion is fencing {old.path}{f' for {other}' if other else ''}, and only one of its "
                 f"standbys may be promoted, not {mark.server} as well",
                 "wait until that command has ended; then see which server is the primary: pgorthanc replication status",
             ) from None
@@ -151,21 +152,21 @@ def _content(mark: Mark) -> str:
     return json.dumps(asdict(mark), indent=2) + "\n"
 
 
-def refusal(what: str, folder: str | Path, content: str) -> PgOrthancError:
-    """The refusal of a second promotion."""
-    found = parse(content)
+def refusal(subject: str, folder: str | Path, content: str) -> PgOrthancError:
+    """Return the error for a second promotion."""
+    mark = parse(content)
     remove = f"rm {shlex.quote(str(Path(folder) / MARK))}"
-    if found is None:
+    if mark is None:
         return PgOrthancError(
-            f"{what} is fenced, and its mark {MARK} is damaged: it does not say for which standby",
+            f"{subject} is fenced, and its mark {MARK} is damaged: it does not say for which standby",
             "look at all its standbys with pgorthanc replication status; if every one of them is still a standby, "
             f"run: {remove}",
         )
-    host, _, port = found.server.rpartition(":")
-    began = "its promotion has begun" if found.promoting else "its promotion had not begun"
+    host, _, port = mark.server.rpartition(":")
+    began = "its promotion has begun" if mark.promoting else "its promotion had not begun"
     return PgOrthancError(
         printable(
-            f"{what} was fenced at {found.at} for {found}, and {began}: a second promotion makes two primaries"
+            f"{subject} was fenced at {mark.at} for {mark}, and {began}: a second promotion makes two primaries"
         ),
         printable(
             f"see whether it takes writes: pgorthanc replication status --host {shlex.quote(host)} --port {port}; "

@@ -1,43 +1,50 @@
-"""A new password for the replication role: who uses the old one, and how each of them gets the new one.
+"""The password of the replication role: the files that hold it, and how each standby gets a new one.
 
-A standby keeps it in a file of its own, and asks for it when it connects again: without the new one it streams until
-then, and never after.
+A standby reads its password file whenever it connects: without the new password it goes on streaming, but its next
+connection fails.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from psycopg2.extensions import make_dsn
+
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import cluster as clusters
-from pgorthanc_cli.replication import source
-from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
+from pgorthanc_cli.server import cluster, processes, programs
+from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+PASSFILE = "pgorthanc.replication.pgpass"  # in the data folder of a standby
+
 _STREAMING = """
     SELECT DISTINCT r.application_name, coalesce(host(r.client_addr), 'this machine'), coalesce(s.slot_name, '')
     FROM pg_catalog.pg_stat_replication r LEFT JOIN pg_catalog.pg_replication_slots s ON s.active_pid = r.pid
     WHERE r.usename = %s ORDER BY 1, 2, 3"""
-_AWAY = """
+_DISCONNECTED = """
     SELECT slot_name FROM pg_catalog.pg_replication_slots
     WHERE slot_type = 'physical' AND NOT active AND NOT temporary ORDER BY 1"""
 
 
 @dataclass(frozen=True)
-class User:
+class StandbyLogin:
     """A standby that logs in with the password of the role.
 
     Attributes:
-        name: Its application_name; of one that is away its slot.
-        address: From where it is connected; empty if it is away.
+        name: Its application_name; of one that is disconnected its slot.
+        address: The address from which it is connected; empty if it is disconnected.
         slot: Its slot; empty if it has none.
         streaming: Whether it is connected now.
         folder: Its data folder, if that is on this machine and can be changed from here; else empty.
@@ -49,87 +56,157 @@ class User:
     slot: str
     streaming: bool
     folder: str = ""
-    password: str = "the old one"  # noqa: S105 - a word about it
+    password: str = "the old one"  # noqa: S105 - a remark about it
 
     @property
     def needs_command(self) -> bool:
-        """Whether somebody has to bring it the new password."""
+        """Return whether an administrator has to bring it the new password."""
         return not self.folder
 
     def __str__(self) -> str:
-        """As messages name it."""
-        place = self.address or "away"
-        return printable(f"{self.name} ({place}{f', slot {self.slot}' if self.slot else ''})")
+        """Return name, address and slot, as messages name it."""
+        slot = f", slot {self.slot}" if self.slot else ""
+        return printable(f"{self.name} ({self.address or 'away'}{slot})")
 
 
-def users(conn: Connection, role: str) -> list[User]:
-    """All that use the password of a role on this primary, as far as it knows them."""
+def standby_logins(conn: Connection, role: str) -> list[StandbyLogin]:
+    """Return all standbys that use the password of a role on this primary, as far as it knows them."""
     system = str(db.value(conn, "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"))
-    here = _folders_here(system, role)
-    found = [
-        User(name, address, slot, streaming=True, folder=here.pop(slot or name, ""))
+    local = _local_folders(system, role)
+    logins = [
+        StandbyLogin(name, address, slot, streaming=True, folder=local.pop(slot or name, ""))
         for name, address, slot in db.rows(conn, _STREAMING, role)
     ]
-    for (slot,) in db.rows(conn, _AWAY):
-        found.append(User(slot, "", slot, streaming=False, folder=here.pop(slot, "")))
+    for (slot,) in db.rows(conn, _DISCONNECTED):
+        logins.append(StandbyLogin(slot, "", slot, streaming=False, folder=local.pop(slot, "")))
     # Those that follow another standby have the role and its password from there.
-    found += [User(name, "this machine", "", streaming=True, folder=folder) for name, folder in here.items()]
-    return found
+    for name, folder in local.items():
+        logins.append(StandbyLogin(name, "this machine", "", streaming=True, folder=folder))
+    return logins
 
 
-def _folders_here(system: str, role: str) -> dict[str, str]:
-    """Slot, or application_name, and folder of each standby that runs on this machine with a password file of ours."""
-    found = {}
-    for folder in clusters.running():
-        if not clusters.is_standby_folder(folder) or clusters.system_identifier(folder) != system:
+def _local_folders(system: str, role: str) -> dict[str, str]:
+    """Return the folder of each standby on this machine with a password file of ours, by slot or application_name."""
+    folders = {}
+    for folder in processes.running_folders():
+        if not cluster.is_standby_folder(folder) or cluster.system_identifier(folder) != system:
             continue
         try:
-            standby = Cluster(folder)
-            given = db.parse_dsn(standby.setting("primary_conninfo"))
+            standby = open_cluster(folder)
+            conninfo = db.parse(standby.setting("primary_conninfo"))
             slot = standby.setting("primary_slot_name")
         except PgOrthancError:
-            continue  # of an account that we are not
-        ours = given.get("passfile") in (PASSFILE, str(folder / PASSFILE)) and (folder / PASSFILE).exists()
-        if given.get("user") == role and ours:
-            found[slot or given.get("application_name", "")] = str(folder)
-    return found
+            continue  # it belongs to another account
+        is_ours = conninfo.get("passfile") in (PASSFILE, str(folder / PASSFILE))
+        if conninfo.get("user") == role and is_ours and (folder / PASSFILE).exists():
+            folders[slot or conninfo.get("application_name", "")] = str(folder)
+    return folders
 
 
-def refuse_unasked(found: Sequence[User], role: str, passfile: Path) -> None:
-    """Make sure that no standby that streams is cut off without a word.
-
-    Raises:
-        UsageError: One would be: its password file cannot be changed from here.
-    """
-    cut_off = [user for user in found if user.streaming and user.needs_command]
+def refuse_unconfirmed(logins: Sequence[StandbyLogin], role: str, passfile: Path) -> None:
+    """Raise UsageError if a new password would cut off a standby whose password file cannot be changed from here."""
+    cut_off = [login for login in logins if login.streaming and login.needs_command]
     if cut_off:
         raise UsageError(
-            f"a new password for {role} would cut off, at their next connection: {'; '.join(map(str, cut_off))}; their "
-            "password files cannot be changed from here, and nothing was changed",
+            f"a new password for {role} would cut off, at their next connection: {'; '.join(map(str, cut_off))}; "
+            "their password files cannot be changed from here, and nothing was changed",
             f"add --yes, and then bring each of them the new one: {_command(passfile)}",
         )
 
 
-def handed_on(found: Sequence[User], role: str, password: str, passfile: Path) -> tuple[User, ...]:
-    """Write the new password where that can be done from here; for the others the command that does it."""
-    return tuple(_handed_on(user, role, password, passfile) for user in found)
-
-
-def _handed_on(user: User, role: str, password: str, passfile: Path) -> User:
-    if user.folder:
-        try:
-            file = Cluster(Path(user.folder)).write(PASSFILE, source.pgpass_line(role, password))
-        except (PgOrthancError, OSError):
-            user = replace(user, folder="")
+def distribute(
+    logins: Sequence[StandbyLogin], role: str, password: str, passfile: Path
+) -> tuple[StandbyLogin, ...]:
+    """Write the new password to the standbys on this machine; name the command that brings it to the others."""
+    updated = []
+    for login in logins:
+        if login.folder:
+            try:
+                file = open_cluster(Path(login.folder)).write(PASSFILE, standby_pgpass_line(role, password))
+            except (PgOrthancError, OSError):
+                updated.append(replace(login, folder="", password=_command(passfile)))
+            else:
+                updated.append(replace(login, password=f"updated in {file}"))
         else:
-            return replace(user, password=f"updated in {file}")
-    return replace(user, password=_command(passfile))
+            updated.append(replace(login, password=_command(passfile)))
+    return tuple(updated)
 
 
 def _command(passfile: Path) -> str:
-    """The password itself is in no command."""
+    # It names the file: a password on a command line would be visible to every account.
     name = shlex.quote(passfile.name)
     return (
         f"copy {shlex.quote(str(passfile))} to the standby's machine, and there, as the account of its server: "
         f"install -m 600 {name} DATA-FOLDER-OF-THE-STANDBY/{PASSFILE}"
     )
+
+
+# Password files
+
+
+def standby_pgpass_line(role: str, password: str) -> str:
+    """Return a line for any server: after a failover it is the other one."""
+    return cluster.pgpass_line("*", "*", "*", role, password)
+
+
+def read_passfile(passfile: Path, role: str) -> str | None:
+    """Return the password of the role in a file that we wrote, None if there is no such file.
+
+    Raises:
+        UsageError: It cannot be read, or has no line for the role.
+    """
+    try:
+        lines = passfile.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{passfile} cannot be read: {error.strerror}") from None
+    start = standby_pgpass_line(role, "").removesuffix("\n")
+    for line in lines:
+        if line.startswith(start):
+            return line.removeprefix(start).replace(r"\:", ":").replace(r"\\", "\\")
+    raise UsageError(
+        f"{passfile} holds no line {start}PASSWORD",
+        "name another file with --passfile; this one stays as it is",
+    )
+
+
+def write_passfile(passfile: Path, role: str, password: str) -> None:
+    """Create or replace the administrator's password file.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    me = programs.Account(os.geteuid(), os.getegid())
+    new = passfile.with_name(f"{passfile.name}.{os.getpid()}.new")
+    try:
+        _create_passfile(new, me, role, password)
+        new.rename(passfile)
+    except OSError as error:
+        raise UsageError(
+            f"{passfile} cannot be written: {error.strerror}", "name another with --passfile"
+        ) from None
+
+
+def _create_passfile(path: Path, account: programs.Account, role: str, password: str) -> Path:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(handle, "w", encoding="utf-8") as file:
+        account.own(handle)
+        file.write(standby_pgpass_line(role, password))
+    return path
+
+
+@contextmanager
+def conninfo_for(account: programs.Account, parameters: dict[str, str], password: str) -> Iterator[str]:
+    """Yield a connection string for a program of that account; the password is in a file that only it can read."""
+    folder = Path(tempfile.mkdtemp(prefix="pgorthanc-login-"))
+    try:
+        account.own(folder)
+        # A network that drops everything is noticed within a minute.
+        login = {**db.KEEPALIVE, "tcp_user_timeout": "60000", **parameters}
+        if password:
+            role = login.get("user", "")
+            login["passfile"] = str(_create_passfile(folder / "pgpass", account, role, password))
+        yield make_dsn(**login)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

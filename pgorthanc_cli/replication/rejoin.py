@@ -7,22 +7,24 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgorthanc_cli import db
+from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import compare, loss, mark, source, standby
-from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster, Control
-from pgorthanc_cli.replication.source import Source
-from pgorthanc_cli.replication.walsender import show_lsn
+from pgorthanc_cli.replication import basebackup, mark, standby, upstream
+from pgorthanc_cli.replication.password import conninfo_for
+from pgorthanc_cli.replication.upstream import Upstream
+from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.wal import Loss, format_lsn, written_after
 
-# What PostgreSQL itself keeps at the top of a data folder, beside base, global and pg_*.
-_SERVERS_OWN = frozenset(
+# What PostgreSQL itself has at the top of a data folder, besides pg_*.
+_SERVER_ENTRIES = frozenset(
     (
         "PG_VERSION", "base", "global", "postmaster.pid", "postmaster.opts", "backup_label", "backup_label.old",
         "tablespace_map", "tablespace_map.old", "backup_manifest", "current_logfiles", "standby.signal",
         "recovery.signal",
     )
 )  # fmt: skip
-_NOT_ITS_OWN = ("pg_hba.conf", "pg_ident.conf", "pg_log")
+_SITE_ENTRIES = ("pg_hba.conf", "pg_ident.conf", "pg_log")
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,18 @@ class Rejoined:
 
     Attributes:
         directory: Its data folder.
-        method: `follow` (it had nothing of its own), `rewind` (pg_rewind), or `copy` (a new base backup).
+        method: `follow` (it had no WAL of its own), `rewind` (pg_rewind), or `copy` (a new base backup).
         why: Why it was not rewound, where it was copied; else `none`.
         primary: Host and port of the server that it follows.
         slot: Its slot there.
         timeline: The one that it follows.
-        forked_at: Where the two parted, a place in the log; empty if they did not.
-        lost_bytes: WAL that it had written beyond, and that is given up.
-        lost_commits: How many transactions that was.
+        forked_at: The LSN at which the two diverged; empty if they did not.
+        lost_bytes: WAL that it had written beyond, and that is discarded.
+        lost_commits: Number of transactions in it.
         streaming: Whether it has begun to receive.
         index: Revision and counts of Orthanc's index on it; None if no database was named to compare.
-        difference: In what they differ from the primary's; `none`, or `not compared`.
-        kept: Where the old data are, if it was copied; remove them when nobody needs them.
+        difference: How they differ from the primary's; `none`, or `not compared`.
+        kept: The folder of the old data, if it was copied, to be removed by the administrator.
     """
 
     directory: str
@@ -55,7 +57,7 @@ class Rejoined:
     lost_bytes: int
     lost_commits: int
     streaming: bool
-    index: compare.Counts | None
+    index: standby.IndexCounts | None
     difference: str
     kept: str
 
@@ -64,133 +66,142 @@ def rejoin(
     directory: Path,
     primary: db.Target,
     *,
-    slot: str = source.SLOT,
+    slot: str = upstream.SLOT,
     name: str = "",
     administrator: db.Target | None = None,
     discard: bool = False,
     start: bool = True,
-    progress: standby.Progress = lambda done, total: None,
+    report: progress.Report = progress.silent,
 ) -> Rejoined:
-    """Make a standby of the server that was the primary before.
+    """Make the old primary a standby of the new one.
 
     Args:
         directory: Its data folder; the server is stopped.
         primary: The replication login on the new primary.
-        slot: Its slot there; made if it is missing.
+        slot: Its slot there; created if it is missing.
         name: Its application_name; that of the slot if empty.
-        administrator: A superuser's login on the new primary, which pg_rewind needs; without it, it is copied anew.
-            If it names Orthanc's database, what both hold is compared.
-        discard: Give up transactions that only the old primary has.
+        administrator: A superuser's login on the new primary, which pg_rewind needs; without it the data are copied.
+            If it names Orthanc's database, the contents of both are compared.
+        discard: Discard transactions that only the old primary has.
         start: Whether it is started; else a service manager does it.
-        progress: Called with the bytes that are copied, and those in all.
+        report: Called with the bytes that are copied.
 
     Raises:
-        ConnectError: The new primary does not let us in.
-        UsageError: The two are no pair, or the roles are mixed up.
+        ConnectError: The new primary refuses the login.
+        UsageError: The two are not a pair, or their roles are swapped.
         PgOrthancError: It runs, it has commits of its own, or it does not stream afterwards.
     """
-    cluster = Cluster(directory)
-    found = source.reach(primary)
+    cluster = open_cluster(directory)
+    source = upstream.connect(primary)
+    # After an interrupted rewind the control file may be that of the new primary.
     control = None if _saved(cluster.path).exists() else cluster.control()
     if control:
-        _check(cluster, control, found)
-    forked, lost = _lost(cluster, control, found, discard=discard)
-    with source.slot(found, slot):
+        _check(cluster, control, source)
+    fork, loss = _find_loss(cluster, control, source, discard=discard)
+    external_config = cluster.external_config_file
+    with upstream.reserved_slot(source, slot):
         method, why = "follow", "none"
-        if control is None or lost.bytes:
-            method, why = _renew(cluster, control, found, administrator, slot, progress)
-        cluster.follow(found.parameters, found.password, slot=slot, name=name or slot)
-        if not cluster.outside_configuration:
-            standby.admit(cluster, found.role, ())
+        if control is None or loss.bytes:
+            method, why = _replace_data(cluster, control, source, administrator, slot, report)
+            # Again, because the files that mark a private server are back now.
+            cluster = open_cluster(directory)
+            cluster.external_config_file = external_config
+        standby.follow(cluster, source.parameters, source.password, slot=slot, name=name or slot)
+        if not external_config:
+            standby.allow_in_pg_hba(cluster, source.role, ())
     if start:
         cluster.start()
-        standby.wait_until_streaming(found, slot, cluster)
+        standby.wait_until_streaming(source, slot, cluster)
     mark.clear(cluster)
-    index, difference = standby.compared(cluster, administrator if start else None)
+    index, difference = standby.compare_index(cluster, administrator if start else None)
     return Rejoined(
         directory=str(cluster.path),
         method=method,
         why=why,
-        primary=found.place,
+        primary=source.endpoint,
         slot=slot,
-        timeline=found.identity.timeline,
-        forked_at=show_lsn(forked) if forked else "",
-        lost_bytes=lost.bytes,
-        lost_commits=lost.commits,
+        timeline=source.identity.timeline,
+        forked_at=format_lsn(fork) if fork else "",
+        lost_bytes=loss.bytes,
+        lost_commits=loss.commits,
         streaming=start,
         index=index,
         difference=difference,
-        kept=str(aside_of(cluster.path)) if method == "copy" else "none",
+        kept=str(backup_folder(cluster.path)) if method == "copy" else "none",
     )
 
 
-def _check(cluster: Cluster, control: Control, found: Source) -> None:
-    """Refuse what is no old primary of that server."""
+def _check(cluster: Cluster, control: Control, source: Upstream) -> None:
+    """Refuse a folder that is not that of an old primary of the server."""
     if cluster.pid() is not None:
         raise PgOrthancError(
             f"the server in {cluster.path} runs",
             f"if it takes writes, stop every Orthanc that uses it; stop it: pg_ctl -D {cluster.path} stop, or "
             f"pgorthanc server stop --dir {cluster.path}",
         )
-    if cluster.major != found.identity.major:
+    if cluster.major != source.identity.major:
         raise UsageError(
-            f"{cluster.path} is PostgreSQL {cluster.major}, the primary {found.place} is {found.identity.major}",
+            f"{cluster.path} is PostgreSQL {cluster.major}, the primary {source.endpoint} is {source.identity.major}",
             "make a new standby: pgorthanc replication standby",
         )
-    if control.system_identifier != found.identity.system_identifier:
+    if control.system_identifier != source.identity.system_identifier:
         raise UsageError(
-            f"{cluster.path} never was a primary of {found.place}: its system identifier is "
-            f"{control.system_identifier}, that of the primary {found.identity.system_identifier}",
+            f"{cluster.path} never was a primary of {source.endpoint}: its system identifier is "
+            f"{control.system_identifier}, that of the primary {source.identity.system_identifier}",
             "name the right folder; or make a new standby: pgorthanc replication standby",
         )
-    if control.timeline > found.identity.timeline:
+    if control.timeline > source.identity.timeline:
         raise UsageError(
-            f"{cluster.path} is on timeline {control.timeline}, newer than {found.identity.timeline} of {found.place}: "
-            "it was promoted after it",
+            f"{cluster.path} is on timeline {control.timeline}, newer than {source.identity.timeline} of "
+            f"{source.endpoint}: it was promoted after it",
             "start it as the primary, and rejoin the other one",
         )
-    if control.timeline == found.identity.timeline and not control.is_standby and not cluster.is_fenced:
+    if (
+        control.timeline == source.identity.timeline
+        and not control.is_standby
+        and not cluster.starts_as_standby
+    ):
         raise UsageError(
-            f"{found.place} was not promoted: it is on timeline {control.timeline}, as {cluster.path} is",
+            f"{source.endpoint} was not promoted: it is on timeline {control.timeline}, as {cluster.path} is",
             "promote the standby first: pgorthanc replication promote",
         )
 
 
-def _lost(
-    cluster: Cluster, control: Control | None, found: Source, *, discard: bool
-) -> tuple[int | None, loss.Loss]:
-    """Where the two parted, and what the old primary has written since.
+def _find_loss(
+    cluster: Cluster, control: Control | None, source: Upstream, *, discard: bool
+) -> tuple[int | None, Loss]:
+    """Return where the two diverged, and what the old primary has written since.
 
     Raises:
-        PgOrthancError: It has committed transactions since, and nobody said that they may be given up.
+        PgOrthancError: It has committed transactions since, which `discard` does not discard.
     """
-    forked = loss.fork(found, control.timeline) if control else None
-    if control is None or forked is None:
-        return None, loss.Loss(0, 0)
-    lost = loss.after(cluster, control.timeline, forked)
-    if lost.commits and not discard:
+    fork = upstream.fork_lsn(source, control.timeline) if control else None
+    if control is None or fork is None:
+        return None, Loss(0, 0)
+    loss = written_after(cluster, control.timeline, fork)
+    if loss.commits and not discard:
         raise PgOrthancError(
-            f"{cluster.path} holds {lost.commits} committed transactions ({lost.bytes:,} bytes of WAL) that "
-            f"{found.place} never got",
+            f"{cluster.path} holds {loss.commits} committed transactions ({loss.bytes:,} bytes of WAL) that "
+            f"{source.endpoint} never got",
             "keep a copy of the folder if they matter; Orthanc files that they were about can be imported again; "
             "to give them up: --discard",
         )
-    return forked, lost
+    return fork, loss
 
 
 # The data
 
 
-def _renew(
+def _replace_data(
     cluster: Cluster,
     control: Control | None,
-    found: Source,
+    source: Upstream,
     administrator: db.Target | None,
     slot: str,
-    progress: standby.Progress,
+    report: progress.Report,
 ) -> tuple[str, str]:
-    """Rewind, or copy where that cannot be; how it was done, and why it was copied."""
-    why = _obstacle(control, administrator)
+    """Rewind, or copy where that is impossible; return the method, and why it was not a rewind."""
+    why = _obstacle_to_rewind(control, administrator)
     if administrator and not why:
         try:
             _rewind(cluster, administrator)
@@ -198,11 +209,11 @@ def _renew(
             why = error.message
         else:
             return "rewind", "none"
-    _copy(cluster, found, slot, progress)
+    _copy(cluster, source, slot, report)
     return "copy", why
 
 
-def _obstacle(control: Control | None, administrator: db.Target | None) -> str:
+def _obstacle_to_rewind(control: Control | None, administrator: db.Target | None) -> str:
     if control is None:
         return "an earlier rejoin was interrupted, and left the data incomplete"
     if not control.rewindable:
@@ -215,39 +226,44 @@ def _obstacle(control: Control | None, administrator: db.Target | None) -> str:
 def _rewind(cluster: Cluster, administrator: db.Target) -> None:
     with db.session(administrator, autocommit=True, need_schema=False) as conn:
         with conn.cursor() as cur:
-            # Until then its control file shows the timeline of before, and pg_rewind sees nothing to do.
+            # Until a checkpoint its control file has the timeline before the promotion, and pg_rewind does nothing.
             cur.execute("CHECKPOINT")
-        parameters = {"dbname": "postgres", **source.parameters(conn)}
+        parameters = {"dbname": "postgres", **upstream.parameters(conn)}
         password = conn.info.password or ""
-    (cluster.path / STANDBY_SIGNAL).unlink(missing_ok=True)  # the crash recovery of pg_rewind refuses it
-    outside = cluster.outside_configuration
-    config = [f"--config-file={outside}"] if outside and cluster.major >= 15 else []
-    cluster.disown_pid_files()
+    (cluster.path / STANDBY_SIGNAL).unlink(
+        missing_ok=True
+    )  # pg_rewind's crash recovery refuses to start with it
+    file = cluster.external_config_file
+    config = [f"--config-file={file}"] if file and cluster.major >= 15 else []
+    cluster.invalidate_stale_pids()
     _save(cluster.path)
-    with source.conninfo_for(cluster.account, parameters, password) as conninfo:
+    with conninfo_for(cluster.account, parameters, password) as conninfo:
         cluster.run("pg_rewind", "--target-pgdata", ".", "--source-server", conninfo, *config)
-    for entry in _own_entries(cluster.path):  # those of the new primary, which pg_rewind has brought
+    for entry in _site_entries(cluster.path):  # those of the new primary, which pg_rewind has copied
         _remove(entry)
-    _move(_saved(cluster.path), cluster.path)
+    saved = _saved(cluster.path)
+    for entry in list(saved.iterdir()):
+        entry.rename(cluster.path / entry.name)
+    saved.rmdir()
 
 
-def _copy(cluster: Cluster, found: Source, slot: str, progress: standby.Progress) -> None:
-    """A new base backup beside the old data, which then change places; the old ones are kept."""
-    path, aside = cluster.path, aside_of(cluster.path)
-    if aside.exists():
-        raise PgOrthancError(f"{aside} is there from an earlier time", "move it away, or remove it")
+def _copy(cluster: Cluster, source: Upstream, slot: str, report: progress.Report) -> None:
+    """Copy the new primary to a folder beside the old data, then swap them; the old data stay."""
+    path, backup = cluster.path, backup_folder(cluster.path)
+    if backup.exists():
+        raise PgOrthancError(f"{backup} is there from an earlier time", "move it away, or remove it")
     new = path.with_name(f".{path.name}.pgorthanc-new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     cluster.account.own(new)
     try:
-        standby.copy(found, new, cluster.account, cluster.programs, slot, progress)
-        for entry in _own_entries(new):
+        basebackup.copy(source, new, cluster.account, cluster.programs, slot, report)
+        for entry in _site_entries(new):
             _remove(entry)
-        own = _saved(path)
-        for entry in own.iterdir() if own.exists() else _own_entries(path):
+        saved = _saved(path)
+        for entry in saved.iterdir() if saved.exists() else _site_entries(path):
             _copy_entry(entry, new / entry.name)
-        path.rename(aside)
+        path.rename(backup)
         new.rename(path)
     except OSError as error:
         raise PgOrthancError(
@@ -259,46 +275,43 @@ def _copy(cluster: Cluster, found: Source, slot: str, progress: standby.Progress
     shutil.rmtree(_saved(path), ignore_errors=True)
 
 
-def aside_of(path: Path) -> Path:
-    """Where the old data are after a copy."""
+def backup_folder(path: Path) -> Path:
+    """Return the folder of the old data after a copy."""
     return path.with_name(f"{path.name}.before-rejoin")
 
 
-# What is not PostgreSQL's: configuration, certificates, logs. pg_rewind and pg_basebackup bring the new primary's.
+# The site's own entries of the folder: configuration, certificates, logs. pg_rewind and pg_basebackup replace them by
+# those of the new primary, so they are saved and restored.
 
 
 def _saved(path: Path) -> Path:
-    """Where it is while pg_rewind works; what is there later tells that pg_rewind was interrupted."""
+    """Return their folder while pg_rewind runs; if it exists later, pg_rewind was interrupted."""
     return path.with_name(f".{path.name}.pgorthanc-rejoin")
 
 
 def _save(path: Path) -> None:
-    making = path.with_name(f".{path.name}.pgorthanc-saving")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(mode=0o700)
-    for entry in _own_entries(path):
-        _copy_entry(entry, making / entry.name)
-    making.rename(_saved(path))
+    partial = path.with_name(f".{path.name}.pgorthanc-saving")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    for entry in _site_entries(path):
+        _copy_entry(entry, partial / entry.name)
+    partial.rename(_saved(path))  # only when it is complete
 
 
-def _move(saved: Path, to: Path) -> None:
-    for entry in list(saved.iterdir()):
-        entry.rename(to / entry.name)
-    saved.rmdir()
+def _site_entries(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if _is_site_entry(entry)]
 
 
-def _own_entries(folder: Path) -> list[Path]:
-    return [
-        entry
-        for entry in folder.iterdir()
-        if entry.name not in _SERVERS_OWN
-        and (not entry.name.startswith("pg_") or entry.name in _NOT_ITS_OWN)
-        and (entry.is_file() or entry.is_dir() or entry.is_symlink())
-    ]
+def _is_site_entry(entry: Path) -> bool:
+    if entry.name in _SERVER_ENTRIES:
+        return False
+    if entry.name.startswith("pg_") and entry.name not in _SITE_ENTRIES:
+        return False
+    return entry.is_file() or entry.is_dir() or entry.is_symlink()  # not a socket
 
 
 def _copy_entry(entry: Path, to: Path) -> None:
-    """With owner and mode."""
+    """Copy a file or folder with its owner and mode; symlinks stay symlinks."""
     if entry.is_dir() and not entry.is_symlink():
         shutil.copytree(entry, to, symlinks=True)
     else:

@@ -1,22 +1,28 @@
-"""What a primary is like, as far as replication is concerned. Reads only."""
+"""The state of a primary, as far as replication depends on it, and the addresses that it may let in. Reads only."""
 
 from __future__ import annotations
 
+import ipaddress
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from psycopg2 import errors
 
 from pgorthanc_cli import db
+from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.server import hba
-from pgorthanc_cli.server.datafolder import works_in
+from pgorthanc_cli.server.cluster import LOOPBACK
+from pgorthanc_cli.server.private import LOCK_FILE
+from pgorthanc_cli.server.processes import is_server_process
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _SETTINGS = (
     "wal_level", "max_wal_senders", "max_replication_slots", "max_slot_wal_keep_size", "wal_keep_size",
@@ -26,8 +32,8 @@ _SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Role:
-    """A role; `excess` are the rights that replication does not need."""
+class RoleRights:
+    """The rights of a role; `excess` are those that replication does not need."""
 
     login: bool
     replication: bool
@@ -39,14 +45,14 @@ class Facts:
     """A server.
 
     Attributes:
-        place: Host and port of the connection.
+        endpoint: Host and port of the connection.
         major: Major version.
         version: As the server writes it.
         standby: Whether it is in recovery.
         superuser: Whether the login is a superuser.
-        settings: What it is set to; what the login may not see is missing.
-        pending: Settings that have another value in the files, which counts after a restart.
-        senders: How many standbys and backups stream from it now.
+        settings: Its settings; those that the login may not see are missing.
+        pending: Settings with another value in the files, which takes effect after a restart.
+        senders: Number of standbys and backups that stream from it now.
         slots: Its physical and logical slots, and whether each is in use.
         role: The replication role, None if it is missing.
         rules: The lines of pg_hba.conf; None if the login may not see them.
@@ -57,7 +63,7 @@ class Facts:
         streaming: application_name of each standby that streams now.
     """
 
-    place: str
+    endpoint: str
     major: int
     version: str
     standby: bool
@@ -66,7 +72,7 @@ class Facts:
     pending: tuple[str, ...]
     senders: int
     slots: Mapping[str, bool]
-    role: Role | None
+    role: RoleRights | None
     rules: tuple[hba.Rule, ...] | None
     data_bytes: int | None
     folder: Path | None
@@ -75,31 +81,31 @@ class Facts:
     streaming: tuple[str, ...]
 
     @property
-    def is_ours(self) -> bool:
-        """Whether `pgorthanc server` made it, and gives it its address."""
-        return self.folder is not None and (self.folder / "pgorthanc.lock").exists()
+    def is_private(self) -> bool:
+        """Return whether it is a private server, which `pgorthanc server` gives its address."""
+        return self.folder is not None and (self.folder / LOCK_FILE).exists()
 
 
-def look(conn: Connection, role: str) -> Facts:
-    """The server of a connection in autocommit mode."""
-    [(version, standby, superuser)] = _rows(
+def survey(conn: Connection, role: str) -> Facts:
+    """Return the facts about the server of a connection in autocommit mode."""
+    [(version, standby, superuser)] = db.rows(
         conn,
         """SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('is_superuser') = 'on'""",
     )
-    shown = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
-    settings = dict(_rows(conn, shown, list(_SETTINGS)))
-    streaming = _rows(conn, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
+    query = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
+    settings = dict(db.rows(conn, query, list(_SETTINGS)))
+    streaming = db.rows(conn, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
     folder = local_folder(conn, settings.get("data_directory"))
     return Facts(
-        place=f"{conn.info.host or 'local socket'}:{conn.info.port}",
+        endpoint=f"{conn.info.host or 'local socket'}:{conn.info.port}",
         major=conn.server_version // 10000,
         version=version,
         standby=standby,
         superuser=superuser,
         settings=settings,
         pending=pending(conn),
-        senders=_rows(conn, "SELECT count(*) FROM pg_stat_replication")[0][0],
-        slots=dict(_rows(conn, "SELECT slot_name, active FROM pg_replication_slots")),
+        senders=db.value(conn, "SELECT count(*) FROM pg_stat_replication"),
+        slots=dict(db.rows(conn, "SELECT slot_name, active FROM pg_replication_slots")),
         role=_role(conn, role),
         rules=_rules(conn),
         data_bytes=_data_bytes(conn),
@@ -111,21 +117,19 @@ def look(conn: Connection, role: str) -> Facts:
 
 
 def pending(conn: Connection) -> tuple[str, ...]:
-    """The settings that wait for a restart."""
-    return tuple(
-        name for (name,) in _rows(conn, "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name")
-    )
+    """Return the settings that wait for a restart."""
+    names = db.rows(conn, "SELECT name FROM pg_settings WHERE pending_restart ORDER BY name")
+    return tuple(name for (name,) in names)
 
 
 def local_folder(conn: Connection, name: str | None) -> Path | None:
-    """The data folder, if it is on this machine: our own session's process works in it.
-
-    A server of ours may know its folder by a descriptor only (see programs.py); its port tells then that it is the one.
-    """
-    process = db.backend_pid(conn)
+    """Return the data folder if it is on this machine: if the process of our own session works in it."""
+    process = db.process(conn)
     with suppress(OSError, ValueError):
-        if name and works_in(str(process), Path(name)):
+        if name and is_server_process(str(process), Path(name)):
             return Path(name)
+        # A private server of root knows its folder by a descriptor only (see programs.py). The port tells whether the
+        # process that has this number here is the one of our session.
         if name and name.startswith("/proc/self/fd/"):
             folder = Path(f"/proc/{process}/cwd").readlink()
             port = (folder / "postmaster.pid").read_text().splitlines()[3]
@@ -140,18 +144,19 @@ def _hba_file(folder: Path | None, settings: Mapping[str, str]) -> Path | None:
     return folder / Path(name).name if name.startswith("/proc/self/fd/") else Path(name)
 
 
-def _role(conn: Connection, name: str) -> Role | None:
-    rows = _rows(
+def _role(conn: Connection, name: str) -> RoleRights | None:
+    row = db.row(
         conn,
         """SELECT rolcanlogin, rolreplication, rolsuper, rolcreatedb, rolcreaterole, rolbypassrls
            FROM pg_roles WHERE rolname = %s""",
         name,
     )
-    if not rows:
+    if row is None:
         return None
-    login, replication, *rights = rows[0]
+    login, replication, *rights = row
     names = ("SUPERUSER", "CREATEDB", "CREATEROLE", "BYPASSRLS")
-    return Role(login, replication, tuple(name for name, has in zip(names, rights, strict=True) if has))
+    excess = tuple(name for name, granted in zip(names, rights, strict=True) if granted)
+    return RoleRights(login, replication, excess)
 
 
 def _rules(conn: Connection) -> tuple[hba.Rule, ...] | None:
@@ -163,13 +168,52 @@ def _rules(conn: Connection) -> tuple[hba.Rule, ...] | None:
 
 def _data_bytes(conn: Connection) -> int | None:
     try:
-        [(size,)] = _rows(conn, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database")
+        return int(db.value(conn, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"))
     except errors.InsufficientPrivilege:
         return None
-    return int(size)
 
 
-def _rows(conn: Connection, query: str, *values: object) -> list[tuple[Any, ...]]:
-    with conn.cursor() as cur:
-        cur.execute(query, values or None)
-        return cur.fetchall()
+# Addresses, and the lines of pg_hba.conf for them
+
+
+def networks(addresses: Iterable[str]) -> tuple[Network, ...]:
+    """Return addresses and networks, such as 10.1.2.3 or 10.1.2.0/24.
+
+    Raises:
+        UsageError: One is neither, or includes every address.
+    """
+    return tuple(map(_network, addresses))
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--allow {text}: {error}", "give one address (10.1.2.3) or one network (10.1.2.0/24)"
+        ) from None
+    if network.prefixlen == 0:
+        raise UsageError(
+            f"--allow {text} would open the server to every machine that reaches it",
+            "give the address of the standby, or the network of the servers",
+        )
+    return network
+
+
+def hba_line(database: str, role: str, network: Network, *, tls: bool) -> str:
+    """Return a line that requires a password, and TLS if the server has it."""
+    name = role if role == "all" else hba_name(role)
+    return f"{'hostssl' if tls else 'host'} {database} {name} {network} scram-sha-256"
+
+
+def hba_name(role: str) -> str:
+    """Return the name of a role, quoted where it could be read as a keyword."""
+    if role.replace("_", "").isalnum() and role != "all":
+        return role
+    return '"' + role.replace('"', '""') + '"'
+
+
+def local_address(listen_addresses: str) -> str:
+    """Return an address by which this machine reaches a server that listens on these."""
+    first = listen_addresses.split(",")[0].strip()
+    return "127.0.0.1" if first == "localhost" else LOOPBACK.get(first, first)

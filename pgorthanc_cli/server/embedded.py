@@ -1,7 +1,7 @@
-"""The local PostgreSQL server that needs no administrator.
+"""Private PostgreSQL servers, which need no administrator.
 
-`attach` lends a private server to one command and stops it when the last user leaves. `start` keeps one up for
-others, such as an Orthanc, on TCP with a password; `attach` then uses the same server and does not stop it.
+`attach` starts a server for one command and stops it when the last user leaves. `start` keeps one up for other
+programs, such as an Orthanc, on TCP with a password; `attach` then uses the same server and does not stop it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,14 @@ from psycopg2 import extensions, sql
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
-from pgorthanc_cli.server.datafolder import DEFAULT_PORT, SUPERUSER, DataFolder, Settings
+from pgorthanc_cli.server.cluster import LOOPBACK, pgpass_line, translated
+from pgorthanc_cli.server.private import DEFAULT_PORT, SUPERUSER, PrivateCluster, ServerSettings
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_PASSWORD, _PGPASS = "pgorthanc.password", "pgorthanc.pgpass"
-_LOCAL = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - how to reach them from here
+_PASSWORD_FILE, _PGPASS_FILE = "pgorthanc.password", "pgorthanc.pgpass"
 
 _FACTS = """
     SELECT current_setting('server_version'), current_setting('listen_addresses'),
@@ -40,8 +40,13 @@ _SESSIONS = """
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server that stays up for others; `dsn` holds the password only if that was asked for."""
+class RunningServer:
+    """A private server that stays up until `server stop`.
+
+    Attributes:
+        dsn: The connection string; it holds the password only on request.
+        orthanc: The section of Orthanc's configuration file that uses this server.
+    """
 
     directory: str
     version: str
@@ -53,35 +58,29 @@ class Server:
     password_file: str
     pgpass_file: str
     dsn: str
+    orthanc: dict[str, Any] = field(metadata={"shown": False})
 
 
 @dataclass(frozen=True)
-class Running(Server):
-    """The same with `orthanc`, the part of Orthanc's configuration file that makes it use this server."""
-
-    orthanc: dict[str, Any]
-
-    def server(self) -> Server:
-        """Without that part."""
-        return Server(**{field.name: getattr(self, field.name) for field in fields(Server)})
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """What `stop` did; `was_running` is false when there was nothing to stop."""
+class StoppedServer:
+    """A server that `stop` has stopped; `was_running` is false if it did not run."""
 
     directory: str
     was_running: bool
 
 
 @dataclass(frozen=True)
-class Folder:
-    """What a folder holds: `state` is running, stopped, or absent (no server was ever made there).
+class ServerStatus:
+    """The state of a folder and its server.
 
     Attributes:
+        state: running, stopped, or absent (no server was ever created in the folder).
         version: Of PostgreSQL; of a stopped server only the major one.
         port: Of TCP, and of the name of the socket.
         keep: Whether it stays up until `stop`; else the last command that uses it stops it.
+        listen: The TCP address; empty while only the socket is open.
+        sessions: Number of clients that are connected.
+        databases: Their sizes in bytes.
     """
 
     directory: str
@@ -89,31 +88,15 @@ class Folder:
     version: str | None = None
     port: int | None = None
     keep: bool = False
-
-
-@dataclass(frozen=True)
-class Status(Folder):
-    """The same, and what only a server that runs can tell.
-
-    Attributes:
-        listen: The TCP address; empty while only the socket is open.
-        sessions: How many clients are connected.
-        databases: Their sizes in bytes.
-    """
-
-    pid: int | None = None
-    listen: str | None = None
-    sessions: int | None = None
-    databases: dict[str, int] | None = None
-
-    def folder(self) -> Folder:
-        """Without that."""
-        return Folder(**{field.name: getattr(self, field.name) for field in fields(Folder)})
+    pid: int | None = field(default=None, metadata={"optional": True})
+    listen: str | None = field(default=None, metadata={"optional": True})
+    sessions: int | None = field(default=None, metadata={"optional": True})
+    databases: dict[str, int] | None = field(default=None, metadata={"optional": True})
 
 
 @contextmanager
 def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> Iterator[db.Target]:
-    """The database of a private server, made and started if need be; the last one to leave stops the server.
+    """Yield the database of a private server, which is started if it does not run; the last user stops it.
 
     Args:
         directory: The folder of the server; missing or empty at first use.
@@ -122,9 +105,9 @@ def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> 
             owns the folder's database (orthanc) and has no other rights.
 
     Raises:
-        PgOrthancError: No suitable PostgreSQL; or the folder is somebody else's, damaged, or on a full disk.
+        PgOrthancError: No suitable PostgreSQL; or the folder is another account's, damaged, or on a full disk.
     """
-    folder = DataFolder(directory)
+    folder = PrivateCluster(directory)
     if not create and not folder.exists():
         raise PgOrthancError(
             f"{printable(str(folder.path))} does not contain a pgorthanc server",
@@ -146,7 +129,7 @@ def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> 
             _leave(folder, user)
 
 
-def _leave(folder: DataFolder, user: int) -> None:
+def _leave(folder: PrivateCluster, user: int) -> None:
     try:
         if folder.is_last(user) and not folder.settings().keep:
             folder.halt()
@@ -163,59 +146,59 @@ def start(
     role: str | None = None,
     password: str | None = None,
     show_password: bool = False,
-) -> Running:
-    """Keep a server up for others, on TCP with SCRAM, with a role and the database that it owns.
+) -> RunningServer:
+    """Keep a server up for other programs, on TCP with SCRAM, with a role and the database that it owns.
 
-    What is not given stays as the folder has it; at first: a free port, 127.0.0.1, the role orthanc, a database
-    of the role's name, a generated password.
+    Omitted settings keep their values; at first: a free port, 127.0.0.1, the role orthanc, a database of the
+    role's name, a generated password.
 
     Raises:
-        InUseError: It would have to be restarted to listen as asked, and commands are attached to it.
+        InUseError: It would have to be restarted for a new address or port, and commands are attached to it.
         PgOrthancError: As `attach`; or the port is in use, or the database belongs to another role.
     """
-    folder = DataFolder(directory)
+    folder = PrivateCluster(directory)
     missing = _missing(folder.path)
     with folder.exclusive(), _nothing_left_on_failure(folder, missing):
-        before, was_running = folder.settings(), folder.pid() is not None
-        wanted = _wanted(before, port=port, listen=listen, database=database, role=role)
-        restart = was_running and _endpoint(before) != _endpoint(wanted)
+        before, was_running = folder.settings(), folder.listener_pid() is not None
+        settings = _new_settings(before, port=port, listen=listen, database=database, role=role)
+        restart = was_running and _endpoint(before) != _endpoint(settings)
         if restart:
             _refuse_if_used(folder, "restart")
-        if not was_running or (restart and not (before.keep and before.port == wanted.port)):
-            wanted = replace(wanted, port=_free_port(wanted))
-        # Until the database is as wanted, a server that runs goes on as it is.
+        if not was_running or (restart and not (before.keep and before.port == settings.port)):
+            settings = replace(settings, port=_free_port(settings))
         with _undone_on_failure(folder, before, halt=not was_running):
-            names = replace(before, database=wanted.database, role=wanted.role)
-            folder.save(names if was_running else wanted)
+            # A running server keeps its address until role, database and password are ready.
+            names = replace(before, database=settings.database, role=settings.role)
+            folder.save(names if was_running else settings)
             folder.ensure_running()
             _ensure_database(folder)
             _set_password(folder, password)
             if restart:
                 folder.halt()
-                folder.save(wanted)
+                folder.save(settings)
                 folder.ensure_running()
-            folder.save(wanted)
-        return _running(folder, show_password=show_password)
+            folder.save(settings)
+        return _running_server(folder, show_password=show_password)
 
 
 def _missing(path: Path) -> list[Path] | None:
-    """What has to be created for a folder, itself first: nothing if it is there and empty; None if it is in use."""
-    missing = [place for place in (path, *path.parents) if not place.exists()]
+    """Return the folders to create, the innermost first: none if it exists and is empty; None if it is in use."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     return missing if missing or not any(path.iterdir()) else None
 
 
 @contextmanager
-def _nothing_left_on_failure(folder: DataFolder, missing: list[Path] | None) -> Iterator[None]:
-    """Remove what the block has created in a folder that was missing or empty, if it fails; under `exclusive()`."""
-    created = missing is not None and not folder.exists()  # another one may have been quicker
+def _nothing_left_on_failure(folder: PrivateCluster, missing: list[Path] | None) -> Iterator[None]:
+    """If the block fails, leave no trace of it in a folder that was missing or empty; under `exclusive()`."""
+    created = missing is not None and not folder.exists()  # another process may have been quicker
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to tell
-            if created and folder.pid() is None:
+        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to report
+            if created and folder.listener_pid() is None:
                 _empty(folder.path)
-                for place in missing or ():
-                    place.rmdir()
+                for created_folder in missing or ():
+                    created_folder.rmdir()
         raise
 
 
@@ -228,25 +211,25 @@ def _empty(path: Path) -> None:
 
 
 @contextmanager
-def _undone_on_failure(folder: DataFolder, before: Settings, *, halt: bool) -> Iterator[None]:
+def _undone_on_failure(folder: PrivateCluster, before: ServerSettings, *, halt: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to tell
+        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to report
             if halt:
                 folder.halt()
             folder.save(before)
         raise
 
 
-def _wanted(
-    before: Settings, *, port: int | None, listen: str | None, database: str | None, role: str | None
-) -> Settings:
+def _new_settings(
+    before: ServerSettings, *, port: int | None, listen: str | None, database: str | None, role: str | None
+) -> ServerSettings:
     if role == SUPERUSER:
         raise UsageError(f"the role {SUPERUSER} is the server's own superuser", "choose another name")
     if database in ("template0", "template1"):
         raise UsageError(f"{database} is a template of PostgreSQL", "choose another name for the database")
-    return Settings(
+    return ServerSettings(
         database=database or role or before.database,
         role=role or before.role,
         port=port or before.port,
@@ -255,13 +238,13 @@ def _wanted(
     )
 
 
-def _endpoint(settings: Settings) -> tuple[str, int | None]:
+def _endpoint(settings: ServerSettings) -> tuple[str, int | None]:
     return (settings.listen if settings.keep else "", settings.port)
 
 
-def _free_port(settings: Settings) -> int:
-    """The port of the settings, or one that nobody uses; an Orthanc is configured for it, so it stays for good."""
-    host = _LOCAL.get(settings.listen, settings.listen)
+def _free_port(settings: ServerSettings) -> int:
+    """Return the port of the settings, or a free one, which then stays: Orthancs are configured for it."""
+    host = _host(settings)
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, settings.port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -275,28 +258,28 @@ def _free_port(settings: Settings) -> int:
         ) from None
 
 
-def stop(directory: Path) -> Stopped:
+def stop(directory: Path) -> StoppedServer:
     """Stop a server; an Orthanc that uses it loses its connections.
 
     Raises:
         InUseError: Commands are attached to it.
     """
-    folder = DataFolder(directory)
+    folder = PrivateCluster(directory)
     if not folder.exists():
         raise PgOrthancError(
             f"{printable(str(folder.path))} does not contain a pgorthanc server",
             "name the folder of a server with --dir",
         )
     with folder.exclusive():
-        was_running = folder.pid() is not None
+        was_running = folder.listener_pid() is not None
         if was_running:
             _refuse_if_used(folder, "stop")
         folder.save(replace(folder.settings(), keep=False))
         folder.halt()
-        return Stopped(str(folder.path), was_running)
+        return StoppedServer(str(folder.path), was_running)
 
 
-def _refuse_if_used(folder: DataFolder, purpose: str) -> None:
+def _refuse_if_used(folder: PrivateCluster, purpose: str) -> None:
     user = folder.join()
     try:
         if folder.is_last(user):
@@ -304,7 +287,7 @@ def _refuse_if_used(folder: DataFolder, purpose: str) -> None:
     finally:
         os.close(user)
     with db.session(folder.target(superuser=True), readonly=True, need_schema=False) as conn:
-        sessions = [text for (text,) in _rows(conn, _SESSIONS)]
+        sessions = [text for (text,) in db.rows(conn, _SESSIONS)]
     raise InUseError(
         f"cannot {purpose} the server in {folder.path}: commands use it (--embedded); "
         f"connected: {'; '.join(sessions) or 'none at the moment'}",
@@ -312,35 +295,32 @@ def _refuse_if_used(folder: DataFolder, purpose: str) -> None:
     )
 
 
-def status(directory: Path) -> Status:
-    """What a folder holds; nothing is changed."""
-    folder = DataFolder(directory)
-    with folder.translated():
+def status(directory: Path) -> ServerStatus:
+    """Return the state of a folder and its server; nothing is changed."""
+    folder = PrivateCluster(directory)
+    with translated(folder.path):
         if not folder.exists():
-            return Status(str(folder.path), "absent")
-        settings, pid, path = folder.settings(), folder.pid(), str(folder.path)
+            return ServerStatus(str(folder.path), "absent")
+        settings, pid, path = folder.settings(), folder.listener_pid(), str(folder.path)
         port = settings.port or DEFAULT_PORT
         if pid is None:
-            return Status(path, "stopped", str(folder.major()), port, settings.keep)
+            return ServerStatus(path, "stopped", str(folder.major), port, settings.keep)
     with db.session(folder.target(superuser=True), readonly=True, need_schema=False) as conn:
-        [(version, listen, sessions)] = _rows(conn, _FACTS)
-        sizes = _rows(conn, _SIZES)
-    return Status(path, "running", version, port, settings.keep, pid, listen, sessions, dict(sizes))
+        [(version, listen, sessions)] = db.rows(conn, _FACTS)
+        sizes = db.rows(conn, _SIZES)
+    return ServerStatus(path, "running", version, port, settings.keep, pid, listen, sessions, dict(sizes))
 
 
-def _ensure_database(folder: DataFolder) -> None:
-    """The folder's role and database; both are looked for every time, as a crash may have come between them.
-
-    A standby has them, and their passwords, from its primary.
-    """
-    if folder.is_standby():
+def _ensure_database(folder: PrivateCluster) -> None:
+    """Create the folder's role and database if they are missing: both every time, as a crash may separate them."""
+    if folder.starts_as_standby:  # it has them, and their passwords, from its primary
         return
     settings = folder.settings()
     role, database = sql.Identifier(settings.role), sql.Identifier(settings.database)
-    with _administrator(folder) as conn, conn.cursor() as cur:
-        if not _rows(conn, "SELECT 1 FROM pg_roles WHERE rolname = %s", settings.role):
+    with _superuser_session(folder) as conn, conn.cursor() as cur:
+        if not db.rows(conn, "SELECT 1 FROM pg_roles WHERE rolname = %s", settings.role):
             cur.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-        owner = _rows(
+        owner = db.rows(
             conn, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", settings.database
         )
         if not owner:
@@ -354,79 +334,74 @@ def _ensure_database(folder: DataFolder) -> None:
             )
 
 
-def _set_password(folder: DataFolder, password: str | None) -> None:
-    """Give the role its password, and keep it in a file; the server sees only the verifier."""
-    if folder.is_standby():
+def _set_password(folder: PrivateCluster, password: str | None) -> None:
+    """Set the password of the role, and write it to a file; the server receives only the SCRAM verifier."""
+    if folder.starts_as_standby:
         return
-    settings, file = folder.settings(), folder.path / _PASSWORD
+    settings, file = folder.settings(), folder.path / _PASSWORD_FILE
     if password is None:
         password = _read_password(folder) or secrets.token_urlsafe(24)
     if not password or "\n" in password or "\0" in password:
         raise UsageError("a password is one line of text, and not empty")
     folder.write(file.name, password + "\n")
-    with _administrator(folder) as conn, conn.cursor() as cur:
+    with _superuser_session(folder) as conn, conn.cursor() as cur:
         verifier = extensions.encrypt_password(password, settings.role, conn, "scram-sha-256")
         cur.execute(sql.SQL("ALTER ROLE {} PASSWORD %s").format(sql.Identifier(settings.role)), (verifier,))
 
 
-def _read_password(folder: DataFolder) -> str | None:
+def _read_password(folder: PrivateCluster) -> str | None:
     with contextlib.suppress(FileNotFoundError):
-        return (folder.path / _PASSWORD).read_text(encoding="utf-8").removesuffix("\n")
+        return (folder.path / _PASSWORD_FILE).read_text(encoding="utf-8").removesuffix("\n")
     return None
 
 
-def _running(folder: DataFolder, *, show_password: bool) -> Running:
+def _running_server(folder: PrivateCluster, *, show_password: bool) -> RunningServer:
     settings = folder.settings()
     password = _read_password(folder) or ""
-    fields = (_host(settings), str(settings.port), settings.database, settings.role, password)
-    folder.write(_PGPASS, ":".join(f.replace("\\", r"\\").replace(":", r"\:") for f in fields) + "\n")
-    shown = password if show_password else db.MASK
-    with _administrator(folder, readonly=True) as conn:
-        [(version, _, _)] = _rows(conn, _FACTS)
-    return Running(
+    host = _host(settings)
+    fields = (host, str(settings.port), settings.database, settings.role, password)
+    folder.write(_PGPASS_FILE, pgpass_line(*fields))
+    visible_password = password if show_password else db.MASK
+    with _superuser_session(folder, readonly=True) as conn:
+        [(version, _, _)] = db.rows(conn, _FACTS)
+    return RunningServer(
         directory=str(folder.path),
         version=version,
-        pid=folder.pid() or 0,
-        host=_host(settings),
+        pid=folder.listener_pid() or 0,
+        host=host,
         port=settings.port or 0,
         database=settings.database,
         role=settings.role,
-        password_file=str(folder.path / _PASSWORD),
-        pgpass_file=str(folder.path / _PGPASS),
+        password_file=str(folder.path / _PASSWORD_FILE),
+        pgpass_file=str(folder.path / _PGPASS_FILE),
         dsn=extensions.make_dsn(
-            host=_host(settings),
+            host=host,
             port=settings.port,
             user=settings.role,
             dbname=settings.database,
-            password=shown,
+            password=visible_password,
         ),
         orthanc={
             "PostgreSQL": {
                 "EnableIndex": True,
                 "EnableStorage": False,
-                "Host": _host(settings),
+                "Host": host,
                 "Port": settings.port,
                 "Database": settings.database,
                 "Username": settings.role,
-                "Password": shown,
+                "Password": visible_password,
             }
         },
     )
 
 
-def _host(settings: Settings) -> str:
-    return _LOCAL.get(settings.listen, settings.listen)
+def _host(settings: ServerSettings) -> str:
+    return LOOPBACK.get(settings.listen, settings.listen)
 
 
 @contextmanager
-def _administrator(folder: DataFolder, *, readonly: bool = False) -> Iterator[Connection]:
-    """A session of the superuser; a server that still recovers from a crash is waited for."""
+def _superuser_session(folder: PrivateCluster, *, readonly: bool = False) -> Iterator[Connection]:
+    """Open a session of the superuser, and wait for a server that is still recovering from a crash."""
     target = replace(folder.target(superuser=True), retries=600, retry_interval_s=0.5)
     with db.session(target, autocommit=True, readonly=readonly, need_schema=False) as conn:
         yield conn
-
-
-def _rows(conn: Connection, query: str, *values: str) -> list[tuple[Any, ...]]:
-    with conn.cursor() as cur:
-        cur.execute(query, values or None)
-        return cur.fetchall()

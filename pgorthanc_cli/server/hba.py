@@ -38,7 +38,7 @@ _CONTINUATION = re.compile(rb"\\\r?\n")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Undecided(PgOrthancError):
+class IndeterminateMatch(PgOrthancError):
     """Whether a line matches depends on what only the server knows; the message names the line."""
 
 
@@ -140,7 +140,7 @@ def match(lines: Iterable[Rule], client: Client) -> Rule | None:
     """The line that decides for a client: the first one that fits; None: the server refuses it for want of one.
 
     Raises:
-        Undecided: A line before it names `samenet`, or names in another file.
+        IndeterminateMatch: A line before it names `samenet`, or names in another file.
     """
     return next((rule for rule in lines if _fits(rule, client)), None)
 
@@ -149,7 +149,7 @@ def is_for(rule: Rule, role: str, groups: frozenset[str]) -> bool:
     """Whether a line may decide for a role, from wherever and to whichever database it connects.
 
     Raises:
-        Undecided: The line takes its roles from another file.
+        IndeterminateMatch: The line takes its roles from another file.
     """
     client = Client(role, "", None, groups=groups)
     return any(_is_role(rule, word, client) for word in rule.roles)
@@ -185,12 +185,14 @@ def _is_role(rule: Rule, word: str, client: Client) -> bool:
 
 def _is_name(rule: Rule, word: str, name: str) -> bool:
     if word.startswith("@"):
-        raise Undecided(f"line {rule.line} of pg_hba.conf takes names from the file {word[1:]}")
+        raise IndeterminateMatch(f"line {rule.line} of pg_hba.conf takes names from the file {word[1:]}")
     if word.startswith("/"):  # since PostgreSQL 16
         try:
             return re.search(word[1:], name) is not None
         except re.error:
-            raise Undecided(f"line {rule.line} of pg_hba.conf has a regular expression: {word}") from None
+            raise IndeterminateMatch(
+                f"line {rule.line} of pg_hba.conf has a regular expression: {word}"
+            ) from None
     return word in (name, f'"{name}"')
 
 
@@ -202,7 +204,9 @@ def _is_address(rule: Rule, address: Address, server: str | None) -> bool:
         if address.is_loopback or (server and address == ipaddress.ip_address(server)):
             return True
         if word == "samenet" or server is None:
-            raise Undecided(f"line {rule.line} of pg_hba.conf depends on the networks of the server ({word})")
+            raise IndeterminateMatch(
+                f"line {rule.line} of pg_hba.conf depends on the networks of the server ({word})"
+            )
         return False
     if "/" in word:
         network = ipaddress.ip_network(word, strict=False)

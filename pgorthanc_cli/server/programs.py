@@ -1,8 +1,8 @@
-"""PostgreSQL's own programs: where they are, and how they run when the caller is root.
+"""PostgreSQL's own programs: finding them, and running them as an ordinary account when the caller is root.
 
-PostgreSQL refuses to run as root, so root lends itself an ordinary account. That account may reach neither the
+PostgreSQL refuses to run as root, so root uses an ordinary account. That account may reach neither the
 data folder nor the programs (a clone and its virtual environment in /root, which is 0700): the folder is handed
-over as an open file descriptor, and the programs are copied to a place that everybody can read.
+over as an open file descriptor, and the programs are copied to a folder that every account can read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,13 @@ _SYSTEM_FOLDERS = (
 
 @dataclass(frozen=True)
 class Programs:
-    """A folder with initdb, pg_ctl and postgres; `version` as in (15, 18)."""
+    """One installation of PostgreSQL: its folder with initdb, pg_ctl and postgres; `version` as in (15, 18)."""
 
     bin: Path
     version: tuple[int, int]
 
     def __str__(self) -> str:
-        """As errors name it."""
+        """Return version and folder, as errors name them."""
         return f"PostgreSQL {self.version[0]}.{self.version[1]} in {self.bin}"
 
 
@@ -60,11 +60,11 @@ class Account:
 
     @property
     def is_other(self) -> bool:
-        """Whether it is not the account that this process runs under."""
+        """Return whether this process runs under a different account."""
         return self.uid != os.geteuid()
 
     def __str__(self) -> str:
-        """Its name, or its number."""
+        """Return the name of the account, or its number if it has none."""
         try:
             return pwd.getpwuid(self.uid).pw_name
         except KeyError:
@@ -72,19 +72,22 @@ class Account:
 
     @property
     def home(self) -> str:
-        """Its home folder, where libpq looks for certificates."""
+        """Return the home folder, in which libpq looks for certificates."""
         try:
             return pwd.getpwuid(self.uid).pw_dir
         except KeyError:
             return "/"
 
     def own(self, path: Path | int) -> None:
-        """Give it a folder, or an open file, of ours; only root ever has to."""
+        """Make the account the owner of a folder or open file that this process created; only root needs to."""
         if self.is_other:
             os.chown(path, self.uid, self.gid)
 
     def reaches(self, folder: Path) -> bool:
-        """Whether it may walk down to a folder; ACLs are not asked, so that "no" may be wrong and "yes" is not."""
+        """Return whether the account may enter all parents of a folder.
+
+        ACLs are not read: False may be wrong, True is not.
+        """
         return not self.is_other or all(_may_enter(parent, self) for parent in folder.parents)
 
 
@@ -96,7 +99,7 @@ def _may_enter(folder: Path, account: Account) -> bool:
 
 
 def service_account() -> Account:
-    """The ordinary account that root lends itself: postgres, else nobody.
+    """Return the ordinary account that runs PostgreSQL for root: postgres, else nobody.
 
     Raises:
         PgOrthancError: The machine has neither.
@@ -114,39 +117,41 @@ def service_account() -> Account:
 
 
 def installed() -> Iterator[Programs]:
-    """Every PostgreSQL of this machine, best first: those of the system, then those of the wheel, newest first.
+    """Yield every PostgreSQL of this machine: those of the system, then those of the wheel, newest first.
 
-    PGORTHANC_PGBIN names the one folder to look in.
+    PGORTHANC_PGBIN restricts the search to one folder.
     """
     override = os.environ.get("PGORTHANC_PGBIN")
     sources = (iter([Path(override)]),) if override else (_system_folders(), _wheel_folders())
     for source in sources:
+        # Several names may lead to one folder, such as a symlink in PATH.
         folders = {os.path.realpath(folder): folder for folder in source}.values()
-        yield from sorted(filter(None, map(_inspect, folders)), key=lambda found: found.version, reverse=True)
+        usable = filter(None, map(_inspect, folders))
+        yield from sorted(usable, key=lambda programs: programs.version, reverse=True)
 
 
 def find(major: int | None = None) -> Programs:
-    """The best PostgreSQL for a new data folder, or for one of that major version.
+    """Return the best PostgreSQL for a new data folder, or for one of that major version.
 
     Raises:
         PgOrthancError: There is none.
     """
-    seen: list[Programs] = []
+    rejected: list[Programs] = []
     for programs in installed():
-        seen.append(programs)
         if programs.version[0] == major or (major is None and programs.version[0] >= _OLDEST_MAJOR):
             return programs
-    raise _not_found(major, seen)
+        rejected.append(programs)
+    raise _not_found(major, rejected)
 
 
-def _not_found(major: int | None, seen: list[Programs]) -> PgOrthancError:
+def _not_found(major: int | None, rejected: list[Programs]) -> PgOrthancError:
     override = os.environ.get("PGORTHANC_PGBIN")
-    where = f" (PGORTHANC_PGBIN is {override})" if override else ""
-    there = f"found: {'; '.join(map(str, seen)) or 'none'}{where}"
+    restriction = f" (PGORTHANC_PGBIN is {override})" if override else ""
+    candidates = f"found: {'; '.join(map(str, rejected)) or 'none'}{restriction}"
     if major is None:
-        return PgOrthancError(f"there is no PostgreSQL {_OLDEST_MAJOR} or newer; {there}", _INSTALL)
+        return PgOrthancError(f"there is no PostgreSQL {_OLDEST_MAJOR} or newer; {candidates}", _INSTALL)
     return PgOrthancError(
-        f"the folder holds data of PostgreSQL {major}, which only PostgreSQL {major} opens; {there}",
+        f"the folder holds data of PostgreSQL {major}, which only PostgreSQL {major} opens; {candidates}",
         f"install PostgreSQL {major} (Debian: apt install postgresql-{major}); "
         "pip install 'pgorthanc[embedded]' brings 16 and 18",
     )
@@ -169,7 +174,7 @@ def _wheel_folders() -> Iterator[Path]:
 
 
 def _inspect(folder: Path) -> Programs | None:
-    """What a folder holds; None when a program is missing (a client-only package) or does not run."""
+    """Return the programs of a folder; None when one is missing (a client-only package) or does not run."""
     if not all(os.access(folder / name, os.X_OK) for name in _NEEDED):
         return None
     try:
@@ -182,32 +187,45 @@ def _inspect(folder: Path) -> Programs | None:
     return Programs(folder, (int(version[1]), int(version[2] or 0))) if version else None
 
 
-def run(
-    programs: Programs, name: str, arguments: Callable[[str], list[str]], folder: Path, account: Account
-) -> Completed:
-    """Run a program as the account to its end, see `started`."""
+def run(programs: Programs, name: str, arguments: Sequence[str], folder: Path, account: Account) -> Completed:
+    """Run a program as the account and wait until it has ended, see `started`."""
     with started(programs, name, arguments, folder, account) as process:
-        said, complained = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def last_error_line(text: str) -> str:
+    """Return the line that says why a program of PostgreSQL failed, without time and severity."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for mark in ("No space left on device", "PANIC:", "FATAL:", "error:", "could not"):
+        for line in reversed(lines):
+            if mark in line:
+                return re.sub(r"^.*?(PANIC|FATAL|ERROR|LOG|error): +", "", line)
+    return lines[-1] if lines else "it said nothing"
 
 
 @contextmanager
 def started(
-    programs: Programs, name: str, arguments: Callable[[str], list[str]], folder: Path, account: Account
+    programs: Programs, name: str, arguments: Sequence[str], folder: Path, account: Account
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program that runs as the account; `arguments` gets the folder's path as that account can use it.
+    """Start a program as the account; kill it if the block fails.
 
+    In `arguments`, `.` stands for the folder and `./NAME` for something in it, by a path that the account can use.
     The program gets its own session: Ctrl-C on the terminal is for the caller, not for the server. Nothing of
-    the PG* environment reaches it, and it speaks English, so that its messages can be told apart. It is killed
-    if the block fails.
+    the PG* environment reaches it, and it writes English, so that its messages can be recognized.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG", "POSTGRES"))}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PG", "LC_", "LANG", "POSTGRES"))
+    }
     if account.is_other:
         environment["HOME"] = account.home
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        path = _path_for(folder, account, handle)
         with subprocess.Popen(
-            [programs.bin / name, *arguments(_path_for(folder, account, handle))],
+            [programs.bin / name, *(_expand(path, argument) for argument in arguments)],
             pass_fds=(handle,),
             cwd="/",
             env={**environment, "LC_ALL": "C"},
@@ -230,11 +248,18 @@ def started(
         os.close(handle)
 
 
-def _path_for(folder: Path, account: Account, handle: int) -> str:
-    """The folder's name, or where that cannot be used, its open descriptor, which all processes of the server inherit.
+def _expand(path: str, argument: str) -> str:
+    if argument == ".":
+        return path
+    return f"{path}/{argument[2:]}" if argument.startswith("./") else argument
 
-    pg_ctl puts the name between double quotes of a shell command, so that these four characters would not survive.
+
+def _path_for(folder: Path, account: Account, handle: int) -> str:
+    """Return the path of the folder, or its open descriptor if the account cannot use the path.
+
+    All processes of the server inherit the descriptor.
     """
+    # pg_ctl puts the path between double quotes of a shell command, in which these characters are special.
     if account.reaches(folder) and not set(str(folder)) & set('"$`\\'):
         return str(folder)
     if sys.platform != "linux":
@@ -246,7 +271,7 @@ def _path_for(folder: Path, account: Account, handle: int) -> str:
 
 
 def usable_by(account: Account, programs: Programs) -> Programs:
-    """The programs where the account can run them: where they are, or a copy (about 30 MB, made once).
+    """Return programs that the account can run: the given ones, or a copy (about 30 MB, made once).
 
     Raises:
         PgOrthancError: The account cannot run the copy either.
@@ -265,28 +290,26 @@ def usable_by(account: Account, programs: Programs) -> Programs:
 
 def _runs(programs: Programs, account: Account) -> bool:
     try:
-        return run(programs, "initdb", lambda _: ["--version"], Path("/"), account).returncode == 0
+        return run(programs, "initdb", ["--version"], Path("/"), account).returncode == 0
     except PermissionError:
         return False
 
 
 def _copied(prefix: Path) -> Path:
-    """A copy of the tree of one PostgreSQL, with the libraries that the wheel keeps beside its package.
-
-    Made under a name of its own and renamed when complete: two processes at once, or a crash, do no harm.
-    """
+    """Return a copy of one PostgreSQL, with the libraries that the wheel keeps beside its package."""
     stamp = (prefix / "bin" / "postgres").stat()
     key = hashlib.sha256(f"{prefix} {stamp.st_mtime_ns} {stamp.st_size}".encode()).hexdigest()[:16]
     base = _cache_folder()
     final = base / f"pgorthanc-programs-{key}"
     if not final.exists():
-        made = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=base))
+        # Renamed when complete: two processes at the same time, or a crash, do no harm.
+        partial = Path(tempfile.mkdtemp(prefix=f"{final.name}.", dir=base))
         try:
-            _copy_tree(prefix, made / _package(prefix) / prefix.name)
-            made.chmod(0o755)
-            made.rename(final)
+            _copy_tree(prefix, partial / _package(prefix) / prefix.name)
+            partial.chmod(0o755)
+            partial.rename(final)
         except OSError:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             if not final.exists():
                 raise
     if final.is_symlink() or final.stat().st_uid != os.geteuid():

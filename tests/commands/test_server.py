@@ -42,7 +42,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def kept(directory: Path) -> Iterator[embedded.Running]:
+def kept(directory: Path) -> Iterator[embedded.RunningServer]:
     """A server that is kept up for others."""
     yield embedded.start(directory, show_password=True)
     embedded.stop(directory)
@@ -153,7 +153,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 # The library under it
 
 
-def test_tcp_needs_the_password(kept: embedded.Running) -> None:
+def test_tcp_needs_the_password(kept: embedded.RunningServer) -> None:
     place: dict[str, Any] = {"host": kept.host, "port": kept.port, "dbname": kept.database}
     with db.session(db.Target(kept.dsn)) as conn:
         assert conn.info.host == "127.0.0.1"
@@ -173,21 +173,21 @@ def test_tcp_needs_the_password(kept: embedded.Running) -> None:
         assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
 
 
-def test_it_stays_when_commands_leave(kept: embedded.Running, directory: Path) -> None:
+def test_it_stays_when_commands_leave(kept: embedded.RunningServer, directory: Path) -> None:
     with embedded.attach(directory) as target:
         ask(target, "CREATE TABLE shared AS SELECT 1 AS a")
     assert embedded.status(directory).pid == kept.pid
     assert ask(db.Target(kept.dsn), "SELECT a FROM shared") == 1
 
 
-def test_starting_again_changes_nothing(kept: embedded.Running, directory: Path) -> None:
+def test_starting_again_changes_nothing(kept: embedded.RunningServer, directory: Path) -> None:
     assert embedded.start(directory, show_password=True) == kept
     shown = embedded.start(directory)
     assert "password=***" in shown.dsn
     assert shown.orthanc["PostgreSQL"]["Password"] == "***"
 
 
-def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, directory: Path) -> None:
+def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.RunningServer, directory: Path) -> None:
     with embedded.attach(directory) as target, db.session(target):
         with pytest.raises(InUseError, match=r"cannot stop .* application pgorthanc"):
             embedded.stop(directory)
@@ -197,7 +197,7 @@ def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.Running, dir
     assert embedded.status(directory).listen == "127.0.0.1"
 
 
-def test_another_address_keeps_port_password_and_data(kept: embedded.Running, directory: Path) -> None:
+def test_another_address_keeps_port_password_and_data(kept: embedded.RunningServer, directory: Path) -> None:
     ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
     moved = embedded.start(directory, listen="*", show_password=True)
     assert moved.dsn == kept.dsn

@@ -23,7 +23,7 @@ from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli, db
-from pgorthanc_cli.replication import source
+from pgorthanc_cli.replication import password
 from pgorthanc_cli.server import embedded
 from tests.support import indexdump, indexstate, samples, sqliteindex
 from tests.support.importing import check_area
@@ -295,7 +295,8 @@ def test_files_with_passwords_are_private_under_an_open_umask(server: Server, tm
           "--role-password-file", file)  # fmt: skip
     assert file.read_text().strip()
     assert permissions(file) == 0o600
-    passfile = source.write_passfile(tmp_path / "pgpass", server.account, "role", "secret")
+    passfile = tmp_path / "pgpass"
+    password.write_passfile(passfile, "role", "secret")
     assert permissions(passfile) == 0o600
 
 

@@ -32,7 +32,7 @@ def program(request: pytest.FixtureRequest) -> Program:
 
 
 @pytest.fixture(scope="session")
-def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Running]:
+def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.RunningServer]:
     """The server that `pgorthanc server start` makes: TCP, SCRAM, a role without special rights."""
     folder = tmp_path_factory.mktemp("interop") / "server"
     yield embedded.start(folder, port=free_port(), show_password=True)
@@ -42,7 +42,7 @@ def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedd
 @pytest.fixture
 def new_archive(
     program: Program,
-    database_server: embedded.Running,
+    database_server: embedded.RunningServer,
     tmp_path: Path,
 ) -> Iterator[Callable[..., Archive]]:
     """Makes archives: a folder and an empty database each."""

@@ -30,7 +30,7 @@ def dicom(number: int, text: str) -> bytes:
 
 @pytest.mark.parametrize("place", STORED, ids=str)
 def test_the_same_bytes(
-    program: Program, database_server: embedded.Running, tmp_path: Path, place: Place
+    program: Program, database_server: embedded.RunningServer, tmp_path: Path, place: Place
 ) -> None:
     server, name = database_server, "text_place"
     with embedded.attach(Path(server.directory), superuser=True) as admin:

@@ -15,11 +15,11 @@ from typing import Any
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, locks, replication
-from pgorthanc_cli.replication.cluster import SOCKETS, Cluster
-from pgorthanc_cli.replication.compare import wait_for
-from pgorthanc_cli.schema import initialize
-from pgorthanc_cli.server.datafolder import works_in
+from pgorthanc_cli import db, replication
+from pgorthanc_cli.replication.standby import SOCKET_FOLDER, wait_for_replay
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.processes import is_server_process
 from tests.support.real_servers import Server, free_port, wait_until
 
 PASSWORD = "orthanc:secret"
@@ -52,8 +52,8 @@ class Site:
         made = Site(scratch, self.primary.data, hba=(self.primary.data / "pg_hba.conf").read_text())
         shutil.copy2(self.passfile, made.passfile)
         subprocess.run(["/bin/cp", "-a", self.folder, made.folder], check=True)
-        standby = Cluster(made.folder)
-        given = db.parse_dsn(standby.setting("primary_conninfo"))
+        standby = open_cluster(made.folder)
+        given = db.parse(standby.setting("primary_conninfo"))
         conninfo = make_dsn(**{**given, "port": str(made.primary.port)})
         standby.set({"port": str(made.port), "primary_conninfo": conninfo})
         standby.start()
@@ -63,14 +63,14 @@ class Site:
     def stop(self) -> None:
         """Both servers, the primary first, which sends all it has."""
         for folder in (self.primary.data, self.folder):
-            Cluster(folder).stop()
+            open_cluster(folder).stop()
 
     def keep_configuration_elsewhere(self, settings: str = "") -> None:
         """As Debian does, in a folder of its own."""
         elsewhere = self.primary.folder / "etc"
         elsewhere.mkdir()
         self.primary.account.own(elsewhere)
-        Cluster(self.primary.data).stop()
+        open_cluster(self.primary.data).stop()
         for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
             (self.primary.data / name).rename(elsewhere / name)
         with open(elsewhere / "postgresql.conf", "a") as file:
@@ -113,19 +113,19 @@ class Site:
 
     def standby_administrator(self) -> db.Target:
         """The superuser of the standby, by the primary's pg_hba.conf that it has got."""
-        return db.Target(f"host={self.folder}/{SOCKETS} port={self.port} user=postgres dbname=orthanc")
+        return db.Target(f"host={self.folder}/{SOCKET_FOLDER} port={self.port} user=postgres dbname=orthanc")
 
     # Steps
 
     def prepared(self, **asked: Any) -> replication.Prepared:
-        wanted = replication.Asked(**{"allow": ("127.0.0.1",), **asked})
+        wanted = replication.Requirements(**{"allow": ("127.0.0.1",), **asked})
         return replication.prepare(self.administrator, wanted, passfile=self.passfile)
 
     def standby(self, folder: Path | None = None, **wanted: Any) -> replication.Standby:
         return replication.create(
             folder or self.folder,
             self.login,
-            replication.Wanted(**{"port": self.port, **wanted}),
+            replication.StandbyOptions(**{"port": self.port, **wanted}),
             database=self.orthanc(self.primary.port),
         )
 
@@ -137,7 +137,7 @@ class Site:
             )
         )
         lsn = self.primary.sql("SELECT pg_current_wal_lsn()")
-        wait_for(self.standby_administrator(), lsn, 20.0)
+        wait_for_replay(self.standby_administrator(), lsn, 20.0)
 
 
 def in_memory(server: Server) -> Server:
@@ -163,15 +163,15 @@ def make_template(major: int | None) -> Server:
         "user=postgres", ""
     )
     with db.session(db.Target(login)) as conn:
-        initialize.init(conn, schema="public", require_idle=locks.require_idle)
-    Cluster(made.data).stop()
+        revision.init(conn, schema="public")
+    open_cluster(made.data).stop()
     return made
 
 
 def stop(folder: Path) -> None:
     """End the server of a folder at once, if there is one."""
     if (folder / "postmaster.pid").exists():
-        cluster = Cluster(folder)
+        cluster = open_cluster(folder)
         if cluster.pid():
             cluster.run("pg_ctl", "stop", "-m", "immediate", "-D", ".")
         (folder / "postmaster.pid").unlink(missing_ok=True)
@@ -179,7 +179,7 @@ def stop(folder: Path) -> None:
 
 def crash(folder: Path) -> None:
     """SIGKILL for the server of a folder and all of its processes; what they leave behind stays."""
-    pid = Cluster(folder).pid()
+    pid = open_cluster(folder).pid()
     assert pid
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not _kill_children(folder) and not Path(f"/proc/{pid}").exists())
@@ -190,7 +190,7 @@ def _kill_children(folder: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(PermissionError):
-            if entry.name.isdecimal() and works_in(entry.name, folder):
+            if entry.name.isdecimal() and is_server_process(entry.name, folder):
                 found.append(int(entry.name))
     for pid in found:
         with suppress(ProcessLookupError):

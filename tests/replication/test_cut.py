@@ -17,7 +17,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
-from pgorthanc_cli.replication import standby
+from pgorthanc_cli.replication import basebackup
 from tests.replication.site import Site, pgorthanc
 from tests.support.real_servers import wait_until
 
@@ -94,9 +94,9 @@ def slots(site: Site) -> str:
 
 def failing(site: Site, middle: Way, slot: str, act: Callable[[], None]) -> PgOrthancError:
     """Make a standby through the middle box, and act when the first bytes have come."""
-    wanted = replication.Wanted(slot=slot, port=site.port)
+    wanted = replication.StandbyOptions(slot=slot, port=site.port)
     with pytest.raises(PgOrthancError) as failure:
-        replication.create(site.folder, login(site, middle), wanted, progress=lambda *_: act())
+        replication.create(site.folder, login(site, middle), wanted, report=lambda _: act())
     assert not site.folder.exists()
     return failure.value
 
@@ -165,11 +165,11 @@ def test_the_last_complaint_is_that_of_pg_basebackup_itself() -> None:
         "pg_basebackup: error: child process exited with exit code 1\n"
         'pg_basebackup: removing contents of data directory "/x"\n'
     )
-    assert standby._why(said, 1).startswith("could not receive data from WAL stream")
-    assert standby._why("pg_basebackup: error: child process exited with exit code 1\n", 1) == (
+    assert basebackup._reason(said, 1).startswith("could not receive data from WAL stream")
+    assert basebackup._reason("pg_basebackup: error: child process exited with exit code 1\n", 1) == (
         "child process exited with exit code 1"
     )
-    assert "ended with -9" in standby._why("", -9)
+    assert "ended with -9" in basebackup._reason("", -9)
 
 
 @pytest.mark.parametrize("command", ["standby", "rejoin"])

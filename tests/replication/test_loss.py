@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.replication import loss
-from pgorthanc_cli.replication.cluster import Cluster
-from pgorthanc_cli.replication.loss import Loss
-from pgorthanc_cli.replication.walsender import show_lsn
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.wal import Loss, format_lsn, written_after
 from tests.support.real_servers import Server
 
 SEGMENT_BYTES = 1 << 20
@@ -58,16 +56,16 @@ def test_a_record_that_runs_into_a_segment_that_was_never_created(server: Server
     second_last.unlink()
     end = end_of(third_last)
     start = end - 32
-    assert loss.after(Cluster(server.data), 1, start) == Loss(end - start, 0)
-    assert loss.after(Cluster(server.data), 1, end) == Loss(0, 0)
+    assert written_after(open_cluster(server.data), 1, start) == Loss(end - start, 0)
+    assert written_after(open_cluster(server.data), 1, end) == Loss(0, 0)
 
 
 def test_what_was_committed_before_the_missing_segment_counts(server: Server) -> None:
     first, *later = segments(server)
-    whole = loss.after(Cluster(server.data), 1, end_of(first))
+    whole = written_after(open_cluster(server.data), 1, end_of(first))
     for segment in later[1:]:
         segment.unlink()
-    part = loss.after(Cluster(server.data), 1, end_of(first) - SEGMENT_BYTES)
+    part = written_after(open_cluster(server.data), 1, end_of(first) - SEGMENT_BYTES)
     assert part.bytes == 2 * SEGMENT_BYTES
     assert whole.commits >= 4
 
@@ -77,11 +75,11 @@ def test_a_segment_that_was_removed_is_no_end(server: Server) -> None:
     first, second, *_ = segments(server)
     second.unlink()
     with pytest.raises(PgOrthancError, match=f'could not find file "{second.name}"'):
-        loss.after(Cluster(server.data), 1, end_of(first) - 32)
+        written_after(open_cluster(server.data), 1, end_of(first) - 32)
 
 
 def test_wal_that_ends_before_the_position_is_that_of_another_server(server: Server) -> None:
     """An older copy of the old primary: it cannot tell what that one has committed."""
     beyond = end_of(segments(server)[-1]) + SEGMENT_BYTES // 2
-    with pytest.raises(PgOrthancError, match=f"has committed since {show_lsn(beyond)}"):
-        loss.after(Cluster(server.data), 1, beyond)
+    with pytest.raises(PgOrthancError, match=f"has committed since {format_lsn(beyond)}"):
+        written_after(open_cluster(server.data), 1, beyond)

@@ -14,7 +14,8 @@ import pytest
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PartialFailure, PgOrthancError, UsageError
-from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
+from pgorthanc_cli.replication.password import PASSFILE
+from pgorthanc_cli.server.private import open_cluster
 from tests.replication.site import HBA, Site, pgorthanc, stop
 from tests.support.real_servers import wait_until
 
@@ -127,15 +128,15 @@ def test_a_new_password_reaches_the_standby_on_this_machine(pair: Site) -> None:
     new = (pair.folder / PASSFILE).read_text()
     assert new == pair.passfile.read_text() != old
     owner = (pair.folder / PASSFILE).stat()
-    assert (owner.st_mode & 0o777, owner.st_uid) == (0o600, Cluster(pair.folder).account.uid)
+    assert (owner.st_mode & 0o777, owner.st_uid) == (0o600, open_cluster(pair.folder).account.uid)
     reconnected(pair)
     assert new.rpartition(":")[2].strip() not in done.stdout + done.stderr
 
 
 def test_a_standby_that_cannot_be_reached_from_here_is_not_cut_off_unasked(pair: Site) -> None:
     """Its password file is not where ours is: as if it were on another machine."""
-    Cluster(pair.folder).stop()
-    standby, elsewhere = Cluster(pair.folder), pair.primary.folder / "elsewhere.pgpass"
+    open_cluster(pair.folder).stop()
+    standby, elsewhere = open_cluster(pair.folder), pair.primary.folder / "elsewhere.pgpass"
     shutil.move(pair.folder / PASSFILE, elsewhere)
     conninfo = {**db.parse_dsn(standby.setting("primary_conninfo")), "passfile": str(elsewhere)}
     standby.set({"primary_conninfo": " ".join(f"{name}='{value}'" for name, value in conninfo.items())})
@@ -183,7 +184,7 @@ def test_a_standby_that_is_away_is_named(pair: Site) -> None:
 def test_a_line_that_nobody_knows_is_not_ok(site: Site) -> None:
     def row(target: db.Target) -> tuple[str, str, bool]:
         with db.session(target, autocommit=True, readonly=True, need_schema=False) as conn:
-            plan = replication.plan(conn, replication.Asked())
+            plan = replication.plan(conn, replication.Requirements())
         [item] = [item for item in plan.items if item.name == "pg_hba.conf"]
         return item.found, item.state, plan.ready
 

@@ -13,7 +13,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication.plan import Item
+from pgorthanc_cli.replication.plan import PlanItem
 from pgorthanc_cli.server import embedded, hba
 from tests.replication.site import HBA, Site, answer, pgorthanc, stop
 from tests.support.real_servers import free_port
@@ -22,12 +22,12 @@ NewSite = Callable[..., Site]
 ROLE = replication.ROLE
 
 
-def planned(site: Site, **asked: object) -> replication.Plan:
+def planned(site: Site, **asked: object) -> replication.PrimaryPlan:
     with db.session(site.administrator, autocommit=True, readonly=True, need_schema=False) as conn:
-        return replication.plan(conn, replication.Asked(**{"allow": ("127.0.0.1",), **asked}))  # type: ignore[arg-type]
+        return replication.plan(conn, replication.Requirements(**{"allow": ("127.0.0.1",), **asked}))  # type: ignore[arg-type]
 
 
-def items(plan: replication.Plan, state: str) -> dict[str, Item]:
+def items(plan: replication.PrimaryPlan, state: str) -> dict[str, PlanItem]:
     return {item.name: item for item in plan.items if item.state == state}
 
 
@@ -92,19 +92,19 @@ def test_lines_that_let_everybody_in_are_named_and_stay(new_site: NewSite) -> No
 )
 def test_what_makes_no_sense_or_opens_too_much_is_refused(asked: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        replication.Asked(**asked).check()  # type: ignore[arg-type]
+        replication.Requirements(**asked).check()  # type: ignore[arg-type]
 
 
 def test_a_login_without_rights_sees_less_and_changes_nothing(site: Site) -> None:
     orthanc = site.orthanc(site.primary.port)
     with db.session(orthanc, autocommit=True, readonly=True, need_schema=False) as conn:
-        plan = replication.plan(conn, replication.Asked(allow=("127.0.0.1",)))
+        plan = replication.plan(conn, replication.Requirements(allow=("127.0.0.1",)))
     assert {item.name for item in plan.items if item.state == "hidden"} == {
         "pg_hba.conf for 127.0.0.1/32",
         "disk",
     }
     with pytest.raises(PgOrthancError, match="is no superuser") as refused:
-        replication.prepare(orthanc, replication.Asked(allow=("127.0.0.1",)), passfile=site.passfile)
+        replication.prepare(orthanc, replication.Requirements(allow=("127.0.0.1",)), passfile=site.passfile)
     assert "--print steps" in str(refused.value.hint)
     assert not site.passfile.exists()
 
@@ -157,7 +157,10 @@ def test_the_password_is_kept_lost_and_replaced(site: Site) -> None:
         site.prepared()
     assert "--new-password" in str(refused.value.hint)
     prepared = replication.prepare(
-        site.administrator, replication.Asked(allow=("127.0.0.1",)), passfile=site.passfile, new_password=True
+        site.administrator,
+        replication.Requirements(allow=("127.0.0.1",)),
+        passfile=site.passfile,
+        new_password=True,
     )
     assert prepared.login == "works"
     assert site.passfile.read_text() != old
@@ -185,7 +188,7 @@ def test_a_server_on_another_machine_gets_its_line_printed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that no process of our session works in is not the server's: here, because it is hidden."""
-    monkeypatch.setattr("pgorthanc_cli.replication.survey.works_in", lambda pid, folder: False)
+    monkeypatch.setattr("pgorthanc_cli.replication.survey.is_server_process", lambda pid, folder: False)
     prepared = site.prepared()
     assert not prepared.ready
     assert prepared.left[0].endswith(f"pg_hba.conf: host replication {ROLE} 127.0.0.1/32 scram-sha-256")
@@ -288,6 +291,6 @@ def test_a_standby_is_no_primary(pair: Site) -> None:
     assert f"127.0.0.1:{pair.primary.port}" in done.stderr  # the primary, by name
 
 
-def planned_on(target: db.Target) -> replication.Plan:
+def planned_on(target: db.Target) -> replication.PrimaryPlan:
     with db.session(replace(target), autocommit=True, readonly=True, need_schema=False) as conn:
-        return replication.plan(conn, replication.Asked())
+        return replication.plan(conn, replication.Requirements())

@@ -17,9 +17,10 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import probe
-from pgorthanc_cli.replication.cluster import STANDBY_SIGNAL, Cluster
+from pgorthanc_cli.replication import fence
 from pgorthanc_cli.replication.promote import connection_uri
+from pgorthanc_cli.server.cluster import STANDBY_SIGNAL
+from pgorthanc_cli.server.private import open_cluster
 from tests.replication.site import Site, answer, crash, make_template, pgorthanc
 from tests.support.proxy import Proxy, proxy
 from tests.support.real_servers import wait_until
@@ -120,7 +121,7 @@ def test_the_folder_of_something_else_is_refused_and_goes_on(
         promote(pair, Fence(copy.primary.data))
     with pytest.raises(UsageError, match="is the folder of a standby"):
         promote(pair, Fence(pair.folder))
-    assert Cluster(copy.primary.data).pid()
+    assert open_cluster(copy.primary.data).pid()
     assert not (copy.primary.data / STANDBY_SIGNAL).exists()
     assert replication.status([pair.standby_administrator()]).servers[0].receiver == "streaming"
 
@@ -161,13 +162,13 @@ def listener(port: int) -> Iterator[None]:
 
 
 def test_probe(pair: Site) -> None:
-    assert probe.probe("127.0.0.1", pair.primary.port) == probe.ANSWERS
-    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.ANSWERS
+    assert fence.probe("127.0.0.1", pair.primary.port) == fence.ANSWERS
+    assert fence.probe(str(pair.primary.folder), pair.primary.port) == fence.ANSWERS
     pair.primary.stop()
-    assert probe.probe("127.0.0.1", pair.primary.port) == probe.REFUSES
-    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.REFUSES
-    assert list(probe.places("host=a,b port=1,2")) == [("a", 1), ("b", 2)]
-    assert list(probe.places("host=a,b port=1")) == [("a", 1), ("b", 1)]
+    assert fence.probe("127.0.0.1", pair.primary.port) == fence.REFUSES
+    assert fence.probe(str(pair.primary.folder), pair.primary.port) == fence.REFUSES
+    assert list(fence.endpoints("host=a,b port=1,2")) == [("a", 1), ("b", 2)]
+    assert list(fence.endpoints("host=a,b port=1")) == [("a", 1), ("b", 1)]
 
 
 # The standby
@@ -252,7 +253,7 @@ def test_a_login_that_may_not(pair: Site) -> None:
 
 
 def test_a_standby_that_does_not_run(pair: Site) -> None:
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     with pytest.raises(PgOrthancError, match="does not run"):
         replication.by_folder(pair.folder)
 

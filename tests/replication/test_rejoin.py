@@ -10,10 +10,11 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
-from pgorthanc_cli.replication import standby
-from pgorthanc_cli.replication.cluster import Cluster
+from pgorthanc_cli.replication import basebackup
 from pgorthanc_cli.replication.mark import MARK
 from pgorthanc_cli.server import embedded
+from pgorthanc_cli.server.cluster import Cluster
+from pgorthanc_cli.server.private import open_cluster
 from tests.replication.site import Site, answer, crash, make_template, pgorthanc, stop
 from tests.replication.test_promote import cut_off, promote, written
 from tests.support.real_servers import free_port, wait_until
@@ -128,7 +129,7 @@ def test_an_interrupted_copy_leaves_the_old_data(pair: Site, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(standby, "copy", fail)
+        patched.setattr(basebackup, "copy", fail)
         with pytest.raises(Interrupted, match="slot pgorthanc_standby of"):
             rejoin(pair, discard=True)
     assert leftovers(pair.primary.data) == []
@@ -174,7 +175,7 @@ def test_wrong_order_the_standby_was_not_promoted(pair: Site) -> None:
 def test_wrong_way_round(pair: Site) -> None:
     """The new primary is stopped and named as the old one."""
     parted(pair)
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     pair.primary.start()
     with pytest.raises(UsageError, match=r"newer than 1 of .*it was promoted after it"):
         replication.rejoin(pair.folder, pair.login)
@@ -257,7 +258,7 @@ def test_a_server_of_ours_fails_over_and_comes_back(tmp_path: Path) -> None:
         embedded.stop(Path(server.directory))
 
 
-def configuration(server: embedded.Running, folder: Path) -> Path:
+def configuration(server: embedded.RunningServer, folder: Path) -> Path:
     password = (Path(server.directory) / "pgorthanc.password").read_text().strip()
     file = folder / "orthanc.json"
     file.touch(0o600)

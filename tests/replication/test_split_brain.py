@@ -18,7 +18,9 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import fence, mark
-from pgorthanc_cli.replication.cluster import SOCKETS, Cluster, processes
+from pgorthanc_cli.replication.standby import SOCKET_FOLDER
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.processes import server_processes
 from tests.replication.site import Site, answer, crash, pgorthanc, stop
 from tests.replication.test_promote import DOWN, promote, written
 from tests.support.proxy import proxy
@@ -29,18 +31,19 @@ Fence = replication.Fence
 
 def takes_writes(folder: Path) -> bool:
     """Whether a server runs there that is no standby."""
-    cluster = Cluster(folder)
+    cluster = open_cluster(folder)
     if not cluster.pid():
         return False
-    dsn = f"{cluster.local('postgres')} dbname=postgres"
+    port, socket_folder = cluster.endpoint()
+    dsn = make_dsn(host=socket_folder, port=port, user="postgres", dbname="postgres")
     with db.session(db.Target(dsn), readonly=True, need_schema=False) as conn:
         return not db.value(conn, "SELECT pg_is_in_recovery()")
 
 
 def repointed(folder: Path, port: int, *, to: int, slot: str) -> None:
     """A stopped standby listens on that port, and follows that one from now on."""
-    standby = Cluster(folder)
-    given = db.parse_dsn(standby.setting("primary_conninfo"))
+    standby = open_cluster(folder)
+    given = db.parse(standby.setting("primary_conninfo"))
     conninfo = make_dsn(**{**given, "port": str(to), "application_name": slot})
     standby.set({"port": str(port), "primary_conninfo": conninfo, "primary_slot_name": slot})
     standby.start()
@@ -66,7 +69,7 @@ def second_standby(pair: Site, stopped_pair: Site) -> Iterator[tuple[Path, int]]
 
 def test_a_closed_port_proves_nothing(pair: Site) -> None:
     """The forwarder that the standby follows through is gone; the primary lives, and takes writes."""
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     with proxy(pair.primary.port, 1000, "close") as forwarder:
         repointed(pair.folder, pair.port, to=forwarder.port, slot="pgorthanc_standby")
         pair.wait_until_level()
@@ -108,9 +111,9 @@ def test_the_operator_confirms(pair: Site, word: str) -> None:
 
 def test_a_standby_that_names_no_primary_proves_nothing(pair: Site) -> None:
     """One that is fed by an archive."""
-    Cluster(pair.folder).stop()
-    Cluster(pair.folder).set({"primary_conninfo": ""})
-    Cluster(pair.folder).start()
+    open_cluster(pair.folder).stop()
+    open_cluster(pair.folder).set({"primary_conninfo": ""})
+    open_cluster(pair.folder).start()
     crash(pair.primary.data)
     with pytest.raises(PgOrthancError, match="names no server that it follows"):
         promote(pair, Fence())
@@ -122,28 +125,28 @@ def test_a_process_that_outlives_its_postmaster_is_not_dead(
     pair: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can still commit."""
-    monkeypatch.setattr(fence, "_END_WITHIN_S", 0.3)
+    monkeypatch.setattr(fence, "_END_TIMEOUT_S", 0.3)
     with db.session(pair.administrator, need_schema=False) as conn:
         backend = conn.info.backend_pid
         os.kill(backend, signal.SIGSTOP)
         try:
-            postmaster = Cluster(pair.primary.data).pid()
+            postmaster = open_cluster(pair.primary.data).pid()
             assert postmaster
             os.kill(postmaster, signal.SIGKILL)
-            wait_until(lambda: processes(pair.primary.data) == [backend])
+            wait_until(lambda: server_processes(pair.primary.data) == [backend])
             with pytest.raises(PgOrthancError, match=f"are still alive: {backend}") as refused:
                 promote(pair, Fence(pair.primary.data))
             assert f"kill -QUIT {backend}" in str(refused.value.hint)
         finally:
             os.kill(backend, signal.SIGKILL)
             os.kill(backend, signal.SIGCONT)
-    wait_until(lambda: not processes(pair.primary.data))
+    wait_until(lambda: not server_processes(pair.primary.data))
     assert promote(pair, Fence(pair.primary.data)).timeline == 2
 
 
 def test_an_older_copy_of_the_primary_is_no_proof(pair: Site, tmp_path: Path) -> None:
     copy = pair.primary.folder / "copy"
-    Cluster(pair.primary.data).stop()
+    open_cluster(pair.primary.data).stop()
     subprocess.run(["/bin/cp", "-a", pair.primary.data, copy], check=True)
     pair.primary.start()
     written(pair, 20)
@@ -170,18 +173,18 @@ def test_a_second_standby_is_not_promoted_with_the_same_folder(pair: Site, stopp
         found = json.loads((pair.primary.data / mark.MARK).read_text())
         assert (found["folder"], found["timeline"], found["promoting"]) == (str(pair.folder), 1, True)
         # A primary that was itself promoted: the second standby follows it now.
-        Cluster(second).stop()
+        open_cluster(second).stop()
         with replication.by_sql(pair.standby_administrator()) as way:
-            way.make_slot("second", 10)
+            way.create_slot("second", 10)
         repointed(second, port, to=pair.port, slot="second")
         (pair.primary.data / mark.MARK).rename(pair.primary.folder / mark.MARK)
         by_folder = replication.by_folder(second)
-        wait_until(lambda: by_folder.before(10).timeline == 2)
+        wait_until(lambda: by_folder.state(10).timeline == 2)
         with pytest.raises(UsageError, match="is on timeline 1, and the standby on 2"):
             replication.promote(by_folder, Fence(pair.primary.data))
         (pair.primary.folder / mark.MARK).rename(pair.primary.data / mark.MARK)
         # The other direction of the same: the old primary itself comes up, and is to be promoted again.
-        Cluster(pair.primary.data).start()
+        open_cluster(pair.primary.data).start()
         with pytest.raises(PgOrthancError, match="the folder of this server, was fenced at"):
             replication.promote(replication.by_folder(pair.primary.data), DOWN)
         with (
@@ -189,7 +192,7 @@ def test_a_second_standby_is_not_promoted_with_the_same_folder(pair: Site, stopp
             pytest.raises(PgOrthancError, match="the folder of this server, was fenced at"),
         ):
             replication.promote(way, DOWN)
-        socket = db.Target(f"host={second}/{SOCKETS} port={port} user=postgres dbname=orthanc")
+        socket = db.Target(f"host={second}/{SOCKET_FOLDER} port={port} user=postgres dbname=orthanc")
         with replication.by_sql(socket) as way:
             last = replication.promote(way, Fence(pair.folder))
         assert (last.timeline_before, last.timeline, last.lost_commits) == (2, 3, 0)
@@ -222,8 +225,8 @@ def test_a_crash_between_mark_and_promotion_leaves_it_to_the_same_standby(
             patched.setattr(mark.Claim, "release", lambda self: None)
             with pytest.raises(SystemExit):
                 promote(pair, Fence(pair.primary.data))
-        assert not Cluster(pair.primary.data).pid()
-        Cluster(pair.primary.data).start()  # a service manager does that; it is a standby now
+        assert not open_cluster(pair.primary.data).pid()
+        open_cluster(pair.primary.data).start()  # a service manager does that; it is a standby now
         other = replication.by_folder(second)
         with pytest.raises(PgOrthancError, match=r"for the standby .*its promotion had not begun") as refused:
             replication.promote(other, Fence(pair.primary.data))

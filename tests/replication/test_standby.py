@@ -19,9 +19,11 @@ import pytest
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import standby
-from pgorthanc_cli.replication.cluster import PASSFILE, Cluster
+from pgorthanc_cli.progress import Report
+from pgorthanc_cli.replication import basebackup
+from pgorthanc_cli.replication.password import PASSFILE
 from pgorthanc_cli.server import programs
+from pgorthanc_cli.server.private import open_cluster
 from tests.replication.site import Site, answer, pgorthanc, stop
 from tests.support import samples
 from tests.support.importing import run
@@ -33,7 +35,7 @@ WIDE = re.compile(r"\btrust\b|0\.0\.0\.0/0|::/0|SUPERUSER", re.IGNORECASE)
 
 
 @contextmanager
-def processes() -> Iterator[set[str]]:
+def server_processes() -> Iterator[set[str]]:
     """Every command line on this machine for the length of the block."""
     seen: set[str] = set()
     end = threading.Event()
@@ -56,7 +58,7 @@ def processes() -> Iterator[set[str]]:
 def test_a_standby_is_complete_and_its_password_is_in_one_file_only(site: Site, tmp_path: Path) -> None:
     run(site.orthanc(site.primary.port), samples.folder(tmp_path / "in", 12), None)
     prepared = site.prepared()
-    with processes() as seen:
+    with server_processes() as seen:
         made = site.standby(name="hall_2", allow=("127.0.0.1",))
     assert made.index == {"revision": 10, "patients": 2, "studies": 2, "series": 3, "instances": 12}
     assert (made.difference, made.streaming, made.verified, made.primary) == (
@@ -76,9 +78,9 @@ def test_a_standby_is_complete_and_its_password_is_in_one_file_only(site: Site, 
     assert holders == [site.folder / PASSFILE]
     assert stat.S_IMODE(holders[0].stat().st_mode) == 0o600
     assert stat.S_IMODE(site.folder.stat().st_mode) == 0o700
-    assert holders[0].stat().st_uid == site.folder.stat().st_uid == Cluster(site.folder).account.uid
-    conninfo = Cluster(site.folder).setting("primary_conninfo")
-    assert {"password", "passfile", "application_name", "keepalives_idle"} & set(db.parse_dsn(conninfo)) == {
+    assert holders[0].stat().st_uid == site.folder.stat().st_uid == open_cluster(site.folder).account.uid
+    conninfo = open_cluster(site.folder).setting("primary_conninfo")
+    assert {"password", "passfile", "application_name", "keepalives_idle"} & set(db.parse(conninfo)) == {
         "passfile", "application_name", "keepalives_idle"
     }  # fmt: skip
     for text in (made, prepared):
@@ -160,7 +162,7 @@ def test_wrong_version(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_standby_cannot_be_followed(pair: Site) -> None:
     source = db.Target(pair.source(pair.port))
     with pytest.raises(UsageError, match="is a standby itself"):
-        replication.create(pair.scratch / "third", source, replication.Wanted(slot="third"))
+        replication.create(pair.scratch / "third", source, replication.StandbyOptions(slot="third"))
 
 
 @pytest.mark.once
@@ -188,7 +190,7 @@ def test_a_slot_that_was_there_is_used_and_a_new_one_goes_with_the_failure(
     def fail(*_: object) -> None:
         raise PgOrthancError("no space", "make room")
 
-    monkeypatch.setattr(standby, "copy", fail)
+    monkeypatch.setattr(basebackup, "copy", fail)
     refused(site, slot="another")
     refused(site)
     assert (
@@ -242,17 +244,17 @@ def test_a_full_disk(site: Site) -> None:
 def test_a_copy_that_was_damaged_on_its_way_to_the_disk(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """pg_basebackup is content, pg_verifybackup is not."""
     site.prepared()
-    follow = standby._follow
+    follow = basebackup._follow
 
-    def damage(lines: Iterator[str], path: Path, progress: standby.Progress) -> str:
-        said = follow(lines, path, progress)
+    def damage(lines: Iterator[str], path: Path, report: Report) -> str:
+        said = follow(lines, path, report)
         catalog = next(path.glob("base/*/1259"))
         with open(catalog, "r+b") as file:
             file.seek(100)
             file.write(b"damaged")
         return said
 
-    monkeypatch.setattr(standby, "_follow", damage)
+    monkeypatch.setattr(basebackup, "_follow", damage)
     error = refused(site)
     assert "is damaged: checksum mismatch" in error.message
     assert not site.folder.exists()
@@ -294,8 +296,8 @@ def test_a_start_is_left_to_a_service_manager(site: Site) -> None:
     site.prepared()
     made = site.standby(start=False)
     assert (made.streaming, made.difference) == (False, "not compared")
-    assert Cluster(site.folder).pid() is None
-    Cluster(site.folder).start()
+    assert open_cluster(site.folder).pid() is None
+    open_cluster(site.folder).start()
     with db.session(replace(site.orthanc(site.port)), readonly=True) as conn:
         assert not conn.closed
 
@@ -315,18 +317,20 @@ def test_with_tls_the_standby_has_to_use_it(new_site: NewSite, tmp_path: Path) -
     assert "hostssl replication" in (site.prepared().changed[-1])
     with pytest.raises(ConnectError, match="no encryption"):
         replication.create(
-            site.folder, db.Target(f"{site.login.dsn} sslmode=disable"), replication.Wanted(port=site.port)
+            site.folder,
+            db.Target(f"{site.login.dsn} sslmode=disable"),
+            replication.StandbyOptions(port=site.port),
         )
     source = db.Target(f"{site.login.dsn} sslmode=verify-full sslrootcert={root}")
-    replication.create(site.folder, source, replication.Wanted(port=site.port))
+    replication.create(site.folder, source, replication.StandbyOptions(port=site.port))
     assert (
         site.primary.sql("SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)")
         == "True"
     )
-    assert "sslmode=verify-full" in Cluster(site.folder).setting("primary_conninfo")
+    assert "sslmode=verify-full" in open_cluster(site.folder).setting("primary_conninfo")
 
 
 def test_one_primary_is_followed(site: Site) -> None:
     source = db.Target("host=a,b port=1,2 user=x")
     with pytest.raises(UsageError, match="follows one server"):
-        replication.create(site.folder, source, replication.Wanted())
+        replication.create(site.folder, source, replication.StandbyOptions())

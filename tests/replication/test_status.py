@@ -16,21 +16,21 @@ from dataclasses import replace
 import pytest
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, locks, replication
+from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PartialFailure
-from pgorthanc_cli.replication.cluster import Cluster
-from pgorthanc_cli.replication.walsender import parse_lsn, show_lsn
-from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.schema import revision
+from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.wal import format_lsn, parse_lsn
 from tests.replication.site import Site, pgorthanc
 from tests.support.real_servers import free_port, wait_until
 
 
-def seen(site: Site, **limits: int) -> replication.Status:
+def seen(site: Site, **limits: int) -> replication.ReplicationStatus:
     targets = [site.administrator, site.standby_administrator()]
     return replication.status(targets, replication.Limits(**limits))
 
 
-def problems(found: replication.Status) -> str:
+def problems(found: replication.ReplicationStatus) -> str:
     return "\n".join(found.problems)
 
 
@@ -65,7 +65,7 @@ def test_both_sides_of_a_pair_that_works(pair: Site) -> None:
 def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
     """Orthanc's own role sees enough to judge the lag; what is hidden from it is named."""
     targets = replication.hosts(pair.both)
-    assert ["target_session_attrs" in db.parse_dsn(target.dsn) for target in targets] == [False, False]
+    assert ["target_session_attrs" in db.parse(target.dsn) for target in targets] == [False, False]
     found = replication.status(targets)
     assert [server.role for server in found.servers] == ["primary", "standby"]
     assert found.servers[1].lag_bytes == 0
@@ -91,7 +91,7 @@ def test_lag(pair: Site) -> None:
 
 
 def test_a_standby_that_stays_away(pair: Site) -> None:
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     wait_until(lambda: pair.primary.sql("SELECT bool_or(active) FROM pg_replication_slots") == "False")
     found = seen(pair)
     assert found.verdict == "CRITICAL"
@@ -104,7 +104,7 @@ def test_commits_that_hang(pair: Site) -> None:
     pair.prepared(synchronous=True)
     assert seen(pair).synchronous == 'FIRST 1 ("pgorthanc_standby")'
     assert [follower.sync for follower in seen(pair).standbys] == ["sync"]
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     wait_until(lambda: "commits hang" in problems(seen(pair)))
 
 
@@ -118,7 +118,7 @@ def test_the_primary_is_gone(pair: Site) -> None:
 
 
 def test_two_primaries(pair: Site) -> None:
-    Cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
+    open_cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
     found = seen(pair)
     assert found.verdict == "CRITICAL"
     assert "two primaries" in problems(found)
@@ -167,7 +167,7 @@ def test_lag_is_seen_at_the_primary_by_bytes_and_by_age(pair: Site) -> None:
     assert at_primary(pair, old).verdict == "CRITICAL"
 
 
-def at_primary(site: Site, limits: replication.Limits) -> replication.Status:
+def at_primary(site: Site, limits: replication.Limits) -> replication.ReplicationStatus:
     return replication.status([site.administrator], limits)
 
 
@@ -190,8 +190,8 @@ def test_cancelled_finds(pair: Site) -> None:
     with db.session(orthanc) as conn, conn.cursor() as cur:
         cur.execute("INSERT INTO globalproperties SELECT 1000 + n, 'x' FROM generate_series(1, 1000) AS n")
         conn.commit()
-    Cluster(pair.folder).set({"max_standby_streaming_delay": "0"})
-    Cluster(pair.folder).run("pg_ctl", "reload", "-D", ".")
+    open_cluster(pair.folder).set({"max_standby_streaming_delay": "0"})
+    open_cluster(pair.folder).run("pg_ctl", "reload", "-D", ".")
     with db.session(standby, readonly=True) as conn, conn.cursor() as cur:
         wait_until(lambda: shown(standby, "max_standby_streaming_delay") == "0")
         cur.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -215,7 +215,7 @@ def test_a_read_only_orthanc_needs_a_revision_that_knows_it(pair: Site) -> None:
     with db.session(orthanc, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute("CREATE SCHEMA old")
     with db.session(replace(orthanc, schema="old")) as conn:
-        initialize.init(conn, schema="old", require_idle=locks.require_idle, revision=1)
+        revision.init(conn, schema="old", revision=1)
 
     def told(schema: str) -> str:
         standby = replace(pair.standby_administrator(), schema=schema)
@@ -233,7 +233,7 @@ def test_a_read_only_orthanc_needs_a_revision_that_knows_it(pair: Site) -> None:
 )
 def test_nagios(pair: Site, stop: bool, code: int, said: str) -> None:
     if stop:
-        Cluster(pair.folder).stop()
+        open_cluster(pair.folder).stop()
     dsn = make_dsn(pair.both.dsn, user="postgres")
     pair.primary.sql("ALTER ROLE postgres PASSWORD 'orthanc:secret'")
     if not stop:
@@ -257,7 +257,7 @@ def test_problems_have_an_exit_code(pair: Site) -> None:
     """As those of doctor have."""
     done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
     assert (done.returncode, done.stderr) == (0, "")
-    Cluster(pair.folder).stop()
+    open_cluster(pair.folder).stop()
     done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
     assert done.returncode == PartialFailure.exit_code
     assert "the verdict is CRITICAL" in done.stderr
@@ -280,4 +280,4 @@ def test_watch(pair: Site) -> None:
 
 @pytest.mark.parametrize("text", ["0/0", "16/B374D848", "FFFFFFFF/FFFFFFFF"])
 def test_a_place_in_the_log_is_a_number(text: str) -> None:
-    assert show_lsn(parse_lsn(text)) == text
+    assert format_lsn(parse_lsn(text)) == text

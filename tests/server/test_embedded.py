@@ -15,7 +15,7 @@ import pytest
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.server import embedded, programs
-from pgorthanc_cli.server.datafolder import DataFolder
+from pgorthanc_cli.server.private import PrivateCluster
 from tests.support.servers import ROOT, as_ordinary_user, ask, attached, fill, kill_server, leave, user
 
 INSTALLED = list({found.version: found for found in programs.installed()}.values())
@@ -371,5 +371,5 @@ def test_the_log_does_not_grow_for_ever(made: Path) -> None:
 
 def test_looking_writes_nothing(directory: Path) -> None:
     assert embedded.status(directory).state == "absent"
-    DataFolder(directory)
+    PrivateCluster(directory)
     assert not directory.exists()

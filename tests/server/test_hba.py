@@ -145,7 +145,7 @@ def test_groups_and_names_of_hosts() -> None:
     "line", ["host all all samenet md5", "host @names all all md5", "host /( all all md5"]
 )
 def test_what_only_the_server_knows_is_not_guessed(line: str) -> None:
-    with pytest.raises(hba.Undecided, match=r"line 1 of pg_hba\.conf"):
+    with pytest.raises(hba.IndeterminateMatch, match=r"line 1 of pg_hba\.conf"):
         hba.match(hba.parse(line.encode()), Client("a", "b", "10.0.0.1"))
 
 

@@ -69,7 +69,7 @@ class Server:
         return bool(self.run("postgres", "-C", "ssl_library", "-D", str(self.data)).stdout.strip())
 
     def run(self, name: str, *arguments: str) -> programs.Completed:
-        done = programs.run(self.found, name, lambda _: list(arguments), self.folder, self.account)
+        done = programs.run(self.found, name, arguments, self.folder, self.account)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
         return done
 

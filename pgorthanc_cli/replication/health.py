@@ -1,4 +1,4 @@
-"""What is wrong with a primary and its standbys, judged by what they have told."""
+"""Problems of a primary and its standbys, by what `state` has read from them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.replication.state import Follower, Limits, Seen, Server, Slot
+    from pgorthanc_cli.replication.state import Follower, Limits, Observation, ServerState, Slot
 
-_LITTLE_BYTES = 1_000_000_000
-_FULL_BYTES = 100_000_000
-_MANY_BYTES = 2**20  # less is replayed in a moment: after a quiet night its first transaction looks old, too
+_LOW_DISK_BYTES = 1_000_000_000
+_FULL_DISK_BYTES = 100_000_000
+# Less is replayed immediately: the first transaction after a quiet night looks old, too.
+_SIGNIFICANT_BYTES = 2**20
 
 
-def measured(seen: Seen, primary: Seen | None, limits: Limits) -> Server:
-    """The server with its lag behind the primary, and what that means for a read-only Orthanc."""
-    server = seen.server
+def with_lag(observation: Observation, primary: Observation | None, limits: Limits) -> ServerState:
+    """Return the server with its lag behind the primary, and what that means for a read-only Orthanc."""
+    server = observation.server
     if server.role != "standby":
         return server
-    if primary and primary.system_identifier == seen.system_identifier:
-        server = replace(server, lag_bytes=max(primary.lsn - seen.lsn, 0))
+    if primary and primary.system_identifier == observation.system_identifier:
+        server = replace(server, lag_bytes=max(primary.lsn - observation.lsn, 0))
     if server.read_only_orthanc.startswith("yes"):
         late = server.lag_bytes is not None and server.lag_bytes >= limits.critical_bytes
         if server.receiver == "none" or late:
@@ -30,47 +31,51 @@ def measured(seen: Seen, primary: Seen | None, limits: Limits) -> Server:
 
 
 def problems(
-    seen: Sequence[Seen], servers: Sequence[Server], primary: Seen | None, limits: Limits
+    observations: Sequence[Observation],
+    servers: Sequence[ServerState],
+    primary: Observation | None,
+    limits: Limits,
 ) -> Iterator[tuple[str, str]]:
-    """What is wrong: WARNING or CRITICAL, and the text."""
+    """Yield each problem: WARNING or CRITICAL, and the text."""
     for server in servers:
         if server.role == "unreachable":
             yield "CRITICAL", f"{server.place}: {server.receiver}"
-    primaries = [one for one in seen if one.server.role == "primary"]
+    primaries = [each.server.place for each in observations if each.server.role == "primary"]
     if len(primaries) > 1:
-        places = " and ".join(one.server.place for one in primaries)
         yield (
             "CRITICAL",
-            f"two primaries, {places}: stop the one of the lower timeline at once, then rejoin it",
+            f"two primaries, {' and '.join(primaries)}: stop the one of the lower timeline at once, then rejoin it",
         )
-    if len({one.system_identifier for one in seen if one.system_identifier}) > 1:
+    if len({each.system_identifier for each in observations if each.system_identifier}) > 1:
         yield "CRITICAL", "the servers hold different databases: their system identifiers differ"
-    for one, server in zip(seen, servers, strict=True):
+    for observation, server in zip(observations, servers, strict=True):
         if server.role == "standby":
-            yield from _standby_problems(one, server, limits)
-        yield from _disk_problems(one)
+            yield from _standby_problems(observation, server, limits)
+        yield from _disk_problems(observation)
     if primary:
         yield from _primary_problems(primary)
-        # A standby that is among the servers has told it itself, and more exactly.
+        # A standby among the servers has reported its own lag, which is more exact.
         if sum(server.role == "standby" for server in servers) < len(primary.standbys):
             for follower in primary.standbys:
                 yield from _follower_problems(follower, limits)
 
 
-def _standby_problems(seen: Seen, server: Server, limits: Limits) -> Iterator[tuple[str, str]]:
+def _standby_problems(
+    observation: Observation, server: ServerState, limits: Limits
+) -> Iterator[tuple[str, str]]:
     if server.receiver == "none":
         yield "CRITICAL", f"{server.place} receives nothing: its log says why"
-    if seen.paused:
+    if observation.paused:
         yield "CRITICAL", f"{server.place} does not replay: SELECT pg_wal_replay_resume()"
     lag = server.lag_bytes or 0
     if lag >= limits.warning_bytes:
         level = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
         yield level, f"{server.place} is {lag:,} bytes behind"
     age = server.lag_s or 0.0
-    if lag >= _MANY_BYTES and age >= limits.warning_s:
+    if lag >= _SIGNIFICANT_BYTES and age >= limits.warning_s:
         level = "CRITICAL" if age >= limits.critical_s else "WARNING"
         yield level, f"{server.place} is {age:,.0f} s behind"
-    if server.conflicts and not seen.feedback:
+    if server.conflicts and not observation.feedback:
         yield (
             "WARNING",
             f"{server.place} has cancelled {server.conflicts:,} queries: set hot_standby_feedback, "
@@ -78,7 +83,7 @@ def _standby_problems(seen: Seen, server: Server, limits: Limits) -> Iterator[tu
         )
 
 
-def _primary_problems(primary: Seen) -> Iterator[tuple[str, str]]:
+def _primary_problems(primary: Observation) -> Iterator[tuple[str, str]]:
     streaming = [standby for standby in primary.standbys if standby.state in ("streaming", "hidden")]
     if not streaming:
         yield "CRITICAL", f"no standby streams from {primary.server.place}"
@@ -109,7 +114,7 @@ def _slot_problems(slot: Slot, free_bytes: int | None) -> Iterator[tuple[str, st
 
 
 def _follower_problems(follower: Follower, limits: Limits) -> Iterator[tuple[str, str]]:
-    """As the primary sees a standby that is not asked itself."""
+    """Yield the problems of a standby that only its primary reports."""
     name = f"the standby {follower.name} ({follower.address})"
     lag, seconds = follower.lag_bytes or 0, follower.lag_s or 0.0
     if lag >= limits.warning_bytes:
@@ -124,13 +129,13 @@ def _follower_problems(follower: Follower, limits: Limits) -> Iterator[tuple[str
         )
 
 
-def _disk_problems(seen: Seen) -> Iterator[tuple[str, str]]:
-    """A full disk stops the server; what else fills it, a slot for instance, has its own problem."""
-    if not seen.free:
+def _disk_problems(observation: Observation) -> Iterator[tuple[str, str]]:
+    if not observation.free:
         return
-    folder, free = min(seen.free.items(), key=lambda item: item[1])
-    if free < _LITTLE_BYTES:
+    folder, free = min(observation.free.items(), key=lambda item: item[1])
+    if free < _LOW_DISK_BYTES:
         yield (
-            "CRITICAL" if free < _FULL_BYTES else "WARNING",
-            f"{seen.server.place} has {free:,} bytes free on the disk of {folder}: make room, a full disk stops it",
+            "CRITICAL" if free < _FULL_DISK_BYTES else "WARNING",
+            f"{observation.server.place} has {free:,} bytes free on the disk of {folder}: make room, a full disk "
+            "stops it",
         )

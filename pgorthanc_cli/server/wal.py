@@ -1,0 +1,80 @@
+"""Positions in the WAL, and what a stopped server has written after one of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.server import programs
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.server.cluster import Cluster
+
+_READ_ERROR = "error in WAL record at"
+_COMMIT = re.compile(r"desc: COMMIT\b")
+_LSN = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
+_SEGMENT = re.compile(r"[0-9A-F]{24}")
+_MISSING_SEGMENT = re.compile(rf'could not find file "({_SEGMENT.pattern})"')
+
+
+@dataclass(frozen=True)
+class Loss:
+    """WAL after a position: bytes, and the number of transactions committed in it."""
+
+    bytes: int
+    commits: int
+
+
+def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
+    """Return what a stopped server has written after a position, whether it was stopped or killed.
+
+    Raises:
+        PgOrthancError: The WAL after that position was removed, or cannot be read.
+    """
+    arguments = ["-p", "./pg_wal", "-t", str(timeline), "-s", format_lsn(lsn), "--rmgr=Transaction"]
+    dump = programs.run(cluster.programs, "pg_waldump", arguments, cluster.path, cluster.account)
+    if f"could not find a valid record after {format_lsn(lsn)}" in dump.stderr:
+        return Loss(0, 0)
+    commits = len(_COMMIT.findall(dump.stdout))
+    # pg_waldump reads to the last whole record, and its error message then names the position. If that record is
+    # the last one of a segment, and the server was killed before it created the next segment, the message names
+    # the missing file instead.
+    if missing := _MISSING_SEGMENT.search(dump.stderr):
+        end = _end_of_segments(cluster, missing[1])
+        if end is not None and end >= lsn:
+            return Loss(end - lsn, commits)
+    distances = [parse_lsn(text) - lsn for text in _LSN.findall(dump.stderr)]
+    if _READ_ERROR not in dump.stderr or not distances:
+        raise PgOrthancError(
+            f"cannot tell what {cluster.path} has committed since {format_lsn(lsn)}: "
+            f"{programs.last_error_line(dump.stderr)}",
+            "keep the folder, and make a new standby in another one: pgorthanc replication standby",
+        )
+    return Loss(max(0, *distances), commits)
+
+
+def _end_of_segments(cluster: Cluster, missing: str) -> int | None:
+    """Return where the WAL ends, if the missing segment follows the newest one; None if it was removed.
+
+    The name of a segment is timeline, high and low part of its number, 8 hexadecimal digits each (PostgreSQL,
+    "WAL Internals").
+    """
+    segments = [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
+    newest = max(segments, key=lambda path: path.name[8:], default=None)
+    if newest is None or missing[8:] <= newest.name[8:]:
+        return None
+    high, low = int(missing[8:16], 16), int(missing[16:], 16)
+    return (high << 32) + low * newest.stat().st_size
+
+
+def parse_lsn(text: str) -> int:
+    """Return an LSN such as `16/B374D848` as a number of bytes."""
+    high, _, low = text.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """Return a number of bytes as PostgreSQL writes an LSN."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
