@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from psycopg2 import sql
@@ -239,13 +238,9 @@ def _endpoint(target: db.Target) -> str:
 # One server
 
 
-def _statement(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
 def _observe(target: db.Target) -> Observation:
     with db.session(target, autocommit=True, readonly=True, need_schema=False) as conn:
-        [(standby, version, system, timeline, lsn)] = db.rows(conn, _statement("server.sql"))
+        [(standby, version, system, timeline, lsn)] = db.rows(conn, db.statement(__package__, "server.sql"))
         role, position = "standby" if standby else "primary", int(lsn or 0)
         server = ServerState(_endpoint(target), role, version, timeline, format_lsn(position))
         observation = Observation(server, system, position)
@@ -302,7 +297,7 @@ def _stuck(conn: Connection, pids: list[int]) -> set[int]:
 
 
 def _observe_standby(conn: Connection, observation: Observation, schema: str) -> None:
-    [row] = db.rows(conn, _statement("standby.sql"))
+    [row] = db.rows(conn, db.statement(__package__, "standby.sql"))
     receiver, follows, received, age, last, paused, conflicts, feedback = row
     observation.paused, observation.feedback = paused, feedback == "on"
     name = db.value(conn, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")

@@ -20,7 +20,7 @@ ROOT = os.geteuid() == 0
 USER = """
 import sys
 from pathlib import Path
-from pgorthanc_cli import embedded
+from pgorthanc_cli.server import embedded
 with embedded.attach(Path(sys.argv[1])):
     print("attached", flush=True)
     sys.stdin.read()
