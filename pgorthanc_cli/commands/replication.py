@@ -211,7 +211,7 @@ def _login(call: commands.Call, source: str) -> Target:
     """Return the replication login; refuse a password on the command line."""
     from pgorthanc_cli import db
 
-    if "password" in db.parse(source, "--from"):
+    if "password" in db.parse_dsn(source, "--from"):
         raise UsageError(
             "--from holds a password, which everybody on this machine can read in the list of processes",
             "write passfile=FILE instead (a line *:*:*:ROLE:PASSWORD, mode 0600), or set PGPASSWORD",
@@ -377,7 +377,7 @@ def promote(
         call.emit(promoted)
 
     with call.resolved() as resolved:
-        parameters = db.parse(resolved.target.dsn)
+        parameters = db.parse_dsn(resolved.target.dsn)
         if directory:
             run(replication.by_folder(directory))
             return

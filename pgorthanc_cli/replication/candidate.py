@@ -107,7 +107,7 @@ class _SqlCandidate:
     def _value(self, timeout_s: float, query: str, *arguments: object) -> Any:
         cur = self._conn.cursor()  # not closed: that is an error while a statement is running
         cur.execute(query, arguments or None)
-        db.finish(self._conn, timeout_s)
+        db.wait_for_answer(self._conn, timeout_s)
         row = cur.fetchone() if cur.description else None
         return row[0] if row else None
 
@@ -178,7 +178,7 @@ def by_sql(target: db.Target, *, wait_s: float = _CONNECT_TIMEOUT_S) -> Iterator
     """
     conn = db.connect_async(replace(target, retries=0), timeout_s=min(wait_s, _CONNECT_TIMEOUT_S))
     try:
-        with db.translated(conn):
+        with db.translate_errors(conn):
             try:
                 candidate = _SqlCandidate(conn)
             except TimeoutError as error:
@@ -231,7 +231,7 @@ class _FolderCandidate:
 
     @contextmanager
     def _session(self, timeout_s: float, conninfo: str = "") -> Iterator[Connection]:
-        role = db.parse(conninfo or self._cluster.setting("primary_conninfo")).get("user")
+        role = db.parse_dsn(conninfo or self._cluster.setting("primary_conninfo")).get("user")
         passfile = self._cluster.path / PASSFILE
         port, socket_folder = self._cluster.endpoint()
         login = {"passfile": str(passfile)} if passfile.exists() else {}

@@ -326,7 +326,7 @@ _PASSWORD_REQUESTS = (
 
 def endpoints(conninfo: str) -> Iterator[Endpoint]:
     """Yield host and port of each server in a connection string."""
-    parameters = db.parse(conninfo)
+    parameters = db.parse_dsn(conninfo)
     hosts = parameters.get("host", "").split(",")
     ports = parameters.get("port", "5432").split(",")
     if len(ports) == 1:

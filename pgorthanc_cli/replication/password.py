@@ -93,7 +93,7 @@ def _local_folders(system: str, role: str) -> dict[str, str]:
             continue
         try:
             standby = open_cluster(folder)
-            conninfo = db.parse(standby.setting("primary_conninfo"))
+            conninfo = db.parse_dsn(standby.setting("primary_conninfo"))
             slot = standby.setting("primary_slot_name")
         except PgOrthancError:
             continue  # it belongs to another account

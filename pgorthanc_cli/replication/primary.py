@@ -278,7 +278,7 @@ def _test_login(conn: Connection, target: db.Target, role: str, secret: str, aft
     Raises:
         PgOrthancError: The login was tried, and refused; or the password is not that of the role.
     """
-    parameters = db.parse(target.dsn)
+    parameters = db.parse_dsn(target.dsn)
     host = parameters.get("host", "")
     host = "127.0.0.1" if not host or host.startswith("/") else host
     tls = {k: v for k, v in parameters.items() if k.startswith("ssl") and k != "sslpassword"}

@@ -333,7 +333,7 @@ def compare_index(cluster: Cluster, database: db.Target | None) -> tuple[IndexCo
 
 def at(target: db.Target, host: str, port: int) -> db.Target:
     """Return the same database and login on another server."""
-    parameters = db.parse(target.dsn)
+    parameters = db.parse_dsn(target.dsn)
     for name in ("hostaddr", "target_session_attrs"):
         parameters.pop(name, None)
     dsn = make_dsn(**{**parameters, "host": host, "hostaddr": "", "port": str(port)})

@@ -184,7 +184,7 @@ class Observation:
 
 def hosts(target: db.Target) -> list[db.Target]:
     """Return one target for each host of a connection string that lists several."""
-    parameters = db.parse(target.dsn)
+    parameters = db.parse_dsn(target.dsn)
     lists = {name: parameters.pop(name, "").split(",") for name in ("host", "hostaddr", "port")}
     count = max(map(len, lists.values()))
     parameters.pop("target_session_attrs", None)
@@ -231,7 +231,7 @@ def status(targets: Sequence[db.Target], limits: Limits = Limits()) -> Replicati
 
 
 def _endpoint(target: db.Target) -> str:
-    parameters = db.parse(target.dsn)
+    parameters = db.parse_dsn(target.dsn)
     return f"{parameters.get('host', 'local socket')}:{parameters.get('port', '5432')}"
 
 

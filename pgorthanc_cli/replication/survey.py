@@ -124,7 +124,7 @@ def pending(conn: Connection) -> tuple[str, ...]:
 
 def local_folder(conn: Connection, name: str | None) -> Path | None:
     """Return the data folder if it is on this machine: if the process of our own session works in it."""
-    process = db.process(conn)
+    process = db.backend_pid(conn)
     with suppress(OSError, ValueError):
         if name and is_server_process(str(process), Path(name)):
             return Path(name)

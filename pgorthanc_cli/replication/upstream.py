@@ -96,7 +96,7 @@ def connect(target: db.Target) -> Upstream:
         ConnectError: The server refuses the login; the hint says what its administrator runs.
         UsageError: It is a standby itself, or the connection string names several servers.
     """
-    if "," in db.parse(target.dsn).get("host", ""):
+    if "," in db.parse_dsn(target.dsn).get("host", ""):
         raise UsageError("a standby follows one server, and --from names several", "name the primary alone")
     try:
         with db.replication_session(target) as conn:
@@ -304,5 +304,5 @@ def _row(
     """
     cur = conn.cursor()  # not closed: that is an error while a command is running
     cur.execute(command)
-    db.finish(conn, timeout_s)
+    db.wait_for_answer(conn, timeout_s)
     return (cur.fetchone() or ()) if cur.description else ()

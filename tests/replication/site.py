@@ -15,9 +15,9 @@ from typing import Any
 
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, replication
+from pgorthanc_cli import db, locks, replication
 from pgorthanc_cli.replication.standby import SOCKET_FOLDER, wait_for_replay
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.processes import is_server_process
 from tests.support.real_servers import Server, free_port, wait_until
@@ -53,7 +53,7 @@ class Site:
         shutil.copy2(self.passfile, made.passfile)
         subprocess.run(["/bin/cp", "-a", self.folder, made.folder], check=True)
         standby = open_cluster(made.folder)
-        given = db.parse(standby.setting("primary_conninfo"))
+        given = db.parse_dsn(standby.setting("primary_conninfo"))
         conninfo = make_dsn(**{**given, "port": str(made.primary.port)})
         standby.set({"port": str(made.port), "primary_conninfo": conninfo})
         standby.start()
@@ -163,7 +163,7 @@ def make_template(major: int | None) -> Server:
         "user=postgres", ""
     )
     with db.session(db.Target(login)) as conn:
-        revision.init(conn, schema="public")
+        initialize.init(conn, schema="public", require_idle=locks.require_idle)
     open_cluster(made.data).stop()
     return made
 

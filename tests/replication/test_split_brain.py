@@ -43,7 +43,7 @@ def takes_writes(folder: Path) -> bool:
 def repointed(folder: Path, port: int, *, to: int, slot: str) -> None:
     """A stopped standby listens on that port, and follows that one from now on."""
     standby = open_cluster(folder)
-    given = db.parse(standby.setting("primary_conninfo"))
+    given = db.parse_dsn(standby.setting("primary_conninfo"))
     conninfo = make_dsn(**{**given, "port": str(to), "application_name": slot})
     standby.set({"port": str(port), "primary_conninfo": conninfo, "primary_slot_name": slot})
     standby.start()

@@ -80,7 +80,7 @@ def test_a_standby_is_complete_and_its_password_is_in_one_file_only(site: Site, 
     assert stat.S_IMODE(site.folder.stat().st_mode) == 0o700
     assert holders[0].stat().st_uid == site.folder.stat().st_uid == open_cluster(site.folder).account.uid
     conninfo = open_cluster(site.folder).setting("primary_conninfo")
-    assert {"password", "passfile", "application_name", "keepalives_idle"} & set(db.parse(conninfo)) == {
+    assert {"password", "passfile", "application_name", "keepalives_idle"} & set(db.parse_dsn(conninfo)) == {
         "passfile", "application_name", "keepalives_idle"
     }  # fmt: skip
     for text in (made, prepared):

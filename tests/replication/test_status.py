@@ -16,9 +16,9 @@ from dataclasses import replace
 import pytest
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, replication
+from pgorthanc_cli import db, locks, replication
 from pgorthanc_cli.errors import ConnectError, PartialFailure
-from pgorthanc_cli.schema import revision
+from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.wal import format_lsn, parse_lsn
 from tests.replication.site import Site, pgorthanc
@@ -65,7 +65,7 @@ def test_both_sides_of_a_pair_that_works(pair: Site) -> None:
 def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
     """Orthanc's own role sees enough to judge the lag; what is hidden from it is named."""
     targets = replication.hosts(pair.both)
-    assert ["target_session_attrs" in db.parse(target.dsn) for target in targets] == [False, False]
+    assert ["target_session_attrs" in db.parse_dsn(target.dsn) for target in targets] == [False, False]
     found = replication.status(targets)
     assert [server.role for server in found.servers] == ["primary", "standby"]
     assert found.servers[1].lag_bytes == 0
@@ -215,7 +215,7 @@ def test_a_read_only_orthanc_needs_a_revision_that_knows_it(pair: Site) -> None:
     with db.session(orthanc, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute("CREATE SCHEMA old")
     with db.session(replace(orthanc, schema="old")) as conn:
-        revision.init(conn, schema="old", revision=1)
+        initialize.init(conn, schema="old", require_idle=locks.require_idle, revision=1)
 
     def told(schema: str) -> str:
         standby = replace(pair.standby_administrator(), schema=schema)
