@@ -22,7 +22,7 @@ from pgorthanc_cli.authentication import examine, server, verifier
 from pgorthanc_cli.authentication.model import Fixed
 from pgorthanc_cli.authentication.server import value
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
-from pgorthanc_cli.server import hba
+from pgorthanc_cli.server import hba, hba_file
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -334,8 +334,8 @@ def _undo(undo: _Undo, conn: Connection, superuser: db.Target) -> None:
             stack.callback(step, conn)
 
 
-def _change_line(conn: Connection, rule: hba.Rule, method: str, undo: _Undo) -> hba.Edit:
-    edit = hba.set_method(Path(rule.file), rule, method)
+def _change_line(conn: Connection, rule: hba.Rule, method: str, undo: _Undo) -> hba_file.Edit:
+    edit = hba_file.set_method(Path(rule.file), rule, method)
     undo.append(lambda conn: _put_line_back(conn, edit))
     if hba.errors(conn) or (rule.line, method) not in {(seen.line, seen.method) for seen in hba.rules(conn)}:
         raise PgOrthancError(
@@ -345,7 +345,7 @@ def _change_line(conn: Connection, rule: hba.Rule, method: str, undo: _Undo) -> 
     return edit
 
 
-def _put_line_back(conn: Connection, edit: hba.Edit) -> None:
+def _put_line_back(conn: Connection, edit: hba_file.Edit) -> None:
     edit.undo()
     _reload(conn)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pgorthanc_cli.replication.plan import PrimaryPlan, Requirements
-from pgorthanc_cli.replication.survey import hba_line, networks
+from pgorthanc_cli.replication.survey import networks
+from pgorthanc_cli.server import hba
 
 FORMS = ("steps", "compose", "systemd")
 
@@ -36,7 +37,7 @@ def _steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
     yield "-- 2. As first lines of pg_hba.conf (SHOW hba_file):"
     tls = any(item.name == "ssl" and item.found == "on" for item in plan.items)
     for network in networks(requirements.allow or ("192.0.2.1",)):
-        yield hba_line("replication", requirements.role, network, tls=tls)
+        yield hba.password_line("replication", requirements.role, network, tls=tls)
     for item in pending:
         if item.name.startswith("pg_hba.conf line"):
             yield f"-- and remove: {item.found}"

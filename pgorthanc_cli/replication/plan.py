@@ -11,7 +11,7 @@ from psycopg2 import sql
 
 from pgorthanc_cli.errors import ConnectError, UsageError
 from pgorthanc_cli.replication import upstream
-from pgorthanc_cli.replication.survey import Facts, Network, hba_line, networks, survey
+from pgorthanc_cli.replication.survey import Facts, networks, survey
 from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def _hba(facts: Facts, requirements: Requirements) -> Iterator[PlanItem]:
     if not requirements.allow:
         yield _hba_without_address(facts)
     for network in networks(requirements.allow):
-        line = hba_line("replication", requirements.role, network, tls=tls)
+        line = hba.password_line("replication", requirements.role, network, tls=tls)
         if facts.rules is None:
             yield PlanItem(f"pg_hba.conf for {network}", "hidden", line, "hidden", "reload", line)
             continue
@@ -309,7 +309,9 @@ def _hba_without_address(facts: Facts) -> PlanItem:
     return PlanItem("pg_hba.conf", f"unknown: {', '.join(lines)} may be for it", expected, "advice")
 
 
-def _matching_rule(rules: tuple[hba.Rule, ...], role: str, network: Network, *, tls: bool) -> hba.Rule | None:
+def _matching_rule(
+    rules: tuple[hba.Rule, ...], role: str, network: hba.Network, *, tls: bool
+) -> hba.Rule | None:
     """Return the line that matches the first address of a network; ours is inserted before all others anyway."""
     client = hba.Client(
         role=role,

@@ -18,7 +18,7 @@ from pgorthanc_cli.replication import password, upstream
 from pgorthanc_cli.replication.fence import asks_for_password
 from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, plan
 from pgorthanc_cli.replication.survey import Facts, RoleRights, pending, survey
-from pgorthanc_cli.server import hba
+from pgorthanc_cli.server import hba, hba_file
 from pgorthanc_cli.server.private import PrivateCluster
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def _create_slot(conn: Connection, items: list[PlanItem]) -> list[str]:
 
 def _allow_in_pg_hba(
     conn: Connection, facts: Facts, items: list[PlanItem]
-) -> tuple[hba.Edit | None, tuple[str, ...]]:
+) -> tuple[hba_file.Edit | None, tuple[str, ...]]:
     """Insert the missing lines before all others; return them as remaining work if the file is on another machine."""
     lines = [item.statement for item in items if item.name.startswith("pg_hba.conf for ")]
     if not lines:
@@ -227,7 +227,7 @@ def _allow_in_pg_hba(
     if file is None:
         name = facts.settings.get("hba_file", "pg_hba.conf")
         return None, tuple(f"insert as first line of {name}: {line}" for line in lines)
-    edit = hba.insert(file, "\n".join(lines), before=1)
+    edit = hba_file.insert(file, "\n".join(lines), before=1)
     errors = hba.errors(conn)
     if errors:
         edit.undo()

@@ -12,7 +12,7 @@ from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import basebackup, mark, standby, upstream
 from pgorthanc_cli.replication.password import conninfo_for
 from pgorthanc_cli.replication.upstream import Upstream
-from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control
+from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.wal import Loss, format_lsn, written_after
 
@@ -240,7 +240,7 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
     with conninfo_for(cluster.account, parameters, password) as conninfo:
         cluster.run("pg_rewind", "--target-pgdata", ".", "--source-server", conninfo, *config)
     for entry in _site_entries(cluster.path):  # those of the new primary, which pg_rewind has copied
-        _remove(entry)
+        remove(entry)
     saved = _saved(cluster.path)
     for entry in list(saved.iterdir()):
         entry.rename(cluster.path / entry.name)
@@ -259,7 +259,7 @@ def _copy(cluster: Cluster, source: Upstream, slot: str, report: progress.Report
     try:
         basebackup.copy(source, new, cluster.account, cluster.programs, slot, report)
         for entry in _site_entries(new):
-            _remove(entry)
+            remove(entry)
         saved = _saved(path)
         for entry in saved.iterdir() if saved.exists() else _site_entries(path):
             _copy_entry(entry, new / entry.name)
@@ -319,10 +319,3 @@ def _copy_entry(entry: Path, to: Path) -> None:
     owner = entry.lstat()
     for path in (to, *to.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,11 @@ from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.replication import basebackup, upstream
 from pgorthanc_cli.replication.password import PASSFILE, standby_pgpass_line
-from pgorthanc_cli.replication.survey import Network, hba_line, hba_name, local_address, networks
+from pgorthanc_cli.replication.survey import local_address, networks
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.schema.status import status
 from pgorthanc_cli.server import cluster as clusters
-from pgorthanc_cli.server import programs
+from pgorthanc_cli.server import hba, programs
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.server.private import open_cluster
 
@@ -179,9 +178,7 @@ def _empty_folder(directory: Path) -> Path:
     hint = "name an empty folder or a new one"
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is not a folder", hint)
-    content = sorted(os.listdir(path)) if path.exists() else []
-    if "lost+found" in content:  # at the root of a file system
-        content.remove("lost+found")
+    content = sorted(set(os.listdir(path)) - {"lost+found"}) if path.exists() else []
     if content:
         kind = "a data folder of PostgreSQL" if "PG_VERSION" in content else ", ".join(content[:3])
         raise UsageError(
@@ -224,7 +221,7 @@ def _emptied_on_failure(path: Path, account: programs.Account) -> Iterator[None]
         yield
     except BaseException:
         for entry in path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            clusters.remove(entry)
         if not existed:
             path.rmdir()
         raise
@@ -234,7 +231,7 @@ def _emptied_on_failure(path: Path, account: programs.Account) -> Iterator[None]
 
 
 def _configure(
-    cluster: Cluster, source: Upstream, options: StandbyOptions, allowed: Sequence[Network]
+    cluster: Cluster, source: Upstream, options: StandbyOptions, allowed: Sequence[hba.Network]
 ) -> None:
     if not (cluster.path / "postgresql.conf").exists():  # that of the primary is outside of its folder
         settings = "".join(f"{name} = {value}\n" for name, value in cluster.control().settings.items())
@@ -277,18 +274,18 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
     cluster.write(STANDBY_SIGNAL, "")
 
 
-def allow_in_pg_hba(cluster: Cluster, role: str, allowed: Sequence[Network]) -> None:
+def allow_in_pg_hba(cluster: Cluster, role: str, allowed: Sequence[hba.Network]) -> None:
     """Insert lines for the replication role and the allowed networks; all of them require a password.
 
     `promote --dir` logs in as that role through the socket, to ask how much the standby has received.
     """
     file = cluster.path / "pg_hba.conf"
-    lines = [f"local replication {hba_name(role)} scram-sha-256"]
+    lines = [f"local replication {hba.quote(role)} scram-sha-256"]
     tls = cluster.setting("ssl") == "on"
     for network in allowed:
         lines += [
-            hba_line("replication", role, network, tls=tls),
-            hba_line("all", "all", network, tls=tls),
+            hba.password_line("replication", role, network, tls=tls),
+            hba.password_line("all", "all", network, tls=tls),
         ]
     before = ""
     if file.exists():

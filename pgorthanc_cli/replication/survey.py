@@ -22,8 +22,6 @@ from pgorthanc_cli.server.processes import is_server_process
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 _SETTINGS = (
     "wal_level", "max_wal_senders", "max_replication_slots", "max_slot_wal_keep_size", "wal_keep_size",
     "wal_keep_segments", "archive_mode", "synchronous_standby_names", "synchronous_commit", "listen_addresses",
@@ -173,10 +171,10 @@ def _data_bytes(conn: Connection) -> int | None:
         return None
 
 
-# Addresses, and the lines of pg_hba.conf for them
+# Addresses
 
 
-def networks(addresses: Iterable[str]) -> tuple[Network, ...]:
+def networks(addresses: Iterable[str]) -> tuple[hba.Network, ...]:
     """Return addresses and networks, such as 10.1.2.3 or 10.1.2.0/24.
 
     Raises:
@@ -185,7 +183,7 @@ def networks(addresses: Iterable[str]) -> tuple[Network, ...]:
     return tuple(map(_network, addresses))
 
 
-def _network(text: str) -> Network:
+def _network(text: str) -> hba.Network:
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:
@@ -198,19 +196,6 @@ def _network(text: str) -> Network:
             "give the address of the standby, or the network of the servers",
         )
     return network
-
-
-def hba_line(database: str, role: str, network: Network, *, tls: bool) -> str:
-    """Return a line that requires a password, and TLS if the server has it."""
-    name = role if role == "all" else hba_name(role)
-    return f"{'hostssl' if tls else 'host'} {database} {name} {network} scram-sha-256"
-
-
-def hba_name(role: str) -> str:
-    """Return the name of a role, quoted where it could be read as a keyword."""
-    if role.replace("_", "").isalnum() and role != "all":
-        return role
-    return '"' + role.replace('"', '""') + '"'
 
 
 def local_address(listen_addresses: str) -> str:

@@ -311,6 +311,14 @@ def space_hint(path: Path) -> str | None:
     return None
 
 
+def remove(entry: Path) -> None:
+    """Remove a file, a symlink or a folder with its contents."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn failures of the file system into errors that name the folder."""

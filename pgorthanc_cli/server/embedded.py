@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from psycopg2 import extensions, sql
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
-from pgorthanc_cli.server.cluster import LOOPBACK, pgpass_line, translated
+from pgorthanc_cli.server.cluster import LOOPBACK, pgpass_line, remove, translated
 from pgorthanc_cli.server.private import DEFAULT_PORT, SUPERUSER, PrivateCluster, ServerSettings
 from pgorthanc_cli.text import printable
 
@@ -196,18 +195,11 @@ def _nothing_left_on_failure(folder: PrivateCluster, missing: list[Path] | None)
     except BaseException:
         with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to report
             if created and folder.listener_pid() is None:
-                _empty(folder.path)
+                for entry in folder.path.iterdir():
+                    remove(entry)
                 for created_folder in missing or ():
                     created_folder.rmdir()
         raise
-
-
-def _empty(path: Path) -> None:
-    for entry in path.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 @contextmanager

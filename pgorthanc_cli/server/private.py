@@ -200,8 +200,7 @@ class PrivateCluster(Cluster):
         with suppress(FileExistsError):
             link.symlink_to(self.path)
         # Another account could have planted the link, to get our passwords.
-        is_own = link.lstat().st_uid == os.geteuid() and link.is_symlink() and link.readlink() == self.path
-        if not is_own:
+        if link.lstat().st_uid != os.geteuid() or not link.is_symlink() or link.readlink() != self.path:
             raise PgOrthancError(
                 f"{link} is in the way: it was not made by this account", "remove it, or set TMPDIR"
             )
@@ -240,9 +239,7 @@ class PrivateCluster(Cluster):
             pid = socket_peer(self.socket_folder(), self.settings().port or DEFAULT_PORT)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
-        if pid is None:
-            return int((self.path / "postmaster.pid").read_text().split("\n")[0])
-        return pid
+        return self.pid() if pid is None else pid
 
     def ensure_running(self) -> None:
         """Create the server if it is missing, and start it if it does not run; under `exclusive()`."""
@@ -298,7 +295,8 @@ class PrivateCluster(Cluster):
         settings, log = self.settings(), self.path / "log"
         listen = settings.listen if settings.keep else ""
         # The socket lies in the folder by the relative name: length and characters of its path do not matter.
-        options = f"-c unix_socket_directories=. -c listen_addresses={listen} -c port={settings.port or DEFAULT_PORT}"
+        port = settings.port or DEFAULT_PORT
+        options = f"-c unix_socket_directories=. -c listen_addresses={listen} -c port={port}"
         deadline = time.monotonic() + _SURVIVORS_S
         while True:
             self.invalidate_stale_pids()
@@ -338,19 +336,11 @@ class PrivateCluster(Cluster):
 
     def _initdb(self, new: Path) -> None:
         # Text sorts by code point (C), which no library update changes; upper and lower know all of Unicode.
-        options = [
-            "-D",
-            f"./{new.name}",
-            "--username",
-            SUPERUSER,
-            "--encoding=UTF8",
-            "--auth=trust",
-            "--locale=C",
-        ]
+        options = ["--username", SUPERUSER, "--encoding=UTF8", "--auth=trust", "--locale=C"]
         if self.programs.version >= (17, 0):
             options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         for ctype in ("C.UTF-8", "C"):
-            arguments = [*options, f"--lc-ctype={ctype}"]
+            arguments = ["-D", f"./{new.name}", *options, f"--lc-ctype={ctype}"]
             completed = programs.run(self.programs, "initdb", arguments, self.path, self.account)
             if completed.returncode == 0 or "locale" not in completed.stderr:
                 break  # else this C library has no C.UTF-8
@@ -383,12 +373,11 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 
 def _refuse_content(path: Path, hint: str) -> None:
-    foreign = [name for name in sorted(os.listdir(path)) if not name.startswith("pgorthanc.")]
-    if "lost+found" in foreign:  # at the root of a file system
-        foreign.remove("lost+found")
+    names = sorted(set(os.listdir(path)) - {"lost+found"})
+    foreign = [name for name in names if not name.startswith("pgorthanc.")]
     if foreign:
-        names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-        raise PgOrthancError(f"{path} holds other things ({names}), and nothing in it was touched", hint)
+        examples = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise PgOrthancError(f"{path} holds other things ({examples}), and nothing in it was touched", hint)
 
 
 def _owner(path: Path) -> Account:
@@ -396,14 +385,12 @@ def _owner(path: Path) -> Account:
     me = os.geteuid()
     owner = Account(me, os.getegid())
     if path.exists():
-        status = path.stat()
-        owner = Account(status.st_uid, status.st_gid)
+        owner = Account(path.stat().st_uid, path.stat().st_gid)
     if owner.uid == 0:
         owner = programs.service_account()
     version = path / "PG_VERSION"
-    data_uid = version.stat().st_uid if version.exists() else owner.uid
-    if me not in (0, owner.uid) or data_uid != owner.uid:
-        data_owner = Account(data_uid, owner.gid)
+    data_owner = Account(version.stat().st_uid, owner.gid) if version.exists() else owner
+    if me not in (0, owner.uid) or data_owner.uid != owner.uid:
         raise PgOrthancError(
             f"the data in {path} belong to {data_owner}, but would be used by {owner if me == 0 else me}",
             f"run pgorthanc as {data_owner}, or give that folder and all in it to one account: chown -R",

@@ -14,7 +14,7 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.replication.plan import PlanItem
-from pgorthanc_cli.server import embedded, hba
+from pgorthanc_cli.server import embedded, hba_file
 from tests.replication.site import HBA, Site, answer, pgorthanc, stop
 from tests.support.real_servers import free_port
 
@@ -254,7 +254,7 @@ def test_the_printed_steps_are_all_that_is_needed(site: Site, tmp_path: Path) ->
         [psql, "-v", "ON_ERROR_STOP=1", site.administrator.dsn], input=script, text=True, check=True
     )
     [line] = [line for line in printed.splitlines() if line.startswith("host replication")]
-    hba.insert(site.primary.data / "pg_hba.conf", line, before=1)
+    hba_file.insert(site.primary.data / "pg_hba.conf", line, before=1)
     site.primary.sql("SELECT pg_reload_conf()")
     site.passfile.write_text(f"*:*:*:{ROLE}:by\\:hand\n")
     site.passfile.chmod(0o600)

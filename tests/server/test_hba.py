@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.server import hba
+from pgorthanc_cli.server import hba, hba_file
 from pgorthanc_cli.server.hba import Client
 from tests.support.real_servers import Server
 
@@ -78,7 +78,7 @@ def bare(rules: list[hba.Rule]) -> list[hba.Rule]:
 
 @pytest.mark.parametrize("content", [FILE, CONTINUED, b"", b"\n\n# nothing\n", b"local all all trust"])
 def test_a_file_is_read_as_the_server_reads_it(content: bytes, as_seen: Seen) -> None:
-    assert bare(hba.parse(content)) == as_seen(content)
+    assert bare(hba_file.parse(content)) == as_seen(content)
 
 
 PIECES = [*"a,#\\\r\n\t ", "all", '"all"', '"a b"', '""', "+g", ", ", " ,", "\\\n", 'x"y']
@@ -90,11 +90,11 @@ PIECES = [*"a,#\\\r\n\t ", "all", '"all"', '"a b"', '""', "+g", ", ", " ,", "\\\
 def test_any_line_is_read_as_the_server_reads_it(as_seen: Seen, piece: str, method: str) -> None:
     assume('"""' not in piece)  # a name that has quotes itself
     content = f"local all {piece} {method}\nlocal {piece} all {method}\nlocal x y reject\n".encode()
-    known = [rule for rule in bare(hba.parse(content)) if rule.method in ("trust", "md5", "reject")]
+    known = [rule for rule in bare(hba_file.parse(content)) if rule.method in ("trust", "md5", "reject")]
     assert [rule for rule in known if not rule.options] == as_seen(content)
 
 
-RULES = hba.parse(FILE)
+RULES = hba_file.parse(FILE)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_groups_and_names_of_hosts() -> None:
         "host /^sta all all md5": True,
         "host /^taf all all md5": False,
     }.items():
-        assert (hba.match(hba.parse(line.encode()), nurse) is not None) == fits, line
+        assert (hba.match(hba_file.parse(line.encode()), nurse) is not None) == fits, line
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_groups_and_names_of_hosts() -> None:
 )
 def test_what_only_the_server_knows_is_not_guessed(line: str) -> None:
     with pytest.raises(hba.IndeterminateMatch, match=r"line 1 of pg_hba\.conf"):
-        hba.match(hba.parse(line.encode()), Client("a", "b", "10.0.0.1"))
+        hba.match(hba_file.parse(line.encode()), Client("a", "b", "10.0.0.1"))
 
 
 def test_groups_of_groups(server: Server) -> None:
@@ -179,7 +179,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.line))
 def test_only_the_method_of_the_line_changes(file: Path, rule: hba.Rule) -> None:
-    edit = hba.set_method(file, rule, "gss")
+    edit = hba_file.set_method(file, rule, "gss")
 
     before, after = FILE.split(b"\n"), file.read_bytes().split(b"\n")
     number = rule.line - 1
@@ -196,13 +196,13 @@ def test_only_the_method_of_the_line_changes(file: Path, rule: hba.Rule) -> None
 
 def test_a_method_that_is_continued(file: Path) -> None:
     file.write_bytes(CONTINUED)
-    hba.set_method(file, hba.parse(CONTINUED)[0], "md5")
+    hba_file.set_method(file, hba_file.parse(CONTINUED)[0], "md5")
     assert file.read_bytes() == CONTINUED.replace(b"sc\\\nram-sha-256", b"md5")
 
 
 @pytest.mark.parametrize(("before", "at"), [(1, 0), (4, 3), (11, 10)])
 def test_a_line_is_inserted_and_taken_out(file: Path, before: int, at: int) -> None:
-    edit = hba.insert(file, "local all all reject", before=before)
+    edit = hba_file.insert(file, "local all all reject", before=before)
     assert (edit.line, edit.before, edit.after) == (before, "", "local all all reject")
     lines = file.read_bytes().split(b"\n")
     assert lines.pop(at) == b"local all all reject"
@@ -214,21 +214,21 @@ def test_a_line_is_inserted_and_taken_out(file: Path, before: int, at: int) -> N
 def test_a_link_stays_a_link(file: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(file)
-    hba.set_method(link, RULES[0], "trust").undo()
+    hba_file.set_method(link, RULES[0], "trust").undo()
     assert link.is_symlink()
     assert file.read_bytes() == FILE
 
 
 def test_another_line_than_expected_is_left_alone(file: Path) -> None:
     with pytest.raises(PgOrthancError, match=r"line 2 of .* is not `local all postgres md5` any more"):
-        hba.set_method(file, replace(RULES[0], method="md5"), "trust")
+        hba_file.set_method(file, replace(RULES[0], method="md5"), "trust")
     with pytest.raises(PgOrthancError, match="has no line 11 that ends with a line feed"):
-        hba.insert(file, "local all all trust", before=12)
+        hba_file.insert(file, "local all all trust", before=12)
     assert [file] == list(file.parent.iterdir())
 
 
 def test_the_change_of_somebody_else_is_not_undone(file: Path) -> None:
-    edit = hba.set_method(file, RULES[0], "trust")
+    edit = hba_file.set_method(file, RULES[0], "trust")
     file.write_bytes(b"# mine now\n")
     with pytest.raises(PgOrthancError, match="changed by somebody else") as refusal:
         edit.undo()
@@ -238,7 +238,7 @@ def test_the_change_of_somebody_else_is_not_undone(file: Path) -> None:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PgOrthancError, match=r"pg_hba\.conf cannot be read: No such file") as refusal:
-        hba.set_method(tmp_path / "pg_hba.conf", RULES[0], "trust")
+        hba_file.set_method(tmp_path / "pg_hba.conf", RULES[0], "trust")
     assert "on the machine of the server" in (refusal.value.hint or "")
 
 
@@ -246,5 +246,5 @@ def test_the_owner_of_the_file_stays(file: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can write files for others")
     os.chown(file, 1234, 4321)
-    edit = hba.set_method(file, RULES[0], "trust")
+    edit = hba_file.set_method(file, RULES[0], "trust")
     assert {(path.stat().st_uid, path.stat().st_gid) for path in (file, edit.backup)} == {(1234, 4321)}
