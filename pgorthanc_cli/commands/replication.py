@@ -1,12 +1,15 @@
-"""`pgorthanc replication`: a primary and its standbys."""
+"""`pgorthanc replication`: a primary and its standbys.
+
+Longer than others: six subcommands, of which most lines declare options.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,34 +19,55 @@ from pgorthanc_cli.errors import PartialFailure, UsageError
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
 
-_ALLOW = click.option(
-    "--allow", multiple=True, metavar="ADDR", help="Address or network of the standby; may be repeated."
-)
-_ROLE = click.option(
-    "--role", default="pgorthanc_replication", show_default=True, help="Role that the standby logs in with."
-)
-_SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
-_LIMIT = click.option(
-    "--slot-limit",
-    "limit",
-    default="10GB",
-    show_default=True,
-    metavar="SIZE",
-    help="WAL that slots may hold back; beyond, a standby that stays away is given up.",
-)
-_SYNCHRONOUS = click.option(
-    "--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."
-)
-_FROM = click.option(
-    "--from",
-    "source",
-    required=True,
-    metavar="DSN",
-    help="The primary, by the replication role; its password by passfile= or PGPASSWORD.",
-)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _FOLDER = click.Path(file_okay=False, path_type=Path)
-_NAME = click.option("--name", default="", help="Its application_name.  [default: the slot's name]")
+_SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
 _NO_START = click.option("--no-start", is_flag=True, help="Leave the start to a service manager.")
+
+
+def _options(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
+    """Return a decorator that adds several options, in this order."""
+
+    def decorate(function: _Function) -> _Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_requirements = _options(
+    click.option(
+        "--allow", multiple=True, metavar="ADDR", help="Address or network of the standby; may be repeated."
+    ),
+    click.option(
+        "--role",
+        default="pgorthanc_replication",
+        show_default=True,
+        help="Role that the standby logs in with.",
+    ),
+    _SLOT,
+    click.option(
+        "--slot-limit",
+        "limit",
+        default="10GB",
+        show_default=True,
+        metavar="SIZE",
+        help="WAL that slots may hold back; beyond, a standby that stays away is given up.",
+    ),
+    click.option("--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."),
+)
+_following = _options(
+    click.option(
+        "--from",
+        "source",
+        required=True,
+        metavar="DSN",
+        help="The primary, by the replication role; its password by passfile= or PGPASSWORD.",
+    ),
+    _SLOT,
+    click.option("--name", default="", help="Its application_name.  [default: the slot's name]"),
+)
 
 
 @click.group("replication")
@@ -69,11 +93,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 
 
 @commands.command("replication plan")
-@_ALLOW
-@_ROLE
-@_SLOT
-@_LIMIT
-@_SYNCHRONOUS
+@_requirements
 @click.option(
     "--print",
     "form",
@@ -100,11 +120,7 @@ def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
 
 
 @commands.command("replication primary")
-@_ALLOW
-@_ROLE
-@_SLOT
-@_LIMIT
-@_SYNCHRONOUS
+@_requirements
 @click.option(
     "--passfile",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -167,9 +183,7 @@ def primary(
 @click.option(
     "--dir", "directory", type=_FOLDER, required=True, help="Its data folder: empty, or to be made."
 )
-@_FROM
-@_SLOT
-@_NAME
+@_following
 @click.option("--listen", default="127.0.0.1", show_default=True, metavar="ADDR", help="Its TCP address.")
 @click.option(
     "--listen-port", type=click.IntRange(1, 65535), default=5432, show_default=True, help="Its TCP port."
@@ -389,9 +403,7 @@ def promote(
 @click.option(
     "--dir", "directory", type=_FOLDER, required=True, help="Data folder of the old primary, stopped."
 )
-@_FROM
-@_SLOT
-@_NAME
+@_following
 @click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
 @_NO_START
 def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **options: object) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication.mark import Claim, Mark, claimed, refusal
+from pgorthanc_cli.replication.mark import Claim, Mark, claimed
 from pgorthanc_cli.server import cluster as clusters
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control
 from pgorthanc_cli.server.private import open_cluster
@@ -73,12 +73,6 @@ class StandbyState:
     folder: str = ""
     machine: str = ""
     mark: str = ""
-
-
-def refuse_fenced(standby: StandbyState) -> None:
-    """Raise PgOrthancError if the standby is itself an old primary that was fenced for another standby."""
-    if standby.mark:
-        raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
 
 
 # The folder

@@ -48,11 +48,9 @@ class Mark:
 
     def is_for_same(self, other: Mark) -> bool:
         """Return whether both name the same standby, which may be reached in several ways."""
-        return self._identity() == other._identity()
-
-    def _identity(self) -> tuple[str, ...]:
-        port = self.server.rpartition(":")[2]
-        return self.system_identifier, self.machine, self.folder, self.slot, port
+        same_port = self.server.rpartition(":")[2] == other.server.rpartition(":")[2]
+        names = ("system_identifier", "machine", "folder", "slot")
+        return same_port and all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def parse(content: str) -> Mark | None:

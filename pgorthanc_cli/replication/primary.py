@@ -93,11 +93,7 @@ def prepare(
         raise UsageError("from where will the standby connect?", "give its address with --allow")
     with db.session(target, autocommit=True, need_schema=False) as conn:
         facts = survey(conn, requirements.role)
-        if not facts.superuser:
-            raise PgOrthancError(
-                f"role {conn.info.user} is no superuser, and ALTER SYSTEM and REPLICATION need one",
-                "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
-            )
+        _require_superuser(conn, facts)
         items = [item for item in plan(conn, requirements).items if item.state != "ok"]
         logins = password.standby_logins(conn, requirements.role) if new_password and facts.role else []
         if not confirmed:
@@ -114,10 +110,7 @@ def prepare(
         if waiting and folder:
             _refuse_commands(conn)
     if waiting and folder:
-        server = PrivateCluster(folder)
-        with server.exclusive():
-            server.halt()
-            server.ensure_running()
+        _restart(folder)
         changed.append("restarted")
         waiting = ()
     after, login = _test(target, requirements, None if remaining else secret)
@@ -135,6 +128,21 @@ def prepare(
         standby=_standby_command(facts.endpoint, requirements, passfile),
         standbys=standbys,
     )
+
+
+def _require_superuser(conn: Connection, facts: Facts) -> None:
+    if not facts.superuser:
+        raise PgOrthancError(
+            f"role {conn.info.user} is no superuser, and ALTER SYSTEM and REPLICATION need one",
+            "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
+        )
+
+
+def _restart(folder: Path) -> None:
+    server = PrivateCluster(folder)
+    with server.exclusive():
+        server.halt()
+        server.ensure_running()
 
 
 def _test(target: db.Target, requirements: Requirements, secret: str | None) -> tuple[PrimaryPlan, str]:

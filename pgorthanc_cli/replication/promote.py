@@ -17,9 +17,8 @@ from pgorthanc_cli.replication.fence import (
     fenced,
     format_endpoint,
     proof,
-    refuse_fenced,
 )
-from pgorthanc_cli.replication.mark import Claim
+from pgorthanc_cli.replication.mark import Claim, refusal
 from pgorthanc_cli.replication.upstream import check_slot_name
 from pgorthanc_cli.server.wal import Loss
 
@@ -78,7 +77,8 @@ def promote(
     deadline = Deadline(wait_s)
     with _translated(candidate, deadline):
         standby = candidate.state(deadline.remaining_s())
-    refuse_fenced(standby)
+    if standby.mark:  # it is itself an old primary that was fenced for another standby
+        raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
     names = slots or ((standby.slot,) if standby.slot else ())
     for name in names:
         check_slot_name(name)
