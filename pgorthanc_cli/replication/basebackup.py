@@ -44,6 +44,8 @@ def copy(
         PgOrthancError: The copy fails or is damaged, or there is not enough space.
     """
     with conninfo_for(account, upstream.parameters, upstream.password) as conninfo:
+        # `fast`: an immediate checkpoint, instead of one spread over minutes. The slot keeps the WAL that the copy
+        # needs, even if it takes hours.
         arguments = ["-D", ".", "-d", conninfo, "-X", "stream", "-S", slot, "-c", "fast"]
         arguments += ["--progress", "--no-password"]
         with programs.started(installed, "pg_basebackup", arguments, path, account) as process:

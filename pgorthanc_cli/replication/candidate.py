@@ -116,6 +116,7 @@ class _SqlCandidate:
             raise _primary_error(self.endpoint, self.timeline(timeout_s))
         query = "SELECT json_object_agg(name, setting) FROM pg_catalog.pg_settings WHERE name = ANY (%s)"
         settings = self._value(timeout_s, query, list(_SETTINGS)) or {}
+        # pg_settings hides it from roles without pg_read_all_settings, because it may hold a password.
         if "primary_conninfo" not in settings:
             raise PgOrthancError(
                 f"role {self._conn.info.user} may not see which server the standby follows",
@@ -130,6 +131,7 @@ class _SqlCandidate:
             received=int(self._value(timeout_s, _RECEIVED)),
             conninfo=settings["primary_conninfo"] or "",
             slot=settings.get("primary_slot_name") or "",
+            # Folder and machine as `by_folder` names them: a mark must recognize the standby either way.
             folder=str(local.resolve()) if local else folder,
             machine=socket.gethostname() if local else self.endpoint[0],
             mark=self._mark(timeout_s),
@@ -154,7 +156,7 @@ class _SqlCandidate:
                 f"role {self._conn.info.user} may not promote the standby",
                 "log in as a superuser with --username, or name the folder of the standby with --dir",
             ) from None
-        if not promoted:
+        if not promoted:  # the server goes on with it, but did not finish in time
             raise TimeoutError
 
     def timeline(self, timeout_s: float) -> int:
@@ -176,6 +178,7 @@ def by_sql(target: db.Target, *, wait_s: float = _CONNECT_TIMEOUT_S) -> Iterator
     Raises:
         ConnectError: There is no login within `wait_s` seconds.
     """
+    # Asynchronous: libpq's blocking calls would wait for a frozen server for as long as TCP does.
     conn = db.connect_async(replace(target, retries=0), timeout_s=min(wait_s, _CONNECT_TIMEOUT_S))
     try:
         with db.translate_errors(conn):

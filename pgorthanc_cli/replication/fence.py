@@ -119,6 +119,7 @@ def fenced(
         old.write(STANDBY_SIGNAL, "")
         old.stop(remaining_s())
         _wait_until_dead(old)
+        # Now that it has stopped: before, its WAL was still growing.
         if not fence.gone:
             _refuse_older(old, refresh())
         loss = _wait_for_the_rest(old, refresh)
@@ -165,6 +166,7 @@ def _refuse_copy(old: Cluster, standby: StandbyState) -> None:
     ports = {port for _, port in endpoints(standby.conninfo)} if standby.conninfo else set()
     if old.pid() is None or not ports:
         return
+    # Only a running server has a port to compare; a stopped copy is recognized by its WAL, see `_refuse_older`.
     port, _ = old.endpoint()
     if port not in ports:
         raise UsageError(

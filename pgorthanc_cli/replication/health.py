@@ -20,9 +20,11 @@ def with_lag(observation: Observation, primary: Observation | None, limits: Limi
     server = observation.server
     if server.role != "standby":
         return server
+    # Positions of different clusters cannot be compared.
     if primary and primary.system_identifier == observation.system_identifier:
         server = replace(server, lag_bytes=max(primary.lsn - observation.lsn, 0))
     if server.read_only_orthanc.startswith("yes"):
+        # An Orthanc on a stale copy answers, and silently misses the newest studies.
         late = server.lag_bytes is not None and server.lag_bytes >= limits.critical_bytes
         if server.receiver == "none" or late:
             why = "it receives nothing" if server.receiver == "none" else "it is too far behind"
@@ -67,6 +69,7 @@ def _standby_problems(
         yield "CRITICAL", f"{server.place} receives nothing: its log says why"
     if observation.paused:
         yield "CRITICAL", f"{server.place} does not replay: SELECT pg_wal_replay_resume()"
+    # Bytes and seconds are independent: a slow night has old data and no backlog, a bulk import the opposite.
     lag = server.lag_bytes or 0
     if lag >= limits.warning_bytes:
         level = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
@@ -75,6 +78,7 @@ def _standby_problems(
     if lag >= _SIGNIFICANT_BYTES and age >= limits.warning_s:
         level = "CRITICAL" if age >= limits.critical_s else "WARNING"
         yield level, f"{server.place} is {age:,.0f} s behind"
+    # Vacuum on the primary removes rows that a query on the standby still needs, unless feedback prevents it.
     if server.conflicts and not observation.feedback:
         yield (
             "WARNING",

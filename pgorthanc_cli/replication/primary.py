@@ -102,6 +102,7 @@ def prepare(
             conn, requirements.role, facts.role, passfile, new_password=new_password
         )
         standbys = password.distribute(logins, requirements.role, secret, passfile)
+        # The slot after the settings: with wal_level minimal there is none.
         changed += [*_alter_system(conn, items, facts.pending), *_create_slot(conn, items)]
         edit, remaining = _allow_in_pg_hba(conn, facts, items)
         changed += [f"pg_hba.conf: {line}" for line in (edit.after.splitlines() if edit else ())]
@@ -235,6 +236,7 @@ def _allow_in_pg_hba(
     if file is None:
         name = facts.settings.get("hba_file", "pg_hba.conf")
         return None, tuple(f"insert as first line of {name}: {line}" for line in lines)
+    # The first line that matches decides, so ours comes before all others.
     edit = hba_file.insert(file, "\n".join(lines), before=1)
     errors = hba.errors(conn)
     if errors:

@@ -79,6 +79,7 @@ def promote(
         standby = candidate.state(deadline.remaining_s())
     if standby.mark:  # it is itself an old primary that was fenced for another standby
         raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
+    # Slots are not replicated: without a new one the old primary, or another standby, could miss WAL.
     names = slots or ((standby.slot,) if standby.slot else ())
     for name in names:
         check_slot_name(name)
@@ -86,7 +87,7 @@ def promote(
     others = [endpoint for endpoint in upstreams if endpoint != candidate.endpoint]
     with _fenced_folder(candidate, fence, standby, deadline) as (claim, loss):
         reason = proof(others, fence, standby, candidate.command)
-        if claim:
+        if claim:  # before the request: if this process dies now, the promotion may have begun
             claim.promoting()
         with _translated(candidate, deadline, requested=True):
             candidate.promote(deadline.remaining_s())

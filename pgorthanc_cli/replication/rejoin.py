@@ -112,6 +112,7 @@ def rejoin(
     if start:
         cluster.start()
         standby.wait_until_streaming(source, slot, cluster)
+    # Last: until it follows, the mark keeps it from being promoted.
     mark.clear(cluster)
     index, difference = standby.compare_index(cluster, administrator if start else None)
     return Rejoined(
@@ -235,7 +236,7 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
     )  # pg_rewind's crash recovery refuses to start with it
     file = cluster.external_config_file
     config = [f"--config-file={file}"] if file and cluster.major >= 15 else []
-    cluster.invalidate_stale_pids()
+    cluster.invalidate_stale_pids()  # pg_rewind refuses to work where a server seems to run
     _save(cluster.path)
     with conninfo_for(cluster.account, parameters, password) as conninfo:
         cluster.run("pg_rewind", "--target-pgdata", ".", "--source-server", conninfo, *config)
@@ -263,6 +264,7 @@ def _copy(cluster: Cluster, source: Upstream, slot: str, report: progress.Report
         saved = _saved(path)
         for entry in saved.iterdir() if saved.exists() else _site_entries(path):
             _copy_entry(entry, new / entry.name)
+        # Two renames: between them the folder is missing, never half of one and half of the other.
         path.rename(backup)
         new.rename(path)
     except OSError as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _OLDEST_READ_ONLY = 3  # the revision of plugin 7.0, the first one that knows ReadOnly (SCHEMA.md 9)
-_CONNECT_TIMEOUT = "5"
+_CONNECT_TIMEOUT = "5"  # seconds: a host that is down does not delay the others for long
 _SUSPICIOUS_BYTES = 2**20  # received, but not replayed: a standby that works replays as much immediately
 _REPLY_TIMEOUT_S = 12.0  # an idle standby replies every 10 s (wal_receiver_status_interval)
 
@@ -187,7 +187,7 @@ def hosts(target: db.Target) -> list[db.Target]:
     parameters = db.parse_dsn(target.dsn)
     lists = {name: parameters.pop(name, "").split(",") for name in ("host", "hostaddr", "port")}
     count = max(map(len, lists.values()))
-    parameters.pop("target_session_attrs", None)
+    parameters.pop("target_session_attrs", None)  # every host is asked, whatever its role
     parameters.setdefault("connect_timeout", _CONNECT_TIMEOUT)
     for name, values in lists.items():
         if len(values) == 1:
@@ -252,6 +252,7 @@ def _observe(target: db.Target) -> Observation:
 
 
 def _observe_primary(conn: Connection, observation: Observation) -> None:
+    # PostgreSQL 12 has no limit for slots, and so no state of one.
     slots = _SLOTS if conn.server_version >= 130000 else _SLOTS_12
     observation.slots = tuple(Slot(*row) for row in db.rows(conn, slots))
     observation.standbys = tuple(_followers(conn))
@@ -280,6 +281,7 @@ def _followers(conn: Connection) -> Iterator[Follower]:
 
 def _stuck(conn: Connection, pids: list[int]) -> set[int]:
     """Return those whose standby has replied again after a second or more, and has replayed nothing meanwhile."""
+    # A standby that is paused still replies, with the position at which it stopped.
     before = {pid: (replayed, replied) for pid, replayed, replied in db.rows(conn, _REPLAYS, pids) if replied}
     deadline = time.monotonic() + _REPLY_TIMEOUT_S
     stuck: set[int] = set()

@@ -90,6 +90,7 @@ def survey(conn: Connection, role: str) -> Facts:
         conn,
         """SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('is_superuser') = 'on'""",
     )
+    # pg_settings omits settings that the login may not see, where current_setting() alone would fail.
     query = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
     settings = dict(db.rows(conn, query, list(_SETTINGS)))
     streaming = db.rows(conn, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
@@ -139,6 +140,7 @@ def _hba_file(folder: Path | None, settings: Mapping[str, str]) -> Path | None:
     name = settings.get("hba_file")
     if folder is None or name is None:
         return None
+    # The descriptor is one of the server's processes, not of ours.
     return folder / Path(name).name if name.startswith("/proc/self/fd/") else Path(name)
 
 
@@ -165,7 +167,7 @@ def _rules(conn: Connection) -> tuple[hba.Rule, ...] | None:
 
 
 def _data_bytes(conn: Connection) -> int | None:
-    try:
+    try:  # needs CONNECT on each database, or pg_read_all_stats
         return int(db.value(conn, "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"))
     except errors.InsufficientPrivilege:
         return None

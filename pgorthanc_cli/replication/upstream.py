@@ -101,7 +101,9 @@ def connect(target: db.Target) -> Upstream:
     try:
         with db.replication_session(target) as conn:
             identity = identify(conn)
-            used = parameters(conn)
+            used = parameters(
+                conn
+            )  # from PGHOST, a service file, … too: the standby's server has none of these
             password = conn.info.password or ""
     except ConnectError as error:
         raise type(error)(
@@ -156,6 +158,7 @@ def reserved_slot(upstream: Upstream, name: str) -> Iterator[None]:
             f"the slot {name} of {upstream.endpoint} is lost: it needed WAL beyond max_slot_wal_keep_size",
             f"on the primary: SELECT pg_drop_replication_slot('{name}'); then run the same command again",
         )
+    # Only a slot that this call has created is dropped again.
     created = state == "absent"
     try:
         if created:

@@ -99,7 +99,7 @@ class Cluster:
 
     def control(self) -> Control:
         """Read the control file; that of a running server is as old as its last checkpoint."""
-        fields = {}
+        fields = {}  # in English: `programs` sets the locale
         for line in self.run("pg_controldata", "-D", ".").stdout.splitlines():
             key, _, value = line.partition(":")
             fields[key.strip()] = value.strip()
@@ -165,7 +165,7 @@ class Cluster:
     def write_new(self, name: str, content: str) -> bool:
         """Create a file (mode 0600); return False, and change nothing, if the name exists."""
         with self._new_file(content) as temporary:
-            try:
+            try:  # a link, because a rename would replace the file
                 os.link(temporary, self.path / name, follow_symlinks=False)
             except FileExistsError:
                 return False
@@ -173,6 +173,7 @@ class Cluster:
 
     @contextmanager
     def _new_file(self, content: str) -> Iterator[str]:
+        # A prefix of our own: `PrivateCluster` accepts a folder with such a leftover of a crash.
         handle, temporary = tempfile.mkstemp(prefix="pgorthanc.", dir=self.path)
         try:
             self.account.own(handle)
@@ -184,7 +185,7 @@ class Cluster:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-        self._sync_folder()
+        self._sync_folder()  # the name, too, survives a crash of the machine
 
     def _sync_folder(self) -> None:
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -269,6 +270,7 @@ class Cluster:
 
     def endpoint(self) -> tuple[int, str]:
         """Return the port and the folder of the socket of the running server."""
+        # PostgreSQL, "src/include/utils/pidfile.h": pid, folder, start time, port, folder of the socket, …
         lines = (self.path / "postmaster.pid").read_text().splitlines()
         return int(lines[3]), str(self.path / lines[4])
 

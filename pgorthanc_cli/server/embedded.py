@@ -114,7 +114,7 @@ def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> 
         )
     missing = _missing(folder.path)
     with folder.exclusive(), _nothing_left_on_failure(folder, missing):
-        user = folder.join()
+        user = folder.join()  # before the start: from now on no other user stops the server
         try:
             folder.ensure_running()
             _ensure_database(folder)
@@ -231,15 +231,17 @@ def _new_settings(
 
 
 def _endpoint(settings: ServerSettings) -> tuple[str, int | None]:
+    # While it is not kept up, it listens on the socket only.
     return (settings.listen if settings.keep else "", settings.port)
 
 
 def _free_port(settings: ServerSettings) -> int:
     """Return the port of the settings, or a free one, which then stays: Orthancs are configured for it."""
-    host = _host(settings)
     try:
+        host = _host(settings)
         family, kind, _, _, address = socket.getaddrinfo(host, settings.port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
+            # As PostgreSQL does: connections in TIME_WAIT do not block a port.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             return int(probe.getsockname()[1])
@@ -312,17 +314,16 @@ def _ensure_database(folder: PrivateCluster) -> None:
     with _superuser_session(folder) as conn, conn.cursor() as cur:
         if not db.rows(conn, "SELECT 1 FROM pg_roles WHERE rolname = %s", settings.role):
             cur.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
-        owner = db.rows(
-            conn, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s", settings.database
-        )
-        if not owner:
+        query = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
+        owner = db.value(conn, query, settings.database)
+        if owner is None:
             cur.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
-        elif owner == [(SUPERUSER,)]:  # the database postgres, which comes with every server
+        elif owner == SUPERUSER:  # the database postgres, which comes with every server
             cur.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, role))
-        elif owner != [(settings.role,)]:
+        elif owner != settings.role:
             raise PgOrthancError(
-                f"the database {settings.database} belongs to the role {owner[0][0]}, not to {settings.role}",
-                f"use the role {owner[0][0]} (--username), or another database (--dbname)",
+                f"the database {settings.database} belongs to the role {owner}, not to {settings.role}",
+                f"use the role {owner} (--username), or another database (--dbname)",
             )
 
 
@@ -333,6 +334,7 @@ def _set_password(folder: PrivateCluster, password: str | None) -> None:
     settings, file = folder.settings(), folder.path / _PASSWORD_FILE
     if password is None:
         password = _read_password(folder) or secrets.token_urlsafe(24)
+    # The file holds one line, and PostgreSQL ends a password at a NUL.
     if not password or "\n" in password or "\0" in password:
         raise UsageError("a password is one line of text, and not empty")
     folder.write(file.name, password + "\n")

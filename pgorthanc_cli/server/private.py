@@ -142,6 +142,7 @@ class PrivateCluster(Cluster):
                 self.path.chmod(0o700)
             lock = self._open_lock(LOCK_FILE)
         try:
+            # On its own descriptor each time: the lock also excludes other threads of this process.
             fcntl.flock(lock, fcntl.LOCK_EX)
             with translated(self.path):
                 yield
@@ -278,7 +279,7 @@ class PrivateCluster(Cluster):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)  # PostgreSQL's "fast" shutdown
             self._wait_until_ended(pid, wait_s)
-        if self.socket_folder() != str(self.path):
+        if self.socket_folder() != str(self.path):  # the symlink
             Path(self.socket_folder()).unlink(missing_ok=True)
 
     def _wait_until_ended(self, pid: int, wait_s: float) -> None:
@@ -328,6 +329,7 @@ class PrivateCluster(Cluster):
             self.account.own(new)
             self._initdb(new)
             new.rename(complete)
+        # PG_VERSION last: until it is there, the next call continues here.
         for name in sorted(os.listdir(complete), key=lambda name: name == "PG_VERSION"):
             (complete / name).rename(self.path / name)
         self._sync_folder()

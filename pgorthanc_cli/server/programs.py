@@ -160,6 +160,7 @@ def _not_found(major: int | None, rejected: list[Programs]) -> PgOrthancError:
 def _system_folders() -> Iterator[Path]:
     pg_config = shutil.which("pg_config")
     if pg_config:
+        # Where PATH has only the client programs, as with Debian's wrappers, pg_config knows the folder.
         answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
         yield Path(answer.stdout.strip() or "/")
     yield from (Path(folder) for folder in os.get_exec_path() if folder)
@@ -221,6 +222,7 @@ def started(
     }
     if account.is_other:
         environment["HOME"] = account.home
+    # Opened by root, inherited by the program: it reaches the folder whatever its parents allow.
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         path = _path_for(folder, account, handle)
@@ -312,6 +314,7 @@ def _copied(prefix: Path) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             if not final.exists():
                 raise
+    # The cache may be a folder that every account can write to, such as /tmp.
     if final.is_symlink() or final.stat().st_uid != os.geteuid():
         raise PgOrthancError(
             f"{final} was not made by this account", "remove it; then run the same command again"
