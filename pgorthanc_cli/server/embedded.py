@@ -6,12 +6,11 @@ programs, such as an Orthanc, on TCP with a password; `attach` then uses the sam
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +192,7 @@ def _nothing_left_on_failure(folder: PrivateCluster, missing: list[Path] | None)
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to report
+        with suppress(OSError, PgOrthancError):  # the first failure is the one to report
             if created and folder.listener_pid() is None:
                 for entry in folder.path.iterdir():
                     remove(entry)
@@ -207,7 +206,7 @@ def _undone_on_failure(folder: PrivateCluster, before: ServerSettings, *, halt: 
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError, PgOrthancError):  # the first failure is the one to report
+        with suppress(OSError, PgOrthancError):  # the first failure is the one to report
             if halt:
                 folder.halt()
             folder.save(before)
@@ -344,7 +343,7 @@ def _set_password(folder: PrivateCluster, password: str | None) -> None:
 
 
 def _read_password(folder: PrivateCluster) -> str | None:
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         return (folder.path / _PASSWORD_FILE).read_text(encoding="utf-8").removesuffix("\n")
     return None
 
