@@ -31,12 +31,7 @@ _WRITE = (
 )
 
 
-# Locks of prepared transactions have no pid: their gid stands in pg_prepared_xacts.
-_WHO_LOCKS = (
-    "SELECT l.pid, p.gid, l.relation::regclass FROM pg_locks l "
-    "LEFT JOIN pg_prepared_xacts p ON l.virtualtransaction = '-1/' || p.transaction "
-    "WHERE l.mode = 'AccessExclusiveLock' AND l.granted;"
-)
+_WHO_LOCKS = "SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted;"
 
 
 @contextmanager
@@ -104,8 +99,8 @@ def _hint(state: str, primary: str, conn: Connection, schema: str | None = None)
         return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
     if state == "55P03":
         return (
-            "another session, or a prepared transaction, keeps a table locked; wait for it, or end it; "
-            f"to find it: {_WHO_LOCKS}"
+            "wait for the session that keeps a table locked, or end it (no pid: a prepared transaction, "
+            f"see pg_prepared_xacts); to find it: {_WHO_LOCKS}"
         )
     if state in ("53100", "53200", "53300") or "No space left on device" in primary:
         return "the server lacks disk space, memory or connections: make room, then run it again"

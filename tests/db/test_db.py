@@ -68,7 +68,7 @@ def test_a_reader_does_not_wait_for_ever_for_a_locked_table(fresh: db.Target) ->
     statement = (caught.value.hint or "").partition("to find it: ")[2]
     with db.session(fresh) as owner, db.session(fresh) as other:
         db.rows(owner, "LOCK TABLE resources IN ACCESS EXCLUSIVE MODE; SELECT 1")
-        assert db.rows(other, statement) == [(owner.info.backend_pid, None, "resources")]
+        assert db.rows(other, statement) == [(owner.info.backend_pid, "resources")]
 
 
 def test_errors_keep_patient_data_to_themselves(empty: db.Target) -> None:
