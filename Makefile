@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test quick lint fix docs catalog bench counts words clean
 
 demo: .venv/demo
 	rm -rf $(DEMO)
@@ -15,14 +15,44 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
+# Under a minute on two quiet cores. These tests need no server, or one; see CONTRIBUTING.md for how to add one.
+QUICK := tests/project/test_imports.py tests/project/test_text_and_files.py tests/config tests/dicom tests/views \
+    tests/commands/test_cli.py tests/commands/test_output.py tests/keepalive/test_units.py tests/db/test_db.py \
+    tests/schema/test_initialize.py tests/schema/test_status.py
+quick: .venv/dev
+	$(BIN)/python -m pytest -q -m 'not once and not interop' $(QUICK) $(PYTEST_OPTIONS)
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+fix: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 docs: .venv/dev
 	$(BIN)/python docs/reference.py > docs/reference.md
 	$(BIN)/python docs/picture.py docs/demo.svg
+	$(BIN)/python docs/rooms.py docs/architecture.md
+
+# After a change of scripts/PrepareIndex.sql or scripts/StorageArea.sql.
+catalog: .venv/dev
+	$(BIN)/python docs/catalog.py
+
+# Each program also runs by itself, with other sizes: see its first lines. Results are in bench/RESULTS.md.
+# bench/ingest.py is not part of it: it compares with a real Orthanc, which must be installed.
+bench: .venv/dev
+	$(BIN)/python bench/commands.py
+	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/migrate.py
+	$(BIN)/python bench/upgrade.py
+
+counts: .venv/dev
+	$(BIN)/python docs/counts.py
+
+words: .venv/dev
+	$(BIN)/python docs/words.py
 
 .venv/demo: setup.cfg | .venv
 	$(BIN)/pip install --quiet --editable '.[embedded]'
