@@ -12,7 +12,7 @@ from pgorthanc_cli import commands, output
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.ingest import Report
+    from pgorthanc_cli.ingest import Batch, ImportResult
 
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -82,6 +82,7 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
 @_report("--report", type=_file, metavar="FILE", help="Write a page about the import (HTML) to FILE.")
 @_report("--report-names", is_flag=True, help="Name patients, folders and files on that page, too.")
+@_pace("--batch-files", type=click.IntRange(min=1), default=1000, hidden=True)
 def command(
     call: commands.Call,
     paths: tuple[str, ...],
@@ -89,8 +90,6 @@ def command(
     refused: Path | None,
     report: Path | None,
     report_names: bool,
-    jobs: int,
-    dask: str | None,
     **options: Any,
 ) -> None:
     """Import DICOM files, folders, ZIP and gzip archives.
@@ -99,36 +98,36 @@ def command(
     Interrupted at any point, run it again: it goes on where it stopped.
     """
     from pgorthanc_cli import ingest
-    from pgorthanc_cli.commands import import_options
+    from pgorthanc_cli.views import import_page
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
     with (
-        call.resolved() as found,
+        call.resolved() as resolved,
         commands.stopping() as stop,
-        import_options.listing(refused) as listed,
+        import_page.refusal_list(refused) as list_refusals,
         output.progress(quiet=call.quiet) as bar,
     ):
-        tally = ingest.Tally(dry_run=options["dry_run"])
-        feed = import_options.feed(paths, files_from, options)
-        settings = import_options.settings(found, options, concurrent=bool(feed.shard or dask))
-        run = import_options.run(found.target, settings, jobs, dask, stop)
-        if bar.shown and not (files_from or feed.follow or feed.shard):
+        target = resolved.target
+        plan, settings = ingest.from_options(paths, files_from, resolved.orthanc, options)
+        if bar.shown and not (files_from or plan.follow or plan.shard):
             threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
-        facts = import_options.facts(found.target, settings, {"dask": dask, "jobs": jobs, **options})
-        with import_options.reporting(report, paths, stop, facts, names=report_names) as told:
-            for batch in ingest.deliver(found.target, feed, settings, run, stop):
-                tally.add(batch)
-                told(batch)
+        facts = import_page.facts(target, plan, settings, options["schedule"])
+        with import_page.page_writer(report, paths, facts, stop.is_set, names=report_names) as add_to_page:
+
+            def progress(batch: Batch) -> None:
+                add_to_page(batch)
                 bar.add(batch.files, batch.bytes)
-                listed(batch)
+                list_refusals(batch)
                 for warning in batch.warnings:
                     call.warn(warning)
-    _end(call, tally.report(), interrupted=stop.is_set())
+
+            result = ingest.run_import(target, plan, settings, stop=stop, report=progress)
+    _end(call, result, interrupted=stop.is_set())
 
 
 def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) -> None:
-    """Count ahead, beside the work, so that the time left is known."""
+    """Count the files during the import, so that the bar shows the time left."""
     from pgorthanc_cli import ingest
 
     total = 0
@@ -140,8 +139,8 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
     bar.expect(total)
 
 
-def _end(call: commands.Call, result: Report, *, interrupted: bool) -> None:
-    """Show the result, and say by the exit code how it ended."""
+def _end(call: commands.Call, result: ImportResult, *, interrupted: bool) -> None:
+    """Show the result, and end with the exit code for it."""
     for warning in result.warnings:
         call.warn(warning)
     call.emit(result)

@@ -1,45 +1,47 @@
 """Import: walk -> dicom -> storage and index.
 
-What it writes is what Orthanc writes when it receives the same files one after the other, in the order given,
-whatever the number of workers: they read, parse and store; the parent writes the index, each batch in one
-transaction. After any interruption, running again completes the work (see `journal`).
+It writes what Orthanc writes when it receives the same files one after the other, in the
+order given, whatever the number of workers: they read, parse and store; the parent writes
+the index, each batch in one transaction. After any interruption, running again completes
+the work (see `journal`).
 
     target = db.Target("dbname=orthanc")
-    tally = ingest.Tally()
-    for batch in ingest.run(target, ["/data/dicom"], ingest.Settings(storage_dir=Path("/var/lib/orthanc"))):
-        tally.add(batch)
+    settings = ingest.Settings(storage_dir=Path("/var/lib/orthanc"))
+    result = ingest.run_import(target, ingest.ImportPlan(["/data/dicom"]), settings)
 """
 
-from pgorthanc_cli.ingest.facts import Facts, Item
-from pgorthanc_cli.ingest.feed import Feed, deliver
-from pgorthanc_cli.ingest.limits import Hours, Limits
-from pgorthanc_cli.ingest.link import Link
-from pgorthanc_cli.ingest.pipeline import run, run_sources
-from pgorthanc_cli.ingest.report import Batch, Difference, Report, Settings, Tally
-from pgorthanc_cli.ingest.shard import By, Shard
-from pgorthanc_cli.ingest.walk import Source, listed, shown, walk
-from pgorthanc_cli.ingest.worker import Refusal
+from pgorthanc_cli.ingest.model import (
+    Batch,
+    FileProblem,
+    ImportResult,
+    IndexedFile,
+    InstanceSummary,
+    Tally,
+)
+from pgorthanc_cli.ingest.pacing import Hours, Limits
+from pgorthanc_cli.ingest.pipeline import import_sources
+from pgorthanc_cli.ingest.run import run_import
+from pgorthanc_cli.ingest.settings import ImportPlan, Link, Settings, from_options
+from pgorthanc_cli.ingest.walk import Shard, ShardBy, Source, listed, walk
 
 __all__ = [
     "Batch",
-    "By",
-    "Difference",
-    "Facts",
-    "Feed",
+    "FileProblem",
     "Hours",
-    "Item",
+    "ImportPlan",
+    "ImportResult",
+    "IndexedFile",
+    "InstanceSummary",
     "Limits",
     "Link",
-    "Refusal",
-    "Report",
     "Settings",
     "Shard",
+    "ShardBy",
     "Source",
     "Tally",
-    "deliver",
+    "from_options",
+    "import_sources",
     "listed",
-    "run",
-    "run_sources",
-    "shown",
+    "run_import",
     "walk",
 ]

@@ -1,4 +1,4 @@
-"""The transactions of an import: a prepared batch becomes rows and attachments, together or not at all."""
+"""The transactions of an import: rows and attachments of a batch, or neither of them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,45 @@ from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import content, facts, journal, recover, runs, stored, walk
-from pgorthanc_cli.ingest.report import Batch, Difference
-from pgorthanc_cli.ingest.settle import Known, Restored
-from pgorthanc_cli.ingest.worker import ZLIB, Prepared, Refusal, Result
+from pgorthanc_cli.ingest import content
+from pgorthanc_cli.ingest.model import (
+    Batch,
+    Comparison,
+    FileProblem,
+    IndexedFile,
+    Known,
+    Prepared,
+    Restored,
+    Result,
+    summarize,
+)
+from pgorthanc_cli.ingest.recovery import Recovery
+from pgorthanc_cli.ingest.runs import Session
+from pgorthanc_cli.ingest.stored import ZLIB, compare, encoded
 from pgorthanc_cli.workers import Checkpoint, Stopped
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# What the server says about a record that it does not take; an identifier too long for its index is the third.
+    from pgorthanc_cli.ingest.journal import Journal
+    from pgorthanc_cli.ingest.walk import Source
+
+# The server refuses a record; ProgramLimitExceeded: an identifier is too long for its
+# index.
 _REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
 _COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.ParentDeleted)
-End = Outcome | Refusal | Known  # of a prepared record
-_REPLAYS = 10  # of a batch that collided with another writer (Orthanc's MaximumConnectionRetries)
+_ATTEMPTS = 10  # for a batch that collides with another writer (MaximumConnectionRetries)
+
+PreparedOutcome = Outcome | FileProblem | Known
+"""What became of a prepared record."""
 
 
 class Committer:
     """Writes prepared batches, each in one transaction.
 
     Attributes:
-        touched: (public id, level) of what got instances, least recently last touched first; only kept for
-            `stable_changes`.
+        touched: (public id, level) of the resources that got instances, least recently
+            touched first; only recorded for `stable_changes`.
     """
 
     def __init__(
@@ -45,286 +62,324 @@ class Committer:
         conn: Connection,
         writer: index.Writer,
         objects: storage.LargeObjectArea | None,
-        journals: journal.Journal | None,
+        journal: Journal | None,
         *,
         stable_changes: bool,
         stop: threading.Event,
     ) -> None:
-        """Attachments are in `objects`, or have been put by the workers into the area of `journals`."""
+        """Store attachments in `objects`; if None, workers have stored them as files."""
         self.conn = conn
         self.writer = writer
         self.objects = objects
-        self.journals = journals
+        self.journal = journal
         self.stable_changes = stable_changes
         self._checkpoint = Checkpoint(stop)
         self.touched: dict[tuple[str, int], None] = {}
-        self._recovery = recover.Recovery(journals, runs.Session(conn)) if journals else None
-        self._old = itertools.count(1)
-        self._in_doubt = False  # a commit whose outcome nobody knows: the next run settles its journal
+        self._recovery = Recovery(journal, Session(conn)) if journal else None
+        self._numbers = itertools.count(1)
+        # After a commit of unknown outcome, the journal stays: the next run finds out.
+        self._in_doubt = False
 
-    def settle_dead_runs(self) -> list[str]:
-        """Remove attachments without a row that an interrupted import has left; returns warnings."""
-        return self._recovery.settle() if self._recovery else []
+    def clean_up_dead_runs(self) -> list[str]:
+        """Remove the orphans of interrupted imports; return warnings."""
+        return self._recovery.clean_up() if self._recovery else []
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Write what a worker prepared, and commit."""
         results = self._put_back(results)
-        ends = self._store([r for r in results if isinstance(r, Prepared)])
-        return counted(results, ends)
+        outcomes = self._store([r for r in results if isinstance(r, Prepared)])
+        return summarize_batch(results, outcomes)
 
     def forget(self, name: str, unwritten: Sequence[Result]) -> None:
-        """The batch of that journal is settled, but for what will not be written: that is undone."""
-        if self.journals and not self._in_doubt:
+        """Remove the journal of a batch, and the attachments of its unwritten results."""
+        if self.journal and not self._in_doubt:
             self._discard(r for r in unwritten if isinstance(r, Prepared))
-            self.journals.forget(name)
+            self.journal.forget(name)
 
     def log_stable(self) -> None:
-        """Write the StablePatient, StableStudy and StableSeries changes of all that was touched."""
+        """Write the Stable* changes of all resources that were touched."""
         with self.conn, self.conn.cursor() as cur:
             index.log_stable(cur, self.touched)
 
+    # --- missing large objects ----------------------------------------------------------
+
     def _put_back(self, results: Sequence[Result]) -> list[Result]:
-        """Store the large objects that are missing, in a transaction of their own; files are there already."""
-        lost = [r for r in results if isinstance(r, Restored)]
-        if not lost or self.objects is None:
+        """Restore missing large objects in one transaction; workers restore files."""
+        restored = [r for r in results if isinstance(r, Restored)]
+        if not restored or self.objects is None:
             return list(results)
         try:
-            ends = iter(self._put_back_all(lost, self.objects))
-        except content.Unreadable as error:
-            if len(lost) == 1:
-                refusal = Refusal(walk.shown(lost[0].source), str(error))
+            outcomes = iter(self._put_back_all(restored, self.objects))
+        except content.UnreadableError as error:
+            if len(restored) == 1:
+                refusal = FileProblem(restored[0].source.display_name, str(error))
                 return [refusal if isinstance(r, Restored) else r for r in results]
-            return [end for r in results for end in self._put_back([r])]
-        return [next(ends) if isinstance(r, Restored) else r for r in results]
+            return [outcome for r in results for outcome in self._put_back([r])]
+        return [next(outcomes) if isinstance(r, Restored) else r for r in results]
 
-    def _put_back_all(self, lost: Sequence[Restored], objects: storage.LargeObjectArea) -> list[Result]:
-        """In one transaction, again and again while it collides with another writer."""
-        attachments = [a for r in lost for a in r.lost]
+    def _put_back_all(self, restored: Sequence[Restored], objects: storage.LargeObjectArea) -> list[Result]:
+        """Restore in one transaction, repeated while it collides with another writer."""
+        attachments = [a for r in restored for a in r.missing]
         for attempt in itertools.count(1):
             try:
                 with self.conn, self.conn.cursor() as cur:
                     named = index.still_referenced(cur, attachments, lock=True)
                     absent = index.missing_large_objects(cur, [a.uuid for a in attachments])
-                    return [self._put_back_one(r, named, absent, objects) for r in lost]
+                    return [self._put_back_one(r, named, absent, objects) for r in restored]
             except _COLLISIONS:
-                if attempt == _REPLAYS:
+                if attempt == _ATTEMPTS:
                     raise
-                time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
+                _back_off(attempt)
         raise AssertionError("unreachable")
 
     def _put_back_one(
-        self, one: Restored, named: set[str], absent: set[str], objects: storage.LargeObjectArea
+        self,
+        restored: Restored,
+        named: set[str],
+        absent: set[str],
+        objects: storage.LargeObjectArea,
     ) -> Result:
-        if not named.issuperset(a.uuid for a in one.lost):
-            return Refusal(walk.shown(one.source), "its instance has just been deleted: import it again")
-        missing = [a for a in one.lost if a.uuid in absent]
+        source = restored.source
+        if not named.issuperset(a.uuid for a in restored.missing):
+            reason = "its instance has just been deleted: import it again"
+            return FileProblem(source.display_name, reason)
+        missing = [a for a in restored.missing if a.uuid in absent]
         if not missing:  # another import, or another file, was faster
-            return Known(one.source, one.size, one.facts, one.md5, stored.Verdict("", compared=True))
-        data = memoryview(
-            one.content if one.content is not None else _again(one.source, one.md5, self._checkpoint)
-        )
+            same = Comparison("", compared=True)
+            return Known(source, restored.size, restored.summary, restored.md5, same)
+        data = restored.content
+        view = memoryview(self._read_again(source, restored.md5) if data is None else data)
         for attachment in missing:
-            objects.restore(attachment.uuid, attachment.file_type, stored.encoded(attachment, data))
+            chunks = encoded(attachment, view)
+            objects.restore(attachment.uuid, attachment.file_type, chunks)
             absent.remove(attachment.uuid)
-        return one
+        return restored
 
-    def _store(self, prepared: Sequence[Prepared]) -> list[End]:
-        """One transaction; when the database refuses a record, or others are always faster, halves, down to one."""
+    # --- new instances ------------------------------------------------------------------
+
+    def _store(self, prepared: Sequence[Prepared]) -> list[PreparedOutcome]:
+        """Store in one transaction.
+
+        If the database refuses a record, or other writers are always faster, the batch is
+        halved until a single record is refused.
+        """
         if not prepared:
             return []
         try:
-            return self._replayed(prepared)
+            return self._store_with_retries(prepared)
         except Stopped:
             self.conn.rollback()
             raise
-        except (index.Conflict, content.Unreadable, *_REFUSED, *_COLLISIONS) as error:
+        except (
+            index.Conflict,
+            content.UnreadableError,
+            *_REFUSED,
+            *_COLLISIONS,
+        ) as error:
             self.conn.rollback()
             if len(prepared) == 1:
                 if isinstance(error, _COLLISIONS):
                     raise
                 self._discard(prepared)
-                return [Refusal(walk.shown(prepared[0].source), _reason(error))]
+                return [FileProblem(prepared[0].source.display_name, _reason(error))]
             middle = len(prepared) // 2
             return self._store(prepared[:middle]) + self._store(prepared[middle:])
 
-    def _replayed(self, prepared: Sequence[Prepared]) -> list[End]:
-        """The transaction, again and again while it collides with another writer, as Orthanc does it."""
-        for attempt in range(1, _REPLAYS):
+    def _store_with_retries(self, prepared: Sequence[Prepared]) -> list[PreparedOutcome]:
+        """Retry the transaction while it collides with another writer, like Orthanc."""
+        for attempt in range(1, _ATTEMPTS):
             try:
                 return self._transaction(prepared)
             except (*_COLLISIONS, pg.UniqueViolation, pg.ForeignKeyViolation):
                 self.conn.rollback()
-                time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
+                _back_off(attempt)
         return self._transaction(prepared)
 
-    def _transaction(self, prepared: Sequence[Prepared]) -> list[End]:
+    def _transaction(self, prepared: Sequence[Prepared]) -> list[PreparedOutcome]:
         written = self.writer.write([p.record for p in prepared])
+        pairs = list(zip(prepared, written.outcomes, strict=True))
+        known = [p for p, outcome in pairs if outcome is Outcome.KNOWN]
         if self.objects:
             self.objects.put_many(
-                (a.uuid, a.file_type, _stored(p, a, self._checkpoint))
-                for p, outcome in zip(prepared, written.outcomes, strict=True)
+                (a.uuid, a.file_type, self._large_object(p, a))
+                for p, outcome in pairs
                 if outcome is not Outcome.KNOWN
                 for a in p.record.attachments
             )
-        ends = self._compared(prepared, written.outcomes)
-        old = self._before_commit(written.removed)
+        outcomes = self._compared(prepared, written.outcomes)
+        old = self._remove_old(written.removed)
         self._commit()
         if self.stable_changes:
             for resource in written.touched:
-                self.touched.pop(resource, None)
+                self.touched.pop(resource, None)  # so that it comes last
                 self.touched[resource] = None
-        self._discard(p for p, o in zip(prepared, written.outcomes, strict=True) if o is Outcome.KNOWN)
-        if self.journals and old:
-            self.journals.discard(uuid for uuid, _ in written.removed)
-            self.journals.forget(old)
-        return ends
+        self._discard(known)
+        if self.journal and old:
+            self.journal.discard(uuid for uuid, _ in written.removed)
+            self.journal.forget(old)
+        return outcomes
 
-    def _compared(self, prepared: Sequence[Prepared], outcomes: Sequence[Outcome]) -> list[End]:
-        """The outcomes; a file that turned out to be known is compared with what is stored."""
-        known = [_public_id(p) for p, o in zip(prepared, outcomes, strict=True) if o is Outcome.KNOWN]
-        if not known:
+    def _compared(self, prepared: Sequence[Prepared], outcomes: Sequence[Outcome]) -> list[PreparedOutcome]:
+        """Compare the files that turned out to be known with what is stored."""
+        pairs = list(zip(prepared, outcomes, strict=True))
+        public_ids = [_public_id(p) for p, outcome in pairs if outcome is Outcome.KNOWN]
+        if not public_ids:
             return list(outcomes)
         with self.conn.cursor() as cur:
-            there = index.stored_attachments(cur, self.writer.capabilities, known)
-        return [
-            Known(
-                p.source,
-                p.size,
-                facts.of(p.record.levels),
-                p.md5,
-                stored.compare(there.get(_public_id(p), ()), p.size, p.md5),
-            )
-            if o is Outcome.KNOWN
-            else o
-            for p, o in zip(prepared, outcomes, strict=True)
-        ]
+            stored = index.stored_attachments(cur, self.writer.capabilities, public_ids)
+        results: list[PreparedOutcome] = []
+        for p, outcome in pairs:
+            if outcome is Outcome.KNOWN:
+                attachments = stored.get(_public_id(p), ())
+                results.append(_known(p, compare(attachments, p.size, p.md5)))
+            else:
+                results.append(outcome)
+        return results
 
-    def _before_commit(self, removed: Sequence[tuple[str, int]]) -> str | None:
-        """Large objects go in the transaction; files go after it, hence their journal before it."""
+    def _remove_old(self, removed: Sequence[tuple[str, int]]) -> str | None:
+        """Remove the attachments of overwritten instances.
+
+        Large objects are removed by the transaction. Files can only be removed after it,
+        so they are recorded in a journal before it, whose name is returned.
+        """
         if self.objects:
             for uuid, file_type in removed:
                 self.objects.delete(uuid, file_type)
-        if not removed or not self.journals:
+        if not removed or not self.journal:
             return None
-        name = f"old-{next(self._old):08}"
-        self.journals.record(name, [uuid for uuid, _ in removed])
+        name = f"old-{next(self._numbers):08}"
+        self.journal.record(name, [uuid for uuid, _ in removed])
         return name
 
     def _commit(self) -> None:
         try:
             self.conn.commit()
         except psycopg2.Error as error:
-            # After a collision it is rolled back; of everything else that is said here nobody knows.
+            # A collision or a refusal is a rollback. After any other error, above all a
+            # lost connection, the server may have committed or not.
             self._in_doubt = not isinstance(error, (*_COLLISIONS, *_REFUSED))
             raise
 
     def _discard(self, prepared: Iterable[Prepared]) -> None:
-        if self.journals:
-            self.journals.discard(a.uuid for p in prepared for a in p.record.attachments)
+        if self.journal:
+            self.journal.discard(a.uuid for p in prepared for a in p.record.attachments)
+
+    def _large_object(self, prepared: Prepared, attachment: index.Attachment) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of a large object, read again if they were not transferred."""
+        if prepared.contents is not None:
+            position = prepared.record.attachments.index(attachment)
+            yield prepared.contents[position]
+            return
+        data = self._read_again(prepared.source, prepared.md5)
+        part = memoryview(data)[: attachment.uncompressed_size]
+        for chunk in storage.encode(part, compress=attachment.compression_type == ZLIB):
+            self._checkpoint()
+            yield chunk
+
+    def _read_again(self, source: Source, md5: str) -> bytes | mmap:
+        data = content.read(source, checkpoint=self._checkpoint)
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+            raise content.UnreadableError("it changed while it was read")
+        return data
 
 
-class Rehearsal:
-    """A dry run: says what would become of the files, and writes nothing."""
+def _back_off(attempt: int) -> None:
+    time.sleep(random.uniform(0, 0.02 * attempt))  # noqa: S311 - only to get out of step
+
+
+class DryRunCommitter:
+    """Reports what an import would do with the files, and writes nothing."""
 
     def __init__(self, conn: Connection, overwrite: index.Overwrite) -> None:
         """Reads with `conn`."""
         self.conn = conn
         self.overwrite = overwrite
-        self.imagined: dict[str, tuple[int, str]] = {}  # instances that would be stored: size and MD5
+        # The instances that would be stored: public id -> size and MD5
+        self._would_exist: dict[str, tuple[int, str]] = {}
 
     def write(self, results: Sequence[Result]) -> Batch:
         """Count what would be written."""
         prepared = [r for r in results if isinstance(r, Prepared)]
         with self.conn, self.conn.cursor() as cur:
-            there = index.stored_instances(cur, [_public_id(p) for p in prepared])
-        return counted(results, [self._end(p, stored_now=_public_id(p) in there) for p in prepared])
+            stored = index.stored_instances(cur, [_public_id(p) for p in prepared])
+        outcomes = [self._outcome(p, is_stored=_public_id(p) in stored) for p in prepared]
+        return summarize_batch(results, outcomes)
 
-    def _end(self, prepared: Prepared, *, stored_now: bool) -> End:
-        """A worker has settled what is stored and stays: what it prepared, replaces that, or repeats a file of now."""
-        public_id, content_now = _public_id(prepared), (prepared.size, prepared.md5)
-        before = self.imagined.get(public_id)
-        if before is None:
-            self.imagined[public_id] = content_now
-            return Outcome.OVERWRITTEN if stored_now else Outcome.IMPORTED
-        changed = before != content_now
+    def _outcome(self, prepared: Prepared, *, is_stored: bool) -> PreparedOutcome:
+        """Return what would become of a record.
+
+        The worker has sorted out what is stored and would stay, so this record is new,
+        replaces a stored instance, or repeats a file of this import.
+        """
+        public_id, version = _public_id(prepared), (prepared.size, prepared.md5)
+        earlier = self._would_exist.get(public_id)
+        if earlier is None:
+            self._would_exist[public_id] = version
+            return Outcome.OVERWRITTEN if is_stored else Outcome.IMPORTED
+        changed = earlier != version
         if self.overwrite is index.Overwrite.ALWAYS or (
             self.overwrite is index.Overwrite.IF_CHANGED and changed
         ):
-            self.imagined[public_id] = content_now
+            self._would_exist[public_id] = version
             return Outcome.OVERWRITTEN
-        verdict = stored.Verdict(
-            "another file of this import has other content" if changed else "", compared=True
-        )
-        return Known(prepared.source, prepared.size, facts.of(prepared.record.levels), prepared.md5, verdict)
+        difference = "another file of this import has other content" if changed else ""
+        return _known(prepared, Comparison(difference, compared=True))
 
     def forget(self, name: str, unwritten: Sequence[Result]) -> None:
-        """Nothing was stored, nothing is to be undone."""
+        """Do nothing: nothing was stored."""
 
 
-def counted(results: Sequence[Result], ends: Sequence[End]) -> Batch:
-    """The sums of a batch: `ends` are those of its prepared records."""
-    known = [r for r in (*results, *ends) if isinstance(r, Known)]
+def summarize_batch(results: Sequence[Result], outcomes: Sequence[PreparedOutcome]) -> Batch:
+    """Return the sums of a batch, with the outcomes of its prepared records, in order."""
+    known = [r for r in (*results, *outcomes) if isinstance(r, Known)]
+    differences = [r for r in known if r.comparison.difference]
+    read = [r for r in results if isinstance(r, (Prepared, Known, Restored))]
     return Batch(
-        imported=ends.count(Outcome.IMPORTED),
+        imported=outcomes.count(Outcome.IMPORTED),
         known=len(known),
-        overwritten=ends.count(Outcome.OVERWRITTEN),
+        overwritten=outcomes.count(Outcome.OVERWRITTEN),
         restored=sum(isinstance(r, Restored) for r in results),
-        uncompared=sum(not r.verdict.compared for r in known),
-        differences=tuple(
-            Difference(walk.shown(r.source), r.verdict.difference) for r in known if r.verdict.difference
-        ),
-        refusals=tuple(r for r in (*results, *ends) if isinstance(r, Refusal)),
-        bytes=sum(r.size for r in results if isinstance(r, (Prepared, Known, Restored))),
+        uncompared=sum(not r.comparison.compared for r in known),
+        differences=tuple(FileProblem(r.source.display_name, r.comparison.difference) for r in differences),
+        refusals=tuple(r for r in (*results, *outcomes) if isinstance(r, FileProblem)),
+        bytes=sum(r.size for r in read),
         warnings=tuple(
-            f"{walk.shown(r.source)}: {w}" for r in results if isinstance(r, Prepared) for w in r.warnings
+            f"{r.source.display_name}: {warning}"
+            for r in results
+            if isinstance(r, Prepared)
+            for warning in r.warnings
         ),
-        items=tuple(_items(results, ends)),
+        items=tuple(_indexed_files(results, outcomes)),
     )
 
 
-def _items(results: Sequence[Result], ends: Sequence[End]) -> Iterator[facts.Item]:
-    remaining = iter(ends)
+def _indexed_files(results: Sequence[Result], outcomes: Sequence[PreparedOutcome]) -> Iterator[IndexedFile]:
+    remaining = iter(outcomes)
     for r in results:
         end = next(remaining) if isinstance(r, Prepared) else r
         if isinstance(end, Known):
-            differs = bool(end.verdict.difference)
-            yield facts.Item(end.source, Outcome.KNOWN, end.size, end.facts, end.md5, differs=differs)
+            differs = bool(end.comparison.difference)
+            yield IndexedFile(end.source, Outcome.KNOWN, end.size, end.summary, end.md5, differs=differs)
         elif isinstance(end, Restored):
-            yield facts.Item(end.source, Outcome.RESTORED, end.size, end.facts, end.md5)
+            yield IndexedFile(end.source, Outcome.RESTORED, end.size, end.summary, end.md5)
         elif isinstance(r, Prepared) and isinstance(end, Outcome):
-            name = r.record.attachments[0].uuid if r.record.attachments else ""
-            yield facts.Item(r.source, end, r.size, facts.of(r.record.levels), r.md5, name)
+            attachments = r.record.attachments
+            uuid = attachments[0].uuid if attachments else ""
+            summary = summarize(r.record.levels)
+            yield IndexedFile(r.source, end, r.size, summary, r.md5, uuid)
+
+
+def _known(prepared: Prepared, comparison: Comparison) -> Known:
+    summary = summarize(prepared.record.levels)
+    return Known(prepared.source, prepared.size, summary, prepared.md5, comparison)
 
 
 def _public_id(prepared: Prepared) -> str:
     return prepared.record.levels[index.INSTANCE].public_id
 
 
-def _stored(
-    prepared: Prepared, attachment: index.Attachment, checkpoint: content.Checkpoint
-) -> Iterator[bytes | memoryview]:
-    """The bytes to store as a large object; what was too large to hand over is read a second time."""
-    if prepared.contents is not None:
-        position = prepared.record.attachments.index(attachment)
-        yield prepared.contents[position]
-        return
-    data = _again(prepared.source, prepared.md5, checkpoint)
-    part = memoryview(data)[: attachment.uncompressed_size]
-    for chunk in storage.encode(part, compress=attachment.compression_type == ZLIB):
-        checkpoint()
-        yield chunk
-
-
-def _again(source: walk.Source, md5: str, checkpoint: content.Checkpoint) -> bytes | mmap:
-    """The content of a source that was read before."""
-    data = content.read(source, checkpoint=checkpoint)
-    if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-        raise content.Unreadable("it changed while it was read")
-    return data
-
-
 def _reason(error: Exception) -> str:
-    """Why the database refuses a record, without the values in it."""
+    """Return why the database refuses a record, without the values in it."""
     if isinstance(error, psycopg2.Error):
         return f"the database refuses it: {db.primary_message(error)}"
     return str(error)

@@ -1,4 +1,4 @@
-"""The bytes of one source, read so that a file that changes meanwhile cannot slip through."""
+"""Reading the bytes of a source; a file that changes while it is read is refused."""
 
 from __future__ import annotations
 
@@ -16,91 +16,104 @@ from typing import IO, cast
 from pgorthanc_cli import dicom, files
 from pgorthanc_cli.ingest.walk import Source, ZipArchive
 
-IN_MEMORY_BYTES = 64 << 20  # larger ones are copied to an unnamed temporary file and mapped from there
+MEMORY_BYTES = 64 << 20  # larger files are copied to an unnamed temporary file and mapped
 _CHUNK_BYTES = 1 << 20
-_SPACE_CHUNKS = 16  # after so many it is looked again whether there is space
-_MOST_UNPACKED = 100
-_RESERVE_BYTES, _RESERVE_SHARE = (
-    1 << 30,
-    20,
-)  # what is left free: a twentieth of the file system, a GiB at most
+_SPACE_CHUNKS = 16  # between two checks of the free space
+# Images do not compress to a hundredth of their size; archives made to do harm (bombs)
+# do.
+_MAX_UNPACK_RATIO = 100
+# Space to leave free: a twentieth of the file system, a GiB at most.
+_RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 20
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _HEAD_BYTES = 132
+_CHANGED = "it changed while it was read"
 
 Spool = Callable[[], IO[bytes]]
 Checkpoint = Callable[[], None]
-"""Called now and then in long work; raises what ends it."""
+"""Called every now and then during long work; raises to end it."""
 
 
-class Unreadable(Exception):
-    """This source cannot be read; the message says why, without its content."""
+class UnreadableError(Exception):
+    """A source cannot be read; the message gives the reason, without its content."""
 
 
-class Archive(Exception):
-    """This source is a ZIP archive: its members are to be imported instead."""
+class ArchiveError(Exception):
+    """A source is a ZIP archive, whose members can be read."""
 
 
-def unhurried() -> None:
-    """Let the work go on: the checkpoint of those who cannot be interrupted."""
+def no_checkpoint() -> None:
+    """Do nothing: the checkpoint of work that is never interrupted."""
 
 
 def read(
     source: Source,
     spool: Spool = tempfile.TemporaryFile,
-    checkpoint: Checkpoint = unhurried,
+    checkpoint: Checkpoint = no_checkpoint,
     *,
     copies: int = 1,
+    memory_bytes: int = MEMORY_BYTES,
 ) -> bytes | mmap.mmap:
-    """The content of a file (gunzipped if it is gzip) or of an archive's member.
+    """Return the content of a file (gunzipped if it is gzip) or of an archive's member.
 
-    What is returned is ours: the file may change or shrink afterwards without harm. Large content is mapped from an
-    unnamed copy, which goes with the mapping, so that memory stays bounded. It is copied only if it begins like
-    DICOM, and if there is space for it.
+    The result is ours: the file may change or shrink afterwards without harm. Large
+    content is mapped from an unnamed copy, which disappears with the mapping, so that
+    memory stays bounded. It is copied only if it begins like DICOM, and if there is space
+    for it.
 
     Args:
         source: The file, or the member of an archive.
-        spool: Makes a new file for the copy.
+        spool: Returns a new file for the copy.
         checkpoint: Called again and again while large content is copied.
-        copies: How often the content will be in the file system of the copy, the copy included.
+        copies: How many copies of the content its file system will hold, this one
+            included.
+        memory_bytes: Larger content is copied.
 
     Raises:
-        Unreadable: It cannot be read, it is not DICOM, there is no space for it, or it changed while it was read.
-        Archive: It is a ZIP archive.
+        UnreadableError: It cannot be read, it is not DICOM, there is no space for it, or
+            it changed while it was read.
+        ArchiveError: It is a ZIP archive.
     """
     if source.problem:
-        raise Unreadable(source.problem)
+        raise UnreadableError(source.problem)
     try:
-        if source.member is None and (whole := _small_file(source.path)) is not None:
-            return whole
-        with _member(source) if source.member is not None else _file(source) as stream:
-            return _read(source, stream, _Copy(spool, checkpoint, _limit(source, stream), copies))
+        if source.member is None:
+            content = _read_small_file(source.path, memory_bytes)
+            if content is not None:
+                return content
+        stream = _open_file(source) if source.member is None else _open_member(source)
+        with stream:
+            copy = _Copy(spool, checkpoint, _max_unpacked(source, stream, memory_bytes), copies)
+            return _read(source, stream, copy, memory_bytes)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise Unreadable(_reason(error)) from error
+        raise UnreadableError(_reason(error)) from error
 
 
-def _small_file(path: str) -> bytes | None:
-    """Nearly all files: read at once, neither packed nor too large for memory. None for all others."""
+def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
+    """Return the content of a small unpacked file, as nearly all are; None for others."""
     descriptor = files.open_regular(path)
     try:
         before = os.fstat(descriptor)
-        if before.st_size > IN_MEMORY_BYTES:
+        if before.st_size > memory_bytes:
             return None
         data = os.read(descriptor, before.st_size + 1)
         kind = _packed(data[:_HEAD_BYTES])
         if len(data) != before.st_size or kind == GZIP:
             return None
         if kind == ZIP:
-            raise Archive
+            raise ArchiveError
         after = os.fstat(descriptor)
     finally:
         os.close(descriptor)
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise Unreadable("it changed while it was read")
+        raise UnreadableError(_CHANGED)
     return data
 
 
 def _packed(head: bytes) -> bytes:
-    """GZIP or ZIP if a file that begins like this is packed; a preamble of DICOM may begin with anything."""
+    """Return GZIP or ZIP if a file with this head is packed, else nothing.
+
+    The preamble of a DICOM file may begin with anything, also like a packed file.
+    """
     if head[128:132] != b"DICM":
         if head.startswith(GZIP):
             return GZIP
@@ -109,18 +122,18 @@ def _packed(head: bytes) -> bytes:
     return b""
 
 
-def _file(source: Source) -> IO[bytes]:
+def _open_file(source: Source) -> IO[bytes]:
     with ExitStack() as on_failure:
         raw = on_failure.enter_context(os.fdopen(files.open_regular(source.path), "rb", buffering=0))
         kind = _packed(os.pread(raw.fileno(), _HEAD_BYTES, 0))
         if kind == ZIP:
-            raise Archive
+            raise ArchiveError
         on_failure.pop_all()
     return cast("IO[bytes]", _Unzipped(raw) if kind == GZIP else raw)
 
 
 class _Unzipped(gzip.GzipFile):
-    """A gzip stream that closes its file, too."""
+    """A gzip stream that owns its file, and closes it."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         super().__init__(fileobj=raw, mode="rb")
@@ -134,119 +147,122 @@ class _Unzipped(gzip.GzipFile):
         self._raw.close()
 
 
-def _member(source: Source) -> IO[bytes]:
+def _open_member(source: Source) -> IO[bytes]:
     archive = _archive(source.path)
     return archive.open(archive.infolist()[source.member or 0])
 
 
 @lru_cache(maxsize=1)
 def _archive(path: str) -> zipfile.ZipFile:
-    """Kept open: reading the directory again for each batch of members would be quadratic."""
+    """Return an open archive: reading its directory for each batch were quadratic."""
     return ZipArchive(path)
 
 
-def _limit(source: Source, stream: IO[bytes]) -> int | None:
-    """How large packed content may become: images do not shrink to a hundredth, what is made to do harm does."""
+def _max_unpacked(source: Source, stream: IO[bytes], memory_bytes: int) -> int | None:
+    """Return how large packed content may become; None for other content."""
     if source.member is not None:
         packed = _archive(source.path).infolist()[source.member].compress_size
     elif isinstance(stream, _Unzipped):
         packed = os.fstat(stream.fileno()).st_size
     else:
         return None
-    return max(IN_MEMORY_BYTES, _MOST_UNPACKED * packed)
+    return max(memory_bytes, _MAX_UNPACK_RATIO * packed)
 
 
-def _read(source: Source, stream: IO[bytes], copy: _Copy) -> bytes | mmap.mmap:
+def _read(source: Source, stream: IO[bytes], copy: _Copy, memory_bytes: int) -> bytes | mmap.mmap:
     before = _state(stream)
-    plain = source.member is None and not isinstance(stream, _Unzipped) and before is not None
-    if plain and before and before[0] > IN_MEMORY_BYTES:
-        _refuse(dicom.reject_reason(lambda start, size: os.pread(stream.fileno(), size, start), before[0]))
-        copy.require(before[0])
-    data: bytes | mmap.mmap = _read_some(stream, min(source.size, IN_MEMORY_BYTES) + 1, copy.checkpoint)
+    is_file = source.member is None and not isinstance(stream, _Unzipped)
+    # Large content is not copied before its head looks like DICOM.
+    if is_file and before is not None and before[0] > memory_bytes:
+        descriptor, size = stream.fileno(), before[0]
+        _refuse(dicom.reject_reason(lambda start, count: os.pread(descriptor, count, start), size))
+        copy.require_space(size)
+    expected = min(source.size, memory_bytes) + 1
+    data: bytes | mmap.mmap = _read_some(stream, expected, copy.checkpoint)
     if len(data) > source.size:  # gunzipped, or it has grown
-        data = bytes(data) + _read_some(stream, IN_MEMORY_BYTES + 1 - len(data), copy.checkpoint)
-    if len(data) > IN_MEMORY_BYTES:
+        rest = _read_some(stream, memory_bytes + 1 - len(data), copy.checkpoint)
+        data = bytes(data) + rest
+    if len(data) > memory_bytes:
         head = bytes(data)
-        if not plain:
+        if not is_file or before is None:
             _refuse(
                 dicom.reject_reason(lambda start, size: head[start : start + size], None, available=len(head))
             )
-        data = copy.made(head, stream)
+        data = copy.write(head, stream)
     if _state(stream) != before:
-        raise Unreadable("it changed while it was read")
+        raise UnreadableError(_CHANGED)
     return data
 
 
 def _refuse(reason: str | None) -> None:
     if reason:
-        raise Unreadable(reason)
+        raise UnreadableError(reason)
 
 
 def _read_some(stream: IO[bytes], size: int, checkpoint: Checkpoint) -> bytes:
-    """Up to `size` bytes; fewer only at the end."""
+    """Read `size` bytes, or fewer at the end."""
     data = bytearray()
-    while len(data) < size and (more := stream.read(min(size - len(data), 16 * _CHUNK_BYTES))):
-        data += more
+    while len(data) < size:
+        chunk = stream.read(min(size - len(data), 16 * _CHUNK_BYTES))
+        if not chunk:
+            break
+        data += chunk
         checkpoint()
     return bytes(data)
 
 
 def _state(stream: IO[bytes]) -> tuple[int, int] | None:
+    """Return what tells whether a file has changed: its size and modification time."""
     try:
         status = os.fstat(stream.fileno())
     except OSError:
-        return None  # a member of an archive has no descriptor, but a checksum
+        return None  # a member of an archive has no descriptor; but it has a checksum
     return status.st_size, status.st_mtime_ns
 
 
 class _Copy:
     """Copies large content to a file without a name, and maps it."""
 
-    def __init__(self, spool: Spool, checkpoint: Checkpoint, limit: int | None, copies: int) -> None:
-        """`limit`: how large it may become."""
+    def __init__(self, spool: Spool, checkpoint: Checkpoint, max_bytes: int | None, copies: int) -> None:
         self.spool = spool
         self.checkpoint = checkpoint
-        self.limit = limit
+        self.max_bytes = max_bytes
         self.copies = copies
 
-    def require(self, size: int) -> None:
-        """Make sure that there is space for content of a known size.
-
-        Raises:
-            Unreadable: There is not.
-        """
-        with self.spool() as copy:
-            free = _free(copy)
+    def require_space(self, size: int) -> None:
+        """Raise UnreadableError if there is no space for content of a known size."""
+        with self.spool() as file:
+            free = _free(file)
         if size * self.copies > free:
-            raise Unreadable(
-                f"no space: it takes {_size(size * self.copies)} where the files are copied to, "
-                f"and only {_size(max(0, free))} may be used there"
+            raise UnreadableError(
+                f"no space: it takes {_size(size * self.copies)} where the files are "
+                f"copied to, and only {_size(max(0, free))} may be used there"
             )
 
-    def made(self, head: bytes, stream: IO[bytes]) -> mmap.mmap:
-        """Copy the content, whose beginning has been read.
+    def write(self, head: bytes, stream: IO[bytes]) -> mmap.mmap:
+        """Copy the content, whose head has been read, and return its mapping.
 
         Raises:
-            Unreadable: It is too large.
+            UnreadableError: It is too large.
         """
-        with self.spool() as copy:
+        with self.spool() as file:
             chunk, size, count = head, 0, 0
             while chunk:
-                if count % _SPACE_CHUNKS == 0 and _free(copy) < len(chunk):
-                    raise Unreadable(f"no space: more than {_size(size)} where the files are copied to")
-                size += copy.write(chunk)
+                if count % _SPACE_CHUNKS == 0 and _free(file) < len(chunk):
+                    raise UnreadableError(f"no space: more than {_size(size)} where the files are copied to")
+                size += file.write(chunk)
                 count += 1
-                if self.limit is not None and size > self.limit:
-                    raise Unreadable(f"it unpacks to more than {_MOST_UNPACKED} times its size")
+                if self.max_bytes is not None and size > self.max_bytes:
+                    raise UnreadableError(f"it unpacks to more than {_MAX_UNPACK_RATIO} times its size")
                 self.checkpoint()
                 chunk = stream.read(_CHUNK_BYTES)
-            copy.flush()
-            return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
+            file.flush()
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _free(copy: IO[bytes]) -> int:
-    """The bytes that may still be written to a file system, so that others who use it are not stopped."""
-    status = os.fstatvfs(copy.fileno())
+def _free(file: IO[bytes]) -> int:
+    """Return how many bytes may be written without filling the disk for other users."""
+    status = os.fstatvfs(file.fileno())
     reserve = min(_RESERVE_BYTES, status.f_blocks * status.f_frsize // _RESERVE_SHARE)
     return status.f_bavail * status.f_frsize - reserve
 

@@ -1,12 +1,13 @@
-"""Which attachments of the filesystem area are in flight, so that no interruption leaves a file without a row.
+"""The write-ahead journal of the filesystem area: no interruption leaves an orphan.
 
-Before a file is written to its final place, its UUID stands in a journal in `<storage>/.pgorthanc`; after the
-transaction that names it, the journal is removed. A journal that a dead run left behind is settled by the next
-import (see `recover`): an attachment stays if and only if a row of the index names it.
+Before a file is written to its final place, its UUID is recorded in a journal in
+`<storage>/.pgorthanc`; after the transaction that inserts its row, the journal is
+removed. The next import cleans up after a dead run (see `recovery`): an attachment stays
+if and only if a row of the index names it.
 
-    .pgorthanc/RUN.lock          who the run is (see `runs.Marker`); locked and touched while it lives
-    .pgorthanc/RUN/workers       process ids of its workers, who share a lock on it
-    .pgorthanc/RUN/BATCH.json    {"database": ..., "uuids": [...]}
+    .pgorthanc/RUN.lock          the run's `runs.Marker`; locked and touched while it is
+    alive .pgorthanc/RUN/workers       process ids of its workers, which share a lock on
+    it .pgorthanc/RUN/BATCH.json    {"database": ..., "uuids": [...]}
     .pgorthanc/set-aside/        journals that could not be read
 """
 
@@ -22,7 +23,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from pgorthanc_cli import files, storage
@@ -31,20 +31,23 @@ from pgorthanc_cli.ingest import runs
 FOLDER = ".pgorthanc"
 WORKERS = "workers"
 SET_ASIDE = "set-aside"
+HEARTBEAT_S = 15.0
 _TRIES = 10
+# Of open(2) with O_TMPFILE, where the kernel or the file system (NFS) has no such files.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
 class Journal:
-    """The journals of one run; picklable, so that workers can write theirs.
+    """The journal of one run, a file for each batch; workers get it pickled.
 
     Attributes:
-        area: The filesystem area that the attachments are in.
+        area: The filesystem area of the attachments.
         database: Identifies the index that they belong to, across renames and hosts.
         run: The name of this run.
-        locks: Whether locks of files work in the area, as far as this machine can tell.
+        locks: Whether file locks work in the area, as far as this machine can tell.
     """
 
     area: storage.FilesystemArea
@@ -52,29 +55,30 @@ class Journal:
     run: str
     locks: bool = True
 
-    @property
-    def folder(self) -> Path:
-        """Where the journals of this run are, for messages."""
-        return self.area.root / FOLDER / self.run
-
     @contextmanager
-    def _opened(self) -> Iterator[int]:
-        """A descriptor of that folder, and the rights to work in it."""
-        with self.area.rights, top(self.area) as above, folder_of(self.run, above) as folder:
+    def _folder(self) -> Iterator[int]:
+        """Yield a descriptor of the run's folder, with the rights to work in it."""
+        with (
+            self.area.rights,
+            open_top_folder(self.area) as top,
+            open_run_folder(self.run, top) as folder,
+        ):
             yield folder
 
     def join(self) -> None:
-        """A worker process takes part in the run for as long as it lives."""
-        with self._opened() as folder:
+        """Register this worker process with the run, for as long as it lives."""
+        with self._folder() as folder:
             descriptor = os.open(WORKERS, _NEW | os.O_APPEND, 0o644, dir_fd=folder)
-        os.write(descriptor, runs.process(os.getpid()).encode() + b"\n")
-        runs.take(descriptor, fcntl.LOCK_SH)  # stays open as long as the process lives
+        os.write(descriptor, runs.process_identity(os.getpid()).encode() + b"\n")
+        # Never closed: the lock shows to `recovery` that this process is alive.
+        runs.try_lock(descriptor, fcntl.LOCK_SH)
 
     def record(self, name: str, uuids: Sequence[str]) -> None:
-        """Write a journal down, durably, before its attachments are touched."""
+        """Record the attachments of a batch, durably, before they are touched."""
         content = json.dumps({"database": self.database, "uuids": list(uuids)}).encode()
-        with self._opened() as folder:
-            descriptor = os.open(f"{name}.new", _NEW | os.O_TRUNC, files.PRIVATE, dir_fd=folder)
+        with self._folder() as folder:
+            flags = _NEW | os.O_TRUNC
+            descriptor = os.open(f"{name}.new", flags, files.PRIVATE, dir_fd=folder)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
@@ -83,23 +87,23 @@ class Journal:
             os.fsync(folder)
 
     def forget(self, name: str) -> None:
-        """The batch is settled: its rows are committed, and files without a row are gone.
+        """Remove a batch whose rows are committed and whose orphans are gone.
 
         Raises:
             PgOrthancError: The storage folder cannot be written to.
         """
-        with self._translated(), suppress(FileNotFoundError), self._opened() as folder:
+        with self._translated(), suppress(FileNotFoundError), self._folder() as folder:
             os.unlink(f"{name}.json", dir_fd=folder)
 
     def discard(self, uuids: Iterable[str]) -> None:
-        """Remove files that no row names.
+        """Remove attachments that no row names.
 
         Raises:
             PgOrthancError: The storage folder cannot be written to.
         """
         with self._translated():
-            for each in uuids:
-                self.area.delete(each)
+            for name in uuids:
+                self.area.delete(name)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -109,13 +113,13 @@ class Journal:
             raise storage.write_error(self.area.root, error) from error
 
     def spool(self) -> IO[bytes]:
-        """A new file without a name, for content that is too large for memory."""
-        with self._opened() as folder:
+        """Create a file without a name, for content that is too large for memory."""
+        with self._folder() as folder:
             try:
                 flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
                 descriptor = os.open(".", flags, files.PRIVATE, dir_fd=folder)
             except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                if error.errno not in _NO_TMPFILE:
                     raise
                 name = f"spool-{uuid.uuid4().hex}"
                 descriptor = os.open(name, _NEW | os.O_EXCL, files.PRIVATE, dir_fd=folder)
@@ -124,10 +128,15 @@ class Journal:
 
 
 @contextmanager
-def opened(
-    area: storage.FilesystemArea, database: str, session: runs.Session | None = None
+def open_journal(
+    area: storage.FilesystemArea,
+    database: str,
+    session: runs.Session | None = None,
+    heartbeat_s: float = HEARTBEAT_S,
 ) -> Iterator[Journal]:
-    """A journal for one run: locked, touched now and then, and known to the database while the run lives.
+    """Yield the journal of a new run.
+
+    While the block runs, a lock, a heartbeat and the session show that the run is alive.
 
     Raises:
         PgOrthancError: The storage folder cannot be written to.
@@ -136,53 +145,63 @@ def opened(
     if session:
         session.hold(run)
     try:
-        _take_over(area)
+        _give_to_owner(area)
         with area.rights:
-            lock = _made(area, run, session=session is not None)
-            with top(area) as above:
-                made = Journal(area, database, run, runs.excludes(f"{run}.lock", above))
+            lock = _create_run(area, run, session=session is not None)
+            with open_top_folder(area) as top:
+                locks = runs.locks_exclude(f"{run}.lock", top)
+        journal = Journal(area, database, run, locks)
     except OSError as error:
         raise storage.write_error(area.root, error) from error
     ended = threading.Event()
-    heart = threading.Thread(target=_beat, args=(area, lock, ended), daemon=True)
+    arguments = (area, lock, heartbeat_s, ended)
+    heart = threading.Thread(target=_heartbeat, args=arguments, daemon=True)
     heart.start()
     try:
-        yield made
+        yield journal
     finally:
         ended.set()
         heart.join(1)
-        with area.rights, suppress(OSError), top(area) as above:
-            with folder_of(run, above) as folder:
-                settled = not any(name.endswith(".json") for name in os.listdir(folder))
-            if settled:
-                remove(run, above, area)
+        _remove_if_finished(area, run)
         os.close(lock)
         area.close()
         if session:
             session.release(run)
 
 
-def _take_over(area: storage.FilesystemArea) -> None:
-    """Give what earlier versions have made as root to the owner of the area, whose rights root uses now.
+def _remove_if_finished(area: storage.FilesystemArea, run: str) -> None:
+    """Remove a run, unless it leaves a batch for the next import to clean up."""
+    with area.rights, suppress(OSError), open_top_folder(area) as top:
+        with open_run_folder(run, top) as folder:
+            unfinished = any(name.endswith(".json") for name in os.listdir(folder))
+        if not unfinished:
+            remove_run(run, top, area)
 
-    From the inside out: as long as a folder is root's, nobody else can put something into it. Links are not
-    followed, and files with a second name are left alone.
+
+def _give_to_owner(area: storage.FilesystemArea) -> None:
+    """Give what earlier versions created as root to the owner of the area.
+
+    Root works with the owner's rights now, and could not write to it any more. From the
+    inside
+    out: while root owns a folder, no other user can put anything into it. Links are not
+        followed,
+    and files with a second name are left alone.
     """
     if os.geteuid() or not area.rights.uid:
         return
-    with suppress(FileNotFoundError), top(area) as above:
-        _give(above, area.rights)
+    with suppress(FileNotFoundError), open_top_folder(area) as top:
+        _chown_tree(top, area.rights)
 
 
-def _give(folder: int, rights: files.OwnerRights) -> None:
+def _chown_tree(folder: int, rights: files.OwnerRights) -> None:
     if os.fstat(folder).st_uid:
         return
     os.fchmod(folder, 0o700)
     for name in os.listdir(folder):
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if status.st_uid == 0 and stat.S_ISDIR(status.st_mode):
-            with folder_of(name, folder) as inner:
-                _give(inner, rights)
+            with open_run_folder(name, folder) as inner:
+                _chown_tree(inner, rights)
         elif status.st_uid == 0 and stat.S_ISREG(status.st_mode):
             descriptor = files.open_regular(name, os.O_NOFOLLOW, folder=folder)
             if os.fstat(descriptor).st_nlink == 1:
@@ -191,18 +210,22 @@ def _give(folder: int, rights: files.OwnerRights) -> None:
     os.fchown(folder, rights.uid, rights.gid)
 
 
-def _made(area: storage.FilesystemArea, run: str, *, session: bool) -> int:
-    """Make the lock and the folder of a run; the lock gets its name when it is held, and says whose it is."""
-    for attempt in range(_TRIES):  # another run may remove the folder of all runs as empty
+def _create_run(area: storage.FilesystemArea, run: str, *, session: bool) -> int:
+    """Create the lock file and the folder of a run; return the descriptor of the lock.
+
+    The lock file gets its name once it is locked and has its marker, so that no other
+    import sees it without.
+    """
+    for attempt in range(_TRIES):  # another run may remove the top folder as empty
         try:
-            with _all_runs(area) as above:
-                lock = os.open(f"{run}.new", _NEW | os.O_EXCL, 0o644, dir_fd=above)
-                runs.take(lock, fcntl.LOCK_EX)
-                os.write(lock, runs.Marker.ours(session=session).written())
+            with _create_top_folder(area) as top:
+                lock = os.open(f"{run}.new", _NEW | os.O_EXCL, 0o644, dir_fd=top)
+                runs.try_lock(lock, fcntl.LOCK_EX)
+                os.write(lock, runs.Marker.of_this_process(session=session).to_json())
                 os.fsync(lock)
-                os.rename(f"{run}.new", f"{run}.lock", src_dir_fd=above, dst_dir_fd=above)
-                os.mkdir(run, 0o700, dir_fd=above)
-                os.fsync(above)
+                os.rename(f"{run}.new", f"{run}.lock", src_dir_fd=top, dst_dir_fd=top)
+                os.mkdir(run, 0o700, dir_fd=top)
+                os.fsync(top)
             return lock
         except FileNotFoundError:
             if attempt == _TRIES - 1:
@@ -210,80 +233,78 @@ def _made(area: storage.FilesystemArea, run: str, *, session: bool) -> int:
     raise AssertionError
 
 
-def _beat(area: storage.FilesystemArea, lock: int, ended: threading.Event) -> None:
-    """Show other machines that the run lives, by the clock of the storage."""
-    while not ended.wait(runs.HEARTBEAT_S):
+def _heartbeat(area: storage.FilesystemArea, lock: int, every_s: float, ended: threading.Event) -> None:
+    """Show other machines that the run is alive, by the clock of the storage."""
+    while not ended.wait(every_s):
         with area.rights, suppress(OSError):
             os.utime(lock)
 
 
 @contextmanager
-def _all_runs(area: storage.FilesystemArea) -> Iterator[int]:
-    """As `top`; the folder is made if it is missing."""
+def _create_top_folder(area: storage.FilesystemArea) -> Iterator[int]:
+    """As `open_top_folder`, but create the folder if it is missing."""
     with suppress(FileExistsError):
         os.mkdir(FOLDER, dir_fd=area.descriptor)
-    with top(area) as above:
-        yield above
+    with open_top_folder(area) as top:
+        yield top
 
 
 @contextmanager
-def top(area: storage.FilesystemArea) -> Iterator[int]:
-    """A descriptor of the folder of all runs.
+def open_top_folder(area: storage.FilesystemArea) -> Iterator[int]:
+    """Yield a descriptor of the folder of all runs.
 
     Raises:
         FileNotFoundError: There is none.
-        OSError: It is no folder.
+        OSError: It is not a folder.
     """
-    descriptor = os.open(FOLDER, _FOLDER_FLAGS, dir_fd=area.descriptor)
+    with open_run_folder(FOLDER, area.descriptor) as top:
+        yield top
+
+
+@contextmanager
+def open_run_folder(name: str, top: int) -> Iterator[int]:
+    """Yield a descriptor of the folder of one run, in the folder of all runs.
+
+    Raises:
+        FileNotFoundError: There is none.
+        OSError: It is not a folder.
+    """
+    descriptor = os.open(name, _FOLDER_FLAGS, dir_fd=top)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-@contextmanager
-def folder_of(run: str, above: int) -> Iterator[int]:
-    """A descriptor of the folder of one run.
-
-    Raises:
-        FileNotFoundError: There is none.
-        OSError: It is no folder.
-    """
-    descriptor = os.open(run, _FOLDER_FLAGS, dir_fd=above)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def remove(run: str, above: int, area: storage.FilesystemArea) -> None:
-    """Remove a settled run: its folder, its lock, and the folder of all runs if it was the last."""
+def remove_run(run: str, top: int, area: storage.FilesystemArea) -> None:
+    """Remove the folder and the lock of a run, and after the last one the top folder."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        with folder_of(run, above) as folder:
+        with open_run_folder(run, top) as folder:
             for name in os.listdir(folder):
-                if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if not stat.S_ISDIR(status.st_mode):
                     os.unlink(name, dir_fd=folder)
-        os.rmdir(run, dir_fd=above)
+        os.rmdir(run, dir_fd=top)
     with suppress(OSError):
-        os.unlink(f"{run}.lock", dir_fd=above)
-        os.rmdir(FOLDER, dir_fd=area.descriptor)  # fails while another run is at work
+        os.unlink(f"{run}.lock", dir_fd=top)
+        os.rmdir(FOLDER, dir_fd=area.descriptor)  # fails while another run is active
 
 
-def make_token(area: storage.FilesystemArea, name: str) -> None:
-    """Make an empty file in the folder of all runs, by which other machines see that they share it.
+def create_token(area: storage.FilesystemArea, name: str) -> None:
+    """Create an empty file by which other machines recognize that they share the folder.
 
     Raises:
         PgOrthancError: The storage folder cannot be written to.
     """
     try:
-        with area.rights, _all_runs(area) as above:
-            os.close(os.open(name, _NEW | os.O_EXCL, 0o644, dir_fd=above))
+        with area.rights, _create_top_folder(area) as top:
+            os.close(os.open(name, _NEW | os.O_EXCL, 0o644, dir_fd=top))
     except OSError as error:
         raise storage.write_error(area.root, error) from error
 
 
 def remove_token(area: storage.FilesystemArea, name: str) -> None:
-    """Remove it, and the folder of all runs if there are none."""
-    with area.rights, suppress(OSError), top(area) as above:
-        os.unlink(name, dir_fd=above)
+    """Remove a token, and the folder of all runs if there are none."""
+    with area.rights, suppress(OSError), open_top_folder(area) as top:
+        os.unlink(name, dir_fd=top)
         os.rmdir(FOLDER, dir_fd=area.descriptor)

@@ -1,7 +1,8 @@
 """Storing a file without copying its bytes, where the file system can.
 
-A reflink (FICLONE: XFS, Btrfs, ZFS, some NFS servers) shares blocks until one of the two is written to: as good as
-a copy. A hard link is the same file under a second name: whoever changes the source later changes the archive.
+A reflink (FICLONE: XFS, Btrfs, ZFS, some NFS servers) shares blocks until one of the two
+files is written to: as good as a copy. A hard link is the same file under a second name:
+a later change of the source changes the archive.
 """
 
 from __future__ import annotations
@@ -10,43 +11,35 @@ import errno
 import fcntl
 import os
 import stat
-from enum import Enum
 
 from pgorthanc_cli import files, storage
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.ingest.walk import Source, shown
+from pgorthanc_cli.ingest.settings import Link
+from pgorthanc_cli.ingest.walk import Source
 
 _FICLONE = 0x40049409  # linux/fs.h: _IOW(0x94, 9, int)
-_CANNOT = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
-
-
-class Link(Enum):
-    """How files come into the filesystem area; AUTO is a reflink where that is possible, else a copy."""
-
-    AUTO = "auto"
-    REFLINK = "reflink"
-    HARDLINK = "hardlink"
-    COPY = "copy"
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS)
 
 
 class Linker:
-    """Places files in an area; remembers when a file system cannot, and asks no more."""
+    """Links files into an area; AUTO becomes COPY once the file system has refused."""
 
-    def __init__(self, area: storage.FilesystemArea, how: Link) -> None:
-        """For one worker."""
+    def __init__(self, area: storage.FilesystemArea, link: Link) -> None:
         self.area = area
-        self.how = how
+        self.link = link
 
     def place(self, uuid: str, source: Source, head: bytes) -> bool:
-        """Make the stored file out of the source itself; False: its bytes are to be copied.
+        """Link a source into the area; return False if its bytes have to be copied.
 
-        Only a plain file that is still what was read is linked: `head` is how its content begins (a gzip file
-        begins otherwise), and its size and time of change must be those of the walk.
+        Only a file that has not changed since it was read is linked: it begins with
+        `head` (a gzip file does not), and has the size and the modification time of the
+        walk.
 
         Raises:
-            PgOrthancError: REFLINK or HARDLINK was asked for, and the file systems cannot.
+            PgOrthancError: REFLINK or HARDLINK is required, and the file systems cannot
+                do it.
         """
-        if self.how is Link.COPY or source.member is not None:
+        if self.link is Link.COPY or source.member is not None:
             return False
         try:
             descriptor = files.open_regular(source.path)
@@ -55,27 +48,34 @@ class Linker:
         try:
             return self._place(uuid, source, descriptor, head)
         except OSError as error:
-            if error.errno not in (*_CANNOT, errno.EPERM, errno.EMLINK):
+            if error.errno not in (*_UNSUPPORTED, errno.EPERM, errno.EMLINK):
                 raise
-            return self._cannot(uuid, source, error)
+            return self._fall_back(uuid, source, error)
         finally:
             os.close(descriptor)
 
     def _place(self, uuid: str, source: Source, descriptor: int, head: bytes) -> bool:
-        if not _is(descriptor, source, head):
+        if not _unchanged(descriptor, source, head):
             return False
-        if self.how is Link.HARDLINK:
-            self._readable(source, os.fstat(descriptor))
+        if self.link is Link.HARDLINK:
+            self._require_readable(source, os.fstat(descriptor))
             self.area.link(uuid, descriptor)
         else:
-            self.area.create(uuid, lambda new: _clone(descriptor, new))
-        if _is(descriptor, source, head):
+
+            def clone(new: int) -> None:
+                fcntl.ioctl(new, _FICLONE, descriptor)
+
+            self.area.create(uuid, clone)
+        if _unchanged(descriptor, source, head):
             return True
-        self.area.delete(uuid)  # somebody wrote to it meanwhile
+        self.area.delete(uuid)  # another program wrote to it meanwhile
         return False
 
-    def _readable(self, source: Source, status: os.stat_result) -> None:
-        """A hard link keeps owner and mode of the source, and Orthanc has to read it."""
+    def _require_readable(self, source: Source, status: os.stat_result) -> None:
+        """Refuse a hard link that Orthanc could not read.
+
+        It keeps the owner and the mode of the source.
+        """
         owner = os.fstat(self.area.descriptor)
         if not (
             status.st_mode & stat.S_IROTH
@@ -83,30 +83,28 @@ class Linker:
             or (status.st_gid == owner.st_gid and status.st_mode & stat.S_IRGRP)
         ):
             raise PgOrthancError(
-                f"{shown(source)} may not be read by the owner of {self.area.root}: Orthanc could not read a hard link",
+                f"{source.display_name} may not be read by the owner of "
+                f"{self.area.root}: Orthanc could not read a hard link",
                 "change the mode of the files, or import with --link auto",
             )
 
-    def _cannot(self, uuid: str, source: Source, error: OSError) -> bool:
-        self.area.delete(uuid)  # what was made to be filled
-        if self.how is Link.HARDLINK and error.errno == errno.EMLINK:
-            return False  # this file has all the names that it can have
-        if self.how is Link.AUTO:
-            self.how = Link.COPY
+    def _fall_back(self, uuid: str, source: Source, error: OSError) -> bool:
+        self.area.delete(uuid)  # the new file that was to be filled
+        if self.link is Link.HARDLINK and error.errno == errno.EMLINK:
+            return False  # this file has the maximal number of links
+        if self.link is Link.AUTO:
+            self.link = Link.COPY
             return False
         raise PgOrthancError(
-            f"no {self.how.value} of {shown(source)} in {self.area.root}: {error.strerror}",
-            "both must be on one file system that can do it (reflink: XFS, Btrfs); or import with --link auto",
+            f"no {self.link.value} of {source.display_name} in {self.area.root}: {error.strerror}",
+            "both must be on one file system that can do it (reflink: XFS, Btrfs); or "
+            "import with --link auto",
         ) from error
 
 
-def _clone(source: int, new: int) -> None:
-    fcntl.ioctl(new, _FICLONE, source)
-
-
-def _is(descriptor: int, source: Source, head: bytes) -> bool:
-    """Whether the open file is what the walk found and what begins like this."""
+def _unchanged(descriptor: int, source: Source, head: bytes) -> bool:
+    """Whether an open file is still the one of the walk, and begins with `head`."""
     status = os.fstat(descriptor)
-    return (status.st_size, status.st_mtime_ns) == (source.size, source.mtime_ns) and os.pread(
-        descriptor, len(head), 0
-    ) == head
+    if (status.st_size, status.st_mtime_ns) != (source.size, source.mtime_ns):
+        return False
+    return os.pread(descriptor, len(head), 0) == head

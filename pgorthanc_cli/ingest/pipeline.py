@@ -1,250 +1,310 @@
-"""The parent of an import: batches out to the workers, results back in order, a transaction for each."""
+"""The parent of an import: hands out batches, and writes their results in order."""
 
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import db, dicom, index, locks, storage
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.ingest import journal, runs, walk, worker
-from pgorthanc_cli.ingest.commit import Committer, Rehearsal
-from pgorthanc_cli.ingest.pool import Team, workers
-from pgorthanc_cli.ingest.report import Batch, Settings
-from pgorthanc_cli.ingest.walk import Source
-from pgorthanc_cli.ingest.worker import Opened, Refusal, Result
-from pgorthanc_cli.workers import Stopped
+from pgorthanc_cli.ingest import journal, runs, worker
+from pgorthanc_cli.ingest.commit import Committer, DryRunCommitter
+from pgorthanc_cli.ingest.model import Archive, Batch, FileProblem, Result, ignore
+from pgorthanc_cli.ingest.walk import Source, members
+from pgorthanc_cli.workers import Pool, Stopped, pool
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
-    from psycopg2.extensions import cursor as Cursor
 
-BATCH_FILES = 1000
-_FIRST_FILES = 125  # the first batches are smaller, so that all that works is at work soon
+    from pgorthanc_cli.ingest.settings import Settings
+
+ReportBatch = Callable[[Batch], None]
+
+_FIRST_FILES = 125  # the first batches are smaller, so that all workers are soon at work
 BATCH_BYTES = 16 << 20
-_OBJECT_BATCH_BYTES = 8 << 20  # large objects: there are copies of them on both sides of a pipe
-BATCH_S = 1.0  # what has waited longer for the rest of its batch goes without it
+_OBJECT_BATCH_BYTES = 8 << 20  # large objects are copied on both sides of a pipe
+BATCH_S = 1.0  # a batch that has waited longer for more files goes without them
 
 
-def run(
+def import_sources(
     target: db.Target,
-    paths: Iterable[str],
+    sources: Iterable[Source],
     settings: Settings,
     *,
     jobs: int = 2,
     stop: threading.Event | None = None,
-) -> Iterator[Batch]:
-    """Import files, folders and archives; as `run_sources` with what `walk` finds under `paths`."""
-    yield from run_sources(target, walk.walk(paths, settings.storage_dir), settings, jobs=jobs, stop=stop)
-
-
-def run_sources(
-    target: db.Target,
-    sources: Iterable[Source | Batch],
-    settings: Settings,
-    *,
-    jobs: int = 2,
-    stop: threading.Event | None = None,
-) -> Iterator[Batch]:
-    """Import sources; yields what has become of them, batch by batch.
+    report: ReportBatch = ignore,
+) -> None:
+    """Import sources in order, as Orthanc would one after the other.
 
     Args:
         target: The database of the index; any revision from 1 on.
-        sources: What to import, in order; consumed while working. A `Batch` among them says what has become of
-            files that need no work, and is passed on.
+        sources: The files, consumed while working.
         settings: How to import.
         jobs: Worker processes; the result does not depend on it.
-        stop: Set it to end after the batch at hand; what was yielded is committed.
+        stop: Set it to end after the current batch.
+        report: Called with each batch, once it is committed.
 
     Raises:
-        UsageError: `settings` ask for what cannot be.
-        InUseError: An Orthanc uses the database, with the index lock or without (unless `settings.concurrent`).
+        UsageError: The settings contradict each other.
+        InUseError: An Orthanc uses the database, with the index lock or without (unless
+            `settings.concurrent`).
         RevisionError: There is no index, or none that can be written to.
-        ConnectError: The database went away; what was yielded is committed.
+        ConnectError: The connection was lost; what was reported is committed.
         PgOrthancError: The storage area cannot be written to.
     """
     stop = stop or threading.Event()
     if settings.overwrite is index.Overwrite.IF_CHANGED and not settings.store_md5:
         raise UsageError(
-            '"IfChanged" compares MD5s, and "StoreMD5ForAttachments" is false: Orthanc does not start with both',
+            '"IfChanged" compares MD5s, and "StoreMD5ForAttachments" is false: Orthanc '
+            "does not start with both",
             "replace all instances with --overwrite always, or none with --overwrite never",
         )
-    yield Batch(warnings=tuple(dicom.check_profile(settings.profile)))
-    ahead = jobs + 2 if jobs > 1 else 0
+    report(Batch(warnings=tuple(dicom.check_profile(settings.profile))))
     with ExitStack() as stack:
-        # First: a forked process must not have a copy of what is opened afterwards.
-        team = stack.enter_context(workers(jobs, stop))
+        # First of all: a forked process must not inherit the connection.
+        team = stack.enter_context(_workers(jobs, stop))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
-            yield Batch(warnings=_alone(conn, target.schema))
+            report(Batch(warnings=_require_no_orthanc(conn, target.schema)))
         writer = index.Writer(conn, settings.overwrite)
-        with conn, conn.cursor() as cur:
-            index.check_sequences(cur)
-            if not settings.storage_given:
-                _refuse_foreign(cur, writer.capabilities)
+        _check_index(conn, writer, settings)
         if settings.dry_run:
-            team.begin(_work(target, settings, None))
-            pipeline = _Pipeline(team, Rehearsal(conn, settings.overwrite), stop)
-            yield from pipeline.run(sources, ahead=ahead)
+            team.begin(worker.Work(target, settings, None))
+            rehearsal = DryRunCommitter(conn, settings.overwrite)
+            _Pipeline(team, rehearsal, settings, stop, report).run(sources)
             return
-        journals = _journals(conn, settings, stack)
-        objects = None if journals or not settings.store_dicom else storage.LargeObjectArea(conn)
+        run_journal = _open_journal(conn, settings, stack)
+        use_objects = run_journal is None and settings.store_dicom
         committer = Committer(
-            conn, writer, objects, journals, stable_changes=settings.stable_changes, stop=stop
+            conn,
+            writer,
+            storage.LargeObjectArea(conn) if use_objects else None,
+            run_journal,
+            stable_changes=settings.stable_changes,
+            stop=stop,
         )
-        yield Batch(warnings=tuple(committer.settle_dead_runs()))
-        team.begin(_work(target, settings, journals))
-        most_bytes = _OBJECT_BATCH_BYTES if objects else BATCH_BYTES
-        pipeline = _Pipeline(team, committer, stop, most_bytes)
-        yield from pipeline.run(sources, ahead=ahead)
+        report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
+        team.begin(worker.Work(target, settings, run_journal))
+        _Pipeline(team, committer, settings, stop, report).run(sources)
         committer.log_stable()
-        yield Batch(
-            warnings=tuple(committer.settle_dead_runs())
-        )  # those that may have been alive at the start
+        # Again: runs that may have been alive at the start may be dead by now.
+        report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
 
 
-def _alone(conn: Connection, schema: str) -> tuple[str, ...]:
-    """Refuse to work beside an Orthanc that holds no lock; returns warnings about what cannot be seen."""
+def _require_no_orthanc(conn: Connection, schema: str) -> tuple[str, ...]:
+    """Refuse to import while an Orthanc without a lock is running; return warnings."""
     with conn:
         return locks.require_no_orthanc(
             conn, schema, otherwise="or import while it is running, with --concurrent"
         )
 
 
-def _refuse_foreign(cur: Cursor, layout: index.Capabilities) -> None:
-    """Refuse to conclude from the configuration where the files go, if another plugin keeps those of the index."""
-    if plugin := index.unsupported_plugin(cur, layout):
+def _check_index(conn: Connection, writer: index.Writer, settings: Settings) -> None:
+    """Refuse an index that import cannot continue.
+
+    If another plugin keeps the files of the index, Orthanc's configuration does not tell
+    where they go.
+    """
+    with conn, conn.cursor() as cur:
+        index.check_sequences(cur)
+        plugin = None if settings.storage_given else index.unsupported_plugin(cur, writer.capabilities)
+    if plugin:
         raise PgOrthancError(
-            f"files of this index are kept by {plugin} (attachedfiles.customdata), not by a storage that import "
-            "writes to: Orthanc might not find what is imported",
-            "import through that Orthanc (POST /instances); or say where the files go, with --storage-dir FOLDER "
-            "or --storage postgresql, if you know that Orthanc reads them there",
+            f"files of this index are kept by {plugin} (attachedfiles.customdata), not by "
+            "a storage that import writes to: Orthanc might not find what is imported",
+            "import through that Orthanc (POST /instances); or say where the files go, "
+            "with --storage-dir FOLDER or --storage postgresql, if you know that Orthanc "
+            "reads them there",
         )
 
 
-def _journals(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
-    """The journal of the filesystem area; large objects need none."""
+def _open_journal(conn: Connection, settings: Settings, stack: ExitStack) -> journal.Journal | None:
+    """Open the journal of the filesystem area; large objects need none."""
     if settings.storage_dir is None:
         return None
     area = storage.FilesystemArea(settings.storage_dir, sync=settings.sync)
     area.prepare()
     with conn, conn.cursor() as cur:
         database = index.identity(cur)
-    return stack.enter_context(journal.opened(area, database, runs.Session(conn)))
+    return stack.enter_context(journal.open_journal(area, database, runs.Session(conn)))
 
 
-def _work(target: db.Target, settings: Settings, journals: journal.Journal | None) -> worker.Work:
-    return worker.Work(
-        target=target,
-        profile=settings.profile,
-        journals=journals,
-        storage_dir=settings.storage_dir,
-        compress=settings.compress,
-        store_md5=settings.store_md5,
-        store_dicom=settings.store_dicom,
-        link=settings.link,
-        overwrite=settings.overwrite,
-        write=not settings.dry_run,
-    )
+# --- workers ----------------------------------------------------------------------------
+
+
+class _Team:
+    """Processes that prepare batches, or this one if there is a single job."""
+
+    def __init__(self, processes: Pool, *, jobs: int) -> None:
+        self.jobs = jobs
+        self._pool = processes
+        self._submit: Callable[..., Future[Any]] = processes.submit
+        self._inline: worker.Worker | None = None
+
+    def begin(self, work: worker.Work) -> None:
+        """Tell all workers what the work is."""
+        if self.jobs == 1:
+            self._inline = worker.Worker(work, self._pool.checkpoint)
+            self._pool.call = self._inline.prepare
+        else:
+            self._submit = partial(self._pool.submit, pickle.dumps(work))
+
+    def submit(self, name: str, sources: Sequence[Source]) -> Future[list[Result]]:
+        """Have a batch prepared."""
+        return self._submit(name, sources)
+
+    def result(self, future: Future[list[Result]]) -> list[Result]:
+        """Return the results of a batch; raises as `Pool.result`."""
+        results: list[Result] = self._pool.result(future)
+        return results
+
+    def close(self) -> None:
+        """Close the connection of an inline worker; those of processes end with them."""
+        if self._inline:
+            self._inline.close()
+
+
+@contextmanager
+def _workers(jobs: int, stop: threading.Event) -> Iterator[_Team]:
+    worker.tune_malloc()
+    with pool(jobs, worker.call, stop, inline=True, fork=True) as processes:
+        team = _Team(processes, jobs=jobs)
+        try:
+            yield team
+        finally:
+            team.close()
+
+
+# --- batches ----------------------------------------------------------------------------
 
 
 class _Pipeline:
-    """Keeps batches in preparation and writes them in order; archives are imported in their place."""
+    """Keeps batches in preparation, and writes them in order."""
 
     def __init__(
         self,
-        team: Team,
-        committer: Committer | Rehearsal,
+        team: _Team,
+        committer: Committer | DryRunCommitter,
+        settings: Settings,
         stop: threading.Event,
-        most_bytes: int = BATCH_BYTES,
+        report: ReportBatch,
     ) -> None:
-        self.most_bytes = most_bytes
         self.team = team
         self.committer = committer
         self.stop = stop
+        self.report = report
+        self.batch_files = settings.batch_files
+        has_objects = isinstance(committer, Committer) and committer.objects
+        self.batch_bytes = _OBJECT_BATCH_BYTES if has_objects else BATCH_BYTES
         self.names = (f"{number:08}" for number in itertools.count(1))
 
-    def run(self, sources: Iterable[Source | Batch], ahead: int) -> Iterator[Batch]:
-        """Import the sources, with up to `ahead` batches prepared or in preparation."""
+    def run(self, sources: Iterable[Source]) -> None:
+        """Import the sources."""
+        self._run(sources, self.team.jobs + 2 if self.team.jobs > 1 else 0)
+
+    def _run(self, sources: Iterable[Source], ahead: int) -> None:
+        """Import with up to `ahead` batches prepared or in preparation."""
         waiting: deque[tuple[str, Future[list[Result]]]] = deque()
         try:
-            for batch in batched(sources, self.most_bytes):
-                if isinstance(batch, Batch):
-                    yield batch
-                    if self.stop.is_set():
-                        return
-                    continue
-                name = next(self.names)
-                waiting.append((name, self.team.submit(name, batch)))
-                if len(waiting) > ahead:
-                    yield from self._settle(*waiting.popleft())
+            for batch in batched(sources, self.batch_files, self.batch_bytes):
+                if batch[0].known:
+                    self.report(known_batch(batch))
+                else:
+                    name = next(self.names)
+                    waiting.append((name, self.team.submit(name, batch)))
+                    if len(waiting) > ahead:
+                        self._write(*waiting.popleft())
                 if self.stop.is_set():
                     return
             while waiting and not self.stop.is_set():
-                yield from self._settle(*waiting.popleft())
+                self._write(*waiting.popleft())
         except Stopped:
-            return  # what was in hand is given up
+            return  # the batches in preparation are abandoned
         finally:
             self._abandon(waiting)
 
-    def _settle(self, name: str, future: Future[list[Result]]) -> Iterator[Batch]:
+    def _write(self, name: str, future: Future[list[Result]]) -> None:
+        """Write the results of a batch; archives are imported in their place."""
         rest = self.team.result(future)
         try:
             while rest:
-                plain = list(itertools.takewhile(lambda r: not isinstance(r, Opened), rest))
-                batch = self.committer.write(plain)
-                rest = rest[len(plain) :]
-                yield batch
+                files = list(itertools.takewhile(lambda r: not isinstance(r, Archive), rest))
+                batch = self.committer.write(files)
+                rest = rest[len(files) :]
+                self.report(batch)
                 if self.stop.is_set():
                     return
                 first = rest.pop(0) if rest else None
-                if isinstance(first, Opened):
-                    yield from self._archive(first.source)
+                if isinstance(first, Archive):
+                    self._import_archive(first.source)
         finally:
             self.committer.forget(name, rest)
 
-    def _archive(self, source: Source) -> Iterator[Batch]:
+    def _import_archive(self, source: Source) -> None:
         try:
-            members = list(walk.members(source.path))
+            sources = list(members(source.path))
         except (OSError, zipfile.BadZipFile) as error:
-            yield Batch(refusals=(Refusal(walk.shown(source), f"damaged ZIP archive: {error}"),))
+            refusal = FileProblem(source.display_name, f"damaged ZIP archive: {error}")
+            self.report(Batch(refusals=(refusal,)))
             return
-        yield from self.run(members, ahead=1)
+        self._run(sources, ahead=1)
 
     def _abandon(self, waiting: Iterable[tuple[str, Future[list[Result]]]]) -> None:
-        """Undo what workers have stored for batches that will not be written."""
+        """Remove what workers have stored for batches that will not be written."""
         for name, future in waiting:
             if not future.cancel():
-                with suppress(Exception):  # then the worker has undone it, or the next import does
+                # On an error, the worker has removed it, or the next import does.
+                with suppress(Exception):
                     self.committer.forget(name, self.team.result(future))
 
 
 def batched(
-    sources: Iterable[Source | Batch], most_bytes: int = BATCH_BYTES
-) -> Iterator[list[Source] | Batch]:
-    """Sources in order, as many together as one transaction should take; fewer at first, and when they come slowly."""
+    sources: Iterable[Source], batch_files: int, batch_bytes: int = BATCH_BYTES
+) -> Iterator[list[Source]]:
+    """Group sources, in order, by what one transaction should take.
+
+    A group consists of known files only, or has none. Groups are smaller at first, and
+    when the sources come slowly.
+    """
     batch: list[Source] = []
-    size, most = 0, min(_FIRST_FILES, BATCH_FILES)
+    known: list[Source] = []
+    size, limit = 0, min(_FIRST_FILES, batch_files)
     started = time.monotonic()
     for source in sources:
-        if isinstance(source, Batch):
-            yield source
+        if source.known:
+            known.append(source)
+            if len(known) >= batch_files:
+                yield known
+                known = []
             continue
         if not batch:
             started = time.monotonic()
         batch.append(source)
         size += source.size
-        full = len(batch) >= most or size >= most_bytes
+        full = len(batch) >= limit or size >= batch_bytes
         if full or time.monotonic() - started > BATCH_S:
+            if known:
+                yield known
+                known = []
             yield batch
-            batch, size, most = [], 0, min(2 * most, BATCH_FILES)
+            batch, size, limit = [], 0, min(2 * limit, batch_files)
+    if known:
+        yield known
     if batch:
         yield batch
+
+
+def known_batch(sources: Sequence[Source]) -> Batch:
+    """Return the batch of files that are known without being read."""
+    return Batch(known=len(sources), bytes=sum(source.size for source in sources))

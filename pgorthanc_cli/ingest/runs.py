@@ -1,9 +1,10 @@
-"""Whether a run is alive: by its lock, its process, its heartbeat, and its session in the database.
+"""Whether a run is alive: its lock, process, heartbeat and database session.
 
-A lock of a file is not shared between machines, or not even between processes, on some file systems (NFSv3 with
-`nolock`, SMB, FUSE). So it counts only where it has been tried. What counts everywhere is the database: each run
-holds an advisory lock in the very session that commits its rows. Whoever gets that lock knows that the run cannot
-commit any more.
+Some file systems (NFSv3 with `nolock`, SMB, FUSE) do not share file locks between
+machines, or not even between processes, so a lock counts only where it has been tried.
+What counts everywhere is the database: each run holds an advisory lock in the very
+session that commits its rows. Whoever gets that lock knows that the run cannot commit any
+more.
 """
 
 from __future__ import annotations
@@ -27,23 +28,25 @@ from pgorthanc_cli import db, index
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-HEARTBEAT_S = 15.0
 STALE_S = 120.0  # without a heartbeat: eight were missed
-# linux/magic.h: file systems that one machine mounts at a time, so that its own lock is the whole truth:
-# ext4, XFS, Btrfs, tmpfs, overlayfs, ZFS, F2FS, bcachefs
-_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x794C7630, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E}
+# Magic numbers (linux/magic.h) of file systems that one machine mounts at a time, so that
+# its own locks are the whole truth: ext4, XFS, Btrfs, tmpfs, overlayfs, ZFS, F2FS,
+# bcachefs
+_LOCAL_FILE_SYSTEMS = {
+    0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x794C7630, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E,
+}  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Marker:
-    """Who a run is.
+    """The identity of a run, as its lock file has it.
 
     Attributes:
-        host: The name of its machine or container, for people.
+        host: The name of its machine or container, for messages.
         boot: Identifies the machine, from one start to the next.
-        namespace: In which process ids mean the same.
-        process: See `process`.
+        namespace: The namespace of its process ids.
+        process: See `process_identity`.
         session: Whether it holds a lock in the database.
     """
 
@@ -54,56 +57,57 @@ class Marker:
     session: bool
 
     @classmethod
-    def ours(cls, *, session: bool) -> Marker:
-        """The marker of this process."""
-        return cls(socket.gethostname(), *_place(), process(os.getpid()), session)
+    def of_this_process(cls, *, session: bool) -> Marker:
+        """Return the marker of this process."""
+        boot, namespace = _machine()
+        process = process_identity(os.getpid())
+        return cls(socket.gethostname(), boot, namespace, process, session)
 
     @classmethod
     def parse(cls, content: bytes) -> Marker | None:
-        """The marker in a lock; None if there is none: earlier versions wrote none."""
+        """Return the marker in a lock file; None if it has none (earlier versions)."""
         try:
-            found = json.loads(content)
-            marker = cls(**found)
+            marker = cls(**json.loads(content))
         except (ValueError, TypeError, RecursionError):
             return None
         texts = (marker.host, marker.boot, marker.namespace, marker.process)
-        sound = all(isinstance(text, str) for text in texts) and isinstance(marker.session, bool)
-        return marker if sound else None
+        valid = all(isinstance(text, str) for text in texts) and isinstance(marker.session, bool)
+        return marker if valid else None
 
-    def written(self) -> bytes:
-        """As it is stored."""
+    def to_json(self) -> bytes:
+        """Return the content of the lock file."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     def same_boot(self) -> bool:
-        """Whether it has run on this machine, and since its last start."""
-        return bool(self.boot) and self.boot == _place()[0]
+        """Whether the run started on this machine, since its last boot."""
+        return bool(self.boot) and self.boot == _machine()[0]
 
     def visible(self) -> bool:
-        """Whether its process would be seen from here."""
-        return self.same_boot() and bool(self.namespace) and self.namespace == _place()[1]
+        """Whether its process id means the same process here."""
+        return self.same_boot() and bool(self.namespace) and self.namespace == _machine()[1]
 
 
-def process(pid: int) -> str:
-    """A process, told from a later one of the same number by the time of its start."""
-    return f"{pid} {_started(pid)[0]}"
+def process_identity(pid: int) -> str:
+    """Return a process id with its start time, as numbers are used again."""
+    return f"{pid} {_start_and_state(pid)[0]}"
 
 
-def gone(written: str) -> bool:
-    """Whether a process of this machine, written as by `process`, has ended."""
-    number, _, started = written.partition(" ")
+def has_ended(identity: str) -> bool:
+    """Whether a process of this machine, by its `process_identity`, has ended."""
+    number, _, start = identity.partition(" ")
     try:
         pid = int(number)
         os.kill(pid, 0)
     except PermissionError:
-        pass  # of another user
+        pass  # it exists: it belongs to another user
     except (ProcessLookupError, ValueError, OverflowError):
         return True
-    now, state = _started(pid)
-    return state == "Z" or bool(now and started and now != started)
+    current_start, state = _start_and_state(pid)
+    return state == "Z" or bool(current_start and start and current_start != start)
 
 
-def _started(pid: int) -> tuple[str, str]:
-    """When a process was started, in ticks since the start of the machine, and its state; empty where unknown."""
+def _start_and_state(pid: int) -> tuple[str, str]:
+    """Return start (clock ticks since boot) and state of a process; "" if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[19], fields[0]
@@ -112,8 +116,8 @@ def _started(pid: int) -> tuple[str, str]:
 
 
 @cache
-def _place() -> tuple[str, str]:
-    """This machine since its start, and the namespace of its process ids; empty where unknown."""
+def _machine() -> tuple[str, str]:
+    """Return the boot id and the namespace of process ids; "" if unknown."""
     boot = namespace = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -121,73 +125,75 @@ def _place() -> tuple[str, str]:
     return boot, namespace
 
 
-# --- locks of files ------------------------------------------------------------------------------------------
+# --- file locks -------------------------------------------------------------------------
 
 
-def take(descriptor: int, how: int) -> bool:
-    """Take a lock of a file without waiting; False: somebody else has it. True if there are no locks here at all."""
+def try_lock(descriptor: int, how: int) -> bool:
+    """Lock a file without waiting; return False if another process has locked it.
+
+    True if the file system has no locks at all.
+    """
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # not supported; `excludes` finds that out, too
+        return True  # not supported, which `locks_exclude` detects
     return True
 
 
-def excludes(name: str, folder: int) -> bool:
-    """Whether the lock that this process holds on a file keeps a second one out, as it must."""
+def locks_exclude(name: str, folder: int) -> bool:
+    """Whether the lock that this process holds on a file keeps a second one out."""
     try:
         descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return False
     try:
-        return not take(descriptor, fcntl.LOCK_EX)
+        return not try_lock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
 
 
 def is_local(folder: int) -> bool:
-    """Whether a folder is on a file system that no other machine uses at the same time."""
+    """Whether no other machine uses the file system of a folder at the same time."""
     status = (ctypes.c_long * 32)()  # struct statfs: the type comes first
-    return _libc.fstatfs(folder, status) == 0 and status[0] & 0xFFFFFFFF in _LOCAL
+    if _libc.fstatfs(folder, status) != 0:
+        return False
+    return status[0] & 0xFFFFFFFF in _LOCAL_FILE_SYSTEMS
 
 
-# --- sessions of the database --------------------------------------------------------------------------------
+# --- database sessions ------------------------------------------------------------------
 
 
 class Session:
-    """The session in which a run commits, and by which others see that it still could."""
+    """The session in which a run commits, and whose locks show which runs still could."""
 
     def __init__(self, conn: Connection) -> None:
         """`conn` has no transaction open whenever a method is called."""
         self.conn = conn
 
-    def hold(self, run: str) -> None:
-        """Hold the lock of a run, until `release` or the end of the session."""
-        self._ask("SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", run)
-
-    def take(self, run: str) -> bool:
-        """Hold the lock of another run if its session has ended, and it can commit nothing any more."""
-        return self._ask("SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", run)
+    def hold(self, run: str) -> bool:
+        """Take the lock of a run, until `release`; False: its own session has it."""
+        return self._call("SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", run)
 
     def release(self, run: str) -> None:
-        """Give a lock back; a lost session has lost it anyway."""
+        """Release a lock; a lost session has lost it anyway."""
         with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
             self.conn.rollback()
-            self._ask("SELECT pg_catalog.pg_advisory_unlock(%s, %s)", run)
+            self._call("SELECT pg_catalog.pg_advisory_unlock(%s, %s)", run)
 
     def named(self, uuids: list[str]) -> set[str]:
-        """Which of these UUIDs a committed row of the index names, whatever the level of isolation."""
+        """Return which of these UUIDs a committed row names, at any isolation level."""
         with self.conn, self.conn.cursor() as cur:
             return index.referenced_uuids(cur, uuids)
 
-    def _ask(self, query: str, run: str) -> bool:
+    def _call(self, query: str, run: str) -> bool:
         with self.conn:
-            return bool(db.value(self.conn, query, *_key(run)))
+            return bool(db.value(self.conn, query, *_lock_key(run)))
 
 
-def _key(run: str) -> tuple[int, int]:
-    """The two numbers of an advisory lock that stand for a run; Orthanc's own locks have one number."""
+def _lock_key(run: str) -> tuple[int, int]:
+    """Return the advisory lock of a run: two numbers; Orthanc's own locks have one."""
     digest = hashlib.sha256(f"pgorthanc import {run}".encode()).digest()
-    return int.from_bytes(digest[:4], "big", signed=True), int.from_bytes(digest[4:8], "big", signed=True)
+    first, second = digest[:4], digest[4:8]
+    return int.from_bytes(first, "big", signed=True), int.from_bytes(second, "big", signed=True)

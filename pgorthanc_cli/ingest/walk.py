@@ -1,28 +1,35 @@
-"""Which files to import, in which order: arguments, folders, lists of files, members of archives."""
+"""Which files to import, in which order: arguments, folders, lists, archives, shards."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
 from typing import IO, BinaryIO, NamedTuple
 
-from pgorthanc_cli import files
+from pgorthanc_cli import dicom, files
+from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.text import printable
 
 
 class Source(NamedTuple):
-    """One thing to import: a file, or a member of a ZIP archive.
+    """A file to import, or a member of a ZIP archive.
 
     Attributes:
         path: The file, as the operating system knows it (any bytes, by `os.fsdecode`).
-        member: The position of the member in the archive, if the file is one.
+        member: The position of the member in the archive, if the source is one.
         member_name: Its name there.
         size: Its bytes, as far as known: for batches and progress.
-        mtime_ns: When it was last changed, by the file system.
-        problem: Why it cannot be read at all, found while walking.
-        replaces: The uuid of the stored file that an earlier version of this file has become, if that is known.
+        mtime_ns: Its modification time.
+        problem: Why it cannot be read at all, noticed while walking.
+        replaces: The UUID under which an earlier version of this file was stored, if
+            known.
+        known: The index has this content already: the file is counted, and not read.
     """
 
     path: str
@@ -32,39 +39,52 @@ class Source(NamedTuple):
     mtime_ns: int = 0
     problem: str | None = None
     replaces: str = ""
+    known: bool = False
+
+    @property
+    def display_name(self) -> str:
+        """The name to print, on one line, whatever bytes it has: `archive.zip!member`."""
+        name = self.path if self.member is None else f"{self.path}!{self.member_name}"
+        return printable(name)
 
 
 def walk(paths: Iterable[str], storage_dir: str | os.PathLike[str] | None = None) -> Iterator[Source]:
-    """The files named, and those in folders named, in sorted order of path components within each folder.
+    """Yield the files named, and those in the folders named, sorted within each folder.
 
-    Symbolic links are followed; a link back to a folder above itself is reported as a problem, as is everything
-    that cannot be read, and the storage area that is written to. Memory: the names of one folder at each depth.
+    Names are sorted as bytes. Symbolic links are followed. A link to a folder above
+    itself, the storage area being written to, and everything that cannot be read come as
+    sources with a `problem`. Memory: the names of one folder at each depth.
     """
-    area = None
+    storage_id = None
     if storage_dir is not None and os.path.isdir(storage_dir):
-        area = _identity(os.stat(storage_dir))
+        storage_id = _identity(os.stat(storage_dir))
     for path in paths:
-        yield from _walk(path, (), area)
+        yield from _walk(path, (), storage_id)
 
 
-def _walk(path: str, above: tuple[tuple[int, int], ...], area: tuple[int, int] | None) -> Iterator[Source]:
+def _walk(
+    path: str, ancestors: tuple[tuple[int, int], ...], storage_id: tuple[int, int] | None
+) -> Iterator[Source]:
     try:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             problem = None if stat.S_ISREG(status.st_mode) else "not a regular file"
-            yield Source(path, size=status.st_size, mtime_ns=status.st_mtime_ns, problem=problem)
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+            yield Source(path, size=size, mtime_ns=mtime_ns, problem=problem)
             return
-        here = _identity(status)
-        if here in (*above, area):
-            yield Source(
-                path,
-                problem="the storage area itself" if here == area else "symbolic link to a folder above it",
-            )
+        folder_id = _identity(status)
+        if folder_id == storage_id:
+            yield Source(path, problem="the storage area itself")
             return
-        names = os.listdir(os.fsencode(path))  # bytes: half the memory, and the order of their bytes
+        if folder_id in ancestors:
+            yield Source(path, problem="symbolic link to a folder above it")
+            return
+        # As bytes, names take half the memory, and sort in the order of their bytes.
+        names = os.listdir(os.fsencode(path))
         names.sort()
         for name in names:
-            yield from _walk(os.path.join(path, os.fsdecode(name)), (*above, here), area)
+            child = os.path.join(path, os.fsdecode(name))
+            yield from _walk(child, (*ancestors, folder_id), storage_id)
     except OSError as error:
         yield Source(path, problem=error.strerror or str(error))
 
@@ -74,7 +94,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def listed(stream: BinaryIO) -> Iterator[str]:
-    """The paths of a list: one on each line, any bytes, or separated by NUL as `find -print0` writes them."""
+    """Yield the paths of a list, one a line or separated by NUL (`find -print0`)."""
     rest = b""
     separator = b"\n"
     while block := os.read(stream.fileno(), 1 << 16):
@@ -87,7 +107,7 @@ def listed(stream: BinaryIO) -> Iterator[str]:
 
 
 class ZipArchive(zipfile.ZipFile):
-    """A ZIP archive in a regular file; a FIFO that has taken its place is not waited for.
+    """A ZIP archive in a regular file; never waits for a FIFO that has taken its place.
 
     Raises:
         OSError: It cannot be opened.
@@ -112,14 +132,67 @@ class ZipArchive(zipfile.ZipFile):
 
 
 def members(path: str) -> Iterator[Source]:
-    """The files in a ZIP archive, in the order of its directory."""
+    """Yield the files in a ZIP archive, in the order of its directory."""
     with ZipArchive(path) as archive:
         for position, info in enumerate(archive.infolist()):
             if not info.is_dir():
                 yield Source(path, position, info.filename, info.file_size)
 
 
-def shown(source: Source) -> str:
-    """The name of a source for people, on one line, whatever it contains; `archive.zip!member`."""
-    name = source.path if source.member is None else f"{source.path}!{source.member_name}"
-    return printable(name)
+# --- shards -----------------------------------------------------------------------------
+
+
+class ShardBy(Enum):
+    """What is never split between two shards."""
+
+    FOLDER = "folder"  # by its path below the one that was named: no file is read
+    PATIENT = "patient"  # by PatientID: every machine reads the first bytes of every file
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard `number` (from 1) of `count`, for machines that import the same folders.
+
+    A file alone decides which shard it belongs to: the machines need not know of each
+    other, and the shard of a machine that was lost can be imported anywhere.
+    """
+
+    number: int
+    count: int
+    by: ShardBy = ShardBy.FOLDER
+
+    @classmethod
+    def parse(cls, text: str, by: ShardBy = ShardBy.FOLDER) -> Shard:
+        """Return the shard written as `2/8`.
+
+        Raises:
+            UsageError: It is not written so, or there is no such shard.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"the shard is {text!r}, expected one of 1/N to N/N, such as 2/8")
+        return cls(int(match[1]), int(match[2]), by)
+
+    def walk(self, paths: Iterable[str], storage_dir: str | os.PathLike[str] | None) -> Iterator[Source]:
+        """Yield the sources of `walk` that belong to this shard."""
+        for path in paths:
+            for source in walk([path], storage_dir):
+                if self.contains(source, path):
+                    yield source
+
+    def contains(self, source: Source, root: str) -> bool:
+        """Whether a file below `root` belongs to this shard."""
+        key = patient_key(source) if self.by is ShardBy.PATIENT else None
+        if key is None:
+            key = os.fsencode(os.path.relpath(os.path.dirname(source.path) or ".", root))
+        return bucket(key, self.count) == self.number - 1
+
+
+def patient_key(source: Source) -> bytes | None:
+    """Return what all files of a patient have in common; None if that is unknown."""
+    return None if source.problem else dicom.patient_key(source.path)
+
+
+def bucket(key: bytes, count: int) -> int:
+    """Return a number below `count`, the same on every machine for the same key."""
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % count

@@ -27,13 +27,8 @@ from tests.support.schemas import rows
 
 APPLICATION = "pgorthanc import"
 INSTANCES, REPEATED, REFUSED = 310, 12, 12
-# The program as it is, but for its batches: many small ones give many moments to be struck at.
-PROGRAM = """
-from pgorthanc_cli.cli import main
-from pgorthanc_cli.ingest import pipeline
-pipeline.BATCH_FILES = 16
-main(prog_name="pgorthanc")
-"""
+# Many small batches give many moments to be struck at.
+COMMAND = [sys.executable, "-m", "pgorthanc_cli", "import", "--batch-files", "16"]
 _SESSIONS = f"FROM pg_stat_activity WHERE application_name = '{APPLICATION}' AND datname = '{{}}'"
 
 
@@ -103,7 +98,7 @@ class Archive:
         """The program at work on the sources, from the client's side of the network if there is one."""
         place = ["--storage-dir", str(self.folder)] if self.folder else ["--storage", "postgresql"]
         setting = ["--jobs", str(self.setting.jobs), *(["--concurrent"] if self.setting.concurrent else [])]
-        command = [sys.executable, "-c", PROGRAM, "import", "--quiet", "--json", *place, *setting, *options]
+        command = [*COMMAND, "--quiet", "--json", *place, *setting, *options]
         dsn = self.target.dsn
         if network:
             command = network.command(*command)
@@ -135,7 +130,7 @@ class Archive:
         """The server needs a moment to notice that a client is gone."""
         wait_until(lambda: not self.backends(), timeout_s=60)
 
-    def complete(self) -> ingest.Report:
+    def complete(self) -> ingest.ImportResult:
         """Run it once more, undisturbed."""
         settings = {"concurrent": self.setting.concurrent}
         return run(self.target, [self.sources], self.folder, **settings)

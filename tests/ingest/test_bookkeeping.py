@@ -11,7 +11,6 @@ import pytest
 from psycopg2.extensions import connection as Connection
 
 from pgorthanc_cli import db, index, ingest
-from pgorthanc_cli.ingest import pipeline
 from tests.support import samples
 from tests.support.importing import check_area, dumped, ends, run
 from tests.support.real_servers import wait_until
@@ -78,8 +77,8 @@ def lives(target: db.Target, folder: Path) -> list[tuple[int, int, int, int]]:
             cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", cur.fetchone())
         else:
             cur.execute("SELECT protectpatient(%s)", cur.fetchone())
-    found.append(ends(run(target, [*more, *more[:3]], folder / "area")))
-    found.append(ends(run(target, more, folder / "area", overwrite=index.Overwrite.ALWAYS)))
+    found.append(ends(run(target, [*more, *more[:3]], folder / "area", batch_files=5)))
+    found.append(ends(run(target, more, folder / "area", overwrite=index.Overwrite.ALWAYS, batch_files=5)))
     check(target)
     check_area(target, folder / "area")
     return found
@@ -87,9 +86,8 @@ def lives(target: db.Target, folder: Path) -> list[tuple[int, int, int, int]]:
 
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_with_and_without_triggers(
-    new_database: Callable[..., db.Target], tmp_path: Path, revision: int, monkeypatch: pytest.MonkeyPatch
+    new_database: Callable[..., db.Target], tmp_path: Path, revision: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 5)
     without, with_ = new_database(), new_database()
     for target in (without, with_):
         init(target, revision=revision)
@@ -130,7 +128,7 @@ def test_a_series_that_is_deleted_while_it_gets_an_instance(
     run_sql(fresh, *statements)
     one, two = samples.folder(tmp_path / "in", 2)
     run(fresh, [one], tmp_path / "area", concurrent=True)
-    reports: list[ingest.Report] = []
+    reports: list[ingest.ImportResult] = []
     work = threading.Thread(
         target=lambda: reports.append(run(fresh, [two], tmp_path / "area", concurrent=True))
     )
@@ -157,17 +155,14 @@ def _somebody_waits(target: db.Target) -> bool:
 
 
 @pytest.mark.parametrize("revision", [1, 2, 10])
-def test_two_imports_at_once(
-    empty: db.Target, tmp_path: Path, revision: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_imports_at_once(empty: db.Target, tmp_path: Path, revision: int) -> None:
     """Both import the same files from both ends: no duplicate, no lost row, right counters, at every revision."""
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 5)
     init(empty, revision=revision)
     files = samples.folder(tmp_path / "in", 60, patients=3)
-    reports: list[ingest.Report] = []
+    reports: list[ingest.ImportResult] = []
 
     def work(order: int) -> None:
-        reports.append(run(empty, files[::order], tmp_path / "area", concurrent=True))
+        reports.append(run(empty, files[::order], tmp_path / "area", concurrent=True, batch_files=5))
 
     threads = [threading.Thread(target=work, args=(order,)) for order in (1, -1)]
     for thread in threads:

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.index import Overwrite
 from tests.ingest.test_follow import Following, aged
-from tests.ingest.test_follow import _look_often as _look_often  # a fixture
 from tests.support import samples
 from tests.support.areas import stored_bytes
-from tests.support.importing import check_area, dumped, ends, run
+from tests.support.importing import check_area, dumped, ends, files_read, run
 from tests.support.schemas import rows
 from tests.support.schemas import run as execute
 
@@ -131,48 +129,38 @@ def test_the_command_says_so(fresh: db.Target, tmp_path: Path) -> None:
 # --- with a journal ----------------------------------------------------------------------------------------
 
 
-def deliver(
-    target: db.Target, feed: ingest.Feed, area: Path | None, read: list[str] | None = None
-) -> ingest.Report:
+def import_with_journal(
+    target: db.Target, plan: ingest.ImportPlan, area: Path | None, read: list[str] | None = None
+) -> ingest.ImportResult:
     """An import; the names of the files that it reads go into `read`."""
-    import threading
 
-    settings, stop, tally = ingest.Settings(storage_dir=area), threading.Event(), ingest.Tally()
+    def report(batch: ingest.Batch) -> None:
+        if read is not None:
+            read.extend(files_read(batch))
 
-    def noted(sources: Iterator[Any]) -> Iterator[Any]:
-        for source in sources:
-            if isinstance(source, ingest.Source) and read is not None:
-                read.append(Path(source.path).name)
-            yield source
-
-    def work(sources: Iterator[Any], *, few: bool) -> Iterator[ingest.Batch]:
-        return ingest.run_sources(target, noted(sources), settings, jobs=1, stop=stop)
-
-    for batch in ingest.deliver(target, feed, settings, work, stop):
-        tally.add(batch)
-    return tally.report()
+    return ingest.run_import(target, plan, ingest.Settings(storage_dir=area), report=report)
 
 
 def test_a_journal_does_not_hide_that_a_file_differs(
     fresh: db.Target, tmp_path: Path, area: Path | None
 ) -> None:
     files = [aged(path) for path in samples.folder(tmp_path / "in", 3)]
-    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
-    assert deliver(fresh, feed, area).imported == 3
+    plan = ingest.ImportPlan([str(tmp_path / "in")], jobs=1, journal=tmp_path / "journal")
+    assert import_with_journal(fresh, plan, area).imported == 3
     read: list[str] = []
-    assert deliver(fresh, feed, area, read).known == 3
+    assert import_with_journal(fresh, plan, area, read).known == 3
     assert read == []
     time = files[0].stat().st_mtime_ns
     os.utime(changed(files[0]), ns=(time, time))  # the same size and time of change: not seen, as documented
-    assert deliver(fresh, feed, area, read).differing == 0
+    assert import_with_journal(fresh, plan, area, read).differing == 0
     os.utime(files[0], (1, 1))
     for _ in range(2):  # it is listed each time
-        report = deliver(fresh, feed, area, read)
+        report = import_with_journal(fresh, plan, area, read)
         assert (report.known, report.differing) == (3, 1)
     assert read == ["00000.dcm"] * 2
     other = changed(Path(shutil.copy(files[1], tmp_path / "newer.dcm")))
     run(fresh, [other], area, overwrite=Overwrite.ALWAYS)  # now the index has something else than this file
-    assert deliver(fresh, feed, area, read).differing == 2
+    assert import_with_journal(fresh, plan, area, read).differing == 2
     assert read[2:] == ["00000.dcm", "00001.dcm"]
 
 
@@ -180,11 +168,11 @@ def test_a_journal_does_not_hide_that_content_is_missing(
     fresh: db.Target, tmp_path: Path, area: Path | None
 ) -> None:
     files = [aged(path) for path in samples.folder(tmp_path / "in", 3)]
-    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
-    deliver(fresh, feed, area)
+    plan = ingest.ImportPlan([str(tmp_path / "in")], jobs=1, journal=tmp_path / "journal")
+    import_with_journal(fresh, plan, area)
     lose(fresh, area, md5(files[2]))
     read: list[str] = []
-    report = deliver(fresh, feed, area, read)
+    report = import_with_journal(fresh, plan, area, read)
     assert (read, report.known, report.restored) == (["00002.dcm"], 2, 1)
     whole(fresh, area)
 
@@ -192,14 +180,14 @@ def test_a_journal_does_not_hide_that_content_is_missing(
 def test_a_journal_of_an_older_version_is_brought_up_to_date(fresh: db.Target, tmp_path: Path) -> None:
     for path in samples.folder(tmp_path / "in", 3):
         aged(path)
-    feed = ingest.Feed([str(tmp_path / "in")], journal=tmp_path / "journal")
-    deliver(fresh, feed, tmp_path / "area")
+    plan = ingest.ImportPlan([str(tmp_path / "in")], jobs=1, journal=tmp_path / "journal")
+    import_with_journal(fresh, plan, tmp_path / "area")
     with sqlite3.connect(tmp_path / "journal") as conn:
         conn.execute("ALTER TABLE files DROP COLUMN md5")
         conn.execute("ALTER TABLE files DROP COLUMN stored")
     conn.close()
     read: list[str] = []
-    assert deliver(fresh, feed, tmp_path / "area", read).known == 3
+    assert import_with_journal(fresh, plan, tmp_path / "area", read).known == 3
     assert read == []
 
 
@@ -224,7 +212,7 @@ def test_follow_replaces_what_was_imported_too_early(fresh: db.Target, tmp_path:
         os.utime(path)  # once more, without a change
         import_.until(lambda r: r.known == 1)
     assert list(stored(fresh).values()) == [md5(path)]
-    assert import_.tally.report().differing == 0
+    assert import_.result.differing == 0
     check_area(fresh, import_.area)
 
 
@@ -244,7 +232,7 @@ def test_follow_replaces_only_what_came_from_that_path(fresh: db.Target, tmp_pat
         first.write_bytes(content)
         import_.until(lambda r: r.differing == 2)
     assert list(stored(fresh).values()) == [md5(newer)]
-    assert import_.tally.report().overwritten == 0
+    assert import_.result.overwritten == 0
 
 
 def test_follow_replaces_it_after_a_restart_with_a_journal(fresh: db.Target, tmp_path: Path) -> None:
@@ -261,7 +249,7 @@ def test_follow_replaces_it_after_a_restart_with_a_journal(fresh: db.Target, tmp
     assert list(stored(fresh).values()) == [md5(path)]
     with Following(fresh, tmp_path, journal=journal) as import_:
         import_.until(lambda r: r.known == 1)
-    assert import_.tally.report().differing == 0
+    assert import_.result.differing == 0
     check_area(fresh, import_.area)
 
 
@@ -327,14 +315,11 @@ def test_a_row_without_a_large_object_gets_it_back(fresh: db.Target, tmp_path: P
     whole(fresh, None)
 
 
-def test_a_large_object_too_large_to_hand_over(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgorthanc_cli.ingest.settle.HANDED_OVER_BYTES", 10)
+def test_a_large_object_too_large_to_hand_over(fresh: db.Target, tmp_path: Path) -> None:
     files = samples.folder(tmp_path / "in", 2)
-    run(fresh, files, None)
+    run(fresh, files, None, transfer_bytes=10)
     lose(fresh, None, md5(files[0]))
-    assert run(fresh, files, None).restored == 1
+    assert run(fresh, files, None, transfer_bytes=10).restored == 1
     whole(fresh, None)
 
 
@@ -458,8 +443,8 @@ def test_what_is_restored_stays_when_a_dead_run_is_settled(fresh: db.Target, tmp
     run(fresh, files, area)
     lose(fresh, area, md5(files[0]))
     program = (
-        "import os; from pgorthanc_cli.ingest import settle; real = settle.index.still_referenced\n"
-        "settle.index.still_referenced = lambda *a, **k: os._exit(9)\n"
+        "import os; from pgorthanc_cli.ingest import stored\n"
+        "stored.index.still_referenced = lambda *a, **k: os._exit(9)\n"
         "from pgorthanc_cli.cli import main; main()"
     )
     command = [

@@ -16,7 +16,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
-from pgorthanc_cli.ingest import cluster
+from pgorthanc_cli.ingest import dask_cluster
 from tests.support import samples
 from tests.support.importing import check_area, dumped, run
 from tests.support.real_servers import wait_until
@@ -192,27 +192,23 @@ def test_a_signal_ends_it_with_the_counts_right(started: Cluster, fresh: db.Targ
 # --- clusters that cannot do it -----------------------------------------------------------------------------------
 
 
-def importing(target: db.Target, scheduler: str, area: Path, *paths: Path) -> list[ingest.Batch]:
-    settings = ingest.Settings(storage_dir=area)
-    return list(cluster.run(target, ingest.walk(map(str, paths)), settings, scheduler=scheduler))
-
-
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WORKERS_S", 1)
-
-
-@pytest.mark.usefixtures("_impatient")
 def test_no_scheduler_and_no_worker(started: Cluster, fresh: db.Target, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConnectError, match="no Dask scheduler at"):
-        importing(fresh, nobody, tmp_path / "area", samples.REAL)
-    with pytest.raises(ConnectError, match="no Dask scheduler at"):
-        importing(fresh, str(tmp_path / "absent.json"), tmp_path / "area", samples.REAL)
-    with pytest.raises(ConnectError, match="has no worker"):
-        importing(fresh, started.address, tmp_path / "area", samples.REAL)
+    for scheduler, message in (
+        (nobody, "no Dask scheduler at"),
+        (str(tmp_path / "absent.json"), "no Dask scheduler at"),
+        (started.address, "has no worker"),
+    ):
+        with pytest.raises(ConnectError, match=message):
+            dask_cluster.import_sources(
+                fresh,
+                ingest.walk([str(samples.REAL)]),
+                ingest.Settings(storage_dir=tmp_path / "area"),
+                scheduler=scheduler,
+                workers_s=1,
+            )
 
 
 def test_workers_that_reach_another_database_are_refused(
@@ -243,13 +239,13 @@ def test_workers_that_reach_another_database_are_refused(
 def test_workers_that_do_not_see_the_storage_folder_are_refused(fresh: db.Target, tmp_path: Path) -> None:
     """What a worker does first in each task: the folder of the others has their token."""
     settings = ingest.Settings(storage_dir=tmp_path)
-    job = cluster.Job(fresh, settings, "whatever", tmp_path / ".pgorthanc" / "absent.token")
+    job = dask_cluster.Job(fresh, settings, "whatever", tmp_path / ".pgorthanc" / "absent.token")
     with pytest.raises(PgOrthancError, match="does not see the storage folder"):
-        cluster._check(job)
+        dask_cluster._check(job)
 
 
 def test_a_password_is_not_sent_in_the_clear(server_dsn: str) -> None:
     target = db.Target(make_dsn(server_dsn, password="very secret", sslpassword="too"))
-    assert "secret" not in cluster._portable(target, "tcp://host:8786").dsn
-    assert "sslpassword" not in cluster._portable(target, "/some/scheduler.json").dsn
-    assert cluster._portable(target, "tls://host:8786") == target
+    assert "secret" not in dask_cluster._portable(target, "tcp://host:8786").dsn
+    assert "sslpassword" not in dask_cluster._portable(target, "/some/scheduler.json").dsn
+    assert dask_cluster._portable(target, "tls://host:8786") == target

@@ -14,10 +14,16 @@ import pytest
 
 from pgorthanc_cli import db, index, ingest
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError
-from pgorthanc_cli.ingest import pipeline
 from pgorthanc_cli.ingest.journal import FOLDER
 from tests.support import samples
-from tests.support.importing import SMALL_BATCHES, check_area, dumped, ends, run
+from tests.support.importing import (
+    SMALL_BATCHES,
+    check_area,
+    dumped,
+    ends,
+    run,
+    warnings_of,
+)
 from tests.support.indexdump import attachments
 
 # --- storage that fails ---------------------------------------------------------------------------------------
@@ -29,11 +35,8 @@ def test_a_storage_folder_that_cannot_be_made(fresh: db.Target) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_full_disk_ends_the_run_and_leaves_no_file(
-    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
     """The limit on the size of files makes the kernel refuse the write as a full disk does."""
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
     small = samples.folder(tmp_path / "in", 4)
     large = tmp_path / "large.dcm"
     large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
@@ -41,7 +44,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_file(
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
         with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
-            run(fresh, [*small, large], tmp_path / "area", jobs=jobs)
+            run(fresh, [*small, large], tmp_path / "area", jobs=jobs, batch_files=2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     check_area(fresh, tmp_path / "area")
@@ -60,41 +63,42 @@ def test_an_orthanc_holds_the_index(fresh: db.Target, tmp_path: Path) -> None:
         assert ends(run(fresh, [samples.REAL], tmp_path / "area", concurrent=True)) == (1, 0, 0, 0)
 
 
-def test_stopping_ends_with_the_batch_at_hand(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+def test_stopping_ends_with_the_batch_at_hand(fresh: db.Target, tmp_path: Path) -> None:
     files = samples.folder(tmp_path / "in", 20)
     stop = threading.Event()
-    tally = ingest.Tally()
-    settings = ingest.Settings(storage_dir=tmp_path / "area")
-    for batch in ingest.run(fresh, map(str, files), settings, jobs=2, stop=stop):
-        tally.add(batch)
+
+    def report(batch: ingest.Batch) -> None:
         if batch.imported:
             stop.set()
-    assert ends(tally.report()) == (2, 0, 0, 0)
+
+    settings = ingest.Settings(storage_dir=tmp_path / "area", batch_files=2)
+    plan = ingest.ImportPlan(list(map(str, files)), jobs=2)
+    result = ingest.run_import(fresh, plan, settings, stop=stop, report=report)
+    assert ends(result) == (2, 0, 0, 0)
     check_area(fresh, tmp_path / "area")
     assert ends(run(fresh, files, tmp_path / "area")) == (18, 2, 0, 0)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_server_goes_away_in_the_middle(
-    fresh: db.Target, tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 2)
+def test_the_server_goes_away_in_the_middle(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
     files = samples.folder(tmp_path / "in", 20)
-    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    settings = ingest.Settings(storage_dir=tmp_path / "area", batch_files=2)
+    plan = ingest.ImportPlan(list(map(str, files)), jobs=jobs)
     counted = 0
     with db.session(db.Target(fresh.dsn, application="other")) as conn, conn.cursor() as cur:
+
+        def report(batch: ingest.Batch) -> None:
+            nonlocal counted
+            counted += batch.imported
+            if batch.imported:
+                cur.execute(
+                    """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                       WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+                )
+                conn.commit()
+
         with pytest.raises(ConnectError, match="was lost"):
-            for batch in ingest.run(fresh, map(str, files), settings, jobs=jobs):
-                counted += batch.imported
-                if batch.imported:
-                    cur.execute(
-                        """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                           WHERE datname = current_database() AND pid <> pg_backend_pid()"""
-                    )
-                    conn.commit()
+            ingest.run_import(fresh, plan, settings, report=report)
     assert 0 < counted < 20
     assert ends(run(fresh, files, tmp_path / "area")) == (20 - counted, counted, 0, 0)
     check_area(fresh, tmp_path / "area")
@@ -106,7 +110,7 @@ def test_kill_9_leaves_nothing_half_done_after_a_rerun(
     samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
     interrupted, whole = new_database(template), new_database(template)
     command = [
-        *SMALL_BATCHES, "import", "--uri", interrupted.dsn,
+        *SMALL_BATCHES, "--uri", interrupted.dsn,
         "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
     ]  # fmt: skip
     with db.session(interrupted, autocommit=True) as conn, conn.cursor() as cur:
@@ -135,7 +139,7 @@ def test_signals_end_it_with_130_and_right_counts(
 ) -> None:
     samples.folder(tmp_path / "in", 1500, patients=5, per_series=50)
     command = [
-        *SMALL_BATCHES, "import", "--json", "--uri", fresh.dsn,
+        *SMALL_BATCHES, "--json", "--uri", fresh.dsn,
         "--storage-dir", str(tmp_path / "area"), str(tmp_path / "in"),
     ]  # fmt: skip
     with db.session(fresh, autocommit=True) as conn, conn.cursor() as cur:
@@ -166,9 +170,8 @@ def test_a_journal_of_another_database_is_left_alone(
     (folder / "dead").mkdir(parents=True)
     (folder / "dead.lock").touch()
     (folder / "dead" / "1.json").write_text(json.dumps({"database": identity, "uuids": uuids}))
-    settings = ingest.Settings(storage_dir=tmp_path / "area")
-    warnings = [w for batch in ingest.run(other, [], settings, jobs=1) for w in batch.warnings]
+    warnings = warnings_of(other, [], tmp_path / "area")
     assert "another database" in warnings[0]
     assert (tmp_path / "area" / uuids[0][:2] / uuids[0][2:4] / uuids[0]).exists()
-    assert not [w for batch in ingest.run(one, [], settings, jobs=1) for w in batch.warnings]
+    assert warnings_of(one, [], tmp_path / "area") == []
     check_area(one, tmp_path / "area")

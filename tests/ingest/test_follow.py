@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import queue
 import signal
@@ -17,57 +18,63 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import db, ingest
-from pgorthanc_cli.ingest import follow
+from pgorthanc_cli.ingest import pacing
 from tests.support import samples
-from tests.support.importing import check_area, dumped
+from tests.support.importing import check_area, dumped, files_read
 from tests.support.real_servers import wait_until
 
 SETTLE_S = 0.3
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "EVERY_S", 0.05)
-    monkeypatch.setattr(follow, "REST", 1)
 
 
 class Following:
     """An import in a thread that follows `<folder>/in`."""
 
     def __init__(
-        self, target: db.Target, folder: Path, settle_s: float = SETTLE_S, journal: Path | None = None
+        self,
+        target: db.Target,
+        folder: Path,
+        settle_s: float = SETTLE_S,
+        journal: Path | None = None,
+        jobs: int = 1,
+        max_waiting: int = 10_000,
     ) -> None:
         self.target = target
         self.folder = folder / "in"
         self.folder.mkdir(exist_ok=True)
         self.area = folder / "area"
         self.stop = threading.Event()
-        self.tally = ingest.Tally()
-        self.handed: list[str] = []
-        self.runs: list[bool] = []
+        self.read: list[str] = []
+        self.processes: list[int] = []  # how many worked, for each batch
+        self._tally = ingest.Tally()
         self._settings = ingest.Settings(storage_dir=self.area)
-        self._feed = ingest.Feed([str(self.folder)], follow=True, settle_s=settle_s, journal=journal)
+        self._plan = ingest.ImportPlan(
+            [str(self.folder)],
+            jobs=jobs,
+            follow=True,
+            settle_s=settle_s,
+            journal=journal,
+            poll_s=0.05,
+            poll_rest=1,
+            max_waiting=max_waiting,
+        )
         self._errors: queue.Queue[BaseException] = queue.Queue()
         self._thread = threading.Thread(target=self._work)
 
+    @property
+    def result(self) -> ingest.ImportResult:
+        return self._tally.result()
+
     def _work(self) -> None:
         try:
-            for batch in ingest.deliver(self.target, self._feed, self._settings, self._run, self.stop):
-                self.tally.add(batch)
-        except BaseException as error:  # noqa: BLE001 - shown by the test
+            ingest.run_import(self.target, self._plan, self._settings, stop=self.stop, report=self._report)
+        except BaseException as error:  # noqa: BLE001 - raised by the test
             self._errors.put(error)
 
-    def _run(self, sources: Iterator[ingest.Source | ingest.Batch], *, few: bool) -> Iterator[ingest.Batch]:
-        self.runs.append(few)
-        return ingest.run_sources(self.target, self._noted(sources), self._settings, jobs=1, stop=self.stop)
-
-    def _noted(
-        self, sources: Iterator[ingest.Source | ingest.Batch]
-    ) -> Iterator[ingest.Source | ingest.Batch]:
-        for source in sources:
-            if isinstance(source, ingest.Source):
-                self.handed.append(Path(source.path).name)
-            yield source
+    def _report(self, batch: ingest.Batch) -> None:
+        self._tally.add(batch)
+        self.read += files_read(batch)
+        if batch.files:
+            self.processes.append(len(multiprocessing.active_children()))
 
     def __enter__(self) -> Following:
         self._thread.start()
@@ -80,10 +87,10 @@ class Following:
         if not self._errors.empty():
             raise self._errors.get()
 
-    def until(self, condition: Callable[[ingest.Report], bool]) -> None:
+    def until(self, condition: Callable[[ingest.ImportResult], bool]) -> None:
         def done() -> bool:
             assert self._thread.is_alive()
-            return condition(self.tally.report())
+            return condition(self.result)
 
         wait_until(done, timeout_s=30)
 
@@ -96,7 +103,7 @@ def aged(path: Path) -> Path:
 def test_what_is_there_and_what_arrives(fresh: db.Target, tmp_path: Path) -> None:
     for path in samples.folder(tmp_path / "in", 10):
         aged(path)
-    with Following(fresh, tmp_path) as import_:
+    with Following(fresh, tmp_path, jobs=2) as import_:
         import_.until(lambda r: r.imported == 10)
         samples.folder(tmp_path / "in" / "new" / "folder", 5, first=10)
         import_.until(lambda r: r.imported == 15)
@@ -104,9 +111,9 @@ def test_what_is_there_and_what_arrives(fresh: db.Target, tmp_path: Path) -> Non
         import_.until(lambda r: r.refused == 1)
         aged(samples.folder(tmp_path / "elsewhere", 1, first=20)[0]).rename(tmp_path / "in" / "moved.dcm")
         import_.until(lambda r: r.imported == 16)
-    assert len(import_.handed) == len(set(import_.handed)) == 17
-    assert import_.runs[0] is False
-    assert all(import_.runs[1:])
+    assert len(import_.read) == len(set(import_.read)) == 17
+    assert import_.processes[0] == 2
+    assert set(import_.processes[1:]) == {0}  # not worth starting processes
     check_area(fresh, import_.area)
 
 
@@ -128,11 +135,11 @@ def test_a_file_is_taken_when_it_is_complete(fresh: db.Target, tmp_path: Path) -
                 file.write(data[start : start + 20_000])
             grown = time.monotonic()
             while time.monotonic() < grown + 0.2:
-                assert not import_.handed
+                assert not import_.read
                 time.sleep(0.02)
         import_.until(lambda r: r.imported == 1)
-    assert import_.handed == ["growing.dcm"]
-    assert import_.tally.report().refused == 0
+    assert import_.read == ["growing.dcm"]
+    assert import_.result.refused == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
@@ -147,7 +154,7 @@ def test_a_file_that_somebody_has_open_for_writing_is_not_taken(fresh: db.Target
             import_.until(lambda r: r.imported == 1)
             file.write(data[500:])
         import_.until(lambda r: r.imported == 2)
-    assert import_.handed == ["quick.dcm", "slow.dcm"]
+    assert import_.read == ["quick.dcm", "slow.dcm"]
 
 
 def test_opening_a_file_while_it_is_looked_at_harms_nobody(tmp_path: Path) -> None:
@@ -166,12 +173,12 @@ def test_opening_a_file_while_it_is_looked_at_harms_nobody(tmp_path: Path) -> No
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        found = {follow._being_written(str(path)) for _ in range(5000)}
+        answers = {pacing._open_for_writing(str(path)) for _ in range(5000)}
     finally:
         done.set()
         writer.join()
     assert opened
-    assert found <= {True, False}
+    assert answers <= {True, False}
 
 
 def test_what_was_refused_is_tried_again_when_it_changes(fresh: db.Target, tmp_path: Path) -> None:
@@ -182,17 +189,14 @@ def test_what_was_refused_is_tried_again_when_it_changes(fresh: db.Target, tmp_p
         import_.until(lambda r: r.refused == 1)
         path.write_bytes(data)
         import_.until(lambda r: r.imported == 1)
-    assert import_.tally.report().refused == 1
+    assert import_.result.refused == 1
 
 
-def test_many_at_once_come_in_rounds(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follow, "MAX_WAITING", 20)
-    with Following(fresh, tmp_path) as import_:
+def test_many_at_once_come_in_rounds(fresh: db.Target, tmp_path: Path) -> None:
+    with Following(fresh, tmp_path, max_waiting=20) as import_:
         samples.folder(tmp_path / "in", 100)
         import_.until(lambda r: r.imported == 100)
-    assert len(import_.handed) == 100
+    assert len(import_.read) == 100
 
 
 def test_with_a_journal_a_second_one_goes_on_where_the_first_stopped(

@@ -19,12 +19,12 @@ from pydicom.dataelem import DataElement
 
 from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import RevisionError
-from pgorthanc_cli.ingest import content, pipeline
+from pgorthanc_cli.ingest import content
 from pgorthanc_cli.ingest.walk import Source
-from pgorthanc_cli.ingest.worker import Refusal
 from tests.support import samples
 from tests.support.areas import stored_bytes
 from tests.support.importing import check_area, dumped, ends, run
+from tests.support.real_servers import wait_until
 
 OVERWRITES = list(index.Overwrite)
 
@@ -38,14 +38,13 @@ def test_the_result_does_not_depend_on_jobs_or_batches(
     template: str,
     tmp_path: Path,
     jobs: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = samples.folder(tmp_path / "in", 40, patients=3)
     files.insert(20, files[3])
     one, other = new_database(template), new_database(template)
     whole = run(one, files, tmp_path / "one")
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 7)
-    assert ends(run(other, files, tmp_path / "other", jobs=jobs)) == ends(whole) == (40, 1, 0, 0)
+    small = run(other, files, tmp_path / "other", jobs=jobs, batch_files=7)
+    assert ends(small) == ends(whole) == (40, 1, 0, 0)
     assert dumped(one) == dumped(other)
     check_area(other, tmp_path / "other")
 
@@ -114,29 +113,24 @@ def test_stored_bytes_are_the_files(
             assert plain == samples.REAL.read_bytes()[:size]
 
 
-def test_content_too_large_for_memory(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 1000)
+def test_content_too_large_for_memory(fresh: db.Target, tmp_path: Path) -> None:
     zipped = tmp_path / "zipped.dcm.gz"
     zipped.write_bytes(gzip.compress(samples.instance()))
     for area, paths in ((tmp_path / "area", [samples.REAL]), (None, [zipped])):
-        assert ends(run(fresh, paths, area)) == (1, 0, 0, 0)
+        assert ends(run(fresh, paths, area, memory_bytes=1000)) == (1, 0, 0, 0)
     with db.session(fresh) as conn, conn.cursor() as cur:
         cur.execute("SELECT uuid FROM storagearea")
         ((uuid,),) = cur.fetchall()
         assert stored_bytes(storage.LargeObjectArea(conn), uuid) == samples.instance()
 
 
-def test_a_preamble_that_begins_like_gzip(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preamble_that_begins_like_gzip(fresh: db.Target, tmp_path: Path) -> None:
     """Of 128 arbitrary bytes; the magic behind them makes it a DICOM file."""
-    for number, limit in enumerate((content.IN_MEMORY_BYTES, 1000)):
-        monkeypatch.setattr(content, "IN_MEMORY_BYTES", limit)
+    for number, limit in enumerate((content.MEMORY_BYTES, 1000)):
         image = samples.instance(number=number + 1)
         (path := tmp_path / f"{number}.dcm").write_bytes(content.GZIP + image[2:])
-        assert ends(run(fresh, [path], tmp_path / "area")) == (1, 0, 0, 0)
+        report = run(fresh, [path], tmp_path / "area", memory_bytes=limit)
+        assert ends(report) == (1, 0, 0, 0)
 
 
 def test_completed_series_and_stable_changes(fresh: db.Target, tmp_path: Path) -> None:
@@ -283,14 +277,13 @@ def test_a_path_that_is_not_utf8(fresh: db.Target, tmp_path: Path) -> None:
     json.dumps(report.refusals[0].path, ensure_ascii=False).encode()
 
 
-def test_bombs(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs(fresh: db.Target, tmp_path: Path) -> None:
     """What unpacks a thousandfold is refused before it fills the disk; zeros in an image are none."""
-    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 100_000)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(50_000_000)))
     (tmp_path / "blank.gz").write_bytes(gzip.compress(samples.instance(PixelData=bytes(90_000))))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(50_000_000))
-    report = run(fresh, sorted(tmp_path.iterdir()), tmp_path / "area")
+    report = run(fresh, sorted(tmp_path.iterdir()), tmp_path / "area", memory_bytes=100_000)
     assert ends(report) == (1, 0, 0, 2)
     assert {r.reason for r in report.refusals} == {"it unpacks to more than 100 times its size"}
     check_area(fresh, tmp_path / "area")
@@ -298,7 +291,7 @@ def test_bombs(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "growing.dcm"
-    path.write_bytes(bytes(content.IN_MEMORY_BYTES // 2))
+    path.write_bytes(bytes(content.MEMORY_BYTES // 2))
     done = threading.Event()
 
     def write() -> None:
@@ -309,7 +302,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        with pytest.raises(content.Unreadable, match="changed while it was read"):
+        with pytest.raises(content.UnreadableError, match="changed while it was read"):
             content.read(Source(str(path), size=path.stat().st_size))
     finally:
         done.set()
@@ -370,11 +363,24 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
         run(fresh, [samples.REAL], tmp_path / "area")
 
 
-def test_the_first_refusals_are_kept_and_all_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgorthanc_cli.ingest.report._MOST_LISTED", 3)
-    tally = ingest.Tally()
+def test_no_session_is_left_open(fresh: db.Target, tmp_path: Path) -> None:
+    """The worker of `jobs=1` is this process, and its reading session ends with the import."""
+    name = "import that leaves"
+    ours = db.Target(fresh.dsn, application=name)
+    run(ours, [samples.REAL], tmp_path / "area")
+    with db.session(fresh, autocommit=True) as conn:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+        wait_until(lambda: db.value(conn, query, name) == 0, timeout_s=10)
+
+
+def test_the_first_refusals_are_kept_and_all_are_counted() -> None:
+    tally = ingest.Tally(max_listed=3)
     for number in range(3):
-        tally.add(ingest.Batch(refusals=(Refusal(f"a{number}", "bad"), Refusal(f"b{number}", "bad"))))
-    report = tally.report()
+        refusals = (
+            ingest.FileProblem(f"a{number}", "bad"),
+            ingest.FileProblem(f"b{number}", "bad"),
+        )
+        tally.add(ingest.Batch(refusals=refusals))
+    report = tally.result()
     assert report.refused == 6
     assert [refusal.path for refusal in report.refusals] == ["a0", "b0", "a1"]

@@ -76,7 +76,6 @@ class Import:
         self.process = subprocess.Popen(
             [
                 *SMALL_BATCHES,
-                "import",
                 "--json",
                 "-q",
                 "--uri",

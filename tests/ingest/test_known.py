@@ -7,29 +7,25 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from psycopg2.extensions import cursor as Cursor
 
 from pgorthanc_cli import db, dicom, index, ingest
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.ingest import known
+from pgorthanc_cli.ingest import known_files
 from tests.support import samples
-from tests.support.importing import check_area, dumped, ends
+from tests.support.importing import check_area, dumped, ends, files_read
+from tests.support.importing import run as run_plain
 from tests.support.real_servers import wait_until
 
 
-@pytest.fixture(autouse=True)
-def _files_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "SETTLED_NS", 0)
-
-
 class Run:
-    """Imports with a journal, and remembers which sources were read."""
+    """Imports with a journal, and remembers which files were read."""
 
     def __init__(self, target: db.Target, folder: Path) -> None:
         self.target = target
@@ -37,27 +33,23 @@ class Run:
         self.read: list[str] = []
         self.warnings: list[str] = []
 
-    def __call__(self, *paths: Path, **settings: object) -> tuple[int, int, int, int]:
-        made = ingest.Settings(storage_dir=self.folder / "area", **settings)  # type: ignore[arg-type]
+    def __call__(
+        self, *paths: Path, journal_delay_s: float = 0.0, **settings: Any
+    ) -> tuple[int, int, int, int]:
         self.read, self.warnings = [], []
 
-        def run(sources: Iterator[ingest.Source | ingest.Batch], *, few: bool) -> Iterator[ingest.Batch]:
-            return ingest.run_sources(self.target, self._noted(sources), made, jobs=1)
-
-        tally = ingest.Tally()
-        feed = ingest.Feed([str(p) for p in paths], journal=self.folder / "journal")
-        for batch in ingest.deliver(self.target, feed, made, run, threading.Event()):
-            tally.add(batch)
+        def report(batch: ingest.Batch) -> None:
+            self.read += files_read(batch)
             self.warnings += batch.warnings
-        return ends(tally.report())
 
-    def _noted(
-        self, sources: Iterator[ingest.Source | ingest.Batch]
-    ) -> Iterator[ingest.Source | ingest.Batch]:
-        for source in sources:
-            if isinstance(source, ingest.Source):
-                self.read.append(Path(source.path).name)
-            yield source
+        plan = ingest.ImportPlan(
+            [str(path) for path in paths],
+            jobs=1,
+            journal=self.folder / "journal",
+            journal_delay_s=journal_delay_s,
+        )
+        settings_ = ingest.Settings(storage_dir=self.folder / "area", **settings)
+        return ends(ingest.run_import(self.target, plan, settings_, report=report))
 
 
 @pytest.fixture
@@ -82,17 +74,33 @@ def test_a_rerun_reads_only_what_is_new_changed_or_was_refused(run: Run, tmp_pat
     check_area(run.target, tmp_path / "area")
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_any_order_and_names_of_any_bytes(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(known, "CHUNK_FILES", chunk)
+def test_any_order_and_names_of_any_bytes(run: Run, tmp_path: Path) -> None:
     files = samples.folder(tmp_path / "in", 20)
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n'.dcm"))
     odd.write_bytes(samples.instance("P9", "1.9", "1.9.1"))
     assert run(*files[::-1], odd, files[0]) == (21, 1, 0, 0)
     assert run(files[7], odd, *files, odd) == (0, 23, 0, 0)
     assert run.read == []
+
+
+@pytest.mark.parametrize("chunk_files", [1, 7, 1000])
+def test_files_are_looked_up_in_chunks(run: Run, tmp_path: Path, chunk_files: int) -> None:
+    samples.folder(tmp_path / "in", 20)
+    run(tmp_path / "in")
+    questions: list[int] = []
+
+    def lookup(versions: list[known_files.Version]) -> set[known_files.Version]:
+        questions.append(len(versions))
+        return set(versions)
+
+    path = tmp_path / "journal"
+    with known_files.open_journal(path, dicom.Profile(), chunk_files=chunk_files) as (journal, _):
+        sources = list(ingest.walk([str(tmp_path / "in")]))
+        marked = list(journal.mark_known(sources, lookup))
+    assert [source.path for source in marked] == [source.path for source in sources]
+    assert all(source.known for source in marked)
+    assert max(questions) == min(chunk_files, 20)
+    assert sum(questions) == 20
 
 
 def test_a_relative_path_is_one_of_its_folder(
@@ -150,14 +158,11 @@ def test_other_identifiers_begin_it_anew(run: Run, tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_changed_this_very_moment_is_not_trusted(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_changed_this_very_moment_is_not_trusted(run: Run, tmp_path: Path) -> None:
     """It could change once more within the same tick of the file system's clock."""
-    monkeypatch.setattr(known, "SETTLED_NS", 3_600_000_000_000)
     old, new = samples.folder(tmp_path / "in", 2)
     os.utime(old, (time.time() - 7200, time.time() - 7200))
-    run(tmp_path / "in")
+    run(tmp_path / "in", journal_delay_s=3600)
     assert run(tmp_path / "in") == (0, 2, 0, 0)
     assert run.read == [new.name]
 
@@ -215,7 +220,10 @@ def test_damage_that_comes_to_light_in_the_middle_ends_the_run(run: Run, tmp_pat
     """A large journal is not checked as a whole."""
     run(samples.REAL)
     path = tmp_path / "journal"
-    with pytest.raises(PgOrthancError, match="malformed") as caught, known.opened(path, dicom.Profile()):
+    with (
+        pytest.raises(PgOrthancError, match="malformed") as caught,
+        known_files.open_journal(path, dicom.Profile()),
+    ):
         raise sqlite3.DatabaseError("database disk image is malformed")
     assert "run it again" in str(caught.value.hint)
     assert (tmp_path / "journal.damaged-1").exists()
@@ -232,7 +240,7 @@ def test_a_journal_names_files_so_only_its_owner_may_read_it(run: Run, tmp_path:
 
 
 def test_two_imports_do_not_share_a_journal(run: Run, tmp_path: Path) -> None:
-    with known.opened(tmp_path / "journal", dicom.Profile()):
+    with known_files.open_journal(tmp_path / "journal", dicom.Profile()):
         with pytest.raises(PgOrthancError, match="database is locked"):
             run(samples.REAL)
 
@@ -268,10 +276,10 @@ def test_twenty_thousand_known_files_take_seconds(run: Run, tmp_path: Path) -> N
 def record_all(folder: Path) -> None:
     """As if every file had been imported once: they all hold the same instance."""
     public_id = dicom.parse(samples.instance(), dicom.Profile()).levels[index.INSTANCE].public_id
-    facts = ingest.Facts(public_id, "", "", "", "")
-    with known.opened(folder / "journal", dicom.Profile()) as (record, _):
-        record.add(
-            ingest.Item(source, index.Outcome.KNOWN, source.size, facts)
+    summary = ingest.InstanceSummary(public_id, "", "", "", "")
+    with known_files.open_journal(folder / "journal", dicom.Profile()) as (journal, _):
+        journal.add(
+            ingest.IndexedFile(source, index.Outcome.KNOWN, source.size, summary)
             for source in ingest.walk([str(folder / "in")])
         )
 
@@ -301,9 +309,7 @@ def test_kill_9_again_and_again_misses_no_file(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["imported"] + report["known"] == 2000
-    tally = ingest.Tally()
-    for batch in ingest.run(whole, [str(tmp_path / "in")], ingest.Settings(storage_dir=tmp_path / "whole")):
-        tally.add(batch)
+    run_plain(whole, [tmp_path / "in"], tmp_path / "whole", jobs=2)
     assert dumped(interrupted) == dumped(whole)
     check_area(interrupted, tmp_path / "area")
     assert len(list((tmp_path / "in").iterdir())) == 2000

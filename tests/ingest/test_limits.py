@@ -16,8 +16,7 @@ import pytest
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest import limits
-from pgorthanc_cli.ingest.limits import Hours, Limits
+from pgorthanc_cli.ingest.pacing import DAYS, Hours, Limits
 from tests.support import samples
 from tests.support.importing import check_area
 from tests.support.real_servers import wait_until
@@ -25,7 +24,7 @@ from tests.support.real_servers import wait_until
 MONDAY = datetime(2024, 1, 1)  # a Monday
 
 
-def sources(count: int, size: int = 0) -> Iterator[ingest.Source | ingest.Batch]:
+def sources(count: int, size: int = 0) -> Iterator[ingest.Source]:
     return (ingest.Source(f"/{n}", size=size) for n in range(count))
 
 
@@ -54,7 +53,7 @@ def test_no_limit_is_no_wait() -> None:
 
 
 def test_what_needs_no_work_does_not_wait() -> None:
-    known = [ingest.Batch(known=1_000_000, bytes=1 << 40)] * 3
+    known = [ingest.Source("/1", size=1 << 40, known=True)] * 3
     started = time.monotonic()
     assert len(list(Limits(max_files_per_s=0.01).throttled(known, threading.Event()))) == 3
     assert time.monotonic() - started < 1
@@ -155,34 +154,29 @@ class Clock:
         return self.moments.pop(0) if len(self.moments) > 1 else self.moments[0]
 
 
-def test_work_pauses_between_the_hours_and_loses_no_file(
-    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_work_pauses_between_the_hours_and_loses_no_file(fresh: db.Target, tmp_path: Path) -> None:
     """In the pause no lock is held: an Orthanc can take it, and give it back."""
-    monkeypatch.setattr(limits, "LOOK_S", 0.01)
     samples.folder(tmp_path / "in", 30)
     hours = Hours(
         ingest.Hours.parse(json.dumps(NIGHTS)).spans,
         Clock((12, "Mon 05:59"), (8, "Mon 06:00"), (1, "Mon 20:00")),
+        recheck_s=0.01,
     )
     settings = ingest.Settings(storage_dir=tmp_path / "area")
-    runs = 0
-
-    def run(sources: Iterator[ingest.Source | ingest.Batch], *, few: bool) -> Iterator[ingest.Batch]:
-        nonlocal runs
-        runs += 1
-        return ingest.run_sources(fresh, sources, settings, jobs=1)
-
-    feed = ingest.Feed([str(tmp_path / "in")], hours=hours)
     warnings: list[str] = []
     imported: list[int] = []
-    for batch in ingest.deliver(fresh, feed, settings, run, threading.Event()):
+
+    def report(batch: ingest.Batch) -> None:
         imported.append(batch.imported)
-        warnings += batch.warnings
+        warnings.extend(batch.warnings)
         if batch.warnings:
             with db.session(fresh) as conn, db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0):
                 pass
-    assert (sum(imported), runs) == (30, 2)
+
+    plan = ingest.ImportPlan([str(tmp_path / "in")], jobs=1, hours=hours)
+    ingest.run_import(fresh, plan, settings, report=report)
+    assert sum(imported) == 30
+    assert sum(count > 0 for count in imported) == 2
     assert 0 < max(imported) < 30
     assert warnings == ["outside the hours of the schedule: waiting until Monday 20:00"]
     check_area(fresh, tmp_path / "area")
@@ -200,7 +194,7 @@ def test_signals_end_it_while_it_waits(
 ) -> None:
     samples.folder(tmp_path / "in", 3)
     if "closed" in options:
-        tomorrow = limits.DAYS[(datetime.now().weekday() + 2) % 7]
+        tomorrow = DAYS[(datetime.now().weekday() + 2) % 7]
         options = ["--schedule", json.dumps({tomorrow: ["0-24"]})]
     command = [
         sys.executable, "-m", "pgorthanc_cli", "import", "--json", "--uri", fresh.dsn, *options, "-j1",

@@ -14,10 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import db, ingest, report
+from pgorthanc_cli import db, ingest
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.report import gathered, picture
-from pgorthanc_cli.report.page import duration, size
+from pgorthanc_cli.views import charts, import_page
+from pgorthanc_cli.views.import_page import duration, page, size
+from pgorthanc_cli.views.import_statistics import (
+    LISTED,
+    OTHERS,
+    UNREAD,
+    ImportStatistics,
+    Timeline,
+)
 from tests.support import samples
 
 NAME = "Doe^Jane [b]<script>alert('&')</script>"
@@ -30,11 +37,14 @@ def item(
     modality: str = "CT",
     year: str = "2019",
     patient: str = "p1",
-) -> ingest.Item:
-    return ingest.Item(ingest.Source(path), outcome, 1000, ingest.Facts("i", patient, NAME, modality, year))
+) -> ingest.IndexedFile:
+    summary = ingest.InstanceSummary("i", patient, NAME, modality, year)
+    return ingest.IndexedFile(ingest.Source(path), outcome, 1000, summary)
 
 
-def batch(*items: ingest.Item, refusals: tuple[ingest.Refusal, ...] = (), unread: int = 0) -> ingest.Batch:
+def batch(
+    *items: ingest.IndexedFile, refusals: tuple[ingest.FileProblem, ...] = (), unread: int = 0
+) -> ingest.Batch:
     count = [i.outcome for i in items].count
     return ingest.Batch(
         imported=count(Outcome.IMPORTED), known=count(Outcome.KNOWN) + unread, overwritten=count(Outcome.OVERWRITTEN),
@@ -77,86 +87,87 @@ def roots(tmp_path: Path) -> list[str]:
     return [str(tmp_path / name) for name in ("one", "two", "alone.dcm")]
 
 
-def run_of(roots: list[str], *, names: bool) -> report.Gathered:
+def run_of(roots: list[str], *, names: bool) -> ImportStatistics:
     one, two, alone = roots
-    made = report.Gathered(roots, names=names)
-    made.add(
+    statistics = ImportStatistics(roots, names=names)
+    statistics.add(
         batch(item(f"{one}/Doe/1.dcm"), item(f"{one}/Doe/2.dcm", Outcome.KNOWN), item(alone, modality="MR"))
     )
-    made.add(
+    statistics.add(
         batch(
             item(f"{two}/Doe/3.dcm", Outcome.OVERWRITTEN, modality="", year="", patient="p2"),
             refusals=(
-                ingest.Refusal(f"{two}/Doe/4.dcm", "cut off at byte 17 of 128"),
-                ingest.Refusal(f"{two}/Doe/5.dcm", "cut off at byte 4 of 128"),
-                ingest.Refusal(f"{two}/<i>.txt", "no DICOM"),
+                ingest.FileProblem(f"{two}/Doe/4.dcm", "cut off at byte 17 of 128"),
+                ingest.FileProblem(f"{two}/Doe/5.dcm", "cut off at byte 4 of 128"),
+                ingest.FileProblem(f"{two}/<i>.txt", "no DICOM"),
             ),
             unread=5,
         )
     )
-    return made
+    return statistics
 
 
 def test_the_sums(roots: list[str], tmp_path: Path) -> None:
-    made = run_of(roots, names=False)
-    total = made.total
+    statistics = run_of(roots, names=False)
+    total = statistics.total
     assert (total.imported, total.known, total.refused, total.size_bytes) == (3, 6, 3, 3000)
-    assert (made.overwritten, made.patient_count) == (1, 2)
-    assert {name: row.imported for name, row in made.modalities.items()} == {"CT": 1, "MR": 1, "": 1}
-    assert {name: row.imported for name, row in made.years.items()} == {"2019": 2, "": 1}
-    folders = {name: (r.imported, r.known, r.refused) for name, r in made.folders.items()}
+    assert (statistics.overwritten, statistics.patient_count) == (1, 2)
+    assert {name: row.imported for name, row in statistics.modalities.items()} == {"CT": 1, "MR": 1, "": 1}
+    assert {name: row.imported for name, row in statistics.years.items()} == {"2019": 2, "": 1}
+    folders = {name: (r.imported, r.known, r.refused) for name, r in statistics.folders.items()}
     assert folders == {
         roots[0]: (1, 1, 0),
         roots[1]: (1, 0, 3),
         str(tmp_path): (1, 0, 0),
-        gathered.UNREAD: (0, 5, 0),
+        UNREAD: (0, 5, 0),
     }
-    assert {r.text: r.count for r in made.reasons.values()} == {"cut off at byte … of 128": 2, "no DICOM": 1}
+    assert {r.text: r.count for r in statistics.reasons.values()} == {
+        "cut off at byte … of 128": 2,
+        "no DICOM": 1,
+    }
 
 
 def test_relative_and_listed_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = report.Gathered(["."])
-    made.add(batch(item("./a/b/1.dcm"), item("./1.dcm"), item("/elsewhere/1.dcm")))
-    assert {name: row.imported for name, row in made.folders.items()} == {
+    statistics = ImportStatistics(["."])
+    statistics.add(batch(item("./a/b/1.dcm"), item("./1.dcm"), item("/elsewhere/1.dcm")))
+    assert {name: row.imported for name, row in statistics.folders.items()} == {
         str(tmp_path): 2,
-        gathered.LISTED: 1,
+        LISTED: 1,
     }
 
 
 @pytest.mark.parametrize("names", [True, False])
 def test_names_are_there_only_if_asked_for(roots: list[str], names: bool) -> None:
-    page = report.page(
-        run_of(roots, names=names), title="A <title>", ending="Complete.", facts={"a<b": "c>d"}
-    )
-    texts = Texts(page)
-    said = " ".join(texts.words)
-    assert ("Doe" in page) is names
-    assert ("4.dcm" in page) is names
-    assert (NAME in said) is names
-    assert "A <title>" in said
-    assert "a<b c>d" in said
+    html = page(run_of(roots, names=names), title="A <title>", ending="Complete.", facts={"a<b": "c>d"})
+    texts = Texts(html)
+    text = " ".join(texts.words)
+    assert ("Doe" in html) is names
+    assert ("4.dcm" in html) is names
+    assert (NAME in text) is names
+    assert "A <title>" in text
+    assert "a<b c>d" in text
     assert "script" not in texts.tags
     assert {"i", "b", "title"} & set(texts.tags) <= {"i", "b", "title"}
-    assert ("This page names patients." in said) is names
+    assert ("This page names patients." in text) is names
 
 
 def test_nothing_comes_from_elsewhere(roots: list[str]) -> None:
-    page = report.page(run_of(roots, names=True), title="t", ending="e", facts={})
-    texts = Texts(page)
+    html = page(run_of(roots, names=True), title="t", ending="e", facts={})
+    texts = Texts(html)
     assert not {name for name, _ in texts.attributes} & {"src", "href", "srcset", "onload", "data"}
-    assert "url(" not in page
-    assert "@import" not in page
-    assert "default-src 'none'" in page
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
 
 
 def test_an_empty_run_is_a_page_too() -> None:
-    texts = Texts(report.page(report.Gathered([]), title="t", ending="Complete.", facts={}))
+    texts = Texts(page(ImportStatistics([]), title="t", ending="Complete.", facts={}))
     assert "imported" in texts.words
 
 
 def test_the_timeline_is_bounded_and_loses_nothing() -> None:
-    line = report.Timeline()
+    line = Timeline()
     for n in range(10_000):
         line.add(n * 60.0, 7, 100)
     assert len(line.files) <= 240
@@ -164,15 +175,14 @@ def test_the_timeline_is_bounded_and_loses_nothing() -> None:
     assert line.width_s * len(line.files) >= 10_000 * 60
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathered, "MAX_ROWS", 10)
-    made = report.Gathered([], names=True)
+def test_memory_is_bounded() -> None:
+    statistics = ImportStatistics([], names=True, max_rows=10)
     for n in range(100):
-        odd = ingest.Refusal(f"/{n}/x", "x" * n)
-        made.add(batch(item(f"/{n}/1.dcm", modality=f"M{n}"), refusals=(odd,) * 5))
-    assert len(made.modalities) == len(made.folders) == len(made.reasons) == 11
-    assert made.modalities[gathered.OTHERS].imported == 90
-    assert made.reasons[gathered.OTHERS].count == 450
+        odd = ingest.FileProblem(f"/{n}/x", "x" * n)
+        statistics.add(batch(item(f"/{n}/1.dcm", modality=f"M{n}"), refusals=(odd,) * 5))
+    assert len(statistics.modalities) == len(statistics.folders) == len(statistics.reasons) == 11
+    assert statistics.modalities[OTHERS].imported == 90
+    assert statistics.reasons[OTHERS].count == 450
 
 
 @pytest.mark.parametrize(
@@ -191,8 +201,8 @@ def test_durations(seconds: float, words: str) -> None:
 
 @pytest.mark.parametrize("seconds", [0.5, 7, 61, 3600, 86_400, 9 * 86_400, 400 * 86_400])
 def test_the_axis_of_time_is_readable(seconds: float) -> None:
-    started = report.Gathered([]).started
-    drawn = picture.over_time([1.0] * 100, seconds / 100, started, kind="files", show=str)
+    started = ImportStatistics([]).started
+    drawn = charts.over_time([1.0] * 100, seconds / 100, started, kind="files", label=str)
     labels = re.findall(r'text-anchor="middle">([^<]+)<', drawn)
     assert len(labels) <= 12
     assert len(labels) >= (1 if seconds > 5 else 0)
@@ -200,7 +210,16 @@ def test_the_axis_of_time_is_readable(seconds: float) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1, 7, 99, 100, 101, 2599, 1e9])
 def test_the_axis_of_values_covers_them(value: float) -> None:
-    assert value <= picture._round_up(value) <= max(10 * value, 1)
+    assert value <= charts._round_up(value) <= max(10 * value, 1)
+
+
+def test_the_page_is_renewed_while_the_import_runs(roots: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "import.html"
+    writer = import_page.ImportPage(path, roots, {}, names=False, renew_s=0)
+    writer.add(batch(item(f"{roots[0]}/1.dcm")))
+    assert "At work." in path.read_text("utf-8")
+    writer.write("Complete.")
+    assert "Complete." in path.read_text("utf-8")
 
 
 # --- the program ----------------------------------------------------------------------------------------------------

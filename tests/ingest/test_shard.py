@@ -17,12 +17,12 @@ from pydicom.uid import ImplicitVRLittleEndian
 
 from pgorthanc_cli import db, dicom, ingest
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest import By, shard
+from pgorthanc_cli.ingest.walk import ShardBy, bucket
 from tests.support import samples
 from tests.support.importing import check_area, dumped
 
 
-def shares(folder: Path, count: int, by: By) -> list[list[str]]:
+def shares(folder: Path, count: int, by: ShardBy) -> list[list[str]]:
     return [
         [s.path for s in ingest.Shard(n, count, by).walk([str(folder)], None)] for n in range(1, count + 1)
     ]
@@ -45,9 +45,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("by", list(By))
+@pytest.mark.parametrize("by", list(ShardBy))
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_every_file_is_in_one_share(archive: Path, by: By, count: int) -> None:
+def test_every_file_is_in_one_share(archive: Path, by: ShardBy, count: int) -> None:
     parts = shares(archive, count, by)
     everything = [source.path for source in ingest.walk([str(archive)])]
     assert sorted(path for part in parts for path in part) == sorted(everything)
@@ -56,7 +56,7 @@ def test_every_file_is_in_one_share(archive: Path, by: By, count: int) -> None:
 
 
 def test_a_patient_is_in_one_share(archive: Path) -> None:
-    for part in shares(archive, 4, By.PATIENT):
+    for part in shares(archive, 4, ShardBy.PATIENT):
         patients = {Path(path).parent.name for path in part if path.endswith(".dcm")}
         assert len([path for path in part if path.endswith(".dcm")]) == len(patients) * 4
 
@@ -64,10 +64,10 @@ def test_a_patient_is_in_one_share(archive: Path) -> None:
 def test_a_folder_is_in_one_share_wherever_it_is_mounted(archive: Path, tmp_path: Path) -> None:
     other = tmp_path / "mounted"
     other.symlink_to(archive)
-    parts = shares(archive, 4, By.FOLDER)
+    parts = shares(archive, 4, ShardBy.FOLDER)
     relative = [[os.path.relpath(path, archive) for path in part] for part in parts]
     assert relative == [
-        [os.path.relpath(path, other) for path in part] for part in shares(other, 4, By.FOLDER)
+        [os.path.relpath(path, other) for path in part] for part in shares(other, 4, ShardBy.FOLDER)
     ]
     for part in parts:
         folders = {Path(path).parent for path in part if path.endswith(".dcm")}
@@ -155,4 +155,4 @@ def test_shares_imported_at_once_are_the_whole(
 
 def test_the_key_of_a_share_is_pinned() -> None:
     """Machines with different versions of this program must agree: a change here loses files."""
-    assert [shard.bucket(key, 100) for key in (b"", b"a", b"P1", "Ä".encode())] == [76, 43, 6, 74]
+    assert [bucket(key, 100) for key in (b"", b"a", b"P1", "Ä".encode())] == [76, 43, 6, 74]

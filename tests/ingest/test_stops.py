@@ -15,9 +15,10 @@ import pytest
 
 from pgorthanc_cli import commands, db, dicom, files, ingest, storage, workers
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.ingest import content, known
+from pgorthanc_cli.ingest import content, known_files
 from pgorthanc_cli.ingest.journal import FOLDER
-from pgorthanc_cli.ingest.link import Link, Linker
+from pgorthanc_cli.ingest.link import Linker
+from pgorthanc_cli.ingest.settings import Link
 from pgorthanc_cli.ingest.walk import Source, members
 from tests.support import samples, sqliteindex
 from tests.support.importing import check_area, ends, run
@@ -73,7 +74,7 @@ def test_a_large_file_that_is_no_dicom_is_never_copied(tmp_path: Path, head: byt
     def spool() -> object:
         raise AssertionError("it is copied")
 
-    with pytest.raises(content.Unreadable, match=r"DICOM|identif|ends behind"):
+    with pytest.raises(content.UnreadableError, match=r"DICOM|identif|ends behind"):
         content.read(Source(str(path), size=TERABYTE), spool)  # type: ignore[arg-type]
 
 
@@ -98,17 +99,17 @@ def test_a_large_dicom_file_is_copied_only_if_there_is_space(tmp_path: Path) -> 
     )
     if status.f_bavail * status.f_frsize > 16 * TERABYTE:
         path = large(tmp_path / "large", image, 2 * status.f_bavail * status.f_frsize)
-    with pytest.raises(content.Unreadable, match="no space: it takes"):
+    with pytest.raises(content.UnreadableError, match="no space: it takes"):
         content.read(Source(str(path), size=path.stat().st_size), copies=2)
 
 
-def test_real_large_files_are_read_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 1000)
+def test_real_large_files_are_read_as_before(tmp_path: Path) -> None:
     for number, size in enumerate((5000, 70_000, 200_000)):
         data = samples.instance(PixelData=bytes(size))
         path = tmp_path / f"{number}.dcm"
         path.write_bytes(data)
-        assert bytes(content.read(Source(str(path), size=len(data)))) == data
+        source = Source(str(path), size=len(data))
+        assert bytes(content.read(source, memory_bytes=1000)) == data
     for path in sorted(samples.REAL.parent.glob("*.dcm")):
         data = path.read_bytes()
         reason = dicom.reject_reason(lambda start, size, data=data: data[start : start + size], len(data))  # type: ignore[misc]
@@ -120,14 +121,12 @@ def test_real_large_files_are_read_as_before(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("magic", [content.GZIP, content.ZIP])
-def test_a_preamble_may_begin_like_a_packed_file(
-    fresh: db.Target, tmp_path: Path, magic: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preamble_may_begin_like_a_packed_file(fresh: db.Target, tmp_path: Path, magic: bytes) -> None:
     path = tmp_path / "1.dcm"
     path.write_bytes(magic + samples.instance(PixelData=bytes(5000))[len(magic) :])
     assert ends(run(fresh, [path], tmp_path / "area")) == (1, 0, 0, 0)
-    monkeypatch.setattr(content, "IN_MEMORY_BYTES", 1000)
-    assert ends(run(fresh, [path], tmp_path / "area")) == (0, 1, 0, 0)
+    again = run(fresh, [path], tmp_path / "area", memory_bytes=1000)
+    assert ends(again) == (0, 1, 0, 0)
 
 
 # The program, copying a large file in small steps.
@@ -244,12 +243,10 @@ def test_a_fifo_in_place_of_a_file_is_refused(
 ) -> None:
     sources = [fifo, Source(str(samples.REAL), size=samples.REAL.stat().st_size)]
     tally = ingest.Tally()
-    for batch in ingest.run_sources(
-        fresh, sources, ingest.Settings(storage_dir=tmp_path / "area"), jobs=jobs
-    ):
-        tally.add(batch)
-    assert ends(tally.report()) == (1, 0, 0, 1)
-    assert tally.report().refusals[0].reason == "a named pipe, not a regular file"
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    ingest.import_sources(fresh, sources, settings, jobs=jobs, report=tally.add)
+    assert ends(tally.result()) == (1, 0, 0, 1)
+    assert tally.result().refusals[0].reason == "a named pipe, not a regular file"
 
 
 @pytest.mark.usefixtures("alarm")
@@ -263,9 +260,9 @@ def test_nothing_that_opens_files_from_outside_waits_for_a_fifo(tmp_path: Path, 
         lambda: content.read(fifo._replace(member=0)),
         lambda: list(members(fifo.path)),
         lambda: files.open_regular(fifo.path),
-        lambda: known.opened(Path(fifo.path), dicom.Profile()).__enter__(),
+        lambda: known_files.open_journal(Path(fifo.path), dicom.Profile()).__enter__(),
     ):
-        with pytest.raises((content.Unreadable, OSError, PgOrthancError), match="not a regular file"):
+        with pytest.raises((content.UnreadableError, OSError, PgOrthancError), match="not a regular file"):
             opens()
     (tmp_path / "area" / uuid[:2] / uuid[2:4]).mkdir(parents=True)
     os.mkfifo(tmp_path / "area" / uuid[:2] / uuid[2:4] / uuid)

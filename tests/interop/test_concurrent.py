@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-from pgorthanc_cli.ingest import pipeline
 from tests.ingest.test_bookkeeping import check
 from tests.interop import lifecycle
 from tests.interop.archive import Archive
@@ -16,10 +15,7 @@ from tests.support import samples
 pytestmark = pytest.mark.interop
 
 
-def test_no_duplicate_and_the_same_archive(
-    new_archive: Callable[..., Archive], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_FILES", 10)
+def test_no_duplicate_and_the_same_archive(new_archive: Callable[..., Archive]) -> None:
     beside, alone = new_archive(), new_archive()
     files = samples.folder(beside.folder / "in", 240, patients=4, per_series=6)
     with alone.orthanc():
@@ -32,7 +28,7 @@ def test_no_duplicate_and_the_same_archive(
             target=lambda: uploaded.extend(rest.upload(f.read_bytes()) for f in reversed(files))
         )
         work.start()
-        report = beside.import_("--concurrent", *files)
+        report = beside.import_("--concurrent", "--batch-files", "10", *files)
         work.join()
         assert len(set(uploaded)) == len(files)
         assert report["imported"] + report["known"] == len(files)

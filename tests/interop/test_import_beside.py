@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import pytest
 
 from pgorthanc_cli import db, dicom
 from pgorthanc_cli.errors import InUseError
-from tests.faults.importer import PROGRAM
+from tests.faults.importer import COMMAND
 from tests.interop import lifecycle
 from tests.interop.archive import Archive
 from tests.interop.orthanc import Rest
@@ -63,7 +62,7 @@ def importing(
     archive.folder.joinpath("orthanc.json").chmod(0o600)
     options = ["--config", archive.folder / "orthanc.json", "--orthanc-version", archive.program.version()]
     beside = ["--concurrent"] if concurrent else []
-    command = [sys.executable, "-c", PROGRAM, "import", "--json", "--quiet", *beside, *options, *more, *files]
+    command = [*COMMAND, "--json", "--quiet", *beside, *options, *more, *files]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(list(map(str, command)), text=True, **pipes) as process:
         try:

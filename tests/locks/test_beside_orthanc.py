@@ -173,7 +173,7 @@ def test_at_revision_1_an_import_waits_for_a_writer_and_finds_what_it_wrote(
     init(empty, revision=1)
     files = samples.folder(tmp_path / "in", 2, patients=1)
     patient = dicom.parse(files[0].read_bytes(), dicom.Profile()).levels[0].public_id
-    reports: list[ingest.Report] = []
+    reports: list[ingest.ImportResult] = []
     with session(empty) as conn, conn.cursor() as cur:
         cur.execute("SET application_name = 'pgorthanc test'")
         conn.commit()

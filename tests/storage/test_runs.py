@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import db
-from pgorthanc_cli.ingest import recover, runs
+from pgorthanc_cli.ingest import recovery, runs
 from pgorthanc_cli.ingest.journal import FOLDER, SET_ASIDE
 from tests.support import samples
 from tests.support.areas import identity, journal, orphan, settle
@@ -27,18 +27,17 @@ NO_LOCKS = """
 import fcntl, sys
 fcntl.flock = lambda descriptor, operation: None
 from pgorthanc_cli.cli import main
-from pgorthanc_cli.ingest import pipeline, worker
-pipeline.BATCH_FILES = 10
-put_all = worker.Worker._put_all
+from pgorthanc_cli.ingest import worker
+put_files = worker.Worker._put_files
 batches = []
 def waiting(self, name, *arguments):
-    stored = put_all(self, name, *arguments)
+    stored = put_files(self, name, *arguments)
     batches.append(name)
     if len(batches) == 2:
         print("stored", flush=True)
         sys.stdin.readline()
     return stored
-worker.Worker._put_all = waiting
+worker.Worker._put_files = waiting
 main(prog_name="pgorthanc")
 """
 ELSEWHERE = runs.Marker("pacs2", "another boot", "1", "4711 123", session=True)
@@ -52,7 +51,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that several machines have mounted, each with locks of its own."""
-    monkeypatch.setattr(runs, "_LOCAL", set())
+    monkeypatch.setattr(runs, "_LOCAL_FILE_SYSTEMS", set())
 
 
 def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_path: Path) -> None:
@@ -63,6 +62,7 @@ def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_
         folder = tmp_path / f"in{number}"
         samples.folder(folder, 40, patients=1, per_series=10, first=number * 1000)
         command = [sys.executable, "-c", NO_LOCKS, "import", "--quiet", "--concurrent", "--jobs", "1"]
+        command += ["--batch-files", "10"]
         process = subprocess.Popen(
             [*command, "--uri", fresh.dsn, "--storage-dir", str(area), str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -126,7 +126,7 @@ def test_without_locks_the_process_tells(
     fresh: db.Target, tmp_path: Path, no_locks: None, alive: bool
 ) -> None:
     process = subprocess.Popen(["sleep", "1000"])
-    marker = replace(runs.Marker.ours(session=True), process=runs.process(process.pid))
+    marker = replace(runs.Marker.of_this_process(session=True), process=runs.process_identity(process.pid))
     try:
         if not alive:
             process.kill()
@@ -142,12 +142,12 @@ def test_without_locks_the_process_tells(
 
 
 def test_a_process_id_that_is_used_again_is_another_process() -> None:
-    assert not runs.gone(runs.process(os.getpid()))
-    assert runs.gone(f"{os.getpid()} 1")
-    assert runs.gone("no process")
+    assert not runs.has_ended(runs.process_identity(os.getpid()))
+    assert runs.has_ended(f"{os.getpid()} 1")
+    assert runs.has_ended("no process")
 
 
-@pytest.mark.parametrize("age_s", [0, recover.LEGACY_STALE_S + 1])
+@pytest.mark.parametrize("age_s", [0, recovery.LEGACY_STALE_S + 1])
 def test_journals_of_earlier_versions(fresh: db.Target, tmp_path: Path, age_s: float) -> None:
     """They had a lock, and nothing else: it is believed where no other machine can be."""
     file = orphan(tmp_path)
@@ -171,31 +171,31 @@ def test_journals_of_earlier_versions_where_locks_prove_nothing(
 
 
 def test_a_living_run_shows_who_it_is(fresh: db.Target, tmp_path: Path) -> None:
-    seen = []
-
-    def look(sources: list[Path]) -> list[str]:
-        for path in (tmp_path / "area" / FOLDER).glob("*.lock"):
-            seen.append(json.loads(path.read_text()))
-        return []
-
     from pgorthanc_cli import ingest
 
-    for _ in ingest.run(fresh, [str(samples.REAL)], ingest.Settings(storage_dir=tmp_path / "area"), jobs=1):
-        look([])
+    seen = []
+
+    def report(batch: ingest.Batch) -> None:
+        for path in (tmp_path / "area" / FOLDER).glob("*.lock"):
+            seen.append(json.loads(path.read_text()))
+
+    plan = ingest.ImportPlan([str(samples.REAL)], jobs=1)
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+    ingest.run_import(fresh, plan, settings, report=report)
     assert seen
     assert seen[0]["process"].split()[0] == str(os.getpid())
     assert seen[0]["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert seen[0]["session"] is True
 
 
-def test_the_heart_beats(fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_heart_beats(tmp_path: Path) -> None:
     from pgorthanc_cli import storage
-    from pgorthanc_cli.ingest import journal as journals
+    from pgorthanc_cli.ingest.journal import open_journal
     from tests.support.real_servers import wait_until
 
-    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
-    with journals.opened(storage.FilesystemArea(tmp_path), "x") as made:
-        lock = made.folder.with_suffix(".lock")
+    area = storage.FilesystemArea(tmp_path)
+    with open_journal(area, "x", heartbeat_s=0.01) as run_journal:
+        lock = tmp_path / FOLDER / f"{run_journal.run}.lock"
         os.utime(lock, (0, 0))
         wait_until(lambda: lock.stat().st_mtime > 0)
 

@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pgorthanc_cli import db, index, ingest, storage
+from pgorthanc_cli import db, index, storage
 from pgorthanc_cli.ingest import runs
 from pgorthanc_cli.ingest.journal import FOLDER
+from tests.support.importing import warnings_of
 
 
 def identity(target: db.Target) -> str:
@@ -55,6 +56,4 @@ def journal(
 
 def settle(target: db.Target, area: Path, paths: Sequence[Path] = (), **settings: Any) -> list[str]:
     """Import something, or nothing, and return the warnings about what earlier imports have left."""
-    made = ingest.Settings(storage_dir=area, **settings)
-    batches = ingest.run(target, map(str, paths), made, jobs=1)
-    return [warning for batch in batches for warning in batch.warnings]
+    return warnings_of(target, paths, area, **settings)

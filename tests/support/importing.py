@@ -1,4 +1,4 @@
-"""Running an import in a test, and looking at what it left."""
+"""Running an import in a test, and checking what it left."""
 
 from __future__ import annotations
 
@@ -13,30 +13,38 @@ from pgorthanc_cli import db, ingest
 from pgorthanc_cli.ingest.journal import FOLDER
 from tests.support.indexdump import attachments, dump
 
-# The program, with batches so small that there are many moments between them.
-SMALL_BATCHES = [
-    sys.executable,
-    "-c",
-    "from pgorthanc_cli.ingest import pipeline; pipeline.BATCH_FILES = 20; from pgorthanc_cli.cli import main; main()",
-]
+# The command, with batches so small that there are many moments between them.
+SMALL_BATCHES = [sys.executable, "-m", "pgorthanc_cli", "import", "--batch-files", "20"]
 
 
 def run(
     target: db.Target, paths: Sequence[Path], area: Path | None, jobs: int = 1, **settings: Any
-) -> ingest.Report:
-    tally = ingest.Tally(dry_run=settings.get("dry_run", False))
-    for batch in ingest.run(
+) -> ingest.ImportResult:
+    plan = ingest.ImportPlan(list(map(os.fspath, paths)), jobs=jobs)
+    return ingest.run_import(target, plan, ingest.Settings(storage_dir=area, **settings))
+
+
+def warnings_of(target: db.Target, paths: Sequence[Path], area: Path | None, **settings: Any) -> list[str]:
+    """Import, and return the warnings."""
+    warnings: list[str] = []
+    ingest.run_import(
         target,
-        map(os.fspath, paths),
+        ingest.ImportPlan(list(map(os.fspath, paths)), jobs=1),
         ingest.Settings(storage_dir=area, **settings),
-        jobs=jobs,
-    ):
-        tally.add(batch)
-    return tally.report()
+        report=lambda batch: warnings.extend(batch.warnings),
+    )
+    return warnings
 
 
-def ends(report: ingest.Report) -> tuple[int, int, int, int]:
-    return report.imported, report.known, report.overwritten, report.refused
+def files_read(batch: ingest.Batch) -> list[str]:
+    """The names of the files of a batch that were read."""
+    paths = [item.source.path for item in batch.items]
+    paths += [refusal.path for refusal in batch.refusals]
+    return [os.path.basename(path) for path in paths]
+
+
+def ends(result: ingest.ImportResult) -> tuple[int, int, int, int]:
+    return result.imported, result.known, result.overwritten, result.refused
 
 
 def dumped(target: db.Target) -> dict[str, Any]:

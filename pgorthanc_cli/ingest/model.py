@@ -1,0 +1,333 @@
+"""What an import reports: per file, per batch, and for the whole run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import NamedTuple
+
+from pgorthanc_cli import index
+from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli.text import printable
+
+MAX_LISTED = 10_000  # refusals, and differences, that the result names
+_PATIENT, _STUDY, _SERIES = 0, 1, 2
+_PATIENT_NAME, _STUDY_DATE, _MODALITY = (
+    (0x0010, 0x0010),
+    (0x0008, 0x0020),
+    (0x0008, 0x0060),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file that was refused or that differs from the stored instance, and why.
+
+    Printed for operators, so `reason` never contains a value from the file.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSummary:
+    """What the report page and the journal of known files keep of an instance.
+
+    Attributes:
+        public_id: Orthanc's identifier of the instance.
+        patient_id: Orthanc's identifier of its patient.
+        patient: PatientName, or "". Printed only where the user asked for names.
+        modality: Of its series, or "".
+        year: The first four digits of StudyDate, or "".
+    """
+
+    public_id: str
+    patient_id: str
+    patient: str = field(repr=False)
+    modality: str
+    year: str
+
+
+def summarize(levels: Sequence[index.LevelRows]) -> InstanceSummary:
+    """Return the summary of an instance, from the rows of its four levels."""
+    year = _tag(levels[_STUDY], _STUDY_DATE)[:4]
+    return InstanceSummary(
+        public_id=levels[index.INSTANCE].public_id,
+        patient_id=levels[_PATIENT].public_id,
+        patient=_tag(levels[_PATIENT], _PATIENT_NAME),
+        modality=_tag(levels[_SERIES], _MODALITY),
+        year=year if len(year) == 4 and year.isascii() and year.isdigit() else "",
+    )
+
+
+def _tag(level: index.LevelRows, tag: tuple[int, int]) -> str:
+    for group, element, value in level.main_dicom_tags:
+        if (group, element) == tag:
+            return value
+    return ""
+
+
+# --- what a worker makes of a file ------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """An instance that is ready for the index.
+
+    Attributes:
+        source: The file.
+        size: Bytes of the instance, uncompressed.
+        md5: Of those bytes.
+        record: Its rows.
+        warnings: Oddities of the file, without values from it.
+        contents: For large objects, the bytes of each attachment; None if they are too
+            large to send to the parent, which then reads the file again.
+    """
+
+    source: Source
+    size: int
+    md5: str
+    record: index.Record
+    warnings: tuple[str, ...]
+    contents: tuple[bytes, ...] | None
+
+
+class Comparison(NamedTuple):
+    """How a file compares with the stored instance of the same identifiers.
+
+    Attributes:
+        difference: How they differ; "" if they do not, as far as they were compared.
+        compared: Whether MD5s were compared; False if only the sizes were, because the
+            index has no MD5.
+    """
+
+    difference: str
+    compared: bool
+
+
+class Known(NamedTuple):
+    """An instance that is stored already and stays as it is.
+
+    Attributes:
+        source: The file.
+        size: Bytes of the instance, uncompressed.
+        summary: Of the instance.
+        md5: Of the bytes.
+        comparison: Of the file with the stored instance.
+    """
+
+    source: Source
+    size: int
+    summary: InstanceSummary
+    md5: str
+    comparison: Comparison
+
+
+class Restored(NamedTuple):
+    """An instance that is stored already, but whose content was missing.
+
+    A worker has put the missing files back; missing large objects are left to the parent.
+
+    Attributes:
+        source: The file.
+        size: Bytes of the instance, uncompressed.
+        summary: Of the instance.
+        md5: Of the bytes.
+        missing: The attachments to put back.
+        content: For large objects, the whole DICOM file; None if it is too large to send
+            to the parent, which then reads the file again.
+    """
+
+    source: Source
+    size: int
+    summary: InstanceSummary
+    md5: str
+    missing: tuple[index.StoredAttachment, ...]
+    content: bytes | None
+
+
+class Archive(NamedTuple):
+    """A ZIP archive; its members are imported in its place."""
+
+    source: Source
+
+
+Result = Prepared | Known | Restored | FileProblem | Archive
+
+
+# --- what is reported -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedFile:
+    """A file that is in the index now.
+
+    Attributes:
+        source: The file.
+        outcome: What the import did with it.
+        size: Bytes of the instance, uncompressed.
+        summary: Of the instance.
+        md5: Of those bytes.
+        stored: The UUID of the stored DICOM file, if it was stored just now.
+        differs: The index keeps other content under the identifiers of this file.
+    """
+
+    source: Source
+    outcome: index.Outcome
+    size: int
+    summary: InstanceSummary
+    md5: str = ""
+    stored: str = ""
+    differs: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The outcome of a few files; their rows are committed.
+
+    Attributes:
+        imported: Instances that are new in the index.
+        known: Instances that were stored already and stayed as they were.
+        overwritten: Instances that were stored already and were replaced.
+        restored: Instances that were stored already and whose missing content was put
+            back.
+        uncompared: Known instances of the same size whose content could not be compared,
+            because the index has no MD5.
+        differences: Known instances that are stored with other content.
+        refusals: Files that were not imported.
+        bytes: Size of the instances read, uncompressed.
+        warnings: For the operator.
+        items: The files that are in the index now, known ones included, in the order of
+            the sources; files that were known without being read are missing.
+    """
+
+    imported: int = 0
+    known: int = 0
+    overwritten: int = 0
+    restored: int = 0
+    uncompared: int = 0
+    differences: tuple[FileProblem, ...] = ()
+    refusals: tuple[FileProblem, ...] = ()
+    bytes: int = 0
+    warnings: tuple[str, ...] = ()
+    items: tuple[IndexedFile, ...] = ()
+
+    def __add__(self, other: Batch) -> Batch:
+        """Return the sum of both."""
+        return Batch(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def files(self) -> int:
+        """The number of files, or members of archives."""
+        instances = self.imported + self.known + self.overwritten + self.restored
+        return instances + len(self.refusals)
+
+
+def ignore(batch: Batch) -> None:
+    """Report nothing: the default of `report` parameters."""
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """The totals of an import; rates are over the whole time, `mb` is a million bytes.
+
+    `known` counts all instances that were stored already and stayed as they were. Of
+    them, `differing` are stored with other content, and `uncompared` could only be
+    compared by size. `refusals` and `differences` are the first ones of the `refused` and
+    the `differing`, so that no folder is too large to be reported. With `dry_run` nothing
+    was written: the figures are what an import would do.
+    """
+
+    imported: int
+    known: int
+    overwritten: int
+    refused: int
+    restored: int
+    differing: int
+    uncompared: int
+    dry_run: bool
+    instances_per_s: float
+    mb_per_s: float
+    elapsed_s: float
+    bytes: int
+    refusals: list[FileProblem]
+    differences: list[FileProblem]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the import as a whole."""
+        warnings = []
+        if self.differing:
+            files = _count(self.differing, "known file differs", "known files differ")
+            warnings.append(
+                f"{files} from the stored instances, such as "
+                f"{printable(str(self.differences[0]))}; --overwrite if-changed replaces "
+                "them"
+            )
+        if self.restored:
+            instances = _count(self.restored, "known instance was", "known instances were")
+            warnings.append(
+                f"{instances} missing in the storage and "
+                f"{'would be put' if self.dry_run else 'put'} back; if Orthanc could read "
+                "them all the time, the storage named here is not the one that it uses"
+            )
+        if self.uncompared:
+            files = _count(self.uncompared, "known file was", "known files were")
+            warnings.append(
+                f"{files} compared by size only: the index has no MD5 of what is stored "
+                "(StoreMD5ForAttachments is or was false)"
+            )
+        return warnings
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
+class Tally:
+    """Adds up the batches of an import; its memory is bounded."""
+
+    def __init__(self, *, dry_run: bool = False, max_listed: int = MAX_LISTED) -> None:
+        """Start the clock. `max_listed` bounds the refusals and the differences kept."""
+        self._started = time.monotonic()
+        self._dry_run = dry_run
+        self._max_listed = max_listed
+        self._total = Batch()
+        self._refused = self._differing = 0
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch."""
+        self._refused += len(batch.refusals)
+        self._differing += len(batch.differences)
+        total = self._total + replace(batch, items=(), warnings=())
+        self._total = replace(
+            total,
+            refusals=total.refusals[: self._max_listed],
+            differences=total.differences[: self._max_listed],
+        )
+
+    def result(self) -> ImportResult:
+        """Return the totals up to now."""
+        elapsed = time.monotonic() - self._started
+        total = self._total
+        instances = total.imported + total.known + total.overwritten + total.restored
+        return ImportResult(
+            imported=total.imported,
+            known=total.known,
+            overwritten=total.overwritten,
+            refused=self._refused,
+            restored=total.restored,
+            differing=self._differing,
+            uncompared=total.uncompared,
+            dry_run=self._dry_run,
+            instances_per_s=round(instances / elapsed, 1),
+            mb_per_s=round(total.bytes / elapsed / 1e6, 3),
+            elapsed_s=round(elapsed, 3),
+            bytes=total.bytes,
+            refusals=list(total.refusals),
+            differences=list(total.differences),
+        )
