@@ -1,4 +1,4 @@
-"""One batch of records becomes rows, with a few set-based statements."""
+"""Write one batch of records with a few set-based statements."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 @dataclass
 class _SeriesIndex:
-    """The IndexInSeries of all instances of a series, as far as completeness needs them (INGEST.md 9)."""
+    """The IndexInSeries of all instances of a series, from which completeness follows (INGEST.md 9)."""
 
     numbers: set[int] = field(default_factory=set)
-    spoiled: bool = False  # a repetition, or something that is no integer: it can never be complete
+    invalid: bool = False  # a duplicate, or not an integer: the series can never be complete
 
     def add(self, text: str | None) -> None:
         if text is None:
             return
         if not _INTEGER.fullmatch(text) or int(text) in self.numbers:
-            self.spoiled = True
+            self.invalid = True
         else:
             self.numbers.add(int(text))
 
     def complete(self, expected: int) -> bool:
         return (
-            not self.spoiled
+            not self.invalid
             and len(self.numbers) == expected
             and min(self.numbers, default=0) >= 1
             and max(self.numbers, default=0) <= expected
@@ -70,33 +70,33 @@ class _SeriesIndex:
 
 
 class Writer:
-    """Writes batches into one index; make one for each connection."""
+    """Writes batches into one index; one writer per connection."""
 
     def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
         """Read the capabilities of the index (see `Capabilities.read`).
 
-        Without unique public ids (revision 1) every transaction is serial, whether other writers are expected or not:
-        an Orthanc that holds no lock may start at any time.
+        Without unique public ids (revision 1) every transaction is serializable, even if no other writer is known:
+        an Orthanc that takes no lock may start at any time.
         """
         self.conn = conn
         self.overwrite = overwrite
         self.capabilities = Capabilities.read(conn)
-        self._serial = not self.capabilities.unique_ids
+        self._serial = not self.capabilities.unique_public_ids
         if self._serial:
             conn.rollback()
             conn.set_session(isolation_level="SERIALIZABLE")
 
     def write(self, records: Sequence[Record]) -> BatchResult:
-        """Write the records in the caller's transaction, as if they came one after the other.
+        """Write the records in the caller's transaction, as if received one after the other.
 
         Raises:
             Conflict: A public id belongs to a resource of another level, or its ancestors are missing.
-            ParentDeleted: Another session has deleted one of their ancestors; the caller rolls back, and tries again.
+            ParentDeleted: Another session has deleted an ancestor; the caller rolls back and retries.
             psycopg2.Error: The batch is not written; the caller rolls back.
         """
         with self.conn.cursor() as cur:
             if self._serial:
-                _write_alone(cur)
+                _lock_resources(cur)
             planted.refuse_until_commit(self.conn)
             return _Batch(cur, self.capabilities, self.overwrite).run(records)
 
@@ -119,18 +119,18 @@ class _Batch:
         return BatchResult(outcomes, self.removed, list(self.touched))
 
     def _load(self, records: Sequence[Record]) -> None:
-        """What the index already has of the batch: two statements, whatever its size."""
-        wanted = {level.public_id: number for r in records for number, level in enumerate(r.levels)}
+        """Load what the index already has of the batch: two statements, whatever its size."""
+        levels = {level.public_id: number for r in records for number, level in enumerate(r.levels)}
         self.cur.execute(
             "SELECT publicid, resourcetype, internalid, parentid FROM resources WHERE publicid = ANY(%s)",
-            (list(wanted),),
+            (list(levels),),
         )
         rows = self.cur.fetchall()
         by_id = {row[2]: Node(row[0], row[1], None, row[2]) for row in rows}
         for public_id, level, internal_id, parent_id in rows:
-            if level != wanted[public_id]:
-                found, expected = LEVEL_NAMES[level], LEVEL_NAMES[wanted[public_id]]
-                raise Conflict(f"{public_id} is a {found} in the index, and a {expected} in this file")
+            if level != levels[public_id]:
+                stored, received = LEVEL_NAMES[level], LEVEL_NAMES[levels[public_id]]
+                raise Conflict(f"{public_id} is a {stored} in the index, and a {received} in this file")
             node = by_id[internal_id]
             node.parent = by_id.get(parent_id)
             if level != PATIENT and node.parent is None:
@@ -165,7 +165,7 @@ class _Batch:
         return outcome
 
     def _resources(self, record: Record, now: str) -> tuple[list[Node], set[int]]:
-        """The nodes of the four levels, patient first, and which of them are new."""
+        """Return the nodes of the four levels, patient first, and which of them are new."""
         nodes: list[Node] = []
         new = set()
         for number, level in enumerate(record.levels):
@@ -188,7 +188,7 @@ class _Batch:
             self.touched[node.public_id, node.level] = None
 
     def _log(self, record: Record, nodes: Sequence[Node], new: set[int], now: str) -> None:
-        """The changes of one stored instance, from the instance up (INGEST.md 9)."""
+        """Log the changes of one stored instance, from the instance up (INGEST.md 9)."""
         changes = self.pending.changes
         changes.append((NEW_INSTANCE, nodes[INSTANCE], now))
         changes += [(_NEW[level], nodes[level], now) for level in (SERIES, STUDY, PATIENT) if level in new]
@@ -216,7 +216,7 @@ class _Batch:
         return bool(uuid == record.replaces)
 
     def _delete(self, record: Record) -> None:
-        """Delete the stored instance as Orthanc does: with its parents if it was their only child."""
+        """Delete the stored instance as Orthanc does, with parents that have no other child."""
         self._flush()
         node = self.nodes[record.levels[INSTANCE].public_id]
         if self.capabilities.delete_function:
@@ -241,11 +241,11 @@ class _Batch:
         flush(self.cur, self.capabilities, pending)
 
 
-def _write_alone(cur: Cursor) -> None:
-    """Revision 1 has nothing that keeps a public id from occurring twice, so its writers are serializable.
+def _lock_resources(cur: Cursor) -> None:
+    """Lock the resources of revision 1, where no constraint keeps a public id from occurring twice.
 
-    The lock comes first, before the transaction has its snapshot: what is then looked up is there or is not. Another
-    writer that has looked up in vain and inserts after us fails (40001), and Orthanc starts its transaction again.
+    The lock comes before the snapshot of the transaction, so a lookup sees all committed resources. Another writer
+    that did not find a public id and inserts it after us fails (40001), and Orthanc restarts its transaction.
     """
     cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
 
@@ -255,10 +255,10 @@ def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:
 
     Args:
         cur: Inside the caller's transaction.
-        resources: (public id, level); those that are gone meanwhile are left out.
+        resources: (public id, level); those deleted meanwhile are skipped.
 
     Returns:
-        How many changes were logged.
+        The number of changes logged.
     """
     count = 0
     now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
@@ -273,7 +273,7 @@ def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:
 
 
 def _reception(level: int, origin: Mapping[int, str], now: str) -> dict[int, str]:
-    """Metadata that comes from receiving the instance, not from its content."""
+    """Return metadata that comes from receiving the instance, not from its content."""
     if level == INSTANCE:
         return {RECEPTION_DATE: now, **origin}
     if level == SERIES and REMOTE_AET in origin:

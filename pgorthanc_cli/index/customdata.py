@@ -1,6 +1,6 @@
-"""What storage plugins keep in `attachedfiles.customdata`: where a file is, in the dialect of each plugin.
+"""`attachedfiles.customdata`: where a storage plugin keeps a file, in a format of its own.
 
-NULL or empty: the file lies where Orthanc's own storage, or the storage plugin without such data, puts it.
+NULL or empty: the file is where Orthanc's own storage, or a storage plugin without such data, puts it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _S3_ZIP_KEYS = {"storage", "local", "s3zip", "series-id", "size"}
 _SAMPLE_KEYS = {"IsAdopted", "AdoptedPath"}
 _VERSION = 1  # of AdvancedStorage's format
 
-# The newest and the oldest resources: whichever plugin stores now has written the former. A look at every row would
-# read the whole table.
+# The newest resources show which plugin stores now, the oldest which one did. All rows would mean a
+# scan of the whole table.
 _SAMPLE = """
     SELECT DISTINCT customdata FROM index.attachedfiles
         WHERE (id IN (SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
@@ -37,9 +37,9 @@ class CustomData:
     """Where a storage plugin keeps a file.
 
     Attributes:
-        plugin: Its name, as its section of Orthanc's configuration is called; empty: not known.
-        path: What AdvancedStorage says about the path, if anything.
-        adopted: The file belongs to somebody else: Orthanc only reads it, and never deletes it.
+        plugin: Its section in Orthanc's configuration, empty if the format is unknown.
+        path: The path that AdvancedStorage records, if any.
+        adopted: Orthanc does not own the file: it reads it, and never deletes it.
     """
 
     plugin: str
@@ -48,7 +48,7 @@ class CustomData:
 
 
 def read(data: bytes) -> CustomData:
-    """Recognise the dialect of customdata that is not empty."""
+    """Recognize the plugin that wrote customdata that is not empty."""
     try:
         content = json.loads(data)
     except ValueError:  # also what is not UTF-8
@@ -65,7 +65,7 @@ def read(data: bytes) -> CustomData:
 
 
 def _is_advanced(content: dict[str, Any]) -> bool:
-    """Whether this is one of the forms that AdvancedStorage 0.3 writes and reads."""
+    """Return whether AdvancedStorage 0.3 writes and reads this form."""
     owned, path = content.get("o", False), content.get("p")
     return (
         content.keys() <= {"o", "p", "s", "v"}
@@ -78,9 +78,9 @@ def _is_advanced(content: dict[str, Any]) -> bool:
 
 
 def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
-    """Name the plugin that keeps files of this index in a way not known here; None: there is no sign of one.
+    """Return the plugin that keeps files of this index where pgorthanc cannot write, None without a sign of one.
 
-    Looks at the newest and at the oldest thousand resources.
+    Samples the newest and the oldest thousand resources.
     """
     if not capabilities.custom_data:
         return None
@@ -93,26 +93,26 @@ def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
 
 
 def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list[tuple[str, int]]:
-    """Do what a storage plugin would do about the attachments that have just been deleted from the index.
+    """Do what a storage plugin would do for the attachments that have just been deleted from the index.
 
-    Of an adopted file, which stays, AdvancedStorage forgets the path: or its folder indexer would later delete the
-    instance that has taken the place of the deleted one.
+    AdvancedStorage keeps an adopted file but forgets its path: otherwise its folder indexer would later delete the
+    instance that has replaced the deleted one.
 
     Args:
         cur: In the transaction of the deletion, whose table `deletedfiles` is read.
         capabilities: Of the index.
-        ids: The resources that were deleted, or might have been.
+        ids: Resources that may have been deleted: the instance and its ancestors.
 
     Returns:
-        (uuid, file type) of the files that are the caller's to remove.
+        (uuid, file type) of the files that the caller must remove.
 
     Raises:
-        Conflict: A plugin keeps a file where only that plugin can remove it.
+        Conflict: Only the plugin can remove a file.
     """
     column = "customdata" if capabilities.custom_data else "NULL"
     cur.execute(f"SELECT uuid, filetype, {column} FROM deletedfiles")  # noqa: S608 - a constant
     deleted = cur.fetchall()
-    if capabilities.kept_custom_data:
+    if capabilities.preserved_custom_data:
         cur.execute(
             "SELECT uuid, filetype, customdata FROM pgorthanc_kept_customdata WHERE id = ANY(%s) AND uuid = ANY(%s)",
             (list(ids), [uuid for uuid, _, _ in deleted]),
@@ -127,11 +127,11 @@ def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list
         if data is None or not bytes(data):
             ours.append((uuid, file_type))
         else:
-            _forget(cur, read(bytes(data)))
+            _forget_adopted_path(cur, read(bytes(data)))
     return ours
 
 
-def _forget(cur: Cursor, custom: CustomData) -> None:
+def _forget_adopted_path(cur: Cursor, custom: CustomData) -> None:
     if not (custom.plugin == ADVANCED_STORAGE and custom.adopted and custom.path):
         raise Conflict(
             f"{custom.plugin or 'a storage plugin that is not known here'} keeps the stored file, and only Orthanc "
@@ -147,12 +147,12 @@ def _forget(cur: Cursor, custom: CustomData) -> None:
     for (value,) in cur.fetchall():
         cur.execute(
             "UPDATE keyvaluestores SET value = %s WHERE storeid = 'advst-indexer-path' AND key = %s",
-            (_removed(bytes(value)), custom.path),
+            (_marked_as_deleted(bytes(value)), custom.path),
         )
 
 
-def _removed(value: bytes) -> bytes:
-    """The state of a path in the folder indexer, with the note that its instance was deleted through Orthanc."""
+def _marked_as_deleted(value: bytes) -> bytes:
+    """Return the state of a path in the folder indexer, marked as deleted through Orthanc."""
     try:
         state = json.loads(value)
     except ValueError:

@@ -1,9 +1,9 @@
-"""New rows into the tables of the index, and the bookkeeping that goes with them (INGEST.md 10).
+"""Insert new rows into the tables of the index, and update counters and recycling order (INGEST.md 10).
 
-Rows are copied (COPY in text format): an order of magnitude less work than INSERT. Where the role may do it, the
-triggers of each row are off meanwhile, those of foreign keys included, and what they would have done is done once
-for the whole batch: that is half of the server's work. What a foreign key would have made sure of is then made sure
-of here: the ancestors that were there before are locked as it locks them, all others are rows of this transaction.
+Rows are written with COPY in text format: an order of magnitude less work than INSERT. If the role may do it, row
+triggers are off meanwhile, including those of foreign keys, and their work is done once for the whole batch, which
+halves the work of the server. The guarantee of the foreign keys is kept: existing ancestors are locked as a foreign
+key would lock them, all others are rows of this transaction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COMPRESSED, _UNCOMPRESSED, _PATIENTS, _LAST_CHANGE = 0, 1, 2, 6
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A resource in play: existing (with its internal id), or to be inserted by the next flush."""
+    """A resource: existing (with its internal id), or to be inserted by the next flush."""
 
     public_id: str
     level: int
@@ -50,10 +50,10 @@ class Pending:
     """Rows in the order in which Orthanc would write them, waiting for one flush.
 
     Attributes:
-        created: New resources; with their rows, and the metadata that comes from receiving them.
+        created: New resources with their rows, and the metadata that comes from receiving them.
         attachments: Of the new instances.
         changes: Change type, resource, date.
-        last_update: Ancestors of the new instances and their metadata 7, in order of the last touch.
+        last_update: Ancestors of the new instances and their metadata 7, the least recent first.
     """
 
     created: list[tuple[Node, LevelRows, Mapping[int, str]]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Pending:
 
 
 def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
-    """Insert what is pending, and give each new node its internal id.
+    """Insert the pending rows, and set the internal id of each new node.
 
     Raises:
         ParentDeleted: An ancestor was deleted by another session.
@@ -84,7 +84,7 @@ class _Flush:
 
     def run(self) -> None:
         children = Counter(node.parent for node in self.new if node.parent)
-        if self.capabilities.direct_child_count:
+        if self.capabilities.direct_child_counts:
             self._count_children()
         for node, number in zip(self.new, self._next("resources_internalid_seq", len(self.new)), strict=True):
             node.internal_id = number
@@ -97,10 +97,10 @@ class _Flush:
         self._insert_attachments()
         self._insert_changes()
         if self.capabilities.recycling_table:
-            self._recycle()
+            self._update_recycling_table()
         if self.capabilities.triggers_off:
-            self._keep_child_counts(children)
-            self._keep_counters()
+            self._update_child_counts(children)
+            self._update_counters()
             self.cur.execute("SET LOCAL session_replication_role = origin")
 
     # --- rows --------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class _Flush:
             for n in self.new
         )
         columns = "internalid, resourcetype, publicid, parentid"
-        if self.capabilities.child_count:
+        if self.capabilities.child_counts:
             counts = (children.get(node, 0) for node in self.new)
             rows = (f"{row}\t{count}" for row, count in zip(rows, counts, strict=True))
             columns += ", childcount"
@@ -134,24 +134,24 @@ class _Flush:
         self._copy("dicomidentifiers", columns, identifiers)
 
     def _insert_metadata(self) -> None:
-        """New rows are copied; those that may be there are brought up to date."""
-        known = set(self.old)
+        """Copy new rows; update those that may exist already."""
+        existing = set(self.old)
         rows = [
             f"{node.internal_id}\t{kind}\t{_cell(value)}\t0\n"
             for node, level, reception in self.pending.created
             for kind, value in (*level.metadata.items(), *reception.items())
         ]
         changed = []
-        for kind, node, value in self._touched():
-            if node in known:
+        for kind, node, value in self._rewritten_metadata():
+            if node in existing:
                 changed.append((node.internal_id, kind, value))
             else:
                 rows.append(f"{node.internal_id}\t{kind}\t{value}\t0\n")
         self._copy("metadata", "id, type, value, revision", rows)
         self._update_metadata(changed)
 
-    def _touched(self) -> Iterable[tuple[int, Node, str]]:
-        """Metadata that each new instance rewrites: the last update, and the recycling order since revision 6."""
+    def _rewritten_metadata(self) -> Iterable[tuple[int, Node, str]]:
+        """Yield metadata that each new instance rewrites: last update, and recycling order since revision 6."""
         for node, date in self.pending.last_update.items():
             yield LAST_UPDATE, node, date
         if not self.capabilities.recycling_table:
@@ -160,7 +160,7 @@ class _Flush:
                 yield PATIENT_RECYCLING_ORDER, node, str(rank)
 
     def _update_metadata(self, rows: list[tuple[int, int, str]]) -> None:
-        """In ascending order of ids, so that two writers cannot wait for each other."""
+        """Update in ascending order of ids, so that two writers cannot deadlock."""
         if rows:
             execute_values(
                 self.cur,
@@ -193,7 +193,7 @@ class _Flush:
     # --- bookkeeping -------------------------------------------------------------------------------------
 
     def _lock_ancestors(self) -> None:
-        """Keep the ancestors from being deleted until the transaction ends, as the check of a foreign key does."""
+        """Prevent the ancestors from being deleted until the transaction ends, as a foreign key does."""
         if not self.old:
             return
         ids = [node.internal_id for node in self.old]
@@ -204,7 +204,7 @@ class _Flush:
             raise ParentDeleted("another session has just deleted a patient, study or series of this batch")
 
     def _count_children(self) -> None:
-        """Revision 3: a childcount of NULL stays NULL, or becomes 1 by the trigger (UPSTREAM_DEFECTS.md B6)."""
+        """Count children where childcount is NULL: the trigger of revision 3 would not (UPSTREAM_DEFECTS.md B6)."""
         parents = {node.parent.internal_id for node in self.new if node.parent and node.parent.internal_id}
         self.cur.execute(
             """UPDATE resources p SET childcount = (SELECT count(*) FROM resources c WHERE c.parentid = p.internalid)
@@ -212,11 +212,12 @@ class _Flush:
             (list(parents),),
         )
 
-    def _recycle(self) -> None:
-        """Move patients to the end of the recycling order, in this order; protected ones stay as they are."""
+    def _update_recycling_table(self) -> None:
+        """Move patients to the end of the recycling order, in this order; protected ones are not in it."""
         new = set(self.new)
         for node in self.patients:
-            added = node in new and self.capabilities.triggers_off  # else a trigger has just added it
+            # With triggers on, one of them has just added a new patient.
+            added = node in new and self.capabilities.triggers_off
             if self.capabilities.recycling_function:
                 self.cur.execute("SELECT patientaddedorupdated(%s, %s)", (node.internal_id, int(not added)))
                 continue
@@ -226,15 +227,13 @@ class _Flush:
                     "INSERT INTO patientrecyclingorder (patientid) VALUES (%s)", (node.internal_id,)
                 )
 
-    def _keep_child_counts(self, children: Mapping[Node, int]) -> None:
-        """New parents were written with their counts; the older ones are counted later, since revision 4."""
-        known = set(self.old)
-        added = sorted(
-            (n.internal_id, count) for n, count in children.items() if n in known and n is not None
-        )
-        if not self.capabilities.child_count or not added:
+    def _update_child_counts(self, children: Mapping[Node, int]) -> None:
+        """Update the counts of existing parents; since revision 4, housekeeping counts them later."""
+        existing = set(self.old)
+        added = sorted((node.internal_id, count) for node, count in children.items() if node in existing)
+        if not self.capabilities.child_counts or not added:
             return
-        if self.capabilities.direct_child_count:
+        if self.capabilities.direct_child_counts:
             execute_values(
                 self.cur,
                 """UPDATE resources SET childcount = childcount + added.count
@@ -246,23 +245,23 @@ class _Flush:
                 self.cur, "INSERT INTO invalidchildcounts (id) VALUES %s", [(n,) for n, _ in added]
             )
 
-    def _keep_counters(self) -> None:
-        """The last change comes at the end: every writer waits for the row of that counter."""
+    def _update_counters(self) -> None:
+        """Update the counters; that of the last change at the end, because every writer waits for its row."""
         added: Counter[int] = Counter(_PATIENTS + node.level for node in self.new)
         added[_COMPRESSED] = sum(a.compressed_size for _, a in self.pending.attachments)
         added[_UNCOMPRESSED] = sum(a.uncompressed_size for _, a in self.pending.attachments)
-        notes = sorted(added.items())
-        if self.capabilities.counter_notes:
-            execute_values(self.cur, "INSERT INTO globalintegerschanges (key, value) VALUES %s", notes)
+        deltas = sorted(added.items())
+        if self.capabilities.statistics_deltas:
+            execute_values(self.cur, "INSERT INTO globalintegerschanges (key, value) VALUES %s", deltas)
         else:
-            for key, value in notes:
+            for key, value in deltas:
                 self.cur.execute("UPDATE globalintegers SET value = value + %s WHERE key = %s", (value, key))
         self.cur.execute(
             "UPDATE globalintegers SET value = GREATEST(value, currval('changes_seq_seq')) WHERE key = %s",
             (_LAST_CHANGE,),
         )
 
-    # --- means -------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------
 
     def _next(self, sequence: str, count: int) -> list[int]:
         if not count:
@@ -281,7 +280,7 @@ _NULL = "\\N"
 
 
 def _cell(value: str) -> str:
-    """A text as COPY reads it; nearly all texts are what they are."""
+    """Return a text escaped for COPY; nearly all texts need no escapes."""
     if value.isprintable() and "\\" not in value:
         return value
     return value.translate(_ESCAPES)

@@ -1,4 +1,4 @@
-"""What an index is like and what it already has; nothing here writes."""
+"""What an index has and what it already holds; nothing here writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from pgorthanc_cli import db
 from pgorthanc_cli.db import encoding
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.index.model import INSTANCE
@@ -17,57 +18,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What this index has, by its revision."""
+    """What this index has (named as in `schema.features`), and what this session may do.
 
-    recycling_table: bool  # up to revision 5: table PatientRecyclingOrder; later metadata 19
-    recycling_function: bool  # from revision 2: patientaddedorupdated
-    child_count: bool  # from revision 3
-    direct_child_count: bool  # revision 3 alone: the trigger spoils a childcount of NULL
-    delete_function: bool  # from revision 2: deleteresource
-    unique_ids: bool  # from revision 2: no public id twice
-    counter_notes: bool  # from revision 2: table GlobalIntegersChanges
-    custom_data: bool  # from revision 5: where a storage plugin keeps a file
-    kept_custom_data: bool  # the same, put aside by a downgrade
-    triggers_off: bool  # this role may switch the triggers off, and they are Orthanc's alone
-    encoding: str  # the server takes Orthanc's bytes, which are UTF-8, for this encoding
+    Attributes:
+        recycling_table: Up to revision 5: table PatientRecyclingOrder; later revisions use metadata 19.
+        recycling_function: Function patientaddedorupdated.
+        delete_function: Function deleteresource.
+        child_counts: Resources have their number of children.
+        direct_child_counts: The trigger counts itself, and corrupts a number that is NULL (revision 3).
+        unique_public_ids: No public id occurs twice.
+        statistics_deltas: Changes of the counters go to GlobalIntegersChanges.
+        custom_data: Attachments have data of the storage plugin.
+        preserved_custom_data: A downgrade has moved such data to a table of its own.
+        triggers_off: This role may switch the triggers off, and there are only Orthanc's.
+        encoding: The client encoding in which Orthanc's UTF-8 reaches the server (see `db.encoding`).
+    """
+
+    recycling_table: bool
+    recycling_function: bool
+    delete_function: bool
+    child_counts: bool
+    direct_child_counts: bool
+    unique_public_ids: bool
+    statistics_deltas: bool
+    custom_data: bool
+    preserved_custom_data: bool
+    triggers_off: bool
+    encoding: str
 
     @classmethod
     def read(cls, conn: Connection) -> Capabilities:
-        """Read it from the catalog, never from property 4.
+        """Read the capabilities from the catalog of the database.
 
         Raises:
             RevisionError: There is no index here, or one older than revision 1 (plugin 3.3 and before).
         """
         with conn.cursor() as cur:
-            cur.execute(
-                """SELECT to_regclass(here || 'metadata') IS NOT NULL,
-                    to_regclass(here || 'patientrecyclingorder') IS NOT NULL,
-                    to_regproc(here || 'patientaddedorupdated') IS NOT NULL,
-                    to_regproc(here || 'deleteresource') IS NOT NULL,
-                    to_regclass(here || 'invalidchildcounts') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'resources')
-                            AND attname = 'childcount' AND NOT attisdropped),
-                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'metadata')
-                            AND attname = 'revision' AND NOT attisdropped),
-                    to_regclass(here || 'uniquepublicid') IS NOT NULL,
-                    to_regclass(here || 'globalintegerschanges') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(here || 'attachedfiles')
-                            AND attname = 'customdata' AND NOT attisdropped),
-                    to_regclass(here || 'pgorthanc_kept_customdata') IS NOT NULL
-                   FROM (SELECT quote_ident(index_schema()) || '.') place (here)"""
-            )
+            cur.execute(db.statement(__package__, "capabilities.sql"))
             (row,) = cur.fetchall()
-        index, table, touch, delete, marks, count, revisions, unique, notes, custom, kept = row
-        if not index:
+            has = {column.name: value for column, value in zip(cur.description or (), row, strict=True)}
+        if not has.pop("index"):
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
-        if not revisions:
+        if not has.pop("metadata_revisions"):
             raise RevisionError(
                 "the index is older than revision 1 (made by plugin 3.3 or before), expected 1 to 10",
                 "run: pgorthanc upgrade",
             )
-        off = _may_switch_triggers_off(conn) and _only_known_triggers(conn)
-        text = encoding.of_orthanc(conn)
-        return cls(table, touch, count, count and not marks, delete, unique, notes, custom, kept, off, text)
+        has_marks = has.pop("child_count_marks")
+        return cls(
+            **has,
+            direct_child_counts=has["child_counts"] and not has_marks,
+            triggers_off=_may_switch_triggers_off(conn) and _has_only_known_triggers(conn),
+            encoding=encoding.of_orthanc(conn),
+        )
 
 
 # Of all revisions (SCHEMA.md 3), on the tables that a new instance has rows in.
@@ -80,30 +83,32 @@ _TABLES = ["resources", "maindicomtags", "dicomidentifiers", "metadata", "attach
 
 
 def _may_switch_triggers_off(conn: Connection) -> bool:
-    """A superuser may, and since PostgreSQL 15 whoever was granted SET ON PARAMETER session_replication_role."""
+    """Return whether this role may set session_replication_role.
+
+    Superusers may, and since PostgreSQL 15 roles with SET ON PARAMETER session_replication_role.
+    """
     granted = "false"
     if conn.server_version >= 150000:
         granted = "has_parameter_privilege('session_replication_role', 'SET')"
-    with conn.cursor() as cur:
-        cur.execute(f"SELECT current_setting('is_superuser')::boolean OR {granted}")
-        return cur.fetchone() == (True,)
+    return bool(db.value(conn, f"SELECT current_setting('is_superuser')::boolean OR {granted}"))
 
 
-def _only_known_triggers(conn: Connection) -> bool:
-    """Somebody's own trigger, or one that is switched off, means something that we do not know."""
-    with conn.cursor() as cur:
-        cur.execute(
-            """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal
-               AND tgrelid = ANY (ARRAY(
-                   SELECT to_regclass(quote_ident(index_schema()) || '.' || name) FROM unnest(%s) name))
-               AND (tgname <> ALL (%s) OR tgenabled <> 'O')""",
-            (_TABLES, _TRIGGERS),
-        )
-        return cur.fetchone() == (0,)
+def _has_only_known_triggers(conn: Connection) -> bool:
+    """Return whether all triggers are Orthanc's and enabled: only their work can be done without them."""
+    others = db.value(
+        conn,
+        """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal
+           AND tgrelid = ANY (ARRAY(
+               SELECT to_regclass(quote_ident(index_schema()) || '.' || name) FROM unnest(%s) name))
+           AND (tgname <> ALL (%s) OR tgenabled <> 'O')""",
+        _TABLES,
+        _TRIGGERS,
+    )
+    return bool(others == 0)
 
 
 def stored_instances(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
-    """Which of these instances are stored already."""
+    """Return which of these instances are stored."""
     cur.execute(
         "SELECT publicid FROM index.resources WHERE publicid = ANY(%s) AND resourcetype = %s",
         (list(public_ids), INSTANCE),
@@ -119,11 +124,11 @@ class StoredAttachment(NamedTuple):
         file_type: 1 or 3.
         uuid: Its name in the storage area.
         size: Bytes, uncompressed.
-        md5: Of these bytes; empty: not recorded (StoreMD5ForAttachments false, or a damaged row).
+        md5: Of these bytes; empty if not recorded (StoreMD5ForAttachments false, or a damaged row).
         stored_size: Bytes in the storage area.
-        stored_md5: Of those bytes; empty: not recorded.
-        compression_type: 1: none, 2: zlib.
-        elsewhere: A storage plugin keeps it in a place of its own.
+        stored_md5: Of those bytes; empty if not recorded.
+        compression_type: 1 none, 2 zlib.
+        elsewhere: A storage plugin decides where the file is.
     """
 
     instance: int
@@ -140,11 +145,11 @@ class StoredAttachment(NamedTuple):
 def stored_attachments(
     cur: Cursor, capabilities: Capabilities, public_ids: Sequence[str]
 ) -> dict[str, list[StoredAttachment]]:
-    """The instances among these public ids that are stored, with their DICOM attachments."""
+    """Return those of these instances that are stored, with their DICOM attachments."""
     elsewhere = "false"
     if capabilities.custom_data:
         elsewhere = "COALESCE(a.customdata <> '', false)"
-    elif capabilities.kept_custom_data:
+    elif capabilities.preserved_custom_data:
         elsewhere = """EXISTS (SELECT FROM index.pgorthanc_kept_customdata k
                                WHERE k.id = a.id AND k.filetype = a.filetype AND k.uuid = a.uuid)"""
     cur.execute(
@@ -155,22 +160,22 @@ def stored_attachments(
             ORDER BY r.internalid, a.filetype""",  # noqa: S608 - constants
         (list(public_ids), INSTANCE),
     )
-    found: dict[str, list[StoredAttachment]] = {}
+    stored: dict[str, list[StoredAttachment]] = {}
     for public_id, *attachment in cur.fetchall():
-        attachments = found.setdefault(public_id, [])
+        attachments = stored.setdefault(public_id, [])
         if attachment[1] is not None:
             attachments.append(StoredAttachment(*attachment))
-    return found
+    return stored
 
 
 def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
-    """Which of these attachments have no large object: no row in `storagearea`, or one that points to nothing."""
+    """Return which of these attachments have no row in `storagearea`, or one without a large object."""
     cur.execute("SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NULL")
     if cur.fetchone() == (True,):
         return set(uuids)
     cur.execute(
-        """SELECT wanted.uuid FROM pg_catalog.unnest(%s::text[]) AS wanted (uuid)
-           LEFT JOIN index.storagearea s ON s.uuid = wanted.uuid
+        """SELECT attachment.uuid FROM pg_catalog.unnest(%s::text[]) AS attachment (uuid)
+           LEFT JOIN index.storagearea s ON s.uuid = attachment.uuid
            LEFT JOIN pg_catalog.pg_largeobject_metadata m ON m.oid = s.content
            WHERE m.oid IS NULL""",
         (list(uuids),),
@@ -179,7 +184,7 @@ def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
 
 
 def still_referenced(cur: Cursor, attachments: Sequence[StoredAttachment], *, lock: bool = False) -> set[str]:
-    """The uuids of those attachments that are still in the index; `lock`: until the transaction ends."""
+    """Return the uuids that are still in the index; with `lock`, until the transaction ends."""
     query = "SELECT uuid FROM index.attachedfiles WHERE id = ANY(%s) AND uuid = ANY(%s) ORDER BY id, filetype"
     cur.execute(
         f"{query} FOR UPDATE" if lock else query,
@@ -189,16 +194,19 @@ def still_referenced(cur: Cursor, attachments: Sequence[StoredAttachment], *, lo
 
 
 def referenced_uuids(cur: Cursor, uuids: Sequence[str]) -> set[str]:
-    """Which of these UUIDs a row of the index names; reads the whole table, for want of an index on uuid."""
+    """Return which of these uuids are in the index.
+
+    Reads the whole table: there is no index on uuid.
+    """
     cur.execute("SELECT uuid FROM index.attachedfiles WHERE uuid = ANY(%s)", (list(uuids),))
     return {row[0] for row in cur.fetchall()}
 
 
 def check_sequences(cur: Cursor) -> None:
-    """Sequences that are behind their table would make every insert fail (INGEST.md 13).
+    """Check that no sequence is behind its table, which would make every insert fail (INGEST.md 13).
 
     Raises:
-        RevisionError: Names the sequence, where it stands, and the statement that mends it.
+        RevisionError: Names the sequence, its value, and the statement that repairs it.
     """
     for table, column in (("resources", "internalid"), ("changes", "seq")):
         sequence = f"{table}_{column}_seq"
@@ -214,11 +222,11 @@ def check_sequences(cur: Cursor) -> None:
 
 
 def identity(cur: Cursor) -> str:
-    """What tells this index from every other: server, database and table, whatever they are called."""
+    """Return a text that is unique to this index: ids of server, database and table, not their names."""
     cur.execute(
         """SELECT concat_ws('/', s.system_identifier, d.oid,
                   to_regclass(quote_ident(index_schema()) || '.resources')::oid)
            FROM pg_control_system() s, pg_database d WHERE d.datname = current_database()"""
     )
-    ((found,),) = cur.fetchall()
-    return str(found)
+    ((text,),) = cur.fetchall()
+    return str(text)

@@ -1,4 +1,4 @@
-"""The words of the index: levels, record, attachment, outcome."""
+"""What goes into the index, and what a batch did."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LevelRows(Protocol):
 
     @property
     def metadata(self) -> Mapping[int, str]:
-        """What the file decides, by type."""
+        """Metadata that the file decides, by type."""
 
 
 class Attachment(NamedTuple):
@@ -54,11 +54,11 @@ class Record(NamedTuple):
 
     Attributes:
         levels: Patient, study, series, instance.
-        expected_instances: How many instances this file says its series has (INGEST.md 7.1).
+        expected_instances: Number of instances that this file announces for its series (INGEST.md 7.1).
         index_in_series: Metadata 1 of the instance, if any.
         attachments: StoredAttachment already, or to be stored in the same transaction.
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
-        replaces: The uuid of a stored DICOM file that this one replaces, whatever `Overwrite` says of others.
+        replaces: The uuid of a stored DICOM file that this one replaces, whatever `Overwrite` says.
     """
 
     levels: Sequence[LevelRows]
@@ -70,7 +70,7 @@ class Record(NamedTuple):
 
 
 class Overwrite(Enum):
-    """What happens to an instance that is stored already (OverwriteInstances, INGEST.md 11)."""
+    """What to do with an instance that is stored already (OverwriteInstances, INGEST.md 11)."""
 
     NEVER = "never"
     ALWAYS = "always"
@@ -78,12 +78,12 @@ class Overwrite(Enum):
 
 
 class Outcome(Enum):
-    """How a record ended."""
+    """What happened to a record."""
 
     IMPORTED = "imported"
     KNOWN = "known"
     OVERWRITTEN = "overwritten"
-    RESTORED = "restored"  # it was there, but its content was not
+    RESTORED = "restored"  # the row existed, but its content was missing
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ class BatchResult:
 
     Attributes:
         outcomes: One for each record, in order.
-        removed: (uuid, file type) of stored attachments that no row names any more once this is committed.
-        touched: Public ids and levels of patients, studies and series that got an instance, the least recently
-            touched first (as Orthanc's list of unstable resources).
+        removed: (uuid, file type) of attachments to remove from the storage area after the commit.
+        touched: Public ids and levels of patients, studies and series that received an instance, the
+            least recent first (as Orthanc's list of unstable resources).
     """
 
     outcomes: list[Outcome]
@@ -103,8 +103,8 @@ class BatchResult:
 
 
 class Conflict(Exception):
-    """The index already holds something that contradicts this record; the message says what."""
+    """The index has something that contradicts this record; the message says what."""
 
 
 class ParentDeleted(Exception):
-    """Another session has deleted what this batch builds on; written again, it succeeds."""
+    """Another session has deleted a parent of this batch. The caller rolls back and writes it again."""

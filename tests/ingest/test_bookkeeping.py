@@ -49,14 +49,14 @@ def check(target: db.Target) -> None:
             ]
         ):
             counted = value(conn, f"SELECT value FROM globalintegers WHERE key = {key}")
-            if layout.counter_notes:
+            if layout.statistics_deltas:
                 counted += value(
                     conn, f"SELECT coalesce(sum(value), 0) FROM globalintegerschanges WHERE key = {key}"
                 )
             assert counted == value(conn, truth), key
-        if layout.child_count:
+        if layout.child_counts:
             marked = (
-                "false" if layout.direct_child_count else "internalid IN (SELECT id FROM invalidchildcounts)"
+                "false" if layout.direct_child_counts else "internalid IN (SELECT id FROM invalidchildcounts)"
             )
             wrong = f"""SELECT count(*) FROM resources p WHERE NOT {marked} AND childcount IS DISTINCT FROM
                         (SELECT count(*) FROM resources c WHERE c.parentid = p.internalid)"""
