@@ -1,6 +1,7 @@
-"""One DICOM file -> everything that it determines in Orthanc's index; no database, no file system.
+"""One DICOM file -> everything that it determines in Orthanc's index; no database.
 
-The only user of pydicom. The rules were measured on Orthanc 1.13.0 and 1.10.1: same file, same rows.
+The only user of pydicom. The rules were measured on Orthanc 1.13.0 and 1.10.1: same file,
+same rows.
 """
 
 from pgorthanc_cli.dicom.head import patient_key, reject_reason

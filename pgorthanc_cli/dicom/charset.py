@@ -1,8 +1,9 @@
 """The bytes of a text -> Unicode, as Orthanc decodes them with boost.locale on ICU.
 
-Orthanc uses only the first specific character set (PS3.3, C.12.1.1.2), and follows escape sequences
-only for ISO 2022 IR 87. Malformed input is skipped, never replaced. The decoders start from Python's
-codecs, and differ where the tables of ICU or its way to skip malformed bytes do.
+Orthanc uses only the first specific character set (PS3.3, C.12.1.1.2), and follows escape
+sequences only for ISO 2022 IR 87. Malformed input is skipped, never replaced. The
+decoders start from Python's codecs, and differ where the tables of ICU or its way to skip
+malformed bytes do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# --- decoders of one encoding -------------------------------------------------------------------------
+# --- decoders of one encoding -----------------------------------------------------------
 
 Decoder = Callable[[bytes], str]
 
@@ -33,7 +34,7 @@ def _thai(raw: bytes) -> str:
 
 
 def _utf8(raw: bytes) -> str:
-    """UTF-8 as boost.locale skips: a bad continuation goes with all of its sequence, offending byte included."""
+    """Decode UTF-8; a bad continuation byte is skipped with all of its sequence."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -61,7 +62,7 @@ def _utf8_sequences(raw: bytes) -> list[str]:
 
 
 def _utf8_follow(lead: int) -> int:
-    """How many continuation bytes a lead byte has, -1 for a byte that leads nothing."""
+    """Return the number of continuation bytes, -1 if this is not a lead byte."""
     if lead < 0x80:
         return 0
     if 0xC2 <= lead <= 0xF4:
@@ -70,7 +71,7 @@ def _utf8_follow(lead: int) -> int:
 
 
 def _shift_jis(raw: bytes) -> str:
-    """JIS X 0201 with its yen sign and overline, and the two-byte characters of Shift-JIS."""
+    """Decode Shift-JIS; 5C and 7E are yen sign and overline (JIS X 0201)."""
     return raw.decode("shift_jis", "ignore").translate({0x5C: 0xA5, 0x7E: 0x203E})
 
 
@@ -83,8 +84,9 @@ def _skip_one(error: UnicodeError) -> tuple[str, int]:
 _SKIP_ONE = "pgorthanc.skip-one"
 codecs.register_error(_SKIP_ONE, _skip_one)
 
-# Code positions that the edition of 2022 moved out of the private use area: each character here is what Python,
-# which has the edition of 2000, decodes for the bytes that now mean the other one, and the other way round.
+# Code positions that the edition of 2022 moved out of the private use area: each
+# character here is what Python, which has the edition of 2000, decodes for the bytes that
+# now mean the other one, and the other way round.
 _PRIVATE_2000 = (
     "\ue78d\ue78e\ue78f\ue790\ue791\ue792\ue793\ue794\ue795\ue796\ue7c7"
     "\ue81e\ue826\ue82b\ue82c\ue832\ue843\ue854\ue864"
@@ -97,12 +99,12 @@ _EDITION_2022 = str.maketrans(_PRIVATE_2000 + _ASSIGNED_2022, _ASSIGNED_2022 + _
 
 
 def _gb18030(raw: bytes) -> str:
-    """GB18030 in its edition of 2022, which has GBK in it; a lead byte that starts nothing is dropped alone."""
+    """Decode GB18030 of 2022, which includes GBK; only a bad lead byte is skipped."""
     return raw.decode("gb18030", _SKIP_ONE).translate(_EDITION_2022)
 
 
 def _korean(error: UnicodeError) -> tuple[str, int]:
-    """What ICU has beyond Python's cp949: 80, FF, and two rows of user-defined characters."""
+    """Decode what ICU has beyond Python's cp949: 80, FF, two user-defined rows."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     lead = error.object[error.start]
@@ -119,7 +121,7 @@ codecs.register_error(_KOREAN, _korean)
 
 
 def _cp949(raw: bytes) -> str:
-    """KS X 1001 with the extensions of Windows code page 949."""
+    """Decode KS X 1001 with the extensions of Windows code page 949."""
     return raw.decode("cp949", _KOREAN)
 
 
@@ -145,7 +147,7 @@ _ROMAN = {0x5C: "\xa5", 0x7E: "\u203e"}
 
 
 def _iso_2022_jp(raw: bytes) -> str:
-    """ISO-2022-JP with JIS X 0201, 0208 and 0212; unknown escape sequences lose their ESC only."""
+    """Decode ISO-2022-JP; of unknown escape sequences only the ESC is skipped."""
     texts: list[str] = []
     pos, mode = 0, "ascii"
     while pos < len(raw):
@@ -172,7 +174,7 @@ def _iso_2022_jp(raw: bytes) -> str:
 
 
 def _sequence(rest: bytes) -> bytes:
-    """What goes with an ESC: a sequence that ICU knows, or the start of one where the text ends."""
+    """Return the known sequence after an ESC, or the start of one at the end."""
     if len(rest) < 3 and rest in _STARTS:
         return rest
     return next((rest[:length] for length in (1, 2, 3) if rest[:length] in _SEQUENCES), b"")
@@ -185,9 +187,9 @@ def _single(byte: int, mode: str) -> str:
 
 
 def _pair(raw: bytes, pos: int, mode: str) -> tuple[str, int]:
-    """The character of two bytes 21-7E, and the position after it.
+    """Return the character of two bytes 21-7E, and the position after it.
 
-    A byte that starts no pair is dropped, and the end of a line goes with it.
+    A byte that starts no pair is skipped, together with an end of line after it.
     """
     pair = raw[pos : pos + 2]
     if pair[1:] in (b"\n", b"\r"):
@@ -200,7 +202,7 @@ def _pair(raw: bytes, pos: int, mode: str) -> tuple[str, int]:
 
 
 def _mapped(raw: bytes, codec: str) -> str:
-    """One character, nothing for a pair that the codec does not map: it is dropped whole."""
+    """Return one character, nothing for a pair that the codec does not map."""
     try:
         return raw.decode(codec)
     except UnicodeDecodeError:
@@ -208,13 +210,13 @@ def _mapped(raw: bytes, codec: str) -> str:
 
 
 def _shifted(row: int, cell: int) -> bytes:
-    """The Shift-JIS form of a JIS X 0208 pair."""
+    """Return the Shift-JIS form of a JIS X 0208 pair."""
     lead = (row - 0x21) // 2 + 0x81
     trail = cell + (0x1F if cell < 0x60 else 0x20) if row % 2 else cell + 0x7E
     return bytes((lead if lead < 0xA0 else lead + 0x40, trail))
 
 
-# --- Orthanc's encodings, and the character sets of DICOM ----------------------------------------------
+# --- Orthanc's encodings, and the character sets of DICOM -------------------------------
 
 # Orthanc's names of encodings, as in the option DefaultEncoding.
 ENCODINGS: dict[str, Decoder] = {
@@ -263,7 +265,8 @@ _DEFINED_TERMS = {
     "ISO 2022 IR 58": "SimplifiedChinese",
 }
 
-# Locking shifts, single shifts and designations (ISO 2022) that are left over after the conversion.
+# Locking shifts, single shifts and designations (ISO 2022) that are left over after the
+# conversion.
 _ESCAPES = re.compile("[\x0e\x0f]|\x1b(?:[noNO|}~]|[\x20-\x2f]+[\x30-\x7f])")
 
 
@@ -273,8 +276,10 @@ class Charset:
 
     Attributes:
         encoding: Orthanc's name of it.
-        extensions: the file uses code extensions, so leftovers of ISO 2022 are removed from each text.
-        split: texts with separators are decoded part by part in the encoding Japanese (Orthanc 1.12.9).
+        extensions: the file uses code extensions, so leftovers of ISO 2022 are removed
+            from each text.
+        split: texts with separators are decoded part by part in the encoding Japanese
+            (Orthanc 1.12.9).
     """
 
     encoding: str
@@ -283,11 +288,11 @@ class Charset:
 
     @property
     def plain(self) -> bool:
-        """Printable ASCII is what it is."""
+        """Whether printable ASCII decodes to itself."""
         return self.encoding not in ("Japanese", "JapaneseKanji")
 
     def decode(self, raw: bytes, vr: str) -> str:
-        """The text of a value of that VR, without what cannot be decoded."""
+        """Return the text of a value, without what cannot be decoded."""
         decoder = ENCODINGS[self.encoding]
         if self.split and self.encoding == "Japanese" and vr not in ("ST", "LT", "UT"):
             text = "\\".join(map(decoder, raw.split(b"\\")))
@@ -299,7 +304,7 @@ class Charset:
 
 
 def charset(specific: bytes, default: str, *, split: bool) -> Charset:
-    """The character set that a value of SpecificCharacterSet (0008,0005) stands for.
+    """Return the character set for a value of SpecificCharacterSet (0008,0005).
 
     Args:
         specific: the value, empty if the file has none.

@@ -1,4 +1,4 @@
-"""A DICOM file (PS3.10): preamble, file meta information, transfer syntax, and the data set that follows.
+"""A DICOM file (PS3.10): preamble, file meta information, transfer syntax, data set.
 
 `read_file` accepts what Orthanc accepts, which means what DCMTK parses to the last byte.
 """
@@ -45,7 +45,8 @@ _ENCODINGS = {
 }
 _SYNTAX_OF = {IMPLICIT: IMPLICIT_LE, EXPLICIT: EXPLICIT_LE, BIG_ENDIAN: EXPLICIT_BE}
 
-# The data set is deflated as a whole (PS3.5, A.5 to A.8), also in JPIP Referenced Deflate and its HTJ2K form.
+# The data set is deflated as a whole (PS3.5, A.5 to A.8), also in JPIP Referenced Deflate
+# and its HTJ2K form.
 _DEFLATED = frozenset(f"1.2.840.10008.1.2.{n}" for n in ("1.99", "4.95", "4.205"))
 _COMPRESSED_IMAGES = (
     *range(50, 67),
@@ -95,7 +96,7 @@ _MAX_LENGTH_OF = {vr.encode(): length for vr, length in _MAX_LENGTHS.items()}
 
 
 class FileMeta(NamedTuple):
-    """The file meta information (PS3.10, 7.1) as Orthanc's own reader sees it: up to its group length.
+    """File meta information (PS3.10, 7.1) as Orthanc sees it: up to its group length.
 
     Attributes:
         syntax: value of the last TransferSyntaxUID, empty if there is none.
@@ -145,7 +146,8 @@ def read_file(data: Buffer, tags: Container[int], dialect: Dialect = NEWEST) -> 
     """
     meta = file_meta(data)
     if meta and meta.plain and bytes(data[meta.end : meta.end + 2]) != b"\2\0":
-        # Nearly every file: DCMTK sees the same file meta information, so it is walked only once.
+        # Nearly every file: DCMTK sees the same file meta information, so it is walked
+        # only once.
         return _read_data_set(data, meta, _uid(meta.syntax or None), meta.end, tags, dialect)
     if not len(data):
         raise Refused("the file is empty")
@@ -161,11 +163,11 @@ def read_file(data: Buffer, tags: Container[int], dialect: Dialect = NEWEST) -> 
         raise Refused("not a DICOM file: no DICM at byte 128, and no data set at byte 0") from None
 
 
-# --- file meta information -----------------------------------------------------------------------
+# --- file meta information --------------------------------------------------------------
 
 
 def file_meta(data: Buffer) -> FileMeta | None:
-    """Return the file meta information as Orthanc reads it, None if it is missing or malformed.
+    """Return the file meta information, None if it is missing or malformed.
 
     Raises:
         Refused: Orthanc's reader meets a VR that it does not know.
@@ -210,11 +212,11 @@ def _check_vr(letters: bytes, pos: int) -> None:
 
 
 def _dcmtk_file_meta(data: Buffer, start: int, dialect: Dialect) -> tuple[bytes | None, int]:
-    """Return the value of the first TransferSyntaxUID (None without one), and where the data set starts.
+    """Return the first TransferSyntaxUID, if any, and where the data set starts.
 
-    For DCMTK, the file meta information ends with the element in which its group length ends. Without
-    a group length it ends where the group changes. An undefined length counts as 0: the rest belongs
-    to the data set.
+    For DCMTK, the file meta information ends with the element in which its group length
+    ends. Without a group length it ends where the group changes. An undefined length
+    counts as 0: the rest belongs to the data set.
     """
     encoding = _guess_encoding(data, start)
     walker, pos, elements = Walker(data, dialect), start, dict[int, Element]()
@@ -235,7 +237,7 @@ def _dcmtk_file_meta(data: Buffer, start: int, dialect: Dialect) -> tuple[bytes 
 
 
 def _meta_end(data: Buffer, group_length: Element, pos: int) -> int | None:
-    """Return the position where the group length says that the group ends, None for an empty value."""
+    """Return the end of the group by its group length, None if that is empty."""
     length = group_length.length + group_length.length % 2
     if group_length.vr != "UL" or length == 2:
         raise Refused("the file meta information has a group length that is no number")
@@ -254,7 +256,7 @@ def _uid(value: bytes | None) -> str:
     return value[:128].decode("latin-1").rstrip(" \0")  # a UID has 64 characters at most
 
 
-# --- data set ------------------------------------------------------------------------------------
+# --- data set ---------------------------------------------------------------------------
 
 
 def _read_data_set(
@@ -285,7 +287,8 @@ def _read_data_set(
 def _guess_encoding(data: Buffer, pos: int) -> Encoding:
     """Return the encoding that the first element seems to have.
 
-    It is big endian if the group is below 0100 only when read that way, and the dictionary has the tag.
+    It is big endian if the group is below 0100 only when read that way, and the
+    dictionary has the tag.
     """
     head = bytes(data[pos : pos + 6])
     if not is_vr(head[4:]):
@@ -296,7 +299,7 @@ def _guess_encoding(data: Buffer, pos: int) -> Encoding:
 
 
 def _inflate(data: Buffer, pos: int) -> Buffer:
-    """Return the data set of a deflated transfer syntax (PS3.5, A.5); DCMTK ignores what follows it."""
+    """Inflate a data set (PS3.5, A.5); like DCMTK, ignore what follows it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         with memoryview(data) as whole, whole[pos:] as deflated:
@@ -311,7 +314,7 @@ def _inflate(data: Buffer, pos: int) -> Buffer:
 
 
 def _inflate_to_file(head: bytes, inflater: zlib._Decompress) -> mmap.mmap:
-    """Return a large data set in a mapped temporary file, which keeps the memory of the process bounded."""
+    """Inflate a large data set into a mapped temporary file: memory stays bounded."""
     try:
         with tempfile.TemporaryFile() as file:
             size = file.write(head)

@@ -1,4 +1,4 @@
-"""The first elements of a file: whose it is, or why it cannot be an instance, without reading all of it."""
+"""The first elements of a file: whose it is, or why it cannot be an instance."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _MAX_ELEMENTS = 10_000
 
 
 def patient_key(path: str) -> bytes | None:
-    """Return the bytes of PatientID, which are the same for all files of a patient; b"" without one.
+    """Return the bytes of PatientID, b"" if the file has none.
 
-    For dividing work only: None where the first 64 kB are not in a common form, or not readable.
+    For dividing work only: None where the first 64 kB are not in a common form, or not
+    readable.
     """
     try:
         with os.fdopen(files.open_regular(path), "rb", buffering=0) as file:
@@ -55,7 +56,8 @@ def reject_reason(
 ) -> str | None:
     """Return why no file with this beginning can be an instance, None if it may be one.
 
-    Steps from header to header: for large files, before they are copied. `parse` decides all doubtful cases.
+    Steps from header to header: for large files, before they are copied. `parse` decides
+    all doubtful cases.
 
     Args:
         read: Returns so many bytes from a position.

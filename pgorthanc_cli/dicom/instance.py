@@ -1,7 +1,8 @@
 """One DICOM file -> what Orthanc writes into its index for it.
 
-`parse` is the whole way: which tags are stored (`tags`), the structure of the file (`file`,
-`structure`), texts of its elements (`values`, `charset`), metadata, and the rows of the four levels.
+`parse` is the whole way: which tags are stored (`tags`), the structure of the file
+(`file`, `structure`), texts of its elements (`values`, `charset`), metadata, and the rows
+of the four levels.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _IDENTIFIERS = {tags.PATIENT_ID: "PatientID", **_UIDS}
 
 
 def parse(data: Buffer, profile: Profile) -> Instance:
-    """Return everything that one file determines in the index of the Orthanc that the profile describes.
+    """Return everything that one file determines in the index.
 
     Args:
         data: the whole file, as received (not compressed).
@@ -75,7 +76,7 @@ def _nesting_warning(depth: int) -> tuple[str, ...]:
 
 
 def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]) -> None:
-    """Refuse a file without the three UIDs; PatientID may be missing or empty, but must be a text."""
+    """Refuse a file without the three UIDs, or with a PatientID that is not a text."""
     if missing := [name for tag, name in _UIDS.items() if tag not in elements]:
         raise Refused(
             f"{', '.join(missing)} missing: no image, or a DICOMDIR or a query file", missing_tag=True
@@ -87,7 +88,7 @@ def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]
         raise Refused(f"{', '.join(empty)} empty")
 
 
-# --- patient, study and series -----------------------------------------------------------------------
+# --- patient, study and series ----------------------------------------------------------
 
 
 class _Ancestors(NamedTuple):
@@ -100,8 +101,9 @@ class _Ancestors(NamedTuple):
     expected_instances: int | None
 
 
-# Files of a series usually arrive together, and differ only in elements of the instance. Their
-# ancestors are computed once for each distinct sequence of bytes that they are made of.
+# Files of a series usually arrive together, and differ only in elements of the instance.
+# Their ancestors are computed once for each distinct sequence of bytes that they are made
+# of.
 _recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
 _MAX_RECENT = 64
 _MAX_KEY_VALUE = 4096  # bytes of one element in the key
@@ -109,7 +111,7 @@ _HEADER_BYTES = {**dict.fromkeys(SHORT_VRS, 8), **dict.fromkeys(LONG_VRS, 12)}  
 
 
 def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ancestors:
-    """Return the ancestors of a file, from the recent ones where all relevant bytes are the same."""
+    """Return the ancestors, a recent result if all relevant bytes are the same."""
     element_bytes = _bytes_of(file, indexed.of_ancestors)
     if element_bytes is None:
         return _build_ancestors(file, indexed, profile)
@@ -123,7 +125,7 @@ def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ance
 
 
 def _bytes_of(file: File, wanted: frozenset[int]) -> bytes | None:
-    """Return these elements as written, with tags and VRs; None if one is too large or has an odd VR."""
+    """Return these elements as written; None if one is too large or has an odd VR."""
     data, parts = file.data, []
     for tag, vr, start, _, _, _, end in file.elements.values():
         if tag in wanted:
@@ -153,11 +155,11 @@ def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) ->
     return _Ancestors((patient, study, series), "|".join(identifiers), texts, text_rules, expected)
 
 
-# --- rows --------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------
 
 
 def _public_id(identifiers: str) -> str:
-    """Return the SHA-1 of the identifiers down to a level; an absent PatientID counts as empty."""
+    """Return the SHA-1 of the identifiers; an absent PatientID counts as empty."""
     x = hashlib.sha1(identifiers.encode(), usedforsecurity=False).hexdigest()
     return f"{x[:8]}-{x[8:16]}-{x[16:24]}-{x[24:32]}-{x[32:]}"
 

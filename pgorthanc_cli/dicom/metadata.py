@@ -1,7 +1,8 @@
 """The metadata that Orthanc derives from a file: types 1, 4, 9, 10, 14 and 17.
 
-Types 9, 14 and 17 come from Orthanc's own forward readers, which do not use DCMTK. They read the raw
-bytes again, and where they give up the metadata is missing although the file is stored.
+Types 9, 14 and 17 come from Orthanc's own forward readers, which do not use DCMTK. They
+read the raw bytes again, and where they give up the metadata is missing although the file
+is stored.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def instance_metadata(
     pixels: PixelData | None,
     version: tuple[int, int, int],
 ) -> dict[int, str]:
-    """Return the metadata that only instances have; `version` is Orthanc's, `index` metadata 1."""
+    """Return the metadata that only instances have; `index` is metadata 1."""
     metadata = {
         INDEX_IN_SERIES: index,
         TRANSFER_SYNTAX: _transfer_syntax(file, _known_syntaxes(version)),
@@ -86,14 +87,15 @@ def instance_metadata(
 
 
 def storable(text: str) -> str:
-    """Return what of a text a row can hold: all before the first 00 (only values of VR UN have one)."""
+    """Return a text up to its first 00, which PostgreSQL cannot store."""
     return text.partition("\0")[0] if "\0" in text else text
 
 
 def expected_instances(texts: Mapping[int, str]) -> int | None:
-    """Return the number of instances that the file announces for its series (metadata 4), if any.
+    """Return metadata 4: the announced number of instances in the series, if any.
 
-    The first of these (pairs of) tags that the file has decides, even if the texts are not numbers.
+    The first of these (pairs of) tags that the file has decides, even if the texts are
+    not numbers.
     """
     for tags in EXPECTED_INSTANCES:
         if all(tag in texts for tag in tags):
@@ -102,7 +104,7 @@ def expected_instances(texts: Mapping[int, str]) -> int | None:
 
 
 def _product(texts: list[str]) -> int | None:
-    """Return the positive product of signed 64-bit integers, which wraps around as in C."""
+    """Return the positive product of 64-bit integers, which wraps around as in C."""
     product = 1
     for text in texts:
         if not _INTEGER.fullmatch(text) or not -(1 << 63) <= int(text) < 1 << 63:
@@ -113,7 +115,7 @@ def _product(texts: list[str]) -> int | None:
 
 
 def index_in_series(texts: Mapping[int, str], *, has_number: bool) -> str | None:
-    """Return metadata 1: InstanceNumber, or ImageIndex if the file has no such element at all.
+    """Return metadata 1: InstanceNumber, or ImageIndex without such an element.
 
     It is not always a number.
     """
@@ -126,7 +128,7 @@ def _known_syntaxes(version: tuple[int, int, int]) -> frozenset[str]:
 
 
 def _transfer_syntax(file: File, known: frozenset[str]) -> str | None:
-    """Return metadata 9: the syntax named in the file meta information, else the one DCMTK read with.
+    """Return metadata 9: the named transfer syntax, else the one DCMTK read with.
 
     None if the file meta information names one that Orthanc does not know.
     """
@@ -138,7 +140,7 @@ def _transfer_syntax(file: File, known: frozenset[str]) -> str | None:
 
 
 def _unexpected_vr(pixels: PixelData, texts: Mapping[int, str]) -> str | None:
-    """Return metadata 17: the VR of the pixel data if it is not the expected one (PS3.5, A.1 to A.4)."""
+    """Return metadata 17: the VR of the pixel data if unexpected (PS3.5, A.1 to A.4)."""
     if pixels.transfer_syntax not in (EXPLICIT_LE, EXPLICIT_BE):
         return None
     bits = texts.get(BITS_ALLOCATED, "").strip(_WHITE)
@@ -146,7 +148,7 @@ def _unexpected_vr(pixels: PixelData, texts: Mapping[int, str]) -> str | None:
     return pixels.vr if pixels.vr != expected else None
 
 
-# --- pixel data, as Orthanc's forward reader finds it ------------------------------------------------
+# --- pixel data, as Orthanc's forward reader finds it -----------------------------------
 
 
 class _Malformed(Exception):
@@ -154,7 +156,7 @@ class _Malformed(Exception):
 
 
 def find_pixel_data(data: Buffer, file: File, version: tuple[int, int, int]) -> PixelData | None:
-    """Return the pixel data of the file in `data`, None where Orthanc's reader does not find it."""
+    """Return the pixel data, None where Orthanc's reader does not find it."""
     meta = file.meta
     if meta is None or not meta.exact:
         return None
@@ -163,7 +165,8 @@ def find_pixel_data(data: Buffer, file: File, version: tuple[int, int, int]) -> 
     if name not in known or any(_without_padding(value) not in known for value in meta.earlier):
         return None
     if file.linear and file.start == meta.end and name not in (IMPLICIT_LE, EXPLICIT_BE):
-        # The forward reader would meet the same elements as the walk did: the result is known already.
+        # The forward reader would meet the same elements as the walk did: the result is
+        # known already.
         first = file.first_from_pixel_data
         if first is None:
             return None
@@ -182,7 +185,7 @@ def _without_padding(value: bytes) -> str:
 
 
 def _search(data: Buffer, pos: int, syntax: str) -> PixelData | None:
-    """Step from element to element; return the pixel data, None if a later tag comes first."""
+    """Return the first pixel data, None if a later tag comes first."""
     order, implicit = ">" if syntax == EXPLICIT_BE else "<", syntax == IMPLICIT_LE
     header, size, depth = TAG_VR_LENGTH[order], len(data), 0
     short_vrs: frozenset[bytes] = frozenset() if implicit else SHORT_VR_CODES
@@ -199,8 +202,8 @@ def _search(data: Buffer, pos: int, syntax: str) -> PixelData | None:
         start, length = _value(data, pos, order, vr, short_length)
         nests = length == UNDEFINED and vr not in SHORT_VR_CODES
         end = start if nests else start + length
-        # Orthanc compares the tag when it has the header of a long value, but the whole of a short
-        # one, and never for a sequence.
+        # Orthanc compares the tag when it has the header of a long value, but the whole
+        # of a short one, and never for a sequence.
         compares = vr != b"SQ" and (vr or not nests) and (vr not in SHORT_VR_CODES or end <= size)
         if compares and depth == 0 and tag >= PIXEL_DATA:
             return PixelData(pos, syntax, _vr_name(vr)) if tag == PIXEL_DATA else None
@@ -209,7 +212,7 @@ def _search(data: Buffer, pos: int, syntax: str) -> PixelData | None:
 
 
 def _value(data: Buffer, pos: int, order: str, vr: bytes, short_length: int) -> tuple[int, int]:
-    """Return position and length of a value; an empty VR is that of an implicit element."""
+    """Return position and length of a value; implicit elements have an empty VR."""
     if not vr:
         return pos + 8, LENGTH[order](data, pos + 4)[0]
     if vr in SHORT_VR_CODES:
@@ -221,7 +224,7 @@ def _value(data: Buffer, pos: int, order: str, vr: bytes, short_length: int) -> 
 
 
 def _after_delimiter(data: Buffer, pos: int, tag: int, order: str, depth: int) -> tuple[int, int]:
-    """Return position and depth after the header of an item, or after one of the two delimiters."""
+    """Return position and depth after the header of an item or a delimiter."""
     length = LENGTH[order](data, pos + 4)[0]
     if tag == ITEM:
         return pos + 8 + (0 if length == UNDEFINED else length), depth

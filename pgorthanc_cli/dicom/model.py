@@ -1,4 +1,4 @@
-"""What goes into the reading of one DICOM file and what comes out of it: plain, frozen, picklable values."""
+"""Input and result of `parse`: frozen, picklable values."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ class Refused(Exception):
 
     Attributes:
         reason: why, for people; never a value of the file.
-        missing_tag: one of the three UIDs is absent (Orthanc answers 404), anything else is 400.
+        missing_tag: one of the three UIDs is absent (Orthanc answers 404), anything else
+            is 400.
     """
 
     def __init__(self, reason: str, *, missing_tag: bool = False) -> None:
-        """Say why."""
+        """Take the reason."""
         super().__init__(reason)
         self.reason = reason
         self.missing_tag = missing_tag
 
     def __reduce__(self) -> tuple[type[Refused], tuple[str], dict[str, bool]]:
-        """Survive the way from a worker process, keyword argument included."""
+        """Pickle the keyword argument, too."""
         return Refused, (self.reason,), {"missing_tag": self.missing_tag}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What, besides the file, decides the rows: the Orthanc to imitate and three of its options.
+    """What besides the file decides the rows: Orthanc's version and two options.
 
     Attributes:
-        orthanc_version: the version whose rows are wanted, (1, 10, 1) to (1, 13, 0).
-        default_encoding: Orthanc's `DefaultEncoding`, for files without a specific character set.
-        extra_main_dicom_tags: Orthanc's `ExtraMainDicomTags`: level ("Patient", "Study", "Series" or "Instance")
-            to keywords or `gggg,eeee`. Kept as `extra_tags`, so that a profile can be hashed and pickled.
+        orthanc_version: the version to imitate, (1, 10, 1) to (1, 13, 0).
+        default_encoding: Orthanc's `DefaultEncoding`, for files without a specific
+            character set.
+        extra_main_dicom_tags: Orthanc's `ExtraMainDicomTags`: level ("Patient", "Study",
+            "Series" or "Instance") to keywords or `gggg,eeee`. Kept as `extra_tags`, so
+            that a profile can be hashed and pickled.
     """
 
     orthanc_version: tuple[int, int, int] = (1, 13, 0)
@@ -48,12 +51,12 @@ class Profile:
     extra_main_dicom_tags: Mapping[str, Iterable[str]] | TagLists = ()
 
     def __post_init__(self) -> None:
-        """Make the extra tags hashable."""
+        """Convert the extra tags to tuples, which can be hashed."""
         object.__setattr__(self, "extra_main_dicom_tags", self.extra_tags)
 
     @property
     def extra_tags(self) -> TagLists:
-        """The extra tags as sorted pairs of level and names."""
+        """Extra tags as sorted pairs of level and names."""
         given = self.extra_main_dicom_tags
         pairs = given.items() if isinstance(given, Mapping) else given
         return tuple(sorted((level, tuple(names)) for level, names in pairs))
@@ -66,7 +69,8 @@ class Level(NamedTuple):
         public_id: 44 characters, SHA-1 in five groups.
         main_dicom_tags: (group, element, value); a study has those of its patient too.
         identifiers: (group, element, normalised value).
-        metadata: type to value, of those types that the file decides (1, 4, 9, 10, 14, 15, 16, 17).
+        metadata: type to value, of those types that the file decides (1, 4, 9, 10, 14,
+            15, 16, 17).
     """
 
     public_id: str

@@ -1,9 +1,11 @@
-"""The structure of a data set (PS3.5, chapter 7), walked strictly to its last byte as DCMTK does.
+"""The structure of a data set (PS3.5, 7), walked to its last byte as DCMTK does.
 
-A walk reads every header, jumps over every value, and remembers only the elements asked for: pixel data
-is never copied, and memory does not grow with the file. Whatever cannot be followed is `Refused`.
+A walk reads every header, jumps over every value, and remembers only the elements asked
+for: pixel data is never copied, and memory does not grow with the file. Whatever cannot
+be followed is `Refused`.
 
-One class of over 300 lines, because every step of it is on the hottest path of import and shares the buffer.
+One class of over 300 lines, because every step of it is on the hottest path of import and
+shares the buffer.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ NOTHING: Container[int] = range(0)
 EVERYTHING: Container[int] = range(1 << 32)
 
 MAX_DEPTH = 64  # Orthanc 1.13.0 refuses that many nested sequences
-# Elements remembered inside sequences: metadata 16 holds them all, and PostgreSQL limits a value to 1 GB.
+# Elements remembered inside sequences: metadata 16 holds them all, and PostgreSQL limits
+# a value to 1 GB.
 MAX_REMEMBERED = 1_000_000
 
 
@@ -45,7 +48,7 @@ _VRS = {vr.encode(): (vr, False) for vr in SHORT_VRS} | {vr.encode(): (vr, True)
 
 
 class Encoding(NamedTuple):
-    """How elements are written: with or without a VR, and the byte order as `struct` spells it."""
+    """How elements are written: with or without a VR, and byte order (`struct`)."""
 
     explicit: bool
     order: str
@@ -55,8 +58,10 @@ class Dialect(NamedTuple):
     """What depends on the version of the reader.
 
     Attributes:
-        old: as DCMTK 3.6.7, which knows fewer transfer syntaxes and takes any two bytes for a VR.
-        whole_arrays: a value of AT, OF, OD, OL or OV that is no whole number of its units is refused.
+        old: as DCMTK 3.6.7, which knows fewer transfer syntaxes and takes any two bytes
+            for a VR.
+        whole_arrays: a value of AT, OF, OD, OL or OV that is no whole number of its units
+            is refused.
     """
 
     old: bool = False
@@ -76,9 +81,11 @@ class Element(NamedTuple):
         tag: group and element, as one number.
         vr: two letters; empty for letters that are no VR of DICOM.
         start: position of the value, in bytes.
-        length: of the value, in bytes; `UNDEFINED` for fragments and sequences of undefined length.
+        length: of the value, in bytes; `UNDEFINED` for fragments and sequences of
+            undefined length.
         order: byte order of the value.
-        items: of a sequence, each the first element of every tag in it; None for all other elements.
+        items: of a sequence, each the first element of every tag in it; None for all
+            other elements.
         end: position after the whole element.
     """
 
@@ -101,7 +108,7 @@ Header = tuple[int, str, int, int]  # tag, VR, position of the value, length
 
 
 class _EndOfFile(Exception):
-    """A sequence, fragments or an empty fragment start where the file ends: everything around them ends, too."""
+    """A sequence or fragment starts at the end of the file: all around it ends, too."""
 
 
 class Walker:
@@ -109,10 +116,11 @@ class Walker:
 
     Attributes:
         depth: number of nested sequences.
-        linear: before the pixel data there were only elements of defined length in explicit little endian, so that
-            a reader that jumps from header to header meets the same ones.
-        first_from_pixel_data: tag, position and VR of the first element of the top level that is pixel data or
-            comes later.
+        linear: before the pixel data there were only elements of defined length in
+            explicit little endian, so that a reader that jumps from header to header
+            meets the same ones.
+        first_from_pixel_data: tag, position and VR of the first element of the top level
+            that is pixel data or comes later.
     """
 
     def __init__(self, data: Buffer, dialect: Dialect = NEWEST) -> None:
@@ -128,13 +136,14 @@ class Walker:
     def data_set(
         self, pos: int, encoding: Encoding, tags: Container[int], *, encapsulated: bool = False
     ) -> dict[int, Element]:
-        """Walk the data set from `pos` to the end of the buffer; return the first element of each of these tags.
+        """Walk from `pos` to the end; return the first element of each of these tags.
 
         Args:
             pos: where the data set starts.
             encoding: of the data set.
             tags: tags to remember; of a sequence, everything inside is remembered.
-            encapsulated: the transfer syntax requires pixel data in fragments (PS3.5, A.4).
+            encapsulated: the transfer syntax requires pixel data in fragments (PS3.5,
+                A.4).
 
         Raises:
             Refused: the structure cannot be followed to the last byte.
@@ -172,12 +181,14 @@ class Walker:
                 self.first_from_pixel_data = tag, pos, vr
 
     def skim(self, pos: int, stop: int, tags: Container[int], elements: dict[int, Element]) -> int:
-        """Step over elements in explicit little endian with short lengths, up to the group of the pixel data.
+        """Step over short elements in explicit little endian before the pixel data.
 
-        Nearly all elements are of this kind. The result is that of `element` for each, in a quarter of the time.
+        Nearly all elements are of this kind. The result is that of `element` for each, in
+        a quarter of the time.
 
         Returns:
-            The position of the first element that is something else, or does not end before `stop`.
+            The position of the first element that is something else, or does not end
+            before `stop`.
         """
         data, unpack = self.data, TAG_VR_LENGTH["<"]
         while pos + 8 <= stop:
@@ -204,7 +215,7 @@ class Walker:
         elements: dict[int, Element],
         depth: int = 0,
     ) -> int:
-        """Step over a value, and remember the element if it is the first with one of these tags.
+        """Step over a value; remember the element if it is the first of its tag.
 
         Returns:
             The position after the element.
@@ -230,7 +241,7 @@ class Walker:
         return end
 
     def _check_units(self, header: Header) -> None:
-        """Refuse an array that, padded to an even length, is not a whole number of values."""
+        """Refuse an array that (padded) is not a whole number of values."""
         tag, vr, start, length = header
         if self.dialect.whole_arrays and (length + length % 2) % UNITS[vr]:
             raise Refused(
@@ -246,7 +257,7 @@ class Walker:
         elements: dict[int, Element],
         depth: int,
     ) -> tuple[int, list[dict[int, Element]] | None]:
-        """Step over a sequence or fragments; one that starts at the end of the file counts, but is empty."""
+        """Step over a sequence or fragments; at the end of the file they are empty."""
         tag, vr, start, length = header
         remember = tag in tags and tag not in elements
         try:
@@ -278,7 +289,8 @@ class Walker:
     ) -> tuple[int, list[dict[int, Element]]]:
         """Step over the items of a sequence.
 
-        It ends with a delimiter, of whatever length, or with the item in which its own length ends.
+        It ends with a delimiter, of whatever length, or with the item in which its own
+        length ends.
         """
         if depth >= MAX_DEPTH:
             raise Refused(f"too many nested sequences: {depth}, Orthanc takes fewer than {MAX_DEPTH}")
@@ -304,8 +316,8 @@ class Walker:
     ) -> tuple[int, dict[int, Element]]:
         """Step over one item.
 
-        It ends with a delimiter, of whatever length, with the element in which its own length ends, or with the
-        file, between two elements.
+        It ends with a delimiter, of whatever length, with the element in which its own
+        length ends, or with the file, between two elements.
         """
         elements: dict[int, Element] = {}
         tags = EVERYTHING if remember else NOTHING
@@ -328,7 +340,7 @@ class Walker:
         return pos, elements
 
     def _fragments(self, pos: int, encoding: Encoding) -> int:
-        """Step over the fragments of encapsulated pixel data (PS3.5, A.4), to a delimiter of whatever length."""
+        """Step over fragments of pixel data (PS3.5, A.4), to a delimiter of any length."""
         if pos == self.size:
             raise _EndOfFile
         while True:
@@ -343,7 +355,7 @@ class Walker:
             pos += length
 
     def _us_or_ss(self, elements: dict[int, Element]) -> str:
-        """Return the VR of "US or SS", which a preceding PixelRepresentation of the same item decides."""
+        """Return the VR of "US or SS" by the preceding PixelRepresentation, if any."""
         sign = elements.get(PIXEL_REPRESENTATION)
         if sign is None or not 0 < sign.length < UNDEFINED:
             return XS
@@ -400,7 +412,7 @@ class Walker:
 
 
 def _check_fits_item(header: Header, stop: int) -> None:
-    """Refuse a value that extends beyond its item although its header fits; DCMTK accepts it if neither fits."""
+    """Refuse a value beyond the end of its item; DCMTK accepts it if its header is, too."""
     tag, _, start, length = header
     if length != UNDEFINED:
         raise Refused(
@@ -409,7 +421,7 @@ def _check_fits_item(header: Header, stop: int) -> None:
 
 
 def _unknown_vr(letters: bytes, pos: int, *, any_vr: bool) -> tuple[str, bool]:
-    """Return how DCMTK reads an element of an unknown VR: no name, and whether its length has four bytes."""
+    """Return how DCMTK reads an unknown VR: no name, and if its length has 4 bytes."""
     first, second = letters
     printable = 0x20 <= first <= 0x7F and 0x20 <= second <= 0x7F
     if letters in (b"na", b"pi") or not (printable or any_vr):

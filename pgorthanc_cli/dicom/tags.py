@@ -1,6 +1,7 @@
-"""Tags: the DICOM data dictionary, and which tags Orthanc stores in its index, by version and options.
+"""Tags: the DICOM data dictionary, and the tags that Orthanc stores in its index.
 
-The dictionary is the one of pydicom (PS3.6); `name_of` and `vr_of` give what DCMTK makes of it.
+The dictionary is the one of pydicom (PS3.6); `name_of` and `vr_of` give what DCMTK makes
+of it.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ PATIENT_ID, STUDY_UID, SERIES_UID, SOP_INSTANCE_UID = 0x00100020, 0x0020000D, 0x
 SPECIFIC_CHARACTER_SET, SOP_CLASS_UID = 0x00080005, 0x00080016
 BITS_ALLOCATED, PIXEL_REPRESENTATION = 0x00280100, 0x00280103
 INSTANCE_NUMBER, IMAGE_INDEX = 0x00200013, 0x00541330
-# ImagesInAcquisition x NumberOfTemporalPositions, NumberOfSlices x NumberOfTimeSlices, CardiacNumberOfImages
+# ImagesInAcquisition x NumberOfTemporalPositions, NumberOfSlices x NumberOfTimeSlices,
+# CardiacNumberOfImages
 EXPECTED_INSTANCES = ((0x00201002, 0x00200105), (0x00540081, 0x00540101), (0x00181090,))
 
 
-# --- the data dictionary ------------------------------------------------------------------------------
+# --- the data dictionary ----------------------------------------------------------------
 
-# What DCMTK takes in implicit files where the standard leaves a choice. XS waits for PixelRepresentation.
+# What DCMTK takes in implicit files where the standard leaves a choice. XS waits for
+# PixelRepresentation.
 XS = "xs"
 _CHOICES = {"US or SS": XS, "OB or OW": "OW", "US or OW": "OW", "US or SS or OW": "OW"}
-# Tags of "US or SS" that DCMTK decides by PixelRepresentation; it leaves the others undecided.
+# Tags of "US or SS" that DCMTK decides by PixelRepresentation; it leaves the others
+# undecided.
 _BY_SIGN = frozenset(
     (
         *(0x00189810, 0x00280106, 0x00280107, 0x00280108, 0x00280109, 0x00280120, 0x00280121, 0x00283002),
@@ -37,8 +41,9 @@ _NO_ENTRY = ("UN", "", "", "", "")
 
 
 def _entry(tag: int) -> tuple[str, str, str, str, str]:
-    """Return VR, multiplicity, name, "Retired" or nothing, and keyword; for repeating groups (50xx), too."""
-    # Imported here because it takes 60 ms, and most files are explicit and need no dictionary.
+    """Return VR, multiplicity, name, "Retired" or nothing, keyword."""
+    # Imported here because it takes 60 ms, and most files are explicit and need no
+    # dictionary.
     from pydicom.datadict import get_entry
 
     try:
@@ -49,7 +54,7 @@ def _entry(tag: int) -> tuple[str, str, str, str, str]:
 
 @lru_cache(maxsize=1 << 14)
 def vr_of(tag: int) -> str:
-    """Return the VR of a tag: `UN` if it is not in the dictionary, `XS` for "US or SS"."""
+    """Return the VR of a tag: `UN` if it is unknown, `XS` for "US or SS"."""
     entry = _entry(tag)
     if entry is not _NO_ENTRY:
         return _CHOICES.get(entry[0], entry[0])
@@ -59,7 +64,7 @@ def vr_of(tag: int) -> str:
 
 
 def is_known(tag: int) -> bool:
-    """Return whether the dictionary has the tag; it has the group lengths of all standard groups."""
+    """Return whether the dictionary has the tag, or it is a standard group length."""
     return _entry(tag) is not _NO_ENTRY or (tag & 0xFFFF == 0 and not is_private(tag))
 
 
@@ -89,7 +94,7 @@ def is_us_or_ss(tag: int) -> bool:
 
 
 def tag_of(keyword: str) -> int | None:
-    """Return the tag of a keyword, None for an unknown or a retired one (DCMTK renames those)."""
+    """Return the tag of a keyword, None for unknown and retired ones."""
     from pydicom.datadict import tag_for_keyword
 
     tag = tag_for_keyword(keyword)
@@ -97,11 +102,11 @@ def tag_of(keyword: str) -> int | None:
 
 
 def format_tag(tag: int) -> str:
-    """Return the tag as Orthanc writes it: `0010,0020`, hexadecimal digits in lower case."""
+    """Return the tag as Orthanc writes it: `0010,0020`, in lower case."""
     return f"{tag >> 16:04x},{tag & 0xFFFF:04x}"
 
 
-# --- tags in the index --------------------------------------------------------------------------------
+# --- tags in the index ------------------------------------------------------------------
 
 _OLDEST, _NEWEST = (1, 10, 1), (1, 13, 0)
 _SIGNATURES_SINCE = (1, 11, 0)  # and the option ExtraMainDicomTags
@@ -138,8 +143,8 @@ _IDENTIFIERS = {
     "instance": (SOP_INSTANCE_UID,),
 }
 
-# Orthanc computes these for its answers: retrieve URL and AE title, modalities and SOP classes in study,
-# availability, and the six numbers of related resources.
+# Orthanc computes these for its answers: retrieve URL and AE title, modalities and SOP
+# classes in study, availability, and the six numbers of related resources.
 _COMPUTED = frozenset(
     _tags(
         "0008,0054 0008,0056 0008,0061 0008,0062 0008,1190"
@@ -183,7 +188,8 @@ class IndexedTags(NamedTuple):
     Attributes:
         levels: patient, study, series, instance.
         needed: all tags whose values are needed.
-        of_ancestors: those that decide the rows of the patient, study and series, and how texts are read.
+        of_ancestors: those that decide the rows of the patient, study and series, and how
+            texts are read.
     """
 
     levels: tuple[LevelTags, LevelTags, LevelTags, LevelTags]
@@ -218,7 +224,8 @@ def check_profile(profile: Profile) -> list[str]:
     """Return warnings for entries of ExtraMainDicomTags that Orthanc ignores.
 
     Raises:
-        UsageError: unknown tag name, level or encoding, or an unsupported version of Orthanc.
+        UsageError: unknown tag name, level or encoding, or an unsupported version of
+            Orthanc.
     """
     if not _OLDEST <= profile.orthanc_version <= _NEWEST:
         raise UsageError(
@@ -238,7 +245,7 @@ def _dotted(version: tuple[int, int, int]) -> str:
 
 
 def _main_dicom_tags(profile: Profile) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """Return the tags of each level, extra ones included, and warnings for those left out."""
+    """Return the tags of each level with extra ones, and warnings for ignored ones."""
     longer = _MAIN_SINCE_1_12_5 if profile.orthanc_version >= _LONGER_LISTS_SINCE else {}
     main = {level: tags + longer.get(level, ()) for level, tags in _MAIN.items()}
     extra = _extra_tags(profile)

@@ -28,7 +28,8 @@ TEXT_VRS = vrs("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT")
 _BINARY = frozenset({"OB", "OW", "", XS})  # XS: PixelRepresentation does not say what it is
 _WHITE = b" \t\n\x0b\x0c\r"
 
-# VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind whole, however long.
+# VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind
+# whole, however long.
 _NUMBERS = {
     "US": ("H", "%d"),
     "SS": ("h", "%d"),
@@ -53,7 +54,8 @@ class Reader:
         data: what the elements point into.
         charset: of the file.
         trims_nul: trailing 00 bytes are padding, like spaces (DCMTK after 3.6.7).
-        all_numbers: AT has all its values, and SV, UV, OF, OD, OL and OV have a text (Orthanc 1.12.11).
+        all_numbers: AT has all its values, and SV, UV, OF, OD, OL and OV have a text
+            (Orthanc 1.12.11).
     """
 
     data: Buffer
@@ -62,7 +64,7 @@ class Reader:
     all_numbers: bool
 
     def text(self, element: Element) -> str | None:
-        """Return the text of an element, None if it is a sequence, binary, an empty number, or too long."""
+        """Return the text, None for sequences, binary, empty numbers and long texts."""
         if element.length <= LIMIT and element.vr in TEXT_VRS and self.charset.plain:
             raw = bytes(self.data[element.start : element.start + element.length])
             if (text := _plain_ascii(raw, element.vr)) is not None:
@@ -91,7 +93,7 @@ class Reader:
         return raw.rstrip(b" \0" if self.trims_nul else b" ").partition(b"\0")[0]
 
     def _decode(self, element: Element, limit: int) -> str | None:
-        """Return the decoded text. UN is a text if the dictionary has a text VR for the tag."""
+        """Return the decoded text; UN is one if the tag has a text VR."""
         vr, raw = element.vr, self.raw(element, limit)
         if vr != "UN":
             return self.charset.decode(self._trim(raw, vr), vr)
@@ -129,7 +131,7 @@ class Reader:
         return "\\".join(texts) if self.all_numbers else next(iter(texts), None)
 
     def json(self, sequences: list[Element]) -> str:
-        """Return metadata 16: sequences as one JSON document, with everything inside them."""
+        """Return metadata 16: sequences as one JSON document."""
         content = {"Sequences": {format_tag(s.tag): self._json_value(s) for s in sequences}, "Version": 1}
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return _ESCAPE.sub(_bare_delete, text) if "\\u007f" in text else text
@@ -181,7 +183,7 @@ def dialect(version: tuple[int, int, int]) -> Dialect:
 
 
 def _plain_ascii(raw: bytes, vr: str) -> str | None:
-    """Return the text if it is printable ASCII and padding, as nearly all are; None otherwise."""
+    """Return the text if it is printable ASCII and padding, as nearly all are."""
     try:
         text = raw.rstrip(b"\0" if vr == "UI" else b" ").decode("ascii")
     except UnicodeDecodeError:
@@ -201,7 +203,7 @@ def _pad(raw: bytes) -> bytes:
 
 
 def _join_numbers(raw: bytes, unpacker: Struct, form: str) -> str | None:
-    r"""Return numbers joined with `\`, only the first one if the length is not a multiple of their size."""
+    r"""Join numbers with `\`; only the first one if the length is not a multiple."""
     raw = _pad(raw)
     if len(raw) % unpacker.size:
         raw = raw[: unpacker.size]
@@ -211,7 +213,7 @@ def _join_numbers(raw: bytes, unpacker: Struct, form: str) -> str | None:
 
 
 def normalized(text: str) -> str:
-    """Return the form in which Orthanc searches identifiers: ASCII, upper case, no wildcards, trimmed."""
+    """Return how Orthanc searches identifiers: ASCII, upper case, no wildcards."""
     ascii_text = text.translate(_WILDCARDS).encode("ascii", "ignore").translate(None, _NOT_PRINTABLE)
     return ascii_text.decode().upper().strip(" ")
 

@@ -1,7 +1,8 @@
 """Batches of rows of the Orthanc index; no files.
 
-What is written is what Orthanc writes when it receives the same instances one after the other (INGEST.md 4 to
-11), at every revision of the schema. A batch is one transaction of the caller.
+What is written is what Orthanc writes when it receives the same instances one after the
+other (INGEST.md 4 to 11), at every revision of the schema. A batch is one transaction of
+the caller.
 """
 
 from pgorthanc_cli.index.batch import Writer, log_stable

@@ -47,7 +47,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 @dataclass
 class _SeriesIndex:
-    """The IndexInSeries of all instances of a series, from which completeness follows (INGEST.md 9)."""
+    """The IndexInSeries of all instances of a series (INGEST.md 9)."""
 
     numbers: set[int] = field(default_factory=set)
     invalid: bool = False  # a duplicate, or not an integer: the series can never be complete
@@ -75,8 +75,8 @@ class Writer:
     def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
         """Read the capabilities of the index (see `Capabilities.read`).
 
-        Without unique public ids (revision 1) every transaction is serializable, even if no other writer is known:
-        an Orthanc that takes no lock may start at any time.
+        Without unique public ids (revision 1) every transaction is serializable, even if
+        no other writer is known: an Orthanc that takes no lock may start at any time.
         """
         self.conn = conn
         self.overwrite = overwrite
@@ -87,11 +87,13 @@ class Writer:
             conn.set_session(isolation_level="SERIALIZABLE")
 
     def write(self, records: Sequence[Record]) -> BatchResult:
-        """Write the records in the caller's transaction, as if received one after the other.
+        """Write records in the caller's transaction, as if received one by one.
 
         Raises:
-            Conflict: A public id belongs to a resource of another level, or its ancestors are missing.
-            ParentDeleted: Another session has deleted an ancestor; the caller rolls back and retries.
+            Conflict: A public id belongs to a resource of another level, or its ancestors
+                are missing.
+            ParentDeleted: Another session has deleted an ancestor; the caller rolls back
+                and retries.
             psycopg2.Error: The batch is not written; the caller rolls back.
         """
         with self.conn.cursor() as cur:
@@ -119,7 +121,7 @@ class _Batch:
         return BatchResult(outcomes, self.removed, list(self.touched))
 
     def _load(self, records: Sequence[Record]) -> None:
-        """Load what the index already has of the batch: two statements, whatever its size."""
+        """Load what the index already has of the batch, in two statements."""
         levels = {level.public_id: number for r in records for number, level in enumerate(r.levels)}
         self.cur.execute(
             "SELECT publicid, resourcetype, internalid, parentid FROM resources WHERE publicid = ANY(%s)",
@@ -165,7 +167,7 @@ class _Batch:
         return outcome
 
     def _resources(self, record: Record, now: str) -> tuple[list[Node], set[int]]:
-        """Return the nodes of the four levels, patient first, and which of them are new."""
+        """Return the nodes of the four levels, and which of them are new."""
         nodes: list[Node] = []
         new = set()
         for number, level in enumerate(record.levels):
@@ -198,7 +200,7 @@ class _Batch:
             if record.expected_instances is not None and series.complete(record.expected_instances):
                 changes.append((COMPLETED_SERIES, nodes[SERIES], now))
 
-    # --- overwriting -------------------------------------------------------------------------------------
+    # --- overwriting --------------------------------------------------------------------
 
     def _replaces(self, record: Record) -> bool:
         if self.overwrite is Overwrite.ALWAYS:
@@ -216,7 +218,7 @@ class _Batch:
         return bool(uuid == record.replaces)
 
     def _delete(self, record: Record) -> None:
-        """Delete the stored instance as Orthanc does, with parents that have no other child."""
+        """Delete the stored instance, and parents without other children."""
         self._flush()
         node = self.nodes[record.levels[INSTANCE].public_id]
         if self.capabilities.delete_function:
@@ -242,16 +244,17 @@ class _Batch:
 
 
 def _lock_resources(cur: Cursor) -> None:
-    """Lock the resources of revision 1, where no constraint keeps a public id from occurring twice.
+    """Lock the resources of revision 1, whose public ids are not unique.
 
-    The lock comes before the snapshot of the transaction, so a lookup sees all committed resources. Another writer
-    that did not find a public id and inserts it after us fails (40001), and Orthanc restarts its transaction.
+    The lock comes before the snapshot of the transaction, so a lookup sees all committed
+    resources. Another writer that did not find a public id and inserts it after us fails
+    (40001), and Orthanc restarts its transaction.
     """
     cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
 
 
 def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:
-    """Append StableSeries, StableStudy and StablePatient changes, in this order of resources (INGEST.md 9).
+    """Append changes StableSeries, StableStudy and StablePatient (INGEST.md 9).
 
     Args:
         cur: Inside the caller's transaction.

@@ -1,6 +1,7 @@
-"""`attachedfiles.customdata`: where a storage plugin keeps a file, in a format of its own.
+"""`attachedfiles.customdata`: where a storage plugin keeps a file.
 
-NULL or empty: the file is where Orthanc's own storage, or a storage plugin without such data, puts it.
+NULL or empty: the file is where Orthanc's own storage, or a storage plugin without such
+data, puts it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _S3_ZIP_KEYS = {"storage", "local", "s3zip", "series-id", "size"}
 _SAMPLE_KEYS = {"IsAdopted", "AdoptedPath"}
 _VERSION = 1  # of AdvancedStorage's format
 
-# The newest resources show which plugin stores now, the oldest which one did. All rows would mean a
-# scan of the whole table.
+# The newest resources show which plugin stores now, the oldest which one did. All rows
+# would mean a scan of the whole table.
 _SAMPLE = """
     SELECT DISTINCT customdata FROM index.attachedfiles
         WHERE (id IN (SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
@@ -78,7 +79,7 @@ def _is_advanced(content: dict[str, Any]) -> bool:
 
 
 def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
-    """Return the plugin that keeps files of this index where pgorthanc cannot write, None without a sign of one.
+    """Return a plugin whose files pgorthanc cannot write, None without a sign of one.
 
     Samples the newest and the oldest thousand resources.
     """
@@ -93,10 +94,10 @@ def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
 
 
 def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list[tuple[str, int]]:
-    """Do what a storage plugin would do for the attachments that have just been deleted from the index.
+    """Do what a storage plugin would do for attachments that were just deleted.
 
-    AdvancedStorage keeps an adopted file but forgets its path: otherwise its folder indexer would later delete the
-    instance that has replaced the deleted one.
+    AdvancedStorage keeps an adopted file but forgets its path: otherwise its folder
+    indexer would later delete the instance that has replaced the deleted one.
 
     Args:
         cur: In the transaction of the deletion, whose table `deletedfiles` is read.
@@ -152,7 +153,7 @@ def _forget_adopted_path(cur: Cursor, custom: CustomData) -> None:
 
 
 def _marked_as_deleted(value: bytes) -> bytes:
-    """Return the state of a path in the folder indexer, marked as deleted through Orthanc."""
+    """Return a path's state in the folder indexer, marked as deleted by Orthanc."""
     try:
         state = json.loads(value)
     except ValueError:

@@ -1,9 +1,10 @@
-"""Insert new rows into the tables of the index, and update counters and recycling order (INGEST.md 10).
+"""Insert new rows into the index, and update counters and recycling order (INGEST.md 10).
 
-Rows are written with COPY in text format: an order of magnitude less work than INSERT. If the role may do it, row
-triggers are off meanwhile, including those of foreign keys, and their work is done once for the whole batch, which
-halves the work of the server. The guarantee of the foreign keys is kept: existing ancestors are locked as a foreign
-key would lock them, all others are rows of this transaction.
+Rows are written with COPY in text format: an order of magnitude less work than INSERT. If
+the role may do it, row triggers are off meanwhile, including those of foreign keys, and
+their work is done once for the whole batch, which halves the work of the server. The
+guarantee of the foreign keys is kept: existing ancestors are locked as a foreign key
+would lock them, all others are rows of this transaction.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _COPY_BYTES = 1 << 20
-# GlobalIntegers (SCHEMA.md 5): the counters of sizes; those of resources follow, patients first; the last change
+# GlobalIntegers (SCHEMA.md 5): the counters of sizes; those of resources follow, patients
+# first; the last change
 _COMPRESSED, _UNCOMPRESSED, _PATIENTS, _LAST_CHANGE = 0, 1, 2, 6
 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A resource: existing (with its internal id), or to be inserted by the next flush."""
+    """A resource: stored (with its internal id), or inserted by the next flush."""
 
     public_id: str
     level: int
@@ -50,10 +52,12 @@ class Pending:
     """Rows in the order in which Orthanc would write them, waiting for one flush.
 
     Attributes:
-        created: New resources with their rows, and the metadata that comes from receiving them.
+        created: New resources with their rows, and the metadata that comes from receiving
+            them.
         attachments: Of the new instances.
         changes: Change type, resource, date.
-        last_update: Ancestors of the new instances and their metadata 7, the least recent first.
+        last_update: Ancestors of the new instances and their metadata 7, the least recent
+            first.
     """
 
     created: list[tuple[Node, LevelRows, Mapping[int, str]]] = field(default_factory=list)
@@ -103,7 +107,7 @@ class _Flush:
             self._update_counters()
             self.cur.execute("SET LOCAL session_replication_role = origin")
 
-    # --- rows --------------------------------------------------------------------------------------------
+    # --- rows ---------------------------------------------------------------------------
 
     def _insert_resources(self, children: Mapping[Node, int]) -> None:
         rows = (
@@ -151,7 +155,7 @@ class _Flush:
         self._update_metadata(changed)
 
     def _rewritten_metadata(self) -> Iterable[tuple[int, Node, str]]:
-        """Yield metadata that each new instance rewrites: last update, and recycling order since revision 6."""
+        """Yield metadata that new instances rewrite: last update, recycling order."""
         for node, date in self.pending.last_update.items():
             yield LAST_UPDATE, node, date
         if not self.capabilities.recycling_table:
@@ -190,10 +194,10 @@ class _Flush:
             [f"{kind}\t{n.internal_id}\t{n.level}\t{date}\n" for kind, n, date in self.pending.changes],
         )
 
-    # --- bookkeeping -------------------------------------------------------------------------------------
+    # --- bookkeeping --------------------------------------------------------------------
 
     def _lock_ancestors(self) -> None:
-        """Prevent the ancestors from being deleted until the transaction ends, as a foreign key does."""
+        """Keep ancestors from being deleted, as a foreign key would."""
         if not self.old:
             return
         ids = [node.internal_id for node in self.old]
@@ -204,7 +208,7 @@ class _Flush:
             raise ParentDeleted("another session has just deleted a patient, study or series of this batch")
 
     def _count_children(self) -> None:
-        """Count children where childcount is NULL: the trigger of revision 3 would not (UPSTREAM_DEFECTS.md B6)."""
+        """Count where childcount is NULL: revision 3 would not (UPSTREAM_DEFECTS.md B6)."""
         parents = {node.parent.internal_id for node in self.new if node.parent and node.parent.internal_id}
         self.cur.execute(
             """UPDATE resources p SET childcount = (SELECT count(*) FROM resources c WHERE c.parentid = p.internalid)
@@ -213,7 +217,7 @@ class _Flush:
         )
 
     def _update_recycling_table(self) -> None:
-        """Move patients to the end of the recycling order, in this order; protected ones are not in it."""
+        """Move patients to the end of the recycling order; skip protected ones."""
         new = set(self.new)
         for node in self.patients:
             # With triggers on, one of them has just added a new patient.
@@ -228,7 +232,7 @@ class _Flush:
                 )
 
     def _update_child_counts(self, children: Mapping[Node, int]) -> None:
-        """Update the counts of existing parents; since revision 4, housekeeping counts them later."""
+        """Update the counts of existing parents, or mark them for housekeeping."""
         existing = set(self.old)
         added = sorted((node.internal_id, count) for node, count in children.items() if node in existing)
         if not self.capabilities.child_counts or not added:
@@ -246,7 +250,7 @@ class _Flush:
             )
 
     def _update_counters(self) -> None:
-        """Update the counters; that of the last change at the end, because every writer waits for its row."""
+        """Update the counters; the last change at the end, as all writers wait for it."""
         added: Counter[int] = Counter(_PATIENTS + node.level for node in self.new)
         added[_COMPRESSED] = sum(a.compressed_size for _, a in self.pending.attachments)
         added[_UNCOMPRESSED] = sum(a.uncompressed_size for _, a in self.pending.attachments)
@@ -261,7 +265,7 @@ class _Flush:
             (_LAST_CHANGE,),
         )
 
-    # --- helpers -----------------------------------------------------------------------------------------
+    # --- helpers ------------------------------------------------------------------------
 
     def _next(self, sequence: str, count: int) -> list[int]:
         if not count:

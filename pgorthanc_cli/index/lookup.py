@@ -21,17 +21,20 @@ class Capabilities:
     """What this index has (named as in `schema.features`), and what this session may do.
 
     Attributes:
-        recycling_table: Up to revision 5: table PatientRecyclingOrder; later revisions use metadata 19.
+        recycling_table: Up to revision 5: table PatientRecyclingOrder; later revisions
+            use metadata 19.
         recycling_function: Function patientaddedorupdated.
         delete_function: Function deleteresource.
         child_counts: Resources have their number of children.
-        direct_child_counts: The trigger counts itself, and corrupts a number that is NULL (revision 3).
+        direct_child_counts: The trigger counts itself, and corrupts a number that is NULL
+            (revision 3).
         unique_public_ids: No public id occurs twice.
         statistics_deltas: Changes of the counters go to GlobalIntegersChanges.
         custom_data: Attachments have data of the storage plugin.
         preserved_custom_data: A downgrade has moved such data to a table of its own.
         triggers_off: This role may switch the triggers off, and there are only Orthanc's.
-        encoding: The client encoding in which Orthanc's UTF-8 reaches the server (see `db.encoding`).
+        encoding: The client encoding in which Orthanc's UTF-8 reaches the server (see
+            `db.encoding`).
     """
 
     recycling_table: bool
@@ -51,7 +54,8 @@ class Capabilities:
         """Read the capabilities from the catalog of the database.
 
         Raises:
-            RevisionError: There is no index here, or one older than revision 1 (plugin 3.3 and before).
+            RevisionError: There is no index here, or one older than revision 1 (plugin
+                3.3 and before).
         """
         with conn.cursor() as cur:
             cur.execute(db.statement(__package__, "capabilities.sql"))
@@ -85,7 +89,8 @@ _TABLES = ["resources", "maindicomtags", "dicomidentifiers", "metadata", "attach
 def _may_switch_triggers_off(conn: Connection) -> bool:
     """Return whether this role may set session_replication_role.
 
-    Superusers may, and since PostgreSQL 15 roles with SET ON PARAMETER session_replication_role.
+    Superusers may, and since PostgreSQL 15 roles with SET ON PARAMETER
+    session_replication_role.
     """
     granted = "false"
     if conn.server_version >= 150000:
@@ -94,12 +99,13 @@ def _may_switch_triggers_off(conn: Connection) -> bool:
 
 
 def _has_only_known_triggers(conn: Connection) -> bool:
-    """Return whether all triggers are Orthanc's and enabled: only their work can be done without them."""
+    """Return whether all triggers are Orthanc's, whose work we know, and enabled."""
     others = db.value(
         conn,
         """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal
            AND tgrelid = ANY (ARRAY(
-               SELECT to_regclass(quote_ident(index_schema()) || '.' || name) FROM unnest(%s) name))
+               SELECT to_regclass(quote_ident(index_schema()) || '.' || name)
+               FROM unnest(%s) name))
            AND (tgname <> ALL (%s) OR tgenabled <> 'O')""",
         _TABLES,
         _TRIGGERS,
@@ -117,14 +123,15 @@ def stored_instances(cur: Cursor, public_ids: Sequence[str]) -> set[str]:
 
 
 class StoredAttachment(NamedTuple):
-    """One attachment of a stored instance: its DICOM file (type 1), or that until the pixel data (type 3).
+    """The DICOM file of a stored instance, or its beginning up to the pixel data.
 
     Attributes:
         instance: Internal id.
         file_type: 1 or 3.
         uuid: Its name in the storage area.
         size: Bytes, uncompressed.
-        md5: Of these bytes; empty if not recorded (StoreMD5ForAttachments false, or a damaged row).
+        md5: Of these bytes; empty if not recorded (StoreMD5ForAttachments false, or a
+            damaged row).
         stored_size: Bytes in the storage area.
         stored_md5: Of those bytes; empty if not recorded.
         compression_type: 1 none, 2 zlib.
@@ -169,7 +176,7 @@ def stored_attachments(
 
 
 def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
-    """Return which of these attachments have no row in `storagearea`, or one without a large object."""
+    """Return which of these attachments have no row in `storagearea`, or no object."""
     cur.execute("SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NULL")
     if cur.fetchone() == (True,):
         return set(uuids)
@@ -184,7 +191,7 @@ def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
 
 
 def still_referenced(cur: Cursor, attachments: Sequence[StoredAttachment], *, lock: bool = False) -> set[str]:
-    """Return the uuids that are still in the index; with `lock`, until the transaction ends."""
+    """Return the uuids still in the index; with `lock`, until the transaction ends."""
     query = "SELECT uuid FROM index.attachedfiles WHERE id = ANY(%s) AND uuid = ANY(%s) ORDER BY id, filetype"
     cur.execute(
         f"{query} FOR UPDATE" if lock else query,
@@ -203,7 +210,7 @@ def referenced_uuids(cur: Cursor, uuids: Sequence[str]) -> set[str]:
 
 
 def check_sequences(cur: Cursor) -> None:
-    """Check that no sequence is behind its table, which would make every insert fail (INGEST.md 13).
+    """Check that no sequence is behind its table, or inserts would fail (INGEST.md 13).
 
     Raises:
         RevisionError: Names the sequence, its value, and the statement that repairs it.
@@ -222,7 +229,7 @@ def check_sequences(cur: Cursor) -> None:
 
 
 def identity(cur: Cursor) -> str:
-    """Return a text that is unique to this index: ids of server, database and table, not their names."""
+    """Return what identifies this index: ids of server, database and table."""
     cur.execute(
         """SELECT concat_ws('/', s.system_identifier, d.oid,
                   to_regclass(quote_ident(index_schema()) || '.resources')::oid)

@@ -38,7 +38,7 @@ class LevelRows(Protocol):
 
 
 class Attachment(NamedTuple):
-    """A row of `attachedfiles`; sizes in bytes, hashes are MD5 in hexadecimal or empty."""
+    """A row of `attachedfiles`; sizes in bytes, MD5 in hexadecimal or empty."""
 
     file_type: int
     uuid: str
@@ -50,15 +50,17 @@ class Attachment(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One instance to store: the rows of its four levels, its attachments, and where it came from.
+    """One instance to store: rows of its four levels, attachments, origin.
 
     Attributes:
         levels: Patient, study, series, instance.
-        expected_instances: Number of instances that this file announces for its series (INGEST.md 7.1).
+        expected_instances: Number of instances that this file announces for its series
+            (INGEST.md 7.1).
         index_in_series: Metadata 1 of the instance, if any.
         attachments: StoredAttachment already, or to be stored in the same transaction.
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
-        replaces: The uuid of a stored DICOM file that this one replaces, whatever `Overwrite` says.
+        replaces: The uuid of a stored DICOM file that this one replaces, whatever
+            `Overwrite` says.
     """
 
     levels: Sequence[LevelRows]
@@ -70,7 +72,7 @@ class Record(NamedTuple):
 
 
 class Overwrite(Enum):
-    """What to do with an instance that is stored already (OverwriteInstances, INGEST.md 11)."""
+    """What to do with a stored instance (OverwriteInstances, INGEST.md 11)."""
 
     NEVER = "never"
     ALWAYS = "always"
@@ -92,9 +94,10 @@ class BatchResult:
 
     Attributes:
         outcomes: One for each record, in order.
-        removed: (uuid, file type) of attachments to remove from the storage area after the commit.
-        touched: Public ids and levels of patients, studies and series that received an instance, the
-            least recent first (as Orthanc's list of unstable resources).
+        removed: (uuid, file type) of attachments to remove from the storage area after
+            the commit.
+        touched: Public ids and levels of patients, studies and series that received an
+            instance, the least recent first (as Orthanc's list of unstable resources).
     """
 
     outcomes: list[Outcome]
@@ -107,4 +110,4 @@ class Conflict(Exception):
 
 
 class ParentDeleted(Exception):
-    """Another session has deleted a parent of this batch. The caller rolls back and writes it again."""
+    """Another session has deleted a parent of this batch; a retry will succeed."""

@@ -1,4 +1,4 @@
-"""Where the bytes of attachments are: in folders as Orthanc stores them, or as large objects of PostgreSQL."""
+"""Storage areas: folders as Orthanc stores files, or PostgreSQL's large objects."""
 
 from pgorthanc_cli.storage.area import (
     CHUNK_BYTES,

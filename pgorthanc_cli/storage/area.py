@@ -1,7 +1,8 @@
-"""What every storage area has in common: its protocol, the form of stored content, and the names of attachments.
+"""The protocol of storage areas, the form of stored content, and UUIDs.
 
-An attachment is stored as it is (compression 1), or as an 8-byte little-endian size and a zlib stream
-(compression 2), which is what Orthanc's StorageCompression writes (INGEST.md 8).
+An attachment is stored as it is (compression 1), or as an 8-byte little-endian size and a
+zlib stream (compression 2), which is what Orthanc's StorageCompression writes (INGEST.md
+8).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Stream(Protocol):
 
 
 class Area(Protocol):
-    """A storage area: attachments by UUID and file type (1 DICOM, 3 DICOM until pixel data)."""
+    """Attachments by UUID and file type (1 DICOM, 3 DICOM until pixel data)."""
 
     def put(self, uuid: str, file_type: int, chunks: Iterable[bytes | memoryview]) -> None:
         """Store an attachment: all of it or nothing."""
@@ -85,15 +86,15 @@ def decode(stored: bytes) -> bytes:
 def new_uuids(count: int) -> list[str]:
     """Return random UUIDs (version 4).
 
-    Each 64 of them share their first four digits, and so their folder in the filesystem area: fewer
-    folders have to be created and synced.
+    Each 64 of them share their first four digits, and so their folder in the filesystem
+    area: fewer folders have to be created and synced.
     """
     random = [str(uuids.uuid4()) for _ in range(count)]
     return [random[n - n % _UUIDS_PER_FOLDER][:4] + uuid[4:] for n, uuid in enumerate(random)]
 
 
 def is_uuid(name: str) -> bool:
-    """Return whether Orthanc could have given this name to an attachment; other files are not touched."""
+    """Return whether this can be the name of an attachment."""
     return _UUID.fullmatch(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Files that have to outlive a loss of power: synced one by one, or many together."""
+"""Files that must survive a power failure: synced one by one, or many together."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-_FEW = 8  # files that are synced one by one rather than by a sync of their whole file system
-# linux/magic.h: ext4, XFS, Btrfs. Of others it is not known that syncfs makes data durable: FUSE does not.
+_FEW = 8  # files; more are synced together with their whole file system
+# linux/magic.h: ext4, XFS, Btrfs. Of others it is not known that syncfs makes data
+# durable: FUSE does not.
 _TRUSTED = {0xEF53, 0x58465342, 0x9123683E}
 
 
@@ -19,7 +20,10 @@ class Group:
     """Makes new files below a folder durable, together with their names."""
 
     def __init__(self, root: Path | int) -> None:
-        """Make it before the files: it reports the errors since then. `root` is a path, or a descriptor to copy."""
+        """Open the folder (a path, or a descriptor to copy) before the files are written.
+
+        `sync` reports the errors since then.
+        """
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._descriptor = os.open(".", flags, dir_fd=root) if isinstance(root, int) else os.open(root, flags)
 
@@ -32,7 +36,7 @@ class Group:
         os.close(self._descriptor)
 
     def sync(self, names: Sequence[str]) -> None:
-        """Wait until all of it is on the disk: the files, named from the root, and the two folders above each.
+        """Wait until these files (relative to the root) and their folders are on disk.
 
         Raises:
             OSError: Something could not be written.
@@ -51,7 +55,7 @@ class Group:
 
 
 def sync_file(name: str, folder: int, how: Callable[[int], None] = os.fdatasync) -> None:
-    """Make a file or folder durable, without waiting for a FIFO or following a link that has taken its place."""
+    """Make a file or folder durable; never wait for a FIFO, never follow a link."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, dir_fd=folder)
     try:
@@ -64,7 +68,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _can_sync_file_system(descriptor: int) -> bool:
-    """Since Linux 5.8 syncfs tells whether something could not be written."""
+    """Return whether syncfs reports write errors (Linux 5.8) on this file system."""
     version = re.match(r"(\d+)\.(\d+)", platform.release())
     if platform.system() != "Linux" or not version or (int(version[1]), int(version[2])) < (5, 8):
         return False

@@ -1,4 +1,4 @@
-"""Orthanc's filesystem storage area: `<root>/<uuid[0:2]>/<uuid[2:4]>/<uuid>` (INGEST.md 12.1)."""
+"""Orthanc's filesystem storage area: `ab/cd/abcd...` below a root (INGEST.md 12.1)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _Created = TypeVar("_Created")
 class FilesystemArea:
     """Attachments as files.
 
-    As root, works with the rights of the folder's owner (see `files.OwnerRights`), through descriptors of
-    folders, and follows no symbolic link: the owner of the area must not decide where root writes.
-    Picklable; not thread-safe.
+    As root, works with the rights of the folder's owner (see `files.OwnerRights`),
+    through descriptors of folders, and follows no symbolic link: the owner of the area
+    must not decide where root writes. Picklable; not thread-safe.
     """
 
     def __init__(self, root: Path, *, sync: bool = True) -> None:
-        """Open nothing yet. `sync=False` leaves out the fsync (Orthanc's SyncStorageArea)."""
+        """Open nothing yet; `sync=False` omits fsync (Orthanc's SyncStorageArea)."""
         self.root = root
         self.sync = sync
         self._identity: tuple[int, int] | None = None  # device and inode of the root folder
@@ -62,7 +62,7 @@ class FilesystemArea:
         return self.root / uuid[:2] / uuid[2:4] / uuid
 
     def prepare(self) -> None:
-        """Create the root folder if it is missing, and check that files can be written to it.
+        """Create the root folder if it is missing, and check that it is writable.
 
         Raises:
             PgOrthancError: The folder cannot be created or written to.
@@ -101,14 +101,14 @@ class FilesystemArea:
         assert self._rights is not None  # noqa: S101 - set together with the descriptor
         return self._rights
 
-    # --- writing ---------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """Sync everything that is stored within the block together: much cheaper than file by file.
+        """Sync everything stored within the block together, which is much cheaper.
 
-        The files have their final names from the start. If the block fails, some of them exist and
-        some do not: the caller must have recorded their UUIDs before.
+        The files have their final names from the start. If the block fails, some of them
+        exist and some do not: the caller must have recorded their UUIDs before.
 
         Raises:
             OSError: Something could not be made durable.
@@ -137,8 +137,8 @@ class FilesystemArea:
     def create(self, uuid: str, write: Callable[[int], None]) -> None:
         """Create a file, calling `write` with its descriptor.
 
-        Outside a `batch` the file is written under a temporary name, synced and renamed, so that a
-        file with its final name is always complete.
+        Outside a `batch` the file is written under a temporary name, synced and renamed,
+        so that a file with its final name is always complete.
         """
         in_batch = self._unsynced is not None
         name = _checked(uuid) if in_batch else temporary_name(uuid)
@@ -164,8 +164,8 @@ class FilesystemArea:
     def link(self, uuid: str, descriptor: int) -> None:
         """Give an open file its name in the area as well; its owner and mode stay.
 
-        The link itself is created with the rights of the caller: the owner of the area may not link
-        files of others (fs.protected_hardlinks).
+        The link itself is created with the rights of the caller: the owner of the area
+        may not link files of others (fs.protected_hardlinks).
         """
         source = f"/proc/self/fd/{descriptor}"
         for attempt in range(1, _MAX_ATTEMPTS + 1):
@@ -188,7 +188,7 @@ class FilesystemArea:
         elif self.sync:
             os.fsync(folder)
 
-    # --- reading and deleting --------------------------------------------------------------------
+    # --- reading and deleting -----------------------------------------------------------
 
     def open(self, uuid: str, file_type: int = 0) -> BinaryIO:
         """Open the file of an attachment for reading.
@@ -200,7 +200,7 @@ class FilesystemArea:
             return os.fdopen(files.open_regular(uuid, os.O_NOFOLLOW, folder=lower), "rb")
 
     def delete(self, uuid: str, file_type: int = 0) -> None:
-        """Delete the file if there is one, then its two folders if they are empty, as Orthanc does."""
+        """Delete the file, then its two folders if they are empty, as Orthanc does."""
         if not is_uuid(uuid):
             return  # no attachment has such a name
         with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (upper, lower):
@@ -211,7 +211,7 @@ class FilesystemArea:
                 os.rmdir(uuid[2:4], dir_fd=upper)
                 os.rmdir(uuid[:2], dir_fd=self.descriptor)
 
-    # --- folders ---------------------------------------------------------------------------------
+    # --- folders ------------------------------------------------------------------------
 
     @contextmanager
     def _open_folders(self, uuid: str) -> Iterator[tuple[int, int]]:
@@ -227,7 +227,7 @@ class FilesystemArea:
             os.close(upper)
 
     def _in_folder(self, uuid: str, create: Callable[[int], _Created]) -> _Created:
-        """Call `create` with the folder of an attachment, which is created if it is missing.
+        """Call `create` with the folder of an attachment; create missing folders.
 
         The folder stays open for the next attachment.
         """
@@ -243,7 +243,8 @@ class FilesystemArea:
                 self._forget_folder()
                 if attempt == _MAX_ATTEMPTS:
                     raise
-            # If the upper folder is removed in between, the next attempt creates both again.
+            # If the upper folder is removed in between, the next attempt creates both
+            # again.
             with suppress(FileNotFoundError):
                 self._create_folder(digits[:2], self.descriptor)
                 upper = _open_folder(digits[:2], self.descriptor)
@@ -271,7 +272,7 @@ def temporary_name(uuid: str) -> str:
 
 
 def _checked(uuid: str) -> str:
-    """Return the name if it is a UUID: any other one, such as `../x`, could lead out of the area."""
+    """Return a UUID; any other name, such as `../x`, could lead out of the area."""
     if not is_uuid(uuid):
         raise OSError(errno.EINVAL, "its name is not a UUID")
     return uuid

@@ -1,4 +1,4 @@
-"""The PostgreSQL storage area: one large object per attachment, listed in `storagearea` (SCHEMA.md 12)."""
+"""The PostgreSQL storage area: large objects, listed in `storagearea` (SCHEMA.md 12)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ class LargeObjectArea:
     """
 
     def __init__(self, conn: Connection) -> None:
-        """Find the table and its owner: only Orthanc's role can delete the large objects that it owns.
+        """Find the table and its owner, who must own the large objects to delete them.
 
         Raises:
             RevisionError: There is no storage area in this schema.
-            PgOrthancError: The owner of the table could not delete what this role creates.
+            PgOrthancError: The owner of the table could not delete what this role
+                creates.
         """
         self.conn = conn
         table = db.row(
@@ -66,8 +67,8 @@ class LargeObjectArea:
         """Write new large objects and their rows: UUID, file type and content of each."""
         with self.conn.cursor() as cur:
             if self._has_lz4:
-                # PostgreSQL tries to compress every 2 kB page of an object. Compressed images do not
-                # shrink, and with lz4 the attempt takes half of the time.
+                # PostgreSQL tries to compress every 2 kB page of an object. Compressed
+                # images do not shrink, and with lz4 the attempt takes half of the time.
                 cur.execute("SET LOCAL default_toast_compression = lz4")
             rows = [
                 (uuid, self._write(cur, chunks), _content_type(file_type))
@@ -76,7 +77,7 @@ class LargeObjectArea:
             execute_values(cur, "INSERT INTO storagearea (uuid, content, type) VALUES %s", rows)
 
     def restore(self, uuid: str, file_type: int, chunks: Iterable[bytes | memoryview]) -> None:
-        """Write the missing large object of an attachment, whether its row is there or not."""
+        """Write the missing large object of an attachment, with or without a row."""
         with self.conn.cursor() as cur:
             oid = self._write(cur, chunks)
             cur.execute(
@@ -116,18 +117,20 @@ class LargeObjectArea:
     def delete(self, uuid: str, file_type: int) -> None:
         """Delete the row, and with it the large object.
 
-        A rule on the table unlinks the object and fails if there is none, so a missing one is created first.
+        A rule on the table unlinks the object and fails if there is none, so a missing
+        one is created first.
         """
         key = (uuid, _content_type(file_type))
         with self.conn.cursor() as cur:
             cur.execute(
                 """SELECT pg_catalog.lo_create(content) FROM storagearea WHERE uuid = %s AND type = %s
-                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m WHERE m.oid = content);
+                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m
+                                       WHERE m.oid = content);
                    DELETE FROM storagearea WHERE uuid = %s AND type = %s""",
                 (*key, *key),
             )
 
 
 def _content_type(file_type: int) -> int:
-    """Return the plugin's content type: 1 to 3 as the file type, 0 for other attachments (SCHEMA.md 5)."""
+    """Return the plugin's content type: file types 1 to 3, otherwise 0 (SCHEMA.md 5)."""
     return file_type if 1 <= file_type <= 3 else 0
