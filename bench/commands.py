@@ -1,4 +1,7 @@
-"""How long short commands take, beside a Python that does nothing: commands.py [RUNS]."""
+"""The time of short commands, compared with a Python that does nothing.
+
+commands.py [RUNS]        default: 15
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import numbers
+
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server import embedded
@@ -17,14 +22,14 @@ TOOL = (sys.executable, "-m", "pgorthanc_cli")
 
 
 def once(command: tuple[str, ...]) -> float:
-    """Seconds of one run of a whole process."""
+    """Return the seconds of one run of a whole process."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def main(runs: int) -> None:
-    """Run the commands in turn, so that noise hits all of them alike; print medians and ratios."""
+    """Run the commands in turn, so that noise affects all alike; print medians and ratios."""
     with tempfile.TemporaryDirectory() as folder, embedded.attach(Path(folder) / "server") as target:
         with db.session(target) as conn:
             initialize.init(conn, schema=target.schema, require_idle=locks.require_idle)
@@ -46,4 +51,4 @@ def main(runs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)
+    main(*numbers(__doc__, "RUNS", [15])[:1])

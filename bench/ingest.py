@@ -207,7 +207,7 @@ def copy_files(root: Path, files: list[Path]) -> None:
     area = storage.FilesystemArea(root)
     for start in range(0, len(files), 500):
         batch = files[start : start + 500]
-        with durable.Group(root) as group:
+        with durable.SyncGroup(root) as group:
             paths = []
             for uuid, file in zip(storage.new_uuids(len(batch)), batch, strict=True):
                 content = file.read_bytes()

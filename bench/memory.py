@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from processes import peak_bytes
+from common import peak_bytes
 
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.schema import initialize
@@ -22,7 +22,7 @@ from tests.support.ctseries import write
 
 
 def peak(folder: Path, arguments: argparse.Namespace, files: int, jobs: int) -> int:
-    """Peak of one import into a new index, in bytes."""
+    """Return the peak of one import into a new index, in bytes."""
     source = folder / f"files-{files}"
     if not source.exists():
         write(source, files, arguments.size)
@@ -34,12 +34,12 @@ def peak(folder: Path, arguments: argparse.Namespace, files: int, jobs: int) -> 
         with db.session(target) as conn:
             initialize.init(conn, schema=target.schema, require_idle=locks.require_idle, with_storage=True)
         tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "--quiet"]
-        most, _ = peak_bytes([*tool, *area, "--jobs", str(jobs), str(source)])
-    return most
+        peak_of_import, _ = peak_bytes([*tool, *area, "--jobs", str(jobs), str(source)])
+    return peak_of_import
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """One line for each number of files and jobs, with the ratio to the first number."""
+    """Print a line for each number of files and jobs, with the ratio to the first number."""
     with tempfile.TemporaryDirectory() as name:
         os.chmod(name, 0o755)  # noqa: S103 - PostgreSQL runs as another user when this runs as root
         for jobs in (1, 2, 4):

@@ -1,4 +1,4 @@
-"""The conversion of an SQLite index beside pgloader's raw copy of the same tables.
+"""The conversion of an SQLite index, compared with pgloader's raw copy of the same tables.
 
     migrate.py [INSTANCES ...]        default: 100000
 
@@ -25,10 +25,9 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.server import embedded
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from processes import peak_bytes
+from common import numbers, peak_bytes, superuser_dsn
 
 from tests.support import sqliteindex
 
@@ -38,27 +37,20 @@ _LOAD = """LOAD DATABASE FROM sqlite://{path} INTO {target}
 
 
 def main(sizes: list[int]) -> None:
-    """All sizes, on one server."""
-    given = os.environ.get("PGORTHANC_TEST_DSN")
-    with tempfile.TemporaryDirectory(prefix="pgorthanc-bench-") as folder:
-        if given:
-            run(given, Path(folder), sizes)
-            return
-        with embedded.attach(Path(folder) / "server", superuser=True) as target:
-            run(target.dsn, Path(folder), sizes)
-
-
-def run(dsn: str, folder: Path, sizes: list[int]) -> None:
-    """All sizes, on the server of a DSN."""
-    with db.session(db.Target(dsn), autocommit=True, need_schema=False) as admin:
+    """Run both sides twice for each size, on one server."""
+    with (
+        tempfile.TemporaryDirectory(prefix="pgorthanc-bench-") as folder,
+        superuser_dsn() as dsn,
+        db.session(db.Target(dsn), autocommit=True, need_schema=False) as admin,
+    ):
         for instances in sizes:
-            path = folder / f"index-{instances}"
+            path = Path(folder) / f"index-{instances}"
             conn = sqliteindex.create(path)
             sqliteindex.fill(conn, instances)
             conn.close()
             print(f"{instances:,} instances, {path.stat().st_size / 1e6:,.0f} MB", flush=True)
             for measure in (tool, loader, tool, loader):
-                os.sync()  # nobody pays for what was written before
+                os.sync()  # earlier writes must not slow down this side
                 path.read_bytes()  # in the page cache for both
                 with database(admin, dsn) as target:
                     measure(path, target)
@@ -67,7 +59,7 @@ def run(dsn: str, folder: Path, sizes: list[int]) -> None:
 
 @contextmanager
 def database(admin: Connection, dsn: str) -> Iterator[str]:
-    """A new database, empty, for the length of a block."""
+    """Create an empty database for the length of a block."""
     name = f"pgorthanc_bench_{os.getpid()}"
     identifier = sql.Identifier(name)
     with admin.cursor() as cur:
@@ -80,7 +72,7 @@ def database(admin: Connection, dsn: str) -> Iterator[str]:
 
 
 def tool(path: Path, dsn: str) -> None:
-    """The whole conversion, verified."""
+    """Run the whole conversion, verified."""
     command = [
         sys.executable,
         "-m",
@@ -93,35 +85,39 @@ def tool(path: Path, dsn: str) -> None:
         "--quiet",
     ]
     started = time.perf_counter()
-    peak, printed = peak_bytes(command)
-    taken_s = time.perf_counter() - started
-    found = json.loads(printed)
-    total = sum(found["rows"].values())
-    assert found["verified"]
-    print(f"  pgorthanc {taken_s:8.1f} s, {total / taken_s:9,.0f} rows/s, {peak / 1e6:,.0f} MB", flush=True)
-
-
-def loader(path: Path, dsn: str) -> None:
-    """Pgloader's raw copy."""
-    program = shutil.which("pgloader")
-    if not program:
-        print("  pgloader  is not installed")
-        return
-    known = parse_dsn(dsn)
-    place = f"unix:{known['host']}" if known["host"].startswith("/") else known["host"]
-    target = f"postgresql://{known['user']}@{place}:{known.get('port', 5432)}/{known['dbname']}"
-    with tempfile.NamedTemporaryFile("w", suffix=".load") as file:
-        file.write(_LOAD.format(path=path, target=target))
-        file.flush()
-        started = time.perf_counter()
-        ended = subprocess.run([program, file.name], capture_output=True, text=True)
-        taken_s = time.perf_counter() - started
-    total = [line for line in ended.stdout.splitlines() if "Total import time" in line]
+    peak, output = peak_bytes(command)
+    elapsed_s = time.perf_counter() - started
+    result = json.loads(output)
+    rows = sum(result["rows"].values())
+    assert result["verified"]
     print(
-        f"  pgloader  {taken_s:8.1f} s, {' '.join(total[-1].split()) if total else ended.stdout[-500:]}",
+        f"  pgorthanc {elapsed_s:8.1f} s, {rows / elapsed_s:9,.0f} rows/s, {peak / 1e6:,.0f} MB",
         flush=True,
     )
 
 
+def loader(path: Path, dsn: str) -> None:
+    """Run pgloader's raw copy."""
+    program = shutil.which("pgloader")
+    if not program:
+        print("  pgloader  is not installed")
+        return
+    parameters = parse_dsn(dsn)
+    host = parameters["host"]
+    if host.startswith("/"):
+        host = f"unix:{host}"
+    port = parameters.get("port", 5432)
+    target = f"postgresql://{parameters['user']}@{host}:{port}/{parameters['dbname']}"
+    with tempfile.NamedTemporaryFile("w", suffix=".load") as file:
+        file.write(_LOAD.format(path=path, target=target))
+        file.flush()
+        started = time.perf_counter()
+        process = subprocess.run([program, file.name], capture_output=True, text=True)
+        elapsed_s = time.perf_counter() - started
+    total = [line for line in process.stdout.splitlines() if "Total import time" in line]
+    summary = " ".join(total[-1].split()) if total else process.stdout[-500:]
+    print(f"  pgloader  {elapsed_s:8.1f} s, {summary}", flush=True)
+
+
 if __name__ == "__main__":
-    main([int(size) for size in sys.argv[1:]] or [100_000])
+    main(numbers(__doc__, "INSTANCES", [100_000]))

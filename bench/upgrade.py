@@ -1,17 +1,17 @@
-"""An upgrade from revision 1 to 10 beside its plain scripts, and what others notice of it.
+"""An upgrade from revision 1, compared with its plain scripts, and how it delays other sessions.
 
     upgrade.py [INSTANCES ...]        default: 200000
 
-The server is that of PGORTHANC_TEST_DSN (a superuser), or a private one. For each size two copies of one index are
-upgraded in turn: by the scripts one after the other, and by the tool, phase by phase, while a reader and a writer work
-beside the first and the last phase. Their longest statement is set beside the longest one without any upgrade.
+The server is that of PGORTHANC_TEST_DSN (a superuser), or a private one. For each size two copies of one
+index are upgraded in turn: by the scripts one after the other, and by the tool, phase by phase, while a
+reader and a writer work during the first and the last phase. Their longest statement is compared with the
+longest one without any upgrade.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +26,11 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, locks, upgrade
 from pgorthanc_cli.progress import silent
 from pgorthanc_cli.schema import catalog, initialize, steps
-from pgorthanc_cli.server import embedded
 from pgorthanc_cli.upgrade import counters
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from common import numbers, superuser_dsn
+
 from tests.support import filler
 
 IDLE_S = 5.0
@@ -50,21 +51,21 @@ WRITES = (
 
 @dataclass
 class Waits:
-    """How long the statements of a session took, in seconds."""
+    """The durations of a session's statements, in seconds."""
 
-    taken: list[float] = field(default_factory=list)
+    durations_s: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        ordered = sorted(self.taken)
+        ordered = sorted(self.durations_s)
         if not ordered:
             return "nothing"
-        worst, usual = 1000 * ordered[-1], 1000 * ordered[len(ordered) // 2]
-        return f"longest {worst:6.0f} ms, median {usual:5.1f} ms, {len(ordered):,} statements"
+        longest, median = 1000 * ordered[-1], 1000 * ordered[len(ordered) // 2]
+        return f"longest {longest:6.0f} ms, median {median:5.1f} ms, {len(ordered):,} statements"
 
 
 @contextmanager
 def working(target: db.Target, first: int) -> Iterator[dict[str, Waits]]:
-    """A reader and a writer, each on its own session, for the length of a block."""
+    """Run a reader and a writer, each in its own session, for the length of a block."""
     stop = threading.Event()
     waits = {"reader": Waits(), "writer": Waits()}
 
@@ -76,7 +77,7 @@ def working(target: db.Target, first: int) -> Iterator[dict[str, Waits]]:
                 for statement in statements:
                     started = time.perf_counter()
                     cur.execute(statement, {"id": 1 + n * 7919 % 100_000, "n": n})
-                    waits[name].taken.append(time.perf_counter() - started)
+                    waits[name].durations_s.append(time.perf_counter() - started)
                 stop.wait(0.001)
 
     threads = [
@@ -100,12 +101,12 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def phase(target: db.Target, name: str) -> upgrade.Changed:
-    """One phase of the tool."""
+    """Run one phase of the tool."""
     return upgrade.upgrade(target, settings=upgrade.Settings(phases=(name,)))
 
 
 def plain(target: db.Target) -> None:
-    """The scripts as an administrator runs them, one transaction each, and nothing else."""
+    """Run the scripts as an administrator does: one transaction each, and nothing else."""
     with db.session(target) as conn:
         for step in steps.path(1, catalog.newest()):
             with conn, conn.cursor() as cur:
@@ -113,31 +114,33 @@ def plain(target: db.Target) -> None:
 
 
 def by_phases(target: db.Target, plain_s: float) -> None:
-    """Upgrade with the tool and tell what it took."""
+    """Upgrade with the tool, and print the durations."""
     with working(target, 1_000_000_000) as alone:
         time.sleep(IDLE_S)
-    with working(target, 1_100_000_000) as beside_prepare:
+    with working(target, 1_100_000_000) as during_prepare:
         prepare_s = seconds(lambda: phase(target, "prepare"))
     switched: list[upgrade.Changed] = []
     switch_s = seconds(lambda: switched.append(phase(target, "switch")))
     finished: list[upgrade.Changed] = []
-    with working(target, 1_200_000_000) as beside_finish:
+    with working(target, 1_200_000_000) as during_finish:
         finish_s = seconds(lambda: finished.append(phase(target, "finish")))
     total_s = prepare_s + switch_s + finish_s
     print(f"  plain scripts          {plain_s:8.2f} s")
     print(f"  prepare                {prepare_s:8.2f} s")
-    print(f"  switch                 {switch_s:8.2f} s, nobody can work for {switched[0].blocked_s:.3f} s")
+    print(
+        f"  switch                 {switch_s:8.2f} s, other sessions are blocked for {switched[0].blocked_s:.3f} s"
+    )
     print(f"  finish                 {finish_s:8.2f} s")
     print(f"  all phases             {total_s:8.2f} s, {total_s / plain_s:.2f} x the plain scripts")
     for name in ("reader", "writer"):
         print(f"  {name} without upgrade {alone[name]}")
-        print(f"  {name} beside prepare  {beside_prepare[name]}")
-        print(f"  {name} beside finish   {beside_finish[name]}")
+        print(f"  {name} during prepare  {during_prepare[name]}")
+        print(f"  {name} during finish   {during_finish[name]}")
     print(f"  child counts           {finished[0].child_counts:,}")
 
 
 def child_counts(target: db.Target) -> None:
-    """How fast they are counted with nobody else about."""
+    """Count children while no other session works."""
     with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute(
             "ALTER TABLE resources DROP COLUMN childcount; ALTER TABLE resources ADD COLUMN childcount integer"
@@ -147,12 +150,13 @@ def child_counts(target: db.Target) -> None:
         objects = catalog.snapshot(conn, target.schema)
         started = time.perf_counter()
         counted = counters.count_children(conn, objects, "finish", silent)
-        taken_s = time.perf_counter() - started
-    print(f"  child counts alone     {counted:,} in {taken_s:.2f} s: {counted / taken_s:,.0f} per second")
+        elapsed_s = time.perf_counter() - started
+    rate = counted / elapsed_s
+    print(f"  child counts alone     {counted:,} in {elapsed_s:.2f} s: {rate:,.0f} per second")
 
 
 def measure(admin: Connection, dsn: str, instances: int) -> None:
-    """One size."""
+    """Measure one size."""
     print(f"{instances:,} instances")
     names = [f"pgorthanc_bench_{kind}_{os.getpid()}" for kind in ("filled", "plain", "phases")]
     targets = [db.Target(make_dsn(dsn, dbname=name)) for name in names]
@@ -174,7 +178,7 @@ def measure(admin: Connection, dsn: str, instances: int) -> None:
 
 
 def create(admin: Connection, name: str, template: str = "template1") -> None:
-    """A database, as a copy."""
+    """Create a database as a copy of another one."""
     with admin.cursor() as cur:
         cur.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
@@ -183,22 +187,14 @@ def create(admin: Connection, name: str, template: str = "template1") -> None:
 
 
 def main(sizes: list[int]) -> None:
-    """All sizes, on one server."""
-    given = os.environ.get("PGORTHANC_TEST_DSN")
-    with tempfile.TemporaryDirectory() as folder:
-        if given:
-            run(given, sizes)
-            return
-        with embedded.attach(Path(folder) / "server", superuser=True) as target:
-            run(target.dsn, sizes)
-
-
-def run(dsn: str, sizes: list[int]) -> None:
-    """All sizes, on the server of a DSN."""
-    with db.session(db.Target(dsn), autocommit=True, need_schema=False) as admin:
+    """Measure all sizes on one server."""
+    with (
+        superuser_dsn() as dsn,
+        db.session(db.Target(dsn), autocommit=True, need_schema=False) as admin,
+    ):
         for instances in sizes:
             measure(admin, dsn, instances)
 
 
 if __name__ == "__main__":
-    main([int(size) for size in sys.argv[1:]] or [200_000])
+    main(numbers(__doc__, "INSTANCES", [200_000]))

@@ -17,7 +17,7 @@ from pgorthanc_cli.dicom.file import File, read_file
 from pgorthanc_cli.dicom.metadata import storable
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
-from pgorthanc_cli.dicom.values import LIMIT, Reader, dialect, normalized, reader_of
+from pgorthanc_cli.dicom.values import LIMIT, TextReader, dialect, normalized, reader_of
 
 _WARN_DEPTH = 40
 
@@ -47,7 +47,7 @@ def parse(data: Buffer, profile: Profile) -> Instance:
 
     # The three levels above the instance: the same rows for all files of a series.
     ancestors = _ancestors(file, indexed, profile)
-    reader = Reader(file.data, *ancestors.text_rules)
+    reader = TextReader(file.data, *ancestors.text_rules)
     texts = dict(ancestors.texts)
     for tag, element in elements.items():
         if tag not in indexed.of_ancestors and (text := reader.text(element)) is not None:
@@ -97,7 +97,7 @@ class _Ancestors(NamedTuple):
     levels: tuple[Level, Level, Level]
     identifiers: str  # joined with |, as they are hashed
     texts: dict[int, str]
-    text_rules: tuple[Charset, bool, bool]  # of `Reader`
+    text_rules: tuple[Charset, bool, bool]  # of `TextReader`
     expected_instances: int | None
 
 
@@ -170,7 +170,7 @@ def _level(
     own_metadata: Mapping[int, str],
     elements: Mapping[int, Element],
     texts: Mapping[int, str],
-    reader: Reader,
+    reader: TextReader,
 ) -> Level:
     """Return the rows of one resource; `own_metadata` is what only its level has."""
     all_metadata = dict(own_metadata)

@@ -47,7 +47,7 @@ _TAGS = {order: Struct(order + "HH") for order in "<>"}
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class TextReader:
     """Converts elements of one file to texts.
 
     Attributes:
@@ -81,6 +81,8 @@ class Reader:
         if element.items is not None or vr in _BINARY:
             return None
         if vr in TEXT_VRS or vr == "UN":
+            # A long text is rarely stored, so its first 64 kB are decoded first. They do not
+            # suffice if most of it is skipped as malformed.
             head = self._decode(element, _HEAD)
             if element.length <= _HEAD or head is None or _too_long(vr, head):
                 return head
@@ -160,11 +162,11 @@ def _bare_delete(escape: re.Match[str]) -> str:
     return "\x7f" if escape[1] == "u007f" else escape[0]
 
 
-def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -> Reader:
+def reader_of(data: Buffer, elements: Mapping[int, Element], profile: Profile) -> TextReader:
     """Return the reader of the texts of a data set, under a profile."""
     version = profile.orthanc_version
     split = version >= _SPLITS_JAPANESE_SINCE
-    reader = Reader(
+    reader = TextReader(
         data,
         charset(b"", profile.default_encoding, split=split),
         trims_nul=version >= _NEWER_DCMTK_SINCE,

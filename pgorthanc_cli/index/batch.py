@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.index import customdata
-from pgorthanc_cli.index.insert import Node, Pending, flush
+from pgorthanc_cli.index.insert import Pending, Resource, flush
 from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
     COMPLETED_SERIES,
@@ -108,7 +108,7 @@ class _Batch:
         self.cur = cur
         self.capabilities = capabilities
         self.overwrite = overwrite
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, Resource] = {}
         self.series: dict[str, _SeriesIndex] = {}
         self.pending = Pending()
         self.removed: list[tuple[str, int]] = []
@@ -128,7 +128,7 @@ class _Batch:
             (list(levels),),
         )
         rows = self.cur.fetchall()
-        by_id = {row[2]: Node(row[0], row[1], None, row[2]) for row in rows}
+        by_id = {row[2]: Resource(row[0], row[1], None, row[2]) for row in rows}
         for public_id, level, internal_id, parent_id in rows:
             if level != levels[public_id]:
                 stored, received = LEVEL_NAMES[level], LEVEL_NAMES[levels[public_id]]
@@ -138,6 +138,7 @@ class _Batch:
             if level != PATIENT and node.parent is None:
                 raise Conflict(f"the {LEVEL_NAMES[level]} {public_id} is in the index without its parent")
             self.nodes[public_id] = node
+        # Only a series whose number of instances is announced can become complete.
         self._load_series({r.levels[SERIES].public_id for r in records if r.expected_instances is not None})
 
     def _load_series(self, public_ids: Iterable[str]) -> None:
@@ -166,14 +167,14 @@ class _Batch:
         self._log(record, nodes, new, now)
         return outcome
 
-    def _resources(self, record: Record, now: str) -> tuple[list[Node], set[int]]:
+    def _resources(self, record: Record, now: str) -> tuple[list[Resource], set[int]]:
         """Return the nodes of the four levels, and which of them are new."""
-        nodes: list[Node] = []
+        nodes: list[Resource] = []
         new = set()
         for number, level in enumerate(record.levels):
             node = self.nodes.get(level.public_id)
             if node is None:
-                node = self.nodes[level.public_id] = Node(
+                node = self.nodes[level.public_id] = Resource(
                     level.public_id, number, nodes[-1] if nodes else None
                 )
                 new.add(number)
@@ -181,7 +182,8 @@ class _Batch:
             nodes.append(node)
         return nodes, new
 
-    def _touch(self, nodes: Sequence[Node], now: str) -> None:
+    def _touch(self, nodes: Sequence[Resource], now: str) -> None:
+        # A dict keeps the order of insertion: the resources touched last go to the end.
         for node in nodes[:INSTANCE]:
             self.pending.last_update.pop(node, None)
             self.pending.last_update[node] = now
@@ -189,7 +191,7 @@ class _Batch:
             self.touched.pop((node.public_id, node.level), None)
             self.touched[node.public_id, node.level] = None
 
-    def _log(self, record: Record, nodes: Sequence[Node], new: set[int], now: str) -> None:
+    def _log(self, record: Record, nodes: Sequence[Resource], new: set[int], now: str) -> None:
         """Log the changes of one stored instance, from the instance up (INGEST.md 9)."""
         changes = self.pending.changes
         changes.append((NEW_INSTANCE, nodes[INSTANCE], now))
@@ -207,6 +209,7 @@ class _Batch:
             return True
         if self.overwrite is Overwrite.NEVER and not record.replaces:
             return False
+        # The stored instance may be of this batch, and pending.
         self._flush()
         self.cur.execute(
             "SELECT uuid, uncompressedhash FROM attachedfiles WHERE id = %s AND filetype = 1",
@@ -224,6 +227,8 @@ class _Batch:
         if self.capabilities.delete_function:
             self.cur.execute("SELECT FROM deleteresource(%s)", (node.internal_id,))
         else:
+            # Triggers fill these tables. deleteresource() empties them first; revision 1 has
+            # no such function.
             self.cur.execute(
                 "DELETE FROM deletedfiles; DELETE FROM remainingancestor; DELETE FROM deletedresources"
             )
@@ -236,6 +241,7 @@ class _Batch:
         self.cur.execute("SELECT publicid FROM deletedresources")
         for (public_id,) in self.cur.fetchall():
             self.nodes.pop(public_id, None)
+        # The deletion may have removed a series, or an IndexInSeries that made it complete.
         self._load_series(self.series)
 
     def _flush(self) -> None:

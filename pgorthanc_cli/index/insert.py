@@ -38,12 +38,12 @@ _COMPRESSED, _UNCOMPRESSED, _PATIENTS, _LAST_CHANGE = 0, 1, 2, 6
 
 
 @dataclass(eq=False, slots=True)
-class Node:
+class Resource:
     """A resource: stored (with its internal id), or inserted by the next flush."""
 
     public_id: str
     level: int
-    parent: Node | None
+    parent: Resource | None
     internal_id: int = 0
 
 
@@ -60,10 +60,10 @@ class Pending:
             first.
     """
 
-    created: list[tuple[Node, LevelRows, Mapping[int, str]]] = field(default_factory=list)
-    attachments: list[tuple[Node, Attachment]] = field(default_factory=list)
-    changes: list[tuple[int, Node, str]] = field(default_factory=list)
-    last_update: dict[Node, str] = field(default_factory=dict)
+    created: list[tuple[Resource, LevelRows, Mapping[int, str]]] = field(default_factory=list)
+    attachments: list[tuple[Resource, Attachment]] = field(default_factory=list)
+    changes: list[tuple[int, Resource, str]] = field(default_factory=list)
+    last_update: dict[Resource, str] = field(default_factory=dict)
 
 
 def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
@@ -90,10 +90,12 @@ class _Flush:
         children = Counter(node.parent for node in self.new if node.parent)
         if self.capabilities.direct_child_counts:
             self._count_children()
+        # COPY returns no ids, so they are drawn from the sequence before.
         for node, number in zip(self.new, self._next("resources_internalid_seq", len(self.new)), strict=True):
             node.internal_id = number
         if self.capabilities.triggers_off:
             self._lock_ancestors()
+            # From here on no trigger and no foreign key of these tables is at work.
             self.cur.execute("SET LOCAL session_replication_role = replica")
         self._insert_resources(children if self.capabilities.triggers_off else Counter())
         self._insert_tags()
@@ -109,7 +111,7 @@ class _Flush:
 
     # --- rows ---------------------------------------------------------------------------
 
-    def _insert_resources(self, children: Mapping[Node, int]) -> None:
+    def _insert_resources(self, children: Mapping[Resource, int]) -> None:
         rows = (
             f"{n.internal_id}\t{n.level}\t{n.public_id}\t{n.parent.internal_id if n.parent else _NULL}"
             for n in self.new
@@ -154,7 +156,7 @@ class _Flush:
         self._copy("metadata", "id, type, value, revision", rows)
         self._update_metadata(changed)
 
-    def _rewritten_metadata(self) -> Iterable[tuple[int, Node, str]]:
+    def _rewritten_metadata(self) -> Iterable[tuple[int, Resource, str]]:
         """Yield metadata that new instances rewrite: last update, recycling order."""
         for node, date in self.pending.last_update.items():
             yield LAST_UPDATE, node, date
@@ -231,7 +233,7 @@ class _Flush:
                     "INSERT INTO patientrecyclingorder (patientid) VALUES (%s)", (node.internal_id,)
                 )
 
-    def _update_child_counts(self, children: Mapping[Node, int]) -> None:
+    def _update_child_counts(self, children: Mapping[Resource, int]) -> None:
         """Update the counts of existing parents, or mark them for housekeeping."""
         existing = set(self.old)
         added = sorted((node.internal_id, count) for node, count in children.items() if node in existing)

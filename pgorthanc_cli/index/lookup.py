@@ -153,6 +153,7 @@ def stored_attachments(
     cur: Cursor, capabilities: Capabilities, public_ids: Sequence[str]
 ) -> dict[str, list[StoredAttachment]]:
     """Return those of these instances that are stored, with their DICOM attachments."""
+    # After a downgrade below revision 5, the data of a storage plugin are in a table of their own.
     elsewhere = "false"
     if capabilities.custom_data:
         elsewhere = "COALESCE(a.customdata <> '', false)"
@@ -192,6 +193,7 @@ def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
 
 def still_referenced(cur: Cursor, attachments: Sequence[StoredAttachment], *, lock: bool = False) -> set[str]:
     """Return the uuids still in the index; with `lock`, until the transaction ends."""
+    # Ordered, so that two sessions lock the rows in the same order.
     query = "SELECT uuid FROM index.attachedfiles WHERE id = ANY(%s) AND uuid = ANY(%s) ORDER BY id, filetype"
     cur.execute(
         f"{query} FOR UPDATE" if lock else query,

@@ -16,7 +16,7 @@ _FEW = 8  # files; more are synced together with their whole file system
 _TRUSTED = {0xEF53, 0x58465342, 0x9123683E}
 
 
-class Group:
+class SyncGroup:
     """Makes new files below a folder durable, together with their names."""
 
     def __init__(self, root: Path | int) -> None:
@@ -27,7 +27,7 @@ class Group:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         self._descriptor = os.open(".", flags, dir_fd=root) if isinstance(root, int) else os.open(root, flags)
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> SyncGroup:
         return self
 
     def __exit__(

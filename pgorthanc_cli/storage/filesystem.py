@@ -113,7 +113,7 @@ class FilesystemArea:
         Raises:
             OSError: Something could not be made durable.
         """
-        with durable.Group(self.descriptor) as group:
+        with durable.SyncGroup(self.descriptor) as group:
             self._unsynced = []
             try:
                 yield

@@ -95,7 +95,7 @@ def test_a_file_that_is_gone_before_the_sync_is_noticed(
 def test_only_file_systems_that_sync_as_a_whole_are_trusted() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("platform.release", lambda: "5.7.0-generic")
-        with durable.Group(Path("/")) as group:
+        with durable.SyncGroup(Path("/")) as group:
             assert not durable._can_sync_file_system(group._descriptor)
-    with durable.Group(_NOT_TRUSTED) as group:
+    with durable.SyncGroup(_NOT_TRUSTED) as group:
         assert not durable._can_sync_file_system(group._descriptor)
