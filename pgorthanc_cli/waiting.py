@@ -1,9 +1,8 @@
-"""Waiting for a server, an index, its locks or a standby: for init containers, ExecStartPre and CI."""
+"""Wait for a server, an index, its locks or a standby: for init containers, ExecStartPre and CI."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, InUseError, RevisionError, UsageError
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-_CONNECT_TIMEOUT_S = 5  # a server that does not answer must not outlast the deadline by much
+_CONNECT_TIMEOUT_S = 5  # a server that does not answer must not delay the end by much
 
-# What it has to replay: what the primary has told of (to those who may see that), else what has arrived.
+# The third column is the WAL still to be replayed: up to the end that the primary announced (NULL without the
+# privilege to see it), else up to what has arrived.
 _REPLICA = """
     SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_stat_wal_receiver),
            greatest((SELECT latest_end_lsn FROM pg_stat_wal_receiver), pg_last_wal_receive_lsn())
                - pg_last_wal_replay_lsn()
 """
-# WAL arrives by pages, and the last record may have come in part: it ends no transaction, and waits for the rest of it
-# until the primary has something to write, or for seconds.
+# WAL arrives in pages. The last record may be incomplete: it ends no transaction, and its rest arrives only when the
+# primary writes again, or after seconds.
 _PARTIAL_RECORD_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Conditions:
     """What to wait for, all of it.
 
     Attributes:
-        ready: The server lets us in and takes changes.
+        ready: The server accepts the login and takes changes.
         revision: The index is at this revision.
-        unlocked: Nobody holds the locks 42, 43 and 44.
+        unlocked: No session holds the locks 42, 43 and 44.
         replica: The server is a standby that receives from its primary and has replayed what it got.
     """
 
@@ -49,120 +50,102 @@ class Wanted:
     replica: bool = False
 
     def __str__(self) -> str:
-        """As messages name it."""
-        parts = {
+        """The name in messages."""
+        names = {
             "a server that takes changes": self.ready,
             "a standby that is up to date": self.replica,
             "no locks of Orthanc": self.unlocked,
             f"an index at revision {self.revision}": self.revision is not None,
         }
-        return " and ".join(name for name, asked in parts.items() if asked)
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """It is not so far: `missing` says why."""
-
-    missing: str
+        return " and ".join(name for name, required in names.items() if required)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """It is so far.
-
-    Attributes:
-        reached: What was waited for.
-        waited_s: How long that took.
-    """
+    """The conditions that are met, and how long that took."""
 
     reached: str
     waited_s: float
 
 
-def wait(target: db.Target, wanted: Wanted, *, timeout_s: float) -> Iterator[Waiting | Reached]:
-    """Look, on a new connection each time, until it is so far; yields each reason that is new, then the end.
+def wait(target: db.Target, conditions: Conditions, *, timeout_s: float, report: Report = silent) -> Reached:
+    """Check on a new connection each time, until all conditions are met; report each new reason to wait.
 
-    Looks come ever more seldom, up to 2 s apart, and quickly again as soon as something has changed.
+    The checks come ever less often, up to 2 s apart, and quickly again after any change.
 
     Raises:
-        ConnectError: The time is over; the server cannot be reached, refuses the login, is not what was wanted.
-        RevisionError: The time is over; the index is at another revision, or there is none.
-        InUseError: The time is over; somebody holds a lock.
-        PasswordRequired: At once, because no time helps.
-        RevisionError: At once; no index can be at that revision.
-        UsageError: At once; a standby takes no changes, and does not know the locks of its primary.
+        ConnectError: Timed out: the server cannot be reached, refuses the login, or has the wrong role.
+        RevisionError: Timed out: the index is at another revision, or there is none.
+            Immediately: there is no such revision.
+        InUseError: Timed out: a session holds a lock.
+        PasswordRequired: Immediately, as waiting does not help.
+        UsageError: Immediately: a standby takes no changes, and does not know the locks of its primary.
     """
-    if wanted.replica and (wanted.ready or wanted.unlocked):
+    if conditions.replica and (conditions.ready or conditions.unlocked):
         raise UsageError(
-            f"no server can be {wanted}: a standby takes no changes and does not know the locks of its primary",
+            f"no server can be {conditions}: a standby takes no changes and does not know the locks of its "
+            "primary",
             "wait for the primary and for the standby, one after the other",
         )
-    if wanted.revision is not None:
-        catalog.require_revision(wanted.revision)
+    if conditions.revision is not None:
+        catalog.require_revision(conditions.revision)
+    # One attempt per check, and a short one.
+    dsn = make_dsn(**{"connect_timeout": str(_CONNECT_TIMEOUT_S), **db.parse_dsn(target.dsn)})
+    target = replace(target, dsn=dsn, retries=0)
     started = time.monotonic()
     deadline = started + timeout_s
-    pause = _FIRST_PAUSE_S
-    told = ""
+    pause_s = _FIRST_PAUSE_S
+    reason = ""
     while True:
         try:
-            _look(_impatient(target), wanted)
-            break
+            _check(target, conditions)
+            return Reached(str(conditions), round(time.monotonic() - started, 1))
         except db.PasswordRequired:
             raise
-        except (ConnectError, RevisionError, InUseError) as failure:
-            missing = failure
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise type(missing)(
-                f"waited {timeout_s:g} s for {wanted} in vain: {missing.message}", missing.hint
-            )
-        if missing.message != told:
-            pause, told = _FIRST_PAUSE_S, missing.message
-            yield Waiting(told)
-        time.sleep(min(pause, left))
-        pause = min(pause * 1.5, _LONGEST_PAUSE_S)
-    yield Reached(str(wanted), round(time.monotonic() - started, 1))
+        except (ConnectError, RevisionError, InUseError) as error:
+            unmet = error
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            message = f"waited {timeout_s:g} s for {conditions} in vain: {unmet.message}"
+            raise type(unmet)(message, unmet.hint)
+        if unmet.message != reason:
+            pause_s, reason = _FIRST_PAUSE_S, unmet.message
+            report(Progress("waiting", reason))
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
 
-def _impatient(target: db.Target) -> db.Target:
-    """A look is one try, and ends soon."""
-    given = db.parse_dsn(target.dsn)
-    dsn = make_dsn(**{"connect_timeout": str(_CONNECT_TIMEOUT_S), **given})
-    return replace(target, dsn=dsn, retries=0)
-
-
-def _look(target: db.Target, wanted: Wanted) -> None:
-    """Raise what is missing."""
-    with closing(db.connect(target, autocommit=True, readonly=True)) as conn, db.translate_errors(conn):
-        if wanted.replica:
+def _check(target: db.Target, conditions: Conditions) -> None:
+    """Raise an error for the first condition that is not met."""
+    connection = db.connect(target, autocommit=True, readonly=True)
+    with closing(connection) as conn, db.translate_errors(conn):
+        if conditions.replica:
             _check_replica(conn)
-        elif wanted.ready or wanted.unlocked:
-            _check_primary(conn)  # it has the locks
-        if wanted.unlocked:
+        elif conditions.ready or conditions.unlocked:
+            _check_primary(conn)  # a standby does not know the locks
+        if conditions.unlocked:
             _check_unlocked(conn)
-        if wanted.revision is not None:
-            _check_revision(conn, target.schema, wanted.revision)
+        if conditions.revision is not None:
+            _check_revision(conn, target.schema, conditions.revision)
 
 
 def _check_primary(conn: Connection) -> None:
-    with conn.cursor() as cur:
-        cur.execute("SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean")
-        [(standby, readonly)] = cur.fetchall()
+    [(is_standby, is_readonly)] = db.rows(
+        conn, "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean"
+    )
     hint = "name the primary with --host, or list all hosts in the URI beside target_session_attrs=read-write"
-    if standby:
+    if is_standby:
         raise ConnectError("the server is a standby (in recovery)", hint)
-    if readonly:
+    if is_readonly:
         raise ConnectError("the server is read-only (default_transaction_read_only is on)", hint)
 
 
 def _check_replica(conn: Connection) -> None:
-    with conn.cursor() as cur:
-        cur.execute(_REPLICA)
-        [(standby, receives, behind_bytes)] = cur.fetchall()
+    [(is_standby, is_receiving, behind_bytes)] = db.rows(conn, _REPLICA)
     hint = "compare primary_conninfo, the slot and pg_stat_replication of the primary, and the log of the standby"
-    if not standby:
+    if not is_standby:
         raise ConnectError("the server is a primary, wanted is a standby", "name the standby with --host")
-    if not receives:
+    if not is_receiving:
         raise ConnectError("the standby receives nothing from its primary", hint)
     if behind_bytes is None or behind_bytes > _PARTIAL_RECORD_BYTES:
         behind = "an unknown amount" if behind_bytes is None else f"{behind_bytes} bytes"
@@ -172,27 +155,25 @@ def _check_replica(conn: Connection) -> None:
 def _check_unlocked(conn: Connection) -> None:
     holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)
     if holders:
-        who = "; ".join(
-            f"lock {holder.lock} ({db.LOCK_NAMES[holder.lock]}) by {holder}" for holder in holders
-        )
-        raise InUseError(f"locked: {who}", "see who that is: pgorthanc check-lock")
+        locks = [f"lock {each.lock} ({db.LOCK_NAMES[each.lock]}) by {each}" for each in holders]
+        raise InUseError(f"locked: {'; '.join(locks)}", "see who that is: pgorthanc check-lock")
 
 
-def _check_revision(conn: Connection, schema: str, wanted: int) -> None:
+def _check_revision(conn: Connection, schema: str, revision: int) -> None:
     try:
-        found = catalog.snapshot(conn, schema)
-        here = catalog.layout(found, schema)
-    except ConnectError as error:  # there is no such schema yet
+        actual = catalog.snapshot(conn, schema)
+        layout = catalog.layout(actual, schema)
+    except ConnectError as error:  # the schema does not exist yet
         raise RevisionError(error.message, error.hint) from None
-    if here is None:
+    if layout is None:
         raise RevisionError(
             f"schema {schema} of database {conn.info.dbname} holds no Orthanc index", "run: pgorthanc init"
         )
-    recorded = found.get("property 4", "none")
-    if (here.name, recorded) != (str(wanted), str(wanted)):
-        more = "" if recorded == here.name else f" and says that it is at {recorded}"
-        command = "upgrade" if here.revision < wanted else "downgrade"
+    recorded = actual.get("property 4", "none")
+    if (layout.name, recorded) != (str(revision), str(revision)):
+        difference = "" if recorded == layout.name else f" and says that it is at {recorded}"
+        command = "upgrade" if layout.revision < revision else "downgrade"
         raise RevisionError(
-            f"index is at revision {here.name}{more}, wanted {wanted}",
-            f"run: pgorthanc {command} --to {wanted}",
+            f"index is at revision {layout.name}{difference}, wanted {revision}",
+            f"run: pgorthanc {command} --to {revision}",
         )

@@ -10,12 +10,15 @@ import click
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import InUseError, UsageError
+from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config import OrthancConfiguration
 
 
-def _which(_ctx: click.Context, _option: click.Parameter, value: str | None) -> int | Literal["all"] | None:
+def _pid_or_all(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> int | Literal["all"] | None:
     if value is None or value == "all":
         return "all" if value else None
     if not value.isdecimal():
@@ -24,8 +27,10 @@ def _which(_ctx: click.Context, _option: click.Parameter, value: str | None) -> 
 
 
 def _connections(orthanc: OrthancConfiguration | None) -> Callable[[str], int] | None:
-    """How many connections to the index one Orthanc opens, by the release of its plugin."""
-    return (lambda release: int(orthanc.postgresql("IndexConnectionsCount", release))) if orthanc else None
+    """Return IndexConnectionsCount by release of the plugin, whose default has changed."""
+    if orthanc is None:
+        return None
+    return lambda release: int(orthanc.postgresql("IndexConnectionsCount", release))
 
 
 @commands.command("check-lock")
@@ -40,7 +45,7 @@ def _connections(orthanc: OrthancConfiguration | None) -> Callable[[str], int] |
 @click.option("--watch", is_flag=True, help="Show it again and again until Ctrl-C.")
 @click.option(
     "--terminate",
-    callback=_which,
+    callback=_pid_or_all,
     metavar="PID|all",
     help="End this session, or those of every Orthanc; asks before.",
 )
@@ -62,6 +67,11 @@ def command(
 
     if watch + nagios + (terminate is not None) > 1:
         raise UsageError("--watch, --nagios and --terminate exclude each other", "give one of them")
+
+    def report(progress: Progress) -> None:
+        if wait_s and not call.quiet:
+            output.note(f"waiting: {progress.what}")
+
     with (
         call.resolved() as settings,
         db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
@@ -71,23 +81,21 @@ def command(
             conn, settings.target.schema, lock=lock, connections=_connections(settings.orthanc)
         )
         if watch:
-            call.watch(watcher.look)
+            call.watch(watcher.inspect)
             return
         if terminate is not None:
-            chosen = locks.choose(conn, terminate)
-            if chosen:
-                upgrade_options.confirm("End these sessions?", chosen, yes=yes, needed=True)
-            found: locks.Found = locks.terminate(conn, watcher, chosen)
+            sessions = locks.choose(conn, terminate)
+            if sessions:
+                upgrade_options.confirm("End these sessions?", sessions, yes=yes, needed=True)
+            usage: locks.Usage = locks.terminate(conn, watcher, sessions)
         else:
-            for found in locks.until_free(watcher, wait_s):
-                if wait_s and not found.free and not call.quiet:
-                    output.note(f"waiting: {found.summary}")
+            usage = locks.wait_until_free(watcher, wait_s, report)
     if nagios:
-        figures = {"locks": len(found.held), "orthancs": len(found.orthancs)}
-        call.nagios(found.status, "; ".join(found.problems) or found.summary, figures)
-    call.emit(found)
-    if not found.free:
+        figures = {"locks": len(usage.held), "orthancs": len(usage.orthancs)}
+        call.nagios(usage.status, "; ".join(usage.problems) or usage.summary, figures)
+    call.emit(usage)
+    if not usage.free:
         raise InUseError(
-            f"somebody works on database {found.database}: {found.summary}",
+            f"somebody works on database {usage.database}: {usage.summary}",
             "stop every Orthanc that uses it; wait for it with --wait SECONDS, or end its sessions with --terminate",
         )

@@ -103,7 +103,7 @@ def confirm_termination(target: Target, *, yes: bool) -> None:
     from pgorthanc_cli import db, upgrade
 
     with db.session(target, readonly=True) as conn:
-        sessions = upgrade.others(conn)
+        sessions = upgrade.other_sessions(conn)
     if sessions:
         confirm("End the sessions of others?", sessions, yes=yes, needed=True)
 

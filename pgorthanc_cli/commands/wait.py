@@ -6,6 +6,7 @@ import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.progress import Progress
 
 
 @commands.command("wait")
@@ -31,10 +32,11 @@ def command(
     from pgorthanc_cli import waiting
 
     ready = ready or not (revision is not None or unlocked or replica)
-    wanted = waiting.Wanted(ready=ready, revision=revision, unlocked=unlocked, replica=replica)
+    conditions = waiting.Conditions(ready=ready, revision=revision, unlocked=unlocked, replica=replica)
+
+    def report(progress: Progress) -> None:
+        if not call.quiet:
+            output.note(f"waiting for {conditions}: {progress.what}")
+
     with call.target() as target:
-        for event in waiting.wait(target, wanted, timeout_s=timeout_s):
-            if isinstance(event, waiting.Reached):
-                call.emit(event)
-            elif not call.quiet:
-                output.note(f"waiting for {wanted}: {event.missing}")
+        call.emit(waiting.wait(target, conditions, timeout_s=timeout_s, report=report))

@@ -137,7 +137,7 @@ def _contents(
                 "catalog": catalog.snapshot,
                 "status": status.status,
                 "verify": verify.schema,
-                "locks": locks.look,
+                "locks": locks.inspect,
             }.items():
                 yield f"{name}.json", _json_or_error(partial(inspect, conn, target.schema))
     except PgOrthancError as error:

@@ -114,7 +114,7 @@ def foreign_code(subject: Subject) -> Verdict:
 @check("locks")
 def orthancs(subject: Subject) -> Verdict:
     """Report who uses the index, as `pgorthanc check-lock` does in detail."""
-    usage = locks.look(subject.conn, subject.target.schema)
+    usage = locks.inspect(subject.conn, subject.target.schema)
     return Verdict(
         usage.status,
         "; ".join((*usage.problems, usage.summary)),

@@ -1,12 +1,32 @@
-"""Who works on a database: sessions, Orthanc's advisory locks, and Orthancs that hold none. No lock is ever tried."""
+"""Who uses a database: sessions, Orthanc's advisory locks, and Orthancs that hold none. No lock is ever tried."""
 
-from pgorthanc_cli.locks.alone import require_idle, require_no_orthanc
-from pgorthanc_cli.locks.look import Found, Lock, Watcher, look, until_free
+from pgorthanc_cli.locks.idle import require_idle, require_no_orthanc
 from pgorthanc_cli.locks.orthancs import Orthanc
-from pgorthanc_cli.locks.sessions import Session, clients, end, of_pooler, others
+from pgorthanc_cli.locks.sessions import (
+    Session,
+    client_sessions,
+    other_sessions,
+    pooled_sessions,
+    terminate_sessions,
+)
 from pgorthanc_cli.locks.terminate import Terminated, choose, terminate
+from pgorthanc_cli.locks.usage import Lock, Usage, Watcher, inspect, wait_until_free
 
 __all__ = [
-    "Found", "Lock", "Orthanc", "Session", "Terminated", "Watcher", "choose", "clients", "end", "look",
-    "of_pooler", "others", "require_idle", "require_no_orthanc", "terminate", "until_free",
-]  # fmt: skip
+    "Lock",
+    "Orthanc",
+    "Session",
+    "Terminated",
+    "Usage",
+    "Watcher",
+    "choose",
+    "client_sessions",
+    "inspect",
+    "other_sessions",
+    "pooled_sessions",
+    "require_idle",
+    "require_no_orthanc",
+    "terminate",
+    "terminate_sessions",
+    "wait_until_free",
+]

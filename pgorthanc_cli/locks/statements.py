@@ -1,7 +1,8 @@
-"""What the last statement of a session tells of it. The statement itself may hold patient data and stays here.
+"""What the last statement of a session reveals; it may hold patient data and never leaves this module.
 
-Seen with the plugin of Debian: statements are prepared under a UUID and deallocated by that name, transactions begin
-with their mode and end with COMMIT or ABORT; a connection of the pool that was never used has no statement.
+Observed with the plugin of Debian: statements are prepared under a UUID and deallocated by that
+name, transactions begin with their mode and end with COMMIT or ABORT; a connection of the pool that
+was never used has no statement.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _LARGE_OBJECTS = re.compile(r"\bstoragearea\b|\blo_(?:open|close|creat|create|un
 
 @dataclass(frozen=True)
 class Statement:
-    """What is known of a statement.
+    """Properties of a statement.
 
     Attributes:
-        kind: For people: `COMMIT`, `index`, `storage area`, `hidden`, ...
+        kind: Its kind, to show: `COMMIT`, `index`, `storage area`, `hidden`, ...
         evidence: Why only Orthanc's plugin sends it; None: others may.
-        fits: The plugin sends such statements, too.
-        isolation: The transaction mode that it sets, in capitals.
-        sets_schema: It sets search_path.
-        names: The tables and functions of the index that it names.
+        fits: Whether the plugin sends such statements, too.
+        isolation: The isolation level that it sets, in capitals.
+        sets_schema: Whether it sets search_path.
+        names: Tables and functions of the index in it.
     """
 
     kind: str
@@ -45,7 +46,7 @@ class Statement:
 
 
 def read(query: str | None) -> Statement:
-    """What a statement of pg_stat_activity tells; None: the server does not show it."""
+    """Return what a statement of pg_stat_activity reveals; None: the server does not show it."""
     if query is None:
         return Statement("hidden", fits=True)
     text = query.strip()
@@ -74,7 +75,7 @@ def read(query: str | None) -> Statement:
 
 
 def _prepared(name: str, text: str) -> str | None:
-    """Whether values are passed as parameters, as the plugin does it and people do not."""
+    """Return evidence if values are passed as parameters: the plugin does that, people do not."""
     return f"works with {name} by prepared statements" if "$1" in text else None
 
 
@@ -85,21 +86,21 @@ def _called(names: frozenset[str]) -> str | None:
 
 @cache
 def _functions() -> frozenset[str]:
-    """The functions of the index that is the newest."""
-    newest = catalog.expected(catalog.revisions()[-1], with_storage=False)
-    return frozenset(
-        entry.removeprefix("function ").partition("(")[0] for entry in newest if entry.startswith("function ")
-    )
+    """Return the functions of the newest revision."""
+    entries = catalog.expected(catalog.newest(), with_storage=False)
+    functions = (entry.removeprefix("function ") for entry in entries if entry.startswith("function "))
+    return frozenset(function.partition("(")[0] for function in functions)
 
 
 @cache
 def history() -> dict[str, tuple[int, int]]:
-    """The tables and functions of the index by name: the first and the last revision that has them."""
-    found: dict[str, tuple[int, int]] = {}
+    """Return the first and the last revision of each table and function of the index."""
+    revisions: dict[str, tuple[int, int]] = {}
     for revision in catalog.revisions():
         for entry in catalog.expected(revision, with_storage=False):
             kind, _, rest = entry.partition(" ")
             if kind in ("table", "function"):
                 name = rest.partition("(")[0]
-                found[name] = (found.get(name, (revision, 0))[0], revision)
-    return found
+                first, _ = revisions.get(name, (revision, revision))
+                revisions[name] = (first, revision)
+    return revisions

@@ -1,8 +1,7 @@
-"""Ending the sessions that keep Orthanc's locks."""
+"""End the sessions that hold Orthanc's locks."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +9,27 @@ from typing import TYPE_CHECKING, Literal
 
 import psycopg2.errors
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.locks.look import KEYS, Found, Watcher
-from pgorthanc_cli.locks.orthancs import groups
-from pgorthanc_cli.locks.sessions import Session, end, observe, others
+from pgorthanc_cli.locks.orthancs import group_sessions
+from pgorthanc_cli.locks.sessions import Session, observe, other_sessions, terminate_sessions
+from pgorthanc_cli.locks.usage import KEYS, Usage, Watcher
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 
 
 @dataclass(frozen=True)
-class Terminated(Found):
-    """What is left after sessions were ended.
+class Terminated(Usage):
+    """Who still uses the database after sessions were ended.
 
     Attributes:
-        ended: The sessions that are gone.
+        ended: The sessions that have ended.
         remaining: Those that have not ended within 5 seconds.
-        freed: Nobody holds a lock of Orthanc any more.
+        freed: Whether no lock of Orthanc is held any more.
     """
 
     ended: tuple[Session, ...]
@@ -38,54 +38,56 @@ class Terminated(Found):
 
 
 def choose(conn: Connection, which: int | Literal["all"]) -> list[Session]:
-    """The sessions of this database that are to be ended: one, or those of all Orthancs and holders of locks.
+    """Return the sessions to end: one, or those of all Orthancs and holders of locks.
 
-    The commands of this tool are never among all.
+    Commands of this tool are never among all.
 
     Raises:
         UsageError: That pid is no other session of this database.
     """
     if which != "all":
-        if chosen := [session for session in others(conn) if session.pid == which]:
+        if chosen := [session for session in other_sessions(conn) if session.pid == which]:
             return chosen
         raise UsageError(
             f"pid {which} is no other session of database {conn.info.dbname}",
             "see which there are: pgorthanc check-lock",
         )
-    sessions = observe(conn)
-    of_orthanc = {member for group in groups(sessions, None) for member in group.members}
-    wanted = {s.pid for s in sessions if not s.is_ours and (s in of_orthanc or set(KEYS) & set(s.locks))}
-    return [session for session in others(conn) if session.pid in wanted]
+    observed = observe(conn)
+    pids = {member.pid for group in group_sessions(observed, None) for member in group.members}
+    pids |= {session.pid for session in observed if set(KEYS) & set(session.locks)}
+    pids -= {session.pid for session in observed if session.is_ours}
+    return [session for session in other_sessions(conn) if session.pid in pids]
 
 
-def terminate(conn: Connection, watcher: Watcher, chosen: Sequence[Session]) -> Terminated:
-    """End sessions, give them 5 seconds, and look who is left.
+def terminate(conn: Connection, watcher: Watcher, sessions: Sequence[Session]) -> Terminated:
+    """End sessions, give them 5 seconds, and return who is left.
 
     Raises:
         PgOrthancError: The role may not end them.
     """
     try:
-        end(conn, chosen)
+        terminate_sessions(conn, sessions)
     except psycopg2.errors.InsufficientPrivilege:
-        with conn.cursor() as cur:
-            cur.execute("SELECT quote_ident(current_user)")
-            [(role,)] = cur.fetchall()
+        role = db.value(conn, "SELECT quote_ident(current_user)")
+        owners = ", ".join(sorted({str(session.role) for session in sessions}))
         raise PgOrthancError(
-            f"role {role} may not end the sessions of role {', '.join(sorted({str(s.role) for s in chosen}))}",
-            f"log in as that role, or: GRANT pg_signal_backend TO {role}; sessions of superusers need a superuser",
+            f"role {role} may not end the sessions of role {owners}",
+            f"log in as that role, or: GRANT pg_signal_backend TO {role}; sessions of superusers need a "
+            "superuser",
         ) from None
-    deadline = time.monotonic() + _PATIENCE_S
-    while (left := _left(conn, chosen)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while (remaining := _remaining(conn, sessions)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    found = watcher.look()
+    usage = watcher.inspect()
     return Terminated(
-        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
-        ended=tuple(session for session in chosen if session not in left),
-        remaining=tuple(left),
-        freed=not found.held,
+        **vars(usage),
+        ended=tuple(session for session in sessions if session not in remaining),
+        remaining=tuple(remaining),
+        freed=not usage.held,
     )
 
 
-def _left(conn: Connection, chosen: Sequence[Session]) -> list[Session]:
-    there = {(session.pid, session.since) for session in others(conn)}
-    return [session for session in chosen if (session.pid, session.since) in there]
+def _remaining(conn: Connection, sessions: Sequence[Session]) -> list[Session]:
+    # A pid may be used again; with the time of its start it is unique.
+    current = {(session.pid, session.since) for session in other_sessions(conn)}
+    return [session for session in sessions if (session.pid, session.since) in current]

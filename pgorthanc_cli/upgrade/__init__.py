@@ -1,6 +1,6 @@
 """Upgrade and downgrade: inspect, plan, and change the revision in three phases."""
 
-from pgorthanc_cli.locks import Session, others
+from pgorthanc_cli.locks import Session, other_sessions
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.upgrade.change import downgrade, upgrade
 from pgorthanc_cli.upgrade.model import PHASES, Changed, Settings
@@ -8,5 +8,5 @@ from pgorthanc_cli.upgrade.plan import Plan, plan
 from pgorthanc_cli.upgrade.script import sql
 
 __all__ = [
-    "PHASES", "Changed", "Plan", "Progress", "Session", "Settings", "downgrade", "others", "plan", "sql", "upgrade",
+    "PHASES", "Changed", "Plan", "Progress", "Session", "Settings", "downgrade", "other_sessions", "plan", "sql", "upgrade",
 ]  # fmt: skip

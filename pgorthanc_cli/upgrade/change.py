@@ -10,7 +10,7 @@ import psycopg2.errors
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError, RevisionError
-from pgorthanc_cli.locks import clients
+from pgorthanc_cli.locks import client_sessions
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog, duplicates, rights
 from pgorthanc_cli.schema import steps as scripts
@@ -170,7 +170,7 @@ def _switch_needed(conn: Connection, drift: SchemaDrift, steps: list[Step], own_
     """Return whether there is anything to do: no session has to leave because of harmless leftovers."""
     needed = bool(steps) or any(finding.matters for finding in drift.repairs)
     if not needed and drift.repairs:
-        needed = not clients(conn, own_pids)
+        needed = not client_sessions(conn, own_pids)
     conn.commit()
     return needed
 

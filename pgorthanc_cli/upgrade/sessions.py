@@ -12,8 +12,13 @@ import psycopg2.errors
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.locks import Session, clients, end, of_pooler
-from pgorthanc_cli.locks import others as other_sessions
+from pgorthanc_cli.locks import (
+    Session,
+    client_sessions,
+    other_sessions,
+    pooled_sessions,
+    terminate_sessions,
+)
 from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.text import shortened
 
@@ -117,9 +122,9 @@ def wait_for_exclusive_access(
     started = time.monotonic()
     limit_s = max(wait_s, _CALM_S) if terminate else wait_s
     while True:
-        others = clients(conn, own_pids)
+        others = client_sessions(conn, own_pids)
         if others and terminate:
-            end(conn, others)
+            terminate_sessions(conn, others)
         conn.commit()
         if not others:
             return
@@ -128,7 +133,7 @@ def wait_for_exclusive_access(
                 reconnecting = f"{len(others)} sessions connect again and again; locks keep them out"
                 report(Progress("switch", reconnecting))
                 return
-            raise in_use(others, idle=of_pooler(conn))
+            raise in_use(others, idle=pooled_sessions(conn))
         what = f"waiting for {len(others)} sessions to end, such as pid {others[0].pid}"
         report(Progress("switch", what))
         time.sleep(_POLL_S)

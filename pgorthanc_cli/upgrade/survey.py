@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg2.errors
 
 from pgorthanc_cli import db
-from pgorthanc_cli.locks import Session, clients
+from pgorthanc_cli.locks import Session, client_sessions
 from pgorthanc_cli.schema import catalog, duplicates
 from pgorthanc_cli.upgrade.drift import SchemaDrift, index_tables, inspect, obstacles
 
@@ -127,7 +127,7 @@ def survey(conn: Connection, schema: str, to: int) -> Survey:
         trigram=catalog.trigram(conn, objects),
         tables=tuple(Table(*row) for row in db.rows(conn, _SIZES, index_tables(objects))),
         patients=int(patients or 0),
-        sessions=tuple(clients(conn, ())),
+        sessions=tuple(client_sessions(conn, ())),
         locks=tuple(db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)),
         replicas=tuple(Replica(*row) for row in db.rows(conn, _REPLICAS)),
     )

@@ -146,12 +146,12 @@ def test_ending_its_sessions_frees_the_locks_but_does_not_stop_it(archive: Archi
     with pytest.raises(AssertionError), archive.orthanc() as rest:  # it logs the lost connections as errors
         with db.session(archive.target, autocommit=True) as conn:
             watcher = locks.Watcher(conn, "public")
-            seen.append([lock.key for lock in watcher.look().held])
+            seen.append([lock.key for lock in watcher.inspect().held])
             seen.append(
                 json.loads(archive.pgorthanc("check-lock", *["--terminate", "all", "--yes", "--json"]).stdout)
             )
-            wait_until(lambda: _asked(rest) and bool(watcher.look().orthancs))
-            seen.append(watcher.look().problems)
+            wait_until(lambda: _asked(rest) and bool(watcher.inspect().orthancs))
+            seen.append(watcher.inspect().problems)
         seen.append(check(archive)["orthancs"])
     before, ended, watched, after = seen
     assert before == [42, 43]

@@ -21,6 +21,7 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import cli, db, locks
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.locks import sessions
+from pgorthanc_cli.progress import Progress
 from tests.support.real_servers import wait_until
 from tests.support.schemas import as_role, run
 
@@ -52,9 +53,9 @@ def watcher(conn: Connection, **options: Any) -> locks.Watcher:
     return locks.Watcher(conn, "public", **options)
 
 
-def look(target: db.Target, **options: bool | None) -> locks.Found:
+def inspect(target: db.Target, **options: bool | None) -> locks.Usage:
     with db.session(target, readonly=True, autocommit=True) as conn:
-        return watcher(conn, **options).look()
+        return watcher(conn, **options).inspect()
 
 
 def check(target: db.Target, *words: str, stdin: str | None = None) -> Result:
@@ -116,7 +117,7 @@ def test_locks_of_other_databases_and_of_other_numbers_do_not_count(
         orthanc(empty, 42),
         connected(fresh, "SELECT pg_advisory_lock(41), pg_advisory_lock(42, 42)", name="other"),
     ):
-        assert look(fresh).free
+        assert inspect(fresh).free
 
 
 def test_no_lock_is_ever_tried(fresh: db.Target) -> None:
@@ -125,7 +126,7 @@ def test_no_lock_is_ever_tried(fresh: db.Target) -> None:
 
     def looking() -> None:
         while not stop.is_set():
-            look(fresh)
+            inspect(fresh)
 
     thread = threading.Thread(target=looking)
     thread.start()
@@ -155,7 +156,7 @@ def test_no_lock_is_ever_tried(fresh: db.Target) -> None:
 )
 def test_an_orthanc_without_a_lock(fresh: db.Target, queries: list[str], certain: bool) -> None:
     with connected(fresh, *queries) as conn:
-        found = look(fresh)
+        found = inspect(fresh)
         pid = conn.info.backend_pid
     assert [lock.held for lock in found.locks] == [False] * 3
     [one] = found.orthancs
@@ -179,7 +180,7 @@ def test_an_orthanc_without_a_lock(fresh: db.Target, queries: list[str], certain
 )
 def test_others_are_not_taken_for_an_orthanc(fresh: db.Target, name: str, queries: list[str]) -> None:
     with connected(fresh, *queries, name=name):
-        assert look(fresh).orthancs == ()
+        assert inspect(fresh).orthancs == ()
 
 
 def test_an_orthanc_is_known_by_its_housekeeping(fresh: db.Target, role: str) -> None:
@@ -195,8 +196,8 @@ def test_an_orthanc_is_known_by_its_housekeeping(fresh: db.Target, role: str) ->
     thread.start()
     try:
         with connected(fresh, "BEGIN", "COMMIT"):
-            [one] = look(fresh).orthancs
-            hidden = look(as_role(fresh, role))
+            [one] = inspect(fresh).orthancs
+            hidden = inspect(as_role(fresh, role))
     finally:
         stop.set()
         thread.join()
@@ -208,13 +209,13 @@ def test_an_orthanc_is_known_by_its_housekeeping(fresh: db.Target, role: str) ->
 
 def test_a_name_is_enough(fresh: db.Target) -> None:
     with connected(fresh, name="Orthanc of ward 3"):
-        [one] = look(fresh).orthancs
+        [one] = inspect(fresh).orthancs
     assert (one.certain, one.application) == (True, "Orthanc of ward 3")
 
 
 def test_a_command_of_ours_holds_a_lock_but_is_no_orthanc(fresh: db.Target) -> None:
     with db.session(fresh) as conn, db.advisory_lock(conn, db.LOCK_DATABASE_SETUP):
-        found = look(fresh)
+        found = inspect(fresh)
     assert (len(found.held), found.orthancs, found.free, found.status) == (1, (), False, "WARNING")
 
 
@@ -222,7 +223,7 @@ def test_patient_data_in_statements_stay_where_they_are(fresh: db.Target) -> Non
     query = f"SELECT * FROM maindicomtags WHERE value = '{NAME}' AND $1 = $1"
     with orthanc(fresh, 42), connected(fresh, f"PREPARE p(text) AS {query}", name="Orthanc"):
         shown = check(fresh, "--json").output + check(fresh).output
-        assert NAME not in shown + repr(look(fresh))
+        assert NAME not in shown + repr(inspect(fresh))
         with db.session(fresh, autocommit=True) as conn:
             assert NAME not in repr(sessions.observe(conn))
     assert "maindicomtags" in shown
@@ -235,9 +236,9 @@ def test_what_the_role_may_not_see(fresh: db.Target, role: str, admin: Connectio
         connected(fresh, "SELECT createdeletedfilestemporarytable()", name="pacs"),
     ):
         pid = holder.info.backend_pid
-        found = look(as_role(fresh, role))
+        found = inspect(as_role(fresh, role))
         run(fresh, f"GRANT pg_read_all_stats TO {role}")
-        seen = look(as_role(fresh, role))
+        seen = inspect(as_role(fresh, role))
     assert [(lock.key, lock.pid, lock.state) for lock in found.held] == [(42, pid, None)]
     names = {one.application for one in found.orthancs}
     assert names == ({"", "pacs"} if admin.server_version >= 160000 else {""})
@@ -254,7 +255,7 @@ def test_what_the_role_may_not_see(fresh: db.Target, role: str, admin: Connectio
 
 def test_a_second_orthanc_beside_one_with_a_lock(fresh: db.Target) -> None:
     with orthanc(fresh, 42, 43, name="Orthanc A"), orthanc(fresh, name="Orthanc B") as other:
-        found = look(fresh)
+        found = inspect(fresh)
         [problem] = found.problems
         assert f"(pid {other.info.backend_pid}) works without a lock" in problem
     assert found.status == "CRITICAL"
@@ -262,7 +263,7 @@ def test_a_second_orthanc_beside_one_with_a_lock(fresh: db.Target) -> None:
 
 def test_two_orthancs_without_locks_are_no_problem(fresh: db.Target) -> None:
     with orthanc(fresh, name="Orthanc A"), orthanc(fresh, name="Orthanc B"):
-        found = look(fresh)
+        found = inspect(fresh)
     assert (len(found.orthancs), found.problems) == (2, ())
 
 
@@ -271,15 +272,15 @@ def test_a_lock_that_was_lost_while_we_looked(fresh: db.Target) -> None:
         watching = watcher(conn)
         pid = holding.enter_context(orthanc(fresh, 42)).info.backend_pid  # at its start, it connects first
         others.enter_context(orthanc(fresh))
-        assert watching.look().problems == ()
+        assert watching.inspect().problems == ()
         holding.close()
-        wait_until(lambda: not watching.look().held)
+        wait_until(lambda: not watching.inspect().held)
         for _ in range(2):  # it stays wrong
-            [problem] = watching.look().problems
+            [problem] = watching.inspect().problems
             assert problem.startswith("lock 42 (index) was lost")
             assert f"pid {pid}, which held it, has ended" in problem
         with orthanc(fresh, 42):  # another one starts, and the first goes on without
-            [problem] = watching.look().problems
+            [problem] = watching.inspect().problems
             assert "works without a lock on a database" in problem
 
 
@@ -292,14 +293,14 @@ def test_a_lock_that_was_lost_while_we_looked(fresh: db.Target) -> None:
 )
 def test_a_lock_that_was_lost_before_we_looked(fresh: db.Target, held: int, query: str, lost: int) -> None:
     with orthanc(fresh, held), connected(fresh, query):
-        [problem] = look(fresh).problems
+        [problem] = inspect(fresh).problems
     assert problem.startswith(f"lock {lost} (")
 
 
 @pytest.mark.parametrize(("lock", "problems"), [(True, 1), (False, 0), (None, 0)])
 def test_what_the_configuration_says_of_the_lock(fresh: db.Target, lock: bool | None, problems: int) -> None:
     with orthanc(fresh):
-        assert len(look(fresh, lock=lock).problems) == problems
+        assert len(inspect(fresh, lock=lock).problems) == problems
 
 
 # Waiting, watching, ending
@@ -308,10 +309,14 @@ def test_what_the_configuration_says_of_the_lock(fresh: db.Target, lock: bool | 
 def test_waiting_until_it_is_free(fresh: db.Target) -> None:
     with ExitStack() as stack, db.session(fresh, autocommit=True) as conn:
         stack.enter_context(orthanc(fresh, 42))
-        states = locks.until_free(watcher(conn), 60)
-        assert not next(states).free
-        stack.close()
-        assert [found.free for found in states][-1]
+        reports = []
+
+        def report(progress: Progress) -> None:
+            reports.append(progress.what)
+            stack.close()
+
+        assert locks.wait_until_free(watcher(conn), 60, report).free
+        assert "lock 42 (index) is held" in reports[0]
 
 
 def test_waiting_in_vain(fresh: db.Target) -> None:
@@ -368,7 +373,7 @@ def test_nobody_is_ended_without_an_answer(fresh: db.Target) -> None:
         assert result.exit_code == 2
         assert "add --yes" in result.stderr
         assert f"pid {holder.info.backend_pid}" in result.stderr
-        assert [lock.key for lock in look(fresh).held] == [42]
+        assert [lock.key for lock in inspect(fresh).held] == [42]
 
 
 def test_sessions_of_other_databases_are_not_ended(fresh: db.Target, empty: db.Target) -> None:

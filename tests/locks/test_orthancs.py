@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pgorthanc_cli.locks import generation, statements
-from pgorthanc_cli.locks.look import _shared, notes
-from pgorthanc_cli.locks.orthancs import Group, groups
+from pgorthanc_cli.locks import releases, statements
+from pgorthanc_cli.locks.orthancs import Group, group_sessions
 from pgorthanc_cli.locks.sessions import Observed
+from pgorthanc_cli.locks.usage import notes, unlocked_writers
 from pgorthanc_cli.schema import catalog
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -21,7 +21,7 @@ RELEASED = 'DEALLOCATE "2e126b54-0b34-4e35-beb6-455ccd56538f"'
 
 
 @pytest.mark.parametrize(
-    ("revision", "queries", "releases"),
+    ("revision", "queries", "expected"),
     [
         (None, [], "unknown"),
         (0, [], "3.3 or earlier"),
@@ -39,16 +39,16 @@ RELEASED = 'DEALLOCATE "2e126b54-0b34-4e35-beb6-455ccd56538f"'
         (6, ["SET search_path TO orthanc"], "unknown: the reasons contradict each other"),
     ],
 )
-def test_releases_that_fit(revision: int | None, queries: list[str], releases: str) -> None:
+def test_releases_that_fit(revision: int | None, queries: list[str], expected: str) -> None:
     layout = next((entry for entry in catalog.layouts() if entry.revision == revision), None)
-    found = generation.judge([statements.read(query) for query in queries], layout)
-    assert found.releases == releases
-    assert len(found.reasons) == (layout is not None) + sum(query != "COMMIT" for query in queries)
+    plugin, reasons = releases.fitting([statements.read(query) for query in queries], layout)
+    assert plugin == expected
+    assert len(reasons) == (layout is not None) + sum(query != "COMMIT" for query in queries)
 
 
 def test_a_big_pool_is_a_reason() -> None:
-    found = generation.judge([statements.read("COMMIT")] * 50, None)
-    assert found.reasons == ("it has 50 connections; 50 is the default since 7.0, 1 before",)
+    _, reasons = releases.fitting([statements.read("COMMIT")] * 50, None)
+    assert reasons == ("it has 50 connections; 50 is the default since 7.0, 1 before",)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def sizes(found: list[Group]) -> list[tuple[int, int]]:
 def test_a_pool_of_connections_is_one_orthanc(
     connected_s: list[float], wanted: list[tuple[int, int]]
 ) -> None:
-    assert sizes(groups([observed(i, s) for i, s in enumerate(connected_s)], None)) == wanted
+    assert sizes(group_sessions([observed(i, s) for i, s in enumerate(connected_s)], None)) == wanted
 
 
 SET_UP, AT_WORK = RELEASED, "COMMIT"
@@ -128,12 +128,12 @@ def test_an_orthanc_without_lock_that_started_beside_one_with_a_lock(
     with_lock = started(1, 0 if locked_first else apart_s + 0.1, 42, 43, storage=storage)
     without = started(11, 0.1 + apart_s if locked_first else 0, storage=storage)
     connections = None if storage or not locked_first else 1  # then only the configuration tells
-    found = groups([*with_lock, *without], REVISION_1, connections=connections)
+    found = group_sessions([*with_lock, *without], REVISION_1, connections=connections)
     assert sorted((group.orthanc.locked, [m.pid for m in group.members]) for group in found) == [
         (False, [session.pid for session in without]),
         (True, [session.pid for session in with_lock]),
     ]
-    [problem] = _shared(found)
+    [problem] = unlocked_writers(found)
     assert "works without a lock on a database" in problem
 
 
@@ -145,31 +145,31 @@ def test_one_orthanc_is_not_taken_for_two(
     pool: int, storage: bool, configured: bool, locks: tuple[int, ...]
 ) -> None:
     sessions = started(1, 0, *locks, storage=storage, pool=pool)
-    [group] = groups(sessions, REVISION_1, connections=pool if configured else None)
+    [group] = group_sessions(sessions, REVISION_1, connections=pool if configured else None)
     assert group.orthanc.sessions == len(sessions)
 
 
 def test_pools_without_locks_that_started_together_are_counted_by_the_configuration() -> None:
     sessions = [*started(1, 0, pool=3), *started(11, 0.5, pool=3)]
-    assert len(groups(sessions, REVISION_1)) == 1
-    assert [group.orthanc.sessions for group in groups(sessions, REVISION_1, connections=3)] == [4, 4]
+    assert len(group_sessions(sessions, REVISION_1)) == 1
+    assert [group.orthanc.sessions for group in group_sessions(sessions, REVISION_1, connections=3)] == [4, 4]
 
 
 @pytest.mark.parametrize("difference", [{"role": "b"}, {"address": None}, {"application": "b-orthanc"}])
 def test_another_role_address_or_name_is_another_orthanc(difference: dict[str, Any]) -> None:
-    assert len(groups([observed(1, 0), observed(2, 0, **difference)], None)) == 2
+    assert len(group_sessions([observed(1, 0), observed(2, 0, **difference)], None)) == 2
 
 
 def test_idle_connections_of_the_pool_belong_to_it_and_those_of_others_do_not() -> None:
     pool = [observed(1, 0), observed(2, 0, "COMMIT"), observed(3, 0, ""), observed(4, 0, None)]
-    [group] = groups([*pool, observed(5, 0, "SELECT now()")], None)
+    [group] = group_sessions([*pool, observed(5, 0, "SELECT now()")], None)
     assert [member.pid for member in group.members] == [1, 2, 3, 4]
 
 
 def test_a_pool_that_closes_its_connections_loses_its_lock() -> None:
     """UseDynamicConnectionPool: connections come and go, and with one of them the lock."""
-    dynamic = groups([observed(i, 60 * i, locks=(42,) if i == 7 else ()) for i in range(5, 10)], None)
+    dynamic = group_sessions([observed(i, 60 * i, locks=(42,) if i == 7 else ()) for i in range(5, 10)], None)
     [note] = [note for note in notes(dynamic) if "UseDynamicConnectionPool" in note]
     assert "the connection of pid 7" in note
-    fixed = groups([observed(i, 0, locks=(42,) if i == 7 else ()) for i in range(5, 10)], None)
+    fixed = group_sessions([observed(i, 0, locks=(42,) if i == 7 else ()) for i in range(5, 10)], None)
     assert not any("UseDynamicConnectionPool" in note for note in notes(fixed))

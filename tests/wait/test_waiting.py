@@ -16,11 +16,12 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli, db, waiting
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.waiting import Reached, Waiting, Wanted
+from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.waiting import Conditions, Reached
 from tests.support.real_servers import Server, wait_until
 from tests.support.schemas import init, run
 
-READY = Wanted(ready=True)
+READY = Conditions(ready=True)
 HBA = """
 local all postgres,waiter,replica trust
 host all secret 127.0.0.1/32 scram-sha-256
@@ -45,24 +46,26 @@ def standby(server: Server) -> Iterator[Server]:
 
 
 def wait_for(
-    target: db.Target, wanted: Wanted, then: Callable[[], object], said: str = ""
-) -> tuple[list[str], Reached]:
-    """Wait; when the first reason is told, it must be that one, and then something happens."""
-    told: list[str] = []
-    for event in waiting.wait(target, wanted, timeout_s=60):
-        if isinstance(event, Reached):
-            return told, event
-        told.append(event.missing)
-        if len(told) == 1:
-            assert said in event.missing
+    target: db.Target, conditions: Conditions, then: Callable[[], object], reason: str = ""
+) -> list[str]:
+    """Wait; the first reason that is reported must be this one, and then something happens."""
+    reasons: list[str] = []
+
+    def report(progress: Progress) -> None:
+        reasons.append(progress.what)
+        if len(reasons) == 1:
+            assert reason in progress.what
             then()
-    raise AssertionError
+
+    assert isinstance(waiting.wait(target, conditions, timeout_s=60, report=report), Reached)
+    assert reasons
+    return reasons
 
 
-def missing(target: db.Target, wanted: Wanted, timeout_s: float = 0) -> PgOrthancError:
+def missing(target: db.Target, conditions: Conditions, timeout_s: float = 0) -> PgOrthancError:
     """What is missing when the time is over."""
     with pytest.raises(PgOrthancError) as caught:
-        list(waiting.wait(target, wanted, timeout_s=timeout_s))
+        waiting.wait(target, conditions, timeout_s=timeout_s)
     return caught.value
 
 
@@ -85,8 +88,8 @@ def test_what_is_there_is_not_waited_for(fresh: db.Target) -> None:
 
 def test_a_server_that_starts_later(server: Server) -> None:
     server.stop()
-    told, _ = wait_for(db.Target(server.place), READY, server.start, "the server cannot be reached")
-    assert all("reached" in reason or "not ready" in reason for reason in told)
+    reasons = wait_for(db.Target(server.place), READY, server.start, "the server cannot be reached")
+    assert all("reached" in reason or "not ready" in reason for reason in reasons)
 
 
 def test_a_database_and_a_role_that_are_made_later(server: Server) -> None:
@@ -95,8 +98,8 @@ def test_a_database_and_a_role_that_are_made_later(server: Server) -> None:
     def make() -> None:
         server.sql("CREATE ROLE waiter LOGIN", "CREATE DATABASE later")
 
-    told, _ = wait_for(target, READY, make, 'role "waiter" does not exist')
-    assert len(told) <= 2
+    reasons = wait_for(target, READY, make, 'role "waiter" does not exist')
+    assert len(reasons) <= 2
 
 
 def test_a_server_that_is_made_writable_later(server: Server) -> None:
@@ -132,13 +135,13 @@ def test_a_server_that_never_answers_does_not_outlast_the_timeout() -> None:
 
 
 def test_an_index_that_is_made_later(empty: db.Target) -> None:
-    told, _ = wait_for(empty, Wanted(revision=10), lambda: init(empty), "holds no Orthanc index")
-    assert len(told) == 1
+    reasons = wait_for(empty, Conditions(revision=10), lambda: init(empty), "holds no Orthanc index")
+    assert len(reasons) == 1
 
 
 def test_a_schema_that_is_made_later(empty: db.Target) -> None:
     target = replace(empty, schema="later")
-    wanted = Wanted(revision=10)
+    wanted = Conditions(revision=10)
     assert missing(target, wanted).exit_code == 4
 
     def make() -> None:
@@ -150,7 +153,7 @@ def test_a_schema_that_is_made_later(empty: db.Target) -> None:
 
 @pytest.mark.parametrize(("wanted", "command"), [(6, "downgrade"), (1, "downgrade")])
 def test_another_revision(fresh: db.Target, wanted: int, command: str) -> None:
-    error = missing(fresh, Wanted(revision=wanted))
+    error = missing(fresh, Conditions(revision=wanted))
     assert (error.exit_code, error.hint) == (4, f"run: pgorthanc {command} --to {wanted}")
     assert f"index is at revision 10, wanted {wanted}" in error.message
 
@@ -158,7 +161,7 @@ def test_another_revision(fresh: db.Target, wanted: int, command: str) -> None:
 def test_a_revision_that_is_only_recorded_does_not_count(fresh: db.Target) -> None:
     run(fresh, "UPDATE globalproperties SET value = '6' WHERE property = 4")
     for wanted in (6, 10):
-        assert "says that it is at 6" in missing(fresh, Wanted(revision=wanted)).message
+        assert "says that it is at 6" in missing(fresh, Conditions(revision=wanted)).message
 
 
 # Unlocked
@@ -170,12 +173,12 @@ def test_a_lock_that_is_released(fresh: db.Target, key: int) -> None:
         with holder.cursor() as cur:
             cur.execute("SELECT pg_advisory_lock(%s)", (key,))
         said = f"lock {key} ({db.LOCK_NAMES[key]}) by pid {holder.info.backend_pid}"
-        wait_for(fresh, Wanted(unlocked=True), holder.close, said)
+        wait_for(fresh, Conditions(unlocked=True), holder.close, said)
 
 
 def test_a_lock_that_is_kept(fresh: db.Target) -> None:
     with db.session(fresh) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
-        error = missing(fresh, Wanted(unlocked=True), 0.3)
+        error = missing(fresh, Conditions(unlocked=True), 0.3)
     assert (error.exit_code, error.hint) == (5, "see who that is: pgorthanc check-lock")
 
 
@@ -184,16 +187,15 @@ def test_a_restart_in_the_middle(server: Server) -> None:
     target = db.Target(server.place)
     with closing(psycopg2.connect(server.place)) as holder, holder.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(42)")
-        events = waiting.wait(target, Wanted(unlocked=True), timeout_s=60)
-        first = next(events)
-        assert isinstance(first, Waiting)
-        assert "lock 42" in first.missing
-        server.stop()
-        second = next(events)
-        assert isinstance(second, Waiting)
-        assert "cannot be reached" in second.missing
-        server.start()
-        assert isinstance(list(events)[-1], Reached)
+        steps: dict[str, Callable[[], object]] = {"lock 42": server.stop, "cannot be reached": server.start}
+
+        def report(progress: Progress) -> None:
+            reason = next((reason for reason in steps if reason in progress.what), None)
+            if reason:
+                steps.pop(reason)()
+
+        assert waiting.wait(target, Conditions(unlocked=True), timeout_s=60, report=report)
+        assert not steps
 
 
 # Replica
@@ -201,9 +203,8 @@ def test_a_restart_in_the_middle(server: Server) -> None:
 
 def test_a_standby_that_is_up_to_date(server: Server, standby: Server) -> None:
     server.sql("CREATE TABLE IF NOT EXISTS grows AS SELECT generate_series(1, 10000) AS n")
-    [*_, reached] = waiting.wait(db.Target(standby.place), Wanted(replica=True), timeout_s=30)
-    assert isinstance(reached, Reached)
-    assert missing(db.Target(server.place), Wanted(replica=True)).message.endswith("wanted is a standby")
+    assert waiting.wait(db.Target(standby.place), Conditions(replica=True), timeout_s=30)
+    assert missing(db.Target(server.place), Conditions(replica=True)).message.endswith("wanted is a standby")
 
 
 def test_a_standby_that_has_stopped_to_replay(server: Server, standby: Server) -> None:
@@ -214,7 +215,7 @@ def test_a_standby_that_has_stopped_to_replay(server: Server, standby: Server) -
     target = db.Target(standby.place)
     wait_for(
         target,
-        Wanted(replica=True),
+        Conditions(replica=True),
         lambda: standby.sql("SELECT pg_wal_replay_resume()"),
         "has still to replay",
     )
@@ -227,8 +228,7 @@ def test_a_standby_waits_for_the_rest_of_a_record(server: Server, standby: Serve
         server.sql("CREATE TABLE few (n integer)")
         position = server.sql("SELECT pg_current_wal_lsn()")
         wait_until(lambda: standby.sql(f"SELECT pg_last_wal_receive_lsn() >= '{position}'") == "True")
-        [*_, reached] = waiting.wait(db.Target(standby.place), Wanted(replica=True), timeout_s=0)
-        assert isinstance(reached, Reached)
+        assert waiting.wait(db.Target(standby.place), Conditions(replica=True), timeout_s=0)
     finally:
         standby.sql("SELECT pg_wal_replay_resume()")
 
@@ -237,7 +237,7 @@ def test_a_standby_without_its_primary(server: Server, standby: Server) -> None:
     server.stop()
     try:
         wait_until(lambda: standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == "0")
-        error = missing(db.Target(standby.place), Wanted(replica=True))
+        error = missing(db.Target(standby.place), Conditions(replica=True))
     finally:
         server.start()
     assert (error.exit_code, "receives nothing" in error.message) == (3, True)
@@ -245,11 +245,11 @@ def test_a_standby_without_its_primary(server: Server, standby: Server) -> None:
 
 def test_a_standby_is_not_ready_and_knows_no_locks(standby: Server) -> None:
     target = db.Target(standby.place)
-    for wanted in (READY, Wanted(unlocked=True)):
-        error = missing(target, wanted)
+    for conditions in (READY, Conditions(unlocked=True)):
+        error = missing(target, conditions)
         assert (error.exit_code, "is a standby" in error.message) == (3, True)
         with pytest.raises(UsageError):
-            list(waiting.wait(target, replace(wanted, replica=True), timeout_s=0))
+            waiting.wait(target, replace(conditions, replica=True), timeout_s=0)
     result = CliRunner().invoke(cli.main, ["check-lock", "--uri", target.dsn, "--json"])
     assert any("standby" in note for note in json.loads(result.stdout)["notes"])
 

@@ -1,4 +1,4 @@
-"""Refuse to work on a database that an Orthanc uses, also one that holds no lock ("Lock": false)."""
+"""Refuse to work on a database that an Orthanc uses, even one that holds no lock ("Lock": false)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.locks.look import look, unseen
 from pgorthanc_cli.locks.sessions import observe
+from pgorthanc_cli.locks.usage import hidden_sessions, inspect
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -18,14 +18,14 @@ _STOP = "stop it, then run the same command again"
 
 
 def require_no_orthanc(conn: Connection, schema: str, *, otherwise: str = "") -> tuple[str, ...]:
-    """Make sure that no Orthanc works on this database, with a lock or without, as `check-lock` sees them.
+    """Raise an error if an Orthanc uses the database, with a lock or without, as `check-lock` sees it.
 
-    The sessions of this tool's own commands do not count; their locks are the caller's affair.
+    Sessions of this tool's own commands do not count; their locks are up to the caller.
 
     Args:
-        conn: A connection; a transaction that it has open stays open.
+        conn: A connection; an open transaction stays open.
         schema: Namespace of the index.
-        otherwise: What else the user may do instead of stopping Orthanc, for the hint.
+        otherwise: What else the user can do instead of stopping Orthanc, for the hint.
 
     Returns:
         Warnings: what the role may not see, so that an Orthanc may have been missed.
@@ -33,20 +33,18 @@ def require_no_orthanc(conn: Connection, schema: str, *, otherwise: str = "") ->
     Raises:
         InUseError: There is one; the message says which, and why it is taken for an Orthanc.
     """
-    found = look(conn, schema)
+    usage = inspect(conn, schema)
     instead = f"; {otherwise}" if otherwise else ""
-    if found.orthancs:
+    if usage.orthancs:
+        users = [f"{_described(orthanc)} is using database {usage.database}" for orthanc in usage.orthancs]
+        raise InUseError("; ".join(users), _hint(usage.orthancs) + instead)
+    if usage.housekeeping:
         raise InUseError(
-            "; ".join(f"{_named(orthanc)} is using database {found.database}" for orthanc in found.orthancs),
-            _hint(found.orthancs) + instead,
-        )
-    if found.housekeeping:
-        raise InUseError(
-            f"an Orthanc is using database {found.database}: the housekeeping of its index goes on, "
+            f"an Orthanc is using database {usage.database}: the housekeeping of its index goes on, "
             "and this role may not see which session does it",
             f"see it as a superuser with: pgorthanc check-lock; {_STOP}{instead}",
         )
-    return tuple(unseen(conn, observe(conn)))
+    return tuple(hidden_sessions(conn, observe(conn)))
 
 
 def require_idle(conn: Connection, schema: str) -> None:
@@ -62,11 +60,13 @@ def require_idle(conn: Connection, schema: str) -> None:
     require_no_orthanc(conn, schema)
 
 
-def _named(orthanc: Orthanc) -> str:
-    """The Orthanc, and why it is taken for one."""
+def _described(orthanc: Orthanc) -> str:
+    """Return the Orthanc, and why it is taken for one."""
     lock = "with its lock" if orthanc.locked else "without a lock"
-    named = orthanc.named if orthanc.certain else f"what looks like {orthanc.named.replace('the', 'an', 1)}"
-    return f"{named}, {lock} ({', '.join(orthanc.evidence)}),"
+    name = orthanc.named
+    if not orthanc.certain:
+        name = f"what looks like {name.replace('the', 'an', 1)}"
+    return f"{name}, {lock} ({', '.join(orthanc.evidence)}),"
 
 
 def _hint(orthancs: tuple[Orthanc, ...]) -> str:
