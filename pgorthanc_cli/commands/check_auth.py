@@ -90,7 +90,7 @@ def _configured(found: Resolved) -> str | None:
     if found.orthanc is None:
         return None
     entries = found.orthanc.root.get("Plugins")
-    libraries, _ = plugins.resolve(entries if isinstance(entries, list) else [], found.orthanc.folder)
+    libraries, _ = plugins.find(entries if isinstance(entries, list) else [], found.orthanc.folder)
     releases = (one.release for one in libraries if one.is_index and one.release)
     return next((release for release in releases if release[0].isdigit()), None)
 

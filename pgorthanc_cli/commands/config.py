@@ -17,8 +17,8 @@ from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.config.check import Subject
-    from pgorthanc_cli.config.files import Problem
+    from pgorthanc_cli.config.deployment import Deployment
+    from pgorthanc_cli.config.documents import Problem
 
 _CONFIG = commands.section("Connection")(
     "--config",
@@ -108,9 +108,9 @@ def show(call: Call, *, everything: bool, **reader: Any) -> None:
 
     Passwords and other secrets are masked.
     """
-    from pgorthanc_cli.config import show as room
+    from pgorthanc_cli.config import deployment
 
-    shown = room.show(_subject(**reader), everything=everything)
+    shown = deployment.show(_subject(**reader), everything=everything)
     call.emit(shown if call.as_json else shown.readable())
 
 
@@ -190,29 +190,28 @@ def _subject(
     env_file: Path | None,
     secrets: Path,
     containers: int = 1,
-) -> Subject:
+) -> Deployment:
     """The configuration that the options name, and what is known about its reader."""
-    from pgorthanc_cli.config import check, files
-    from pgorthanc_cli.config import container as image
+    from pgorthanc_cli.config import documents, image
 
     if env_file and not container:
         raise UsageError("--env-file without --container: only the image reads variables", "add --container")
     if container:
         document = image.read(config, image.variables(env_file) if env_file else os.environ, secrets)
     elif config:
-        document = files.read(config, os.environ)
+        document = documents.read(config, os.environ)
     else:
         raise UsageError(
             "no configuration is named", "name it with --config, or read a container's with --container"
         )
     folder = (config if config and config.is_dir() else config.parent if config else Path()).absolute()
-    return check.subject(document, folder, release=plugin, containers=containers, in_image=container)
+    return Deployment.of(document, folder, release=plugin, containers=containers, in_image=container)
 
 
 def _strangers(reader: dict[str, Any]) -> tuple[Problem, ...]:
     """Variables of the container image where nobody reads them."""
-    from pgorthanc_cli.config import container as image
-    from pgorthanc_cli.config.files import Problem
+    from pgorthanc_cli.config import image
+    from pgorthanc_cli.config.documents import Problem
 
     names = sorted(name for name in os.environ if name.startswith(image.PREFIX))
     if reader["container"] or not names:
@@ -228,10 +227,10 @@ def _strangers(reader: dict[str, Any]) -> tuple[Problem, ...]:
     )
 
 
-def _live(call: Call, found: Subject) -> tuple[Problem, ...]:
+def _live(call: Call, found: Deployment) -> tuple[Problem, ...]:
     """What the database says, if the configuration is good enough to connect with."""
     from pgorthanc_cli import config
-    from pgorthanc_cli.config import ConfigurationError, live
+    from pgorthanc_cli.config import ConfigurationError, database
     from pgorthanc_cli.config.orthanc import accept
 
     try:
@@ -242,7 +241,7 @@ def _live(call: Call, found: Subject) -> tuple[Problem, ...]:
         return ()
     # Nothing but this configuration counts here, and nobody waits for a server that is down.
     target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
-    return live.problems(found, replace(target, retries=0))
+    return database.problems(found, replace(target, retries=0))
 
 
 for _command in (check, show, uri, set_):

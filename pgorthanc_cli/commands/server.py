@@ -101,9 +101,9 @@ def _password(file: Path | None) -> str | None:
         return given or None
     if given and os.environ.get("POSTGRES_PASSWORD_FILE") == str(file):
         raise UsageError("both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set", "keep one of them")
-    from pgorthanc_cli.config.resolution import password_in
+    from pgorthanc_cli.config.resolution import read_password
 
-    return password_in(file, "--password-file")
+    return read_password(file, "--password-file")
 
 
 @commands.command("stop", connection=False)

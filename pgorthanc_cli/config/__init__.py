@@ -5,7 +5,7 @@ configuration. What examines and changes it is not imported here, since every co
 `check`, `conninfo`, `container`, `edit`, `live`, `plugins`, `show`.
 """
 
-from pgorthanc_cli.config.files import ConfigurationError
+from pgorthanc_cli.config.documents import ConfigurationError
 from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
 from pgorthanc_cli.config.resolution import Resolved, Setting, resolve
 

@@ -6,20 +6,12 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config import conninfo, plugins, review, starting
-from pgorthanc_cli.config.files import Document, Problem, Severity
-from pgorthanc_cli.config.known import (
-    LATEST_PLUGIN,
-    POSTGRESQL_KEYS,
-    SECTION,
-    valued,
-    version,
-)
-from pgorthanc_cli.config.plugins import Plugin
+from pgorthanc_cli.config import conninfo, plugins, startup, validation
+from pgorthanc_cli.config.deployment import Deployment, effective
+from pgorthanc_cli.config.documents import Problem, Severity
+from pgorthanc_cli.config.options import POSTGRESQL_KEYS, SECTION, version
 from pgorthanc_cli.constants import VERIFYING_SSLMODES
 from pgorthanc_cli.errors import UsageError
 
@@ -38,7 +30,7 @@ _OTHER_INDEXES = {
     "libOrthancMySQLIndex": ("MySQL", "EnableIndex"),
     "libOrthancOdbcIndex": ("Odbc", "EnableIndex"),
 }
-_OTHER_STORAGES = {**starting.STORAGES, "libOrthancIndexer": ("Indexer", "Enable")}
+_OTHER_STORAGES = {**startup.STORAGES, "libOrthancIndexer": ("Indexer", "Enable")}
 
 
 @dataclass(frozen=True)
@@ -68,215 +60,133 @@ class Checked:
         return _STATUS[self.wrong[0].severity] if self.wrong else "OK"
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is examined: a document with all that is known about who will read it.
-
-    Attributes:
-        document: The configuration.
-        libraries: The plugins that it loads.
-        missing: Entries of "Plugins" that lead nowhere.
-        release: Of the PostgreSQL index plugin; None if it is not known.
-        containers: How many Orthancs work with this configuration.
-        in_image: Whether the container image reads it, which loads its plugins by itself.
-    """
-
-    document: Document
-    libraries: tuple[Plugin, ...]
-    missing: tuple[str, ...]
-    release: str | None
-    containers: int = 1
-    in_image: bool = False
-
-    @property
-    def section(self) -> Mapping[str, Any]:
-        """The "PostgreSQL" section."""
-        return review.section(self.document)
-
-    def option(self, name: str) -> Any:
-        """An option of that section, with the default of the release."""
-        return valued(POSTGRESQL_KEYS[name], self.section if self.knows(name) else {}, self._release)
-
-    def place(self, *keys: str) -> str:
-        """Where an option of that section stands."""
-        return self.document.place(SECTION, *keys)
-
-    @property
-    def read_only(self) -> bool:
-        """Whether this Orthanc may not write."""
-        return self.document.values.get("ReadOnly") is True
-
-    @property
-    def _release(self) -> str:
-        return self.release or LATEST_PLUGIN
-
-    def knows(self, name: str) -> bool:
-        """Whether this release of the plugin looks at an option."""
-        since = POSTGRESQL_KEYS[name].since
-        return not since or version(since) <= version(self._release)
-
-    @property
-    def revision(self) -> int | None:
-        """The highest revision that an index plugin of no numbered release speaks of."""
-        return next((library.revision for library in self.libraries if library.is_index), None)
-
-
-def subject(
-    document: Document,
-    folder: Path,
-    *,
-    release: str | None = None,
-    containers: int = 1,
-    in_image: bool = False,
-) -> Subject:
-    """Resolve the plugins of a document; a release given counts more than the one of a library.
-
-    Raises:
-        UsageError: The release is no version number.
-    """
-    if release is not None and not re.fullmatch(r"\d+\.\d+", release):
-        raise UsageError(f"{release!r} is no release of the plugin", "write it as in --plugin 10.3")
-    entries = document.values.get("Plugins")
-    libraries, missing = plugins.resolve(entries if isinstance(entries, list) else [], folder)
-    read = next((p.release for p in libraries if p.is_index and p.release and p.release[0].isdigit()), None)
-    return Subject(document, tuple(libraries), tuple(missing), release or read, containers, in_image)
-
-
-def check(found: Subject, further: tuple[Problem, ...] = ()) -> Checked:
-    """All problems of a configuration, those found elsewhere included."""
-    document = found.document
-    problems = [*document.problems, *review.values(document), *review.names(document)]
-    # With a value of a wrong type Orthanc does not start, and what would come after that is idle talk.
+def check(deployment: Deployment, further: tuple[Problem, ...] = ()) -> Checked:
+    """All problems of a configuration, those deployment elsewhere included."""
+    document = deployment.document
+    problems = [*document.problems, *validation.values(document), *validation.names(document)]
+    # With a value of a wrong type Orthanc does not start, so the plugin's rules do not matter.
     if not any(problem.key.startswith(SECTION) and problem.severity == "error" for problem in problems):
         for rule in _RULES:
-            problems.extend(rule(found))
-    for rule in starting.RULES:
-        problems.extend(rule(found))
+            problems.extend(rule(deployment))
+    for rule in startup.RULES:
+        problems.extend(rule(deployment))
     problems.extend(further)
     return Checked(
         problems=tuple(sorted(problems, key=lambda problem: _ORDER[problem.severity])),
-        effective=effective(found),
-        plugin=found.release,
-        plugins=tuple(_named(library) for library in found.libraries),
+        effective=effective(deployment),
+        plugin=deployment.release,
+        plugins=tuple(f"{library.path} {library.release or ''}".strip() for library in deployment.libraries),
     )
 
 
-def effective(found: Subject) -> dict[str, object]:
-    """The options that the release of the plugin knows and looks at, with its defaults; passwords masked."""
-    dead = conninfo.FIELDS if "ConnectionUri" in found.section else ("ConnectionUri",)
-    return {
-        name: shown(name, found.option(name))
-        for name in POSTGRESQL_KEYS
-        if found.knows(name) and name not in dead
-    }
-
-
-def shown(name: str, value: Any) -> Any:
-    """A value of the "PostgreSQL" section as it may be shown."""
-    if name == "Password":
-        return db.MASK if value else value
-    if name != "ConnectionUri" or not value:
-        return value
-    try:
-        return conninfo.uri(db.parse_dsn(str(value)))
-    except UsageError:
-        return db.MASK
-
-
-def _named(library: Plugin) -> str:
-    return f"{library.path} {library.release or ''}".strip()
-
-
-def _switches(found: Subject) -> Iterator[Problem]:
+def _switches(deployment: Deployment) -> Iterator[Problem]:
     """Whether the plugin works at all; Orthanc says nothing and takes SQLite and files."""
-    if SECTION not in found.document.values:
+    if SECTION not in deployment.document.values:
         yield Problem(SECTION, "error", f'there is no section "{SECTION}": Orthanc uses SQLite', "add it")
         return
-    if not found.option("EnableIndex"):
-        said = '"EnableIndex" is not true: the index plugin stays off, and Orthanc uses SQLite'
+    if not deployment.option("EnableIndex"):
+        message = '"EnableIndex" is not true: the index plugin stays off, and Orthanc uses SQLite'
         yield Problem(
-            f"{SECTION}.EnableIndex", "warning", said, 'set "EnableIndex" to true', found.place("EnableIndex")
+            f"{SECTION}.EnableIndex",
+            "warning",
+            message,
+            'set "EnableIndex" to true',
+            deployment.location("EnableIndex"),
         )
-    yield from _loaded(found)
+    yield from _loaded(deployment)
 
 
-def _loaded(found: Subject) -> Iterator[Problem]:
+def _loaded(deployment: Deployment) -> Iterator[Problem]:
     """Whether the libraries that are switched on are loaded at all."""
-    place = found.document.place("Plugins")
+    location = deployment.document.location("Plugins")
     for enabled, library in _LIBRARIES.items():
-        if not found.option(enabled) or any(loaded.name == library for loaded in found.libraries):
+        if not deployment.option(enabled) or any(loaded.name == library for loaded in deployment.libraries):
             continue
-        if "Plugins" in found.document.values:
-            said = f'"{enabled}" is true, but "Plugins" does not load {library}.so'
-            yield Problem("Plugins", "error", said, "add the library, or the folder it is in", place)
-        elif not found.in_image:
-            said = f'"{enabled}" is true, but there are no "Plugins", and nothing else loads {library}.so'
+        if "Plugins" in deployment.document.values:
+            message = f'"{enabled}" is true, but "Plugins" does not load {library}.so'
+            yield Problem("Plugins", "error", message, "add the library, or the folder it is in", location)
+        elif not deployment.in_image:
+            message = f'"{enabled}" is true, but there are no "Plugins", and nothing else loads {library}.so'
             yield Problem(
-                "Plugins", "warning", said, 'name the library, or the folder it is in, in "Plugins"'
+                "Plugins", "warning", message, 'name the library, or the folder it is in, in "Plugins"'
             )
 
 
-def _libraries(found: Subject) -> Iterator[Problem]:
-    place = found.document.place("Plugins")
-    for entry in found.missing:
-        said = f"there is no {entry}: Orthanc starts without it, or not at all (from 1.13 on, if it is a library)"
-        yield Problem("Plugins", "error", said, "correct the path", place)
-    releases = {p.release for p in found.libraries if (p.is_index or p.is_storage) and p.release}
+def _libraries(deployment: Deployment) -> Iterator[Problem]:
+    location = deployment.document.location("Plugins")
+    for entry in deployment.missing:
+        message = (
+            f"there is no {entry}: Orthanc starts without it, or not at all (from 1.13 on, "
+            "if it is a library)"
+        )
+        yield Problem("Plugins", "error", message, "correct the path", location)
+    releases = {p.release for p in deployment.libraries if (p.is_index or p.is_storage) and p.release}
     if len(releases) > 1:
-        said = f"the PostgreSQL plugins are of different releases: {', '.join(sorted(releases))}"
-        yield Problem("Plugins", "warning", said, "install both from one release", place)
+        message = f"the PostgreSQL plugins are of different releases: {', '.join(sorted(releases))}"
+        yield Problem("Plugins", "warning", message, "install both from one release", location)
     for others, enabled in ((_OTHER_INDEXES, "EnableIndex"), (_OTHER_STORAGES, "EnableStorage")):
-        rivals = [name for name, switch in others.items() if starting.is_active(found, name, *switch)]
-        if rivals and found.option(enabled):
+        rivals = [name for name, switch in others.items() if startup.is_active(deployment, name, *switch)]
+        if rivals and deployment.option(enabled):
             kind = "index" if enabled == "EnableIndex" else "storage"
-            said = f'two {kind} plugins are on: PostgreSQL ("{enabled}") and {", ".join(rivals)}; only one will be used'
+            message = (
+                f'two {kind} plugins are on: PostgreSQL ("{enabled}") and {", ".join(rivals)}; only one will '
+                "be used"
+            )
             yield Problem(
-                f"{SECTION}.{enabled}", "error", said, "switch the other one off", found.place(enabled)
+                f"{SECTION}.{enabled}",
+                "error",
+                message,
+                "switch the other one off",
+                deployment.location(enabled),
             )
 
 
-def _releases(found: Subject) -> Iterator[Problem]:
+def _releases(deployment: Deployment) -> Iterator[Problem]:
     """Options that came later than this release of the plugin."""
-    for name in found.section:
-        if name in POSTGRESQL_KEYS and not found.knows(name):
+    for name in deployment.section:
+        if name in POSTGRESQL_KEYS and not deployment.knows(name):
             since = POSTGRESQL_KEYS[name].since
-            said = f'plugin {found.release} does not know "{name}" (new in {since}) and ignores it'
+            message = f'plugin {deployment.release} does not know "{name}" (new in {since}) and ignores it'
             hint = f"remove it, or install plugin {since} or later"
-            yield Problem(f"{SECTION}.{name}", "warning", said, hint, found.place(name))
+            yield Problem(f"{SECTION}.{name}", "warning", message, hint, deployment.location(name))
 
 
-def _connection(found: Subject) -> Iterator[Problem]:
-    if not (found.option("EnableIndex") or found.option("EnableStorage")):
+def _connection(deployment: Deployment) -> Iterator[Problem]:
+    if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return
-    if "ConnectionUri" in found.section:
-        yield from conninfo.connection_uri(found.option("ConnectionUri"), found.place("ConnectionUri"))
+    if "ConnectionUri" in deployment.section:
+        yield from conninfo.connection_uri(
+            deployment.option("ConnectionUri"), deployment.location("ConnectionUri")
+        )
     else:
-        yield from conninfo.mangled(found.section, found.place)
-    parameters = _parameters(found)
-    yield from _passwords(found, parameters)
-    yield from _encryption(found, parameters)
-    if not parameters.get("dbname") and "ConnectionUri" not in found.section:
-        said = 'no "Database" is named: libpq takes the one named like the role'
-        yield Problem(f"{SECTION}.Database", "warning", said, 'set "Database"', found.place())
+        yield from conninfo.mangled(deployment.section, deployment.location)
+    parameters = _parameters(deployment)
+    yield from _passwords(deployment, parameters)
+    yield from _encryption(deployment, parameters)
+    if not parameters.get("dbname") and "ConnectionUri" not in deployment.section:
+        message = 'no "Database" is named: libpq takes the one named like the role'
+        yield Problem(f"{SECTION}.Database", "warning", message, 'set "Database"', deployment.location())
     if not any(word.startswith(("keepalives", "tcp_user_timeout")) for word in parameters):
-        said = "no keep-alive is set: firewalls and load balancers drop silent connections after some minutes"
+        message = (
+            "no keep-alive is set: firewalls and load balancers drop silent connections after some minutes"
+        )
         hint = 'add keepalives_idle=30&keepalives_interval=10&keepalives_count=3 to the "ConnectionUri"'
         if parameters.get("host", "") not in _LOCAL and not parameters.get("host", "").startswith("/"):
-            yield Problem(f"{SECTION}.ConnectionUri", "info", said, hint, found.place())
+            yield Problem(f"{SECTION}.ConnectionUri", "info", message, hint, deployment.location())
 
 
-def _parameters(found: Subject) -> dict[str, str]:
+def _parameters(deployment: Deployment) -> dict[str, str]:
     """What the connection is meant to be; nothing if that cannot be told."""
-    if "ConnectionUri" not in found.section:
-        return conninfo.intended(found.section)
+    if "ConnectionUri" not in deployment.section:
+        return conninfo.intended(deployment.section)
     try:
-        return db.parse_dsn(str(found.option("ConnectionUri")))
+        return db.parse_dsn(str(deployment.option("ConnectionUri")))
     except UsageError:
         return {}
 
 
-def _passwords(found: Subject, parameters: Mapping[str, str]) -> Iterator[Problem]:
-    key = "ConnectionUri" if "ConnectionUri" in found.section else "Password"
+def _passwords(deployment: Deployment, parameters: Mapping[str, str]) -> Iterator[Problem]:
+    key = "ConnectionUri" if "ConnectionUri" in deployment.section else "Password"
     password = parameters.get("password")
     if password is None:
         return
@@ -290,66 +200,76 @@ def _passwords(found: Subject, parameters: Mapping[str, str]) -> Iterator[Proble
         reason = f"has less than {_SHORTEST_PASSWORD} characters"
     if reason:
         hint = "set another one with \\password in psql, then here"
-        yield Problem(f"{SECTION}.{key}", "warning", f"the password {reason}", hint, found.place(key))
-    for source in found.document.sources:
-        if source.path.is_file() and found.place(key).startswith(f"{source.path}, "):
+        yield Problem(f"{SECTION}.{key}", "warning", f"the password {reason}", hint, deployment.location(key))
+    for source in deployment.document.sources:
+        if source.path.is_file() and deployment.location(key).startswith(f"{source.path}, "):
             mode = source.path.stat().st_mode
             if mode & stat.S_IROTH:
-                said = "every user of this machine can read the password in this file"
+                message = "every user of this machine can read the password in this file"
                 yield Problem(
-                    f"{SECTION}.{key}", "warning", said, f"run: chmod o-r {source.path}", str(source.path)
+                    f"{SECTION}.{key}", "warning", message, f"run: chmod o-r {source.path}", str(source.path)
                 )
 
 
-def _encryption(found: Subject, parameters: Mapping[str, str]) -> Iterator[Problem]:
+def _encryption(deployment: Deployment, parameters: Mapping[str, str]) -> Iterator[Problem]:
     host, mode = parameters.get("host", ""), parameters.get("sslmode", "prefer")
-    key = "ConnectionUri" if "ConnectionUri" in found.section else "EnableSsl"
+    key = "ConnectionUri" if "ConnectionUri" in deployment.section else "EnableSsl"
     if not parameters or host in _LOCAL or host.startswith("/") or mode in VERIFYING_SSLMODES:
         return
     severity: Severity
     if mode == "require":
-        said, severity = "sslmode=require encrypts, but does not make sure of the server", "info"
+        message, severity = "sslmode=require encrypts, but does not make sure of the server", "info"
     else:
-        said, severity = f"sslmode={mode}: patient data may cross the network unencrypted", "warning"
+        message, severity = f"sslmode={mode}: patient data may cross the network unencrypted", "warning"
     hint = 'use sslmode=verify-full with sslrootcert=FILE in "ConnectionUri"'
-    yield Problem(f"{SECTION}.{key}", severity, said, hint, found.place(key))
+    yield Problem(f"{SECTION}.{key}", severity, message, hint, deployment.location(key))
 
 
-def _locks(found: Subject) -> Iterator[Problem]:
+def _locks(deployment: Deployment) -> Iterator[Problem]:
     """Options that contradict each other, or the way in which the Orthancs are run."""
-    if not (found.option("EnableIndex") or found.option("EnableStorage")):
+    if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return
-    key, place = f"{SECTION}.Lock", found.place("Lock")
-    locked = found.option("Lock")
-    if found.read_only and locked and (found.release is None or version(found.release) >= (7, 0)):
-        said = '"ReadOnly" with "Lock" true (its default): the plugin does not start'
-        yield Problem(key, "error", said, 'set "Lock" to false', place)
-    if locked and found.containers > 1:
-        said = f'"Lock" is true: only the first of {found.containers} Orthancs starts'
-        yield Problem(key, "error", said, 'set "Lock" to false for all of them', place)
-    if locked and found.option("UseDynamicConnectionPool"):
-        said = (
+    key, location = f"{SECTION}.Lock", deployment.location("Lock")
+    locked = deployment.option("Lock")
+    if (
+        deployment.read_only
+        and locked
+        and (deployment.release is None or version(deployment.release) >= (7, 0))
+    ):
+        message = '"ReadOnly" with "Lock" true (its default): the plugin does not start'
+        yield Problem(key, "error", message, 'set "Lock" to false', location)
+    if locked and deployment.containers > 1:
+        message = f'"Lock" is true: only the first of {deployment.containers} Orthancs starts'
+        yield Problem(key, "error", message, 'set "Lock" to false for all of them', location)
+    if locked and deployment.option("UseDynamicConnectionPool"):
+        message = (
             '"UseDynamicConnectionPool" closes idle connections, and the lock goes with the one that has it'
         )
-        yield Problem(key, "warning", said, "use one of the two", place)
-    if found.containers > 1 and found.option("TransactionMode") == "Serializable":
-        said = f"Serializable with {found.containers} Orthancs: expect transactions that are refused and tried again"
+        yield Problem(key, "warning", message, "use one of the two", location)
+    if deployment.containers > 1 and deployment.option("TransactionMode") == "Serializable":
+        message = (
+            f"Serializable with {deployment.containers} Orthancs: expect transactions that are refused and "
+            "tried again"
+        )
         yield Problem(
-            f"{SECTION}.TransactionMode", "warning", said, 'set it to "ReadCommitted" (plugin 7.0 or later)'
+            f"{SECTION}.TransactionMode",
+            "warning",
+            message,
+            'set it to "ReadCommitted" (plugin 7.0 or later)',
         )
 
 
-def _schema(found: Subject) -> Iterator[Problem]:
+def _schema(deployment: Deployment) -> Iterator[Problem]:
     """The plugin writes the name into `SET search_path` in lower case and without quotes."""
-    name, key, place = str(found.option("Schema")), f"{SECTION}.Schema", found.place("Schema")
-    if "Schema" not in found.section or not found.knows("Schema"):
+    name, key, location = str(deployment.option("Schema")), f"{SECTION}.Schema", deployment.location("Schema")
+    if "Schema" not in deployment.section or not deployment.knows("Schema"):
         return
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*", name):
-        said = f'"Schema" is "{name}": PostgreSQL wants quotes around this, and the plugin writes none'
-        yield Problem(key, "error", said, "rename the schema: letters, digits and _ only", place)
+        message = f'"Schema" is "{name}": PostgreSQL wants quotes around this, and the plugin writes none'
+        yield Problem(key, "error", message, "rename the schema: letters, digits and _ only", location)
     elif name != name.lower():
-        said = f'"Schema" is "{name}", and the plugin looks for {name.lower()}'
-        yield Problem(key, "warning", said, "write it in lower case", place)
+        message = f'"Schema" is "{name}", and the plugin looks for {name.lower()}'
+        yield Problem(key, "warning", message, "write it in lower case", location)
 
 
 _RULES = (_switches, _libraries, _releases, _connection, _locks, _schema)

@@ -2,7 +2,7 @@
 
 Found with the plugins 4.0 and 5.0 of Debian: `sslmode user host port password dbname`, in this order, separated by
 spaces; password and dbname are left out when empty, user and host are not. The ApplicationName of plugin 10.0 and
-later comes last here; its place was not seen.
+later comes last here; its location was not seen.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from urllib.parse import quote
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config.files import Problem
-from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION
+from pgorthanc_cli.config.documents import Problem
+from pgorthanc_cli.config.options import POSTGRESQL_KEYS, SECTION
 from pgorthanc_cli.errors import ConnectError, UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def joined(section: Mapping[str, Any]) -> str:
     return " ".join(f"{word}={value}" for word, value in kept.items())
 
 
-def mangled(section: Mapping[str, Any], place: Callable[[str], str]) -> Iterator[Problem]:
+def mangled(section: Mapping[str, Any], location: Callable[[str], str]) -> Iterator[Problem]:
     """Single fields that libpq will not get as they are written, and what it will understand."""
     wanted = intended(section)
     reasons = {word: _reason(word, wanted.get(word, "")) for word in _TEXTS}
@@ -82,7 +82,7 @@ def mangled(section: Mapping[str, Any], place: Callable[[str], str]) -> Iterator
         "error",
         message,
         "use ConnectionUri instead; run: pgorthanc config uri",
-        place(first),
+        location(first),
     )
 
 
@@ -163,8 +163,8 @@ def in_use(conn: Connection) -> dict[str, str]:
     Several hosts and ports are lists, as in a connection string; `password` is empty where none was used.
     """
     info = conn.info
-    place = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
-    return {**place, **info.dsn_parameters, "password": info.password or ""}
+    location = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
+    return {**location, **info.dsn_parameters, "password": info.password or ""}
 
 
 def complete(parameters: Mapping[str, str], target: db.Target) -> dict[str, str]:
@@ -234,12 +234,14 @@ def _uri(given: Mapping[str, str]) -> str:
     hosts = given.get("host", "")
     listed = "," in hosts or not re.fullmatch(r"[\w.-]*", hosts)
     inline = bool(hosts) and not listed and "," not in given.get("port", "")
-    place = encoded.get("host", "") if inline else ""
+    endpoint = encoded.get("host", "") if inline else ""
     if inline and "port" in encoded:
-        place += ":" + encoded["port"]
+        endpoint += ":" + encoded["port"]
     taken = {"user", "password", "dbname"} | ({"host", "port"} if inline else set())
     rest = "&".join(f"{word}={value}" for word, value in encoded.items() if word not in taken)
-    return f"postgresql://{login + '@' if login else ''}{place}/{encoded.get('dbname', '')}{'?' + rest if rest else ''}"
+    user = f"{login}@" if login else ""
+    query = f"?{rest}" if rest else ""
+    return f"postgresql://{user}{endpoint}/{encoded.get('dbname', '')}{query}"
 
 
 def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
@@ -259,7 +261,7 @@ def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]
             section[keys[word]] = value
         else:
             problems.append(
-                Problem("", "warning", f"the fields have no place for {word}", "keep the ConnectionUri")
+                Problem("", "warning", f"the fields have no location for {word}", "keep the ConnectionUri")
             )
     if "sslmode" not in parameters:
         section["EnableSsl"] = False
@@ -270,31 +272,31 @@ def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]
     return section, problems
 
 
-def connection_uri(value: str, place: str) -> Iterator[Problem]:
+def connection_uri(value: str, location: str) -> Iterator[Problem]:
     """Mistakes in a ConnectionUri: what libpq refuses, and what it probably misunderstands."""
     key = f"{SECTION}.ConnectionUri"
     if not value:
         message = '"ConnectionUri" is empty: libpq connects as the system user through the local socket'
-        yield Problem(key, "error", message, "remove it to use the single fields, or fill it", place)
+        yield Problem(key, "error", message, "remove it to use the single fields, or fill it", location)
         return
     if value.startswith(("postgresql://", "postgres://")) and _BROKEN_PERCENT.search(value):
         message = "a % in the URI is not followed by two hexadecimal digits"
-        yield Problem(key, "error", message, "write %25 for %", place)
+        yield Problem(key, "error", message, "write %25 for %", location)
         return
     try:
         found = db.parse_dsn(value, '"ConnectionUri"')
     except UsageError as error:
-        yield Problem(key, "error", error.message, error.hint, place)
+        yield Problem(key, "error", error.message, error.hint, location)
         return
     ports = found.get("port", "5432").split(",")
     if not all(port == "" or (port.isdecimal() and 1 <= int(port) <= 65535) for port in ports):
         message = "the port in the URI is no number: a /, # or ? in the password ends it too early"
         yield Problem(
-            key, "error", message, "write %2F for /, %23 for # and %3F for ? in the password", place
+            key, "error", message, "write %2F for /, %23 for # and %3F for ? in the password", location
         )
     for word, what in (("host", "a host"), ("dbname", "a database"), ("user", "a role")):
         if word not in found and "service" not in found:
             message = (
                 f'"ConnectionUri" names no {what.split()[1]}: libpq takes its default or PG{word.upper()}'
             )
-            yield Problem(key, "warning", message, f"name {what}", place)
+            yield Problem(key, "warning", message, f"name {what}", location)

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config import files, jsontext, show
-from pgorthanc_cli.config.files import Source
+from pgorthanc_cli.config import deployment, documents, jsontext
+from pgorthanc_cli.config.documents import Source
 from pgorthanc_cli.config.jsontext import Node
-from pgorthanc_cli.config.known import (
+from pgorthanc_cli.config.options import (
     POSTGRESQL_KEYS,
     ROOT_KEYS,
     ROOT_NAMES,
     SECTION,
     Key,
-    complaint,
-    nearest,
+    closest_match,
+    validation_error,
 )
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
@@ -61,7 +61,7 @@ def key_of(name: str) -> tuple[str, ...]:
     """The keys that lead to an option: `Host` and `PostgreSQL.Host` -> PostgreSQL, Host; `StorageDirectory` -> itself.
 
     Raises:
-        UsageError: Neither Orthanc nor the plugin knows it; with the nearest right one.
+        UsageError: Neither Orthanc nor the plugin knows it; with the closest_match right one.
     """
     section, dot, inner = name.partition(".")
     if dot and section == SECTION and inner in POSTGRESQL_KEYS:
@@ -70,7 +70,7 @@ def key_of(name: str) -> tuple[str, ...]:
         return SECTION, name
     if not dot and name in ROOT_NAMES:
         return (name,)
-    meant = nearest(inner or name, (*POSTGRESQL_KEYS, *ROOT_NAMES))
+    meant = closest_match(inner or name, (*POSTGRESQL_KEYS, *ROOT_NAMES))
     raise UsageError(
         f'neither Orthanc nor its PostgreSQL plugin knows an option "{name}"',
         f'did you mean "{meant}"?' if meant else "see the options of the plugin: pgorthanc config show",
@@ -91,7 +91,7 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
             value = json.loads(text)
         except ValueError:
             value = text
-    said = complaint(key, value) if key else None
+    said = validation_error(key, value) if key else None
     if said:
         raise UsageError(said, _example(key))
     if isinstance(value, str) and "\0" in value:
@@ -114,12 +114,14 @@ def set_option(
 
     Raises:
         ConfigurationError: The configuration cannot be read or understood.
-        PgOrthancError: The place for the option cannot be told, or the file cannot be written.
+        PgOrthancError: The location for the option cannot be told, or the file cannot be written.
     """
     source, root = _home(path, keys, environ)
-    said = complaint(Key(SECTION, (dict,), None), root.value.get(SECTION, {})) if len(keys) > 1 else None
+    said = (
+        validation_error(Key(SECTION, (dict,), None), root.value.get(SECTION, {})) if len(keys) > 1 else None
+    )
     if said:
-        raise files.ConfigurationError(f"{source.path}: {said}")
+        raise documents.ConfigurationError(f"{source.path}: {said}")
     before = _member(root, keys)
     if before is None and value is None:
         return Edited(
@@ -141,13 +143,14 @@ def set_option(
 
 
 def _shown(keys: tuple[str, ...], value: Any) -> str:
-    return json.dumps(show.masked(keys, value), ensure_ascii=False)
+    return json.dumps(deployment.masked(keys, value), ensure_ascii=False)
 
 
 def _home(path: Path, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
     """The file that holds the option, or the section that it belongs to, or the only one there is."""
     read = [
-        (source, files.parse(source, [])) for source in (files.load(f, environ) for f in files.files(path))
+        (source, documents.parse(source, []))
+        for source in (documents.load(f, environ) for f in documents.files(path))
     ]
     holding = [pair for pair in read if keys[0] in pair[1].members]
     if not holding and len(keys) == 1:
@@ -233,7 +236,7 @@ def _spliced(source: Source, *edits: tuple[int, int, str]) -> str:
         raw_start, raw_end = source.origin(start), source.origin(end)
         if raw_start is None or raw_end is None:
             raise PgOrthancError(
-                f"{source.place(start)}: this comes from an environment variable", "change it there"
+                f"{source.location(start)}: this comes from an environment variable", "change it there"
             )
         raw = raw[:raw_start] + new + raw[raw_end:]
     return raw
@@ -271,8 +274,8 @@ def _prove(
     else:
         section[keys[-1]] = value
     try:
-        found = files.parse(files.filled(source.path, raw, environ), []).value
-    except files.ConfigurationError:
+        found = documents.parse(documents.filled(source.path, raw, environ), []).value
+    except documents.ConfigurationError:
         found = None
     if found != wanted:
         raise PgOrthancError(

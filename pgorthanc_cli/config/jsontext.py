@@ -1,4 +1,4 @@
-"""JSON as Orthanc's JsonCpp reads it, with the place of every value in the text.
+"""JSON as Orthanc's JsonCpp reads it, with the location of every value in the text.
 
 Beyond the standard it takes `//` and `/* */` comments, one trailing comma, text after the document, leading zeros
 and a leading `+`. Stricter than JsonCpp: strings are Unicode, and the stray character that JsonCpp swallows after a

@@ -8,9 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pgorthanc_cli.config import files, plugins, review
-from pgorthanc_cli.config.files import ConfigurationError
-from pgorthanc_cli.config.known import LATEST_PLUGIN, LEVELS, POSTGRESQL_KEYS, ROOT_KEYS, SECTION, valued
+from pgorthanc_cli.config import documents, plugins, validation
+from pgorthanc_cli.config.documents import ConfigurationError
+from pgorthanc_cli.config.options import (
+    LATEST_PLUGIN,
+    LEVELS,
+    POSTGRESQL_KEYS,
+    ROOT_KEYS,
+    SECTION,
+    value_or_default,
+)
 from pgorthanc_cli.errors import UsageError
 
 
@@ -43,7 +50,7 @@ class OrthancConfiguration:
 
     def postgresql(self, key: str, plugin: str = LATEST_PLUGIN) -> Any:
         """An option of the "PostgreSQL" section, or its default in that version of the plugin."""
-        return valued(POSTGRESQL_KEYS[key], self.root.get(SECTION, {}), plugin)
+        return value_or_default(POSTGRESQL_KEYS[key], self.root.get(SECTION, {}), plugin)
 
     @property
     def schema(self) -> str:
@@ -76,7 +83,7 @@ class OrthancConfiguration:
             f"{self.path} lets another storage plugin keep the DICOM files ({', '.join(others)}), "
             f"which pgorthanc cannot read or write; Orthanc would not use {usual}",
             "let Orthanc itself receive the files (POST /instances); or, if you know that it reads them there, "
-            "name the place with --storage-dir FOLDER",
+            "name the location with --storage-dir FOLDER",
         )
 
     @property
@@ -138,7 +145,7 @@ class OrthancConfiguration:
         return value
 
     def _root(self, key: str) -> Any:
-        return valued(ROOT_KEYS[key], self.root, LATEST_PLUGIN)
+        return value_or_default(ROOT_KEYS[key], self.root, LATEST_PLUGIN)
 
 
 def load(path: str | Path, environ: Mapping[str, str] | None = None) -> OrthancConfiguration:
@@ -148,17 +155,17 @@ def load(path: str | Path, environ: Mapping[str, str] | None = None) -> OrthancC
         ConfigurationError: Malformed file, a wrong type, a value out of range, a variable that is not set: with
             file, key, found, wanted.
     """
-    document = files.read(Path(path), os.environ if environ is None else environ)
+    document = documents.read(Path(path), os.environ if environ is None else environ)
     return accept(Path(path), document)
 
 
-def accept(path: Path, document: files.Document) -> OrthancConfiguration:
+def accept(path: Path, document: documents.Document) -> OrthancConfiguration:
     """A document whose values are such that Orthanc starts with them.
 
     Raises:
         ConfigurationError: The first one that is not.
     """
-    problems = [*document.problems, *review.values(document), *review.names(document)]
+    problems = [*document.problems, *validation.values(document), *validation.names(document)]
     for problem in problems:
         if problem.severity == "error":
             raise ConfigurationError(problem.warning, problem.hint)

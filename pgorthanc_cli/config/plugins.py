@@ -1,13 +1,12 @@
-"""The libraries that the option "Plugins" loads, and the release of Orthanc's PostgreSQL plugins among them.
+"""The libraries that the option "Plugins" loads, and the release of Orthanc's PostgreSQL plugins.
 
-Nothing is loaded: the release is what `OrthancPluginGetVersion` would return, found by reading its machine code
-(x86-64 and AArch64: load an address, return).
+No library is loaded: the release comes from the name of the file, as in
+`libOrthancPostgreSQLIndex.so.10.3`.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,8 @@ _STORAGES = {
     "MySQL": "EnableStorage", "Odbc": "EnableStorage",
 }  # fmt: skip
 _LARGEST_SCRIPT = 4 << 20
-_X86_64, _AARCH64 = 62, 183
-_LONGEST = 64  # of a release, in bytes
-# endbr64 or nothing; lea rax, [rip + offset]; ret
-_X86_CODE = re.compile(rb"(?:\xf3\x0f\x1e\xfa)?\x48\x8d\x05(....)\xc3", re.DOTALL)
-_STEP = re.compile(rb"from revision \d+ to revision (\d+)")
+# Messages of the plugin, one for each upgrade that it can do.
+_UPGRADE_STEP = re.compile(rb"from revision \d+ to revision (\d+)")
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class Plugin:
     Attributes:
         path: Of the library.
         name: Its name without `.so` and what follows.
-        release: Of a PostgreSQL plugin, as in `10.3`, or `mainline`; None if it cannot be told.
-        revision: Of a PostgreSQL plugin without a number: the highest revision that it speaks of.
+        release: Of a PostgreSQL plugin, as in `10.3`; None if the name of the file does not tell it.
+        revision: Of a PostgreSQL plugin: the highest revision that it can upgrade to.
     """
 
     path: Path
@@ -98,114 +94,36 @@ def _script(path: Path) -> bytes:
         return b""
 
 
-def resolve(entries: list[object], folder: Path) -> tuple[list[Plugin], list[str]]:
-    """The libraries of the entries of "Plugins", and the entries that lead nowhere.
+def find(entries: list[object], folder: Path) -> tuple[list[Plugin], list[str]]:
+    """Return the libraries of the entries of "Plugins", and the entries that do not exist.
 
     An entry is a library or a folder of libraries, relative to the folder of the configuration.
     """
-    found, missing = [], []
+    libraries: list[Plugin] = []
+    missing: list[str] = []
     for entry in entries:
-        place = folder / str(entry)
-        if place.is_dir():
-            found += [look(file) for file in sorted(place.iterdir()) if file.suffix.lower() == ".so"]
-        elif place.is_file():
-            found.append(look(place))
+        path = folder / str(entry)
+        if path.is_dir():
+            files_of_folder = sorted(path.iterdir())
+            libraries += [read(file) for file in files_of_folder if file.suffix.lower() == ".so"]
+        elif path.is_file():
+            libraries.append(read(path))
         else:
             missing.append(str(entry))
-    return found, missing
+    return libraries, missing
 
 
-def look(library: Path) -> Plugin:
-    """A library, with its release if it is one of the PostgreSQL plugins."""
+def read(library: Path) -> Plugin:
+    """Return a library, with its release and revision if it is one of the PostgreSQL plugins."""
     name = library.name.partition(".so")[0]
     if name not in (INDEX, STORAGE):
         return Plugin(library, name)
+    # As in Debian: `libOrthancPostgreSQLIndex.so` is a link to `libOrthancPostgreSQLIndex.so.5.0`.
+    ending = library.resolve().name.partition(".so.")[2]
+    release = ending if re.fullmatch(r"\d+(\.\d+)+", ending) else None
     try:
         content = files.read(library, limit=1_000_000_000)
     except (OSError, UsageError):
-        return Plugin(library, name)
-    release = _release(content) or _from_name(library)
-    steps = [int(step) for step in _STEP.findall(content)]
+        return Plugin(library, name, release)
+    steps = [int(step) for step in _UPGRADE_STEP.findall(content)]
     return Plugin(library, name, release, max(steps, default=None))
-
-
-def _from_name(library: Path) -> str | None:
-    """From the name of the file, as in Debian: `libOrthancPostgreSQLIndex.so.5.0`."""
-    ending = library.resolve().name.partition(".so.")[2]
-    return ending if re.fullmatch(r"\d+(\.\d+)+", ending) else None
-
-
-def _release(content: bytes) -> str | None:
-    """What `OrthancPluginGetVersion` returns; None if this is no such library, or its code looks different."""
-    try:
-        return _Library(content).returned_text("OrthancPluginGetVersion")
-    except (struct.error, IndexError, UnicodeDecodeError, ValueError):
-        return None
-
-
-class _Library:
-    """As much of a 64-bit little-endian ELF file as is needed; see elf(5)."""
-
-    def __init__(self, content: bytes) -> None:
-        if content[:6] != b"\x7fELF\x02\x01":
-            raise ValueError("not a 64-bit little-endian ELF file")
-        self.content = content
-        self.machine = self._unpack("<H", 18)[0]
-        headers, sections = self._unpack("<QQ", 32)
-        header_size, header_count, section_size, section_count = self._unpack("<HHHH", 54)
-        self.segments = [self._unpack("<IIQQQQ", headers + n * header_size) for n in range(header_count)]
-        self.sections = [
-            self._unpack("<IIQQQQIIQQ", sections + n * section_size) for n in range(section_count)
-        ]
-
-    def returned_text(self, function: str) -> str | None:
-        """The text that a function without arguments returns, if it does nothing else."""
-        start = self._address(function)
-        code = self._bytes(start, 16)
-        if self.machine == _X86_64:
-            found = _X86_CODE.match(code)
-            address = start + found.end(1) + struct.unpack("<i", found[1])[0] if found else None
-        else:
-            address = self._aarch64(start) if self.machine == _AARCH64 else None
-        if address is None:
-            return None
-        text = self._bytes(address, _LONGEST).partition(b"\0")[0]
-        return text.decode("ascii") if re.fullmatch(rb"mainline|\d+(?:\.\d+)+", text) else None
-
-    def _aarch64(self, start: int) -> int | None:
-        """`adrp x0, page; add x0, x0, #offset; ret`, maybe after `bti c`."""
-        words = self._unpack("<4I", self._offset(start))
-        if words[0] == 0xD503245F:
-            start, words = start + 4, self._unpack("<4I", self._offset(start) + 4)
-        page, add, back = words[:3]
-        if page & 0x9F00001F != 0x90000000 or add & 0xFFC003FF != 0x91000000 or back != 0xD65F03C0:
-            return None
-        pages = (page >> 29 & 3) | (page >> 5 & 0x7FFFF) << 2
-        pages -= (pages & 1 << 20) << 1
-        return (start & ~0xFFF) + (pages << 12) + (add >> 10 & 0xFFF)
-
-    def _address(self, symbol: str) -> int:
-        dynamic_symbols = 11
-        for _, kind, _, _, offset, size, link, _, _, entry in self.sections:
-            if kind != dynamic_symbols:
-                continue
-            names = self.sections[link][4]
-            for at in range(offset, offset + size, entry):
-                name, _, _, _, value, _ = self._unpack("<IBBHQQ", at)
-                if self.content.startswith(symbol.encode() + b"\0", names + name):
-                    return int(value)
-        raise ValueError(f"no {symbol}")
-
-    def _bytes(self, address: int, size: int) -> bytes:
-        offset = self._offset(address)
-        return self.content[offset : offset + size]
-
-    def _offset(self, address: int) -> int:
-        """Where in the file the memory of an address comes from."""
-        for kind, _, offset, start, _, size in self.segments:
-            if kind == 1 and start <= address < start + size:
-                return int(offset + address - start)
-        raise ValueError("no such address")
-
-    def _unpack(self, layout: str, at: int) -> tuple[int, ...]:
-        return struct.unpack_from(layout, self.content, at)

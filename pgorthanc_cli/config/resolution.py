@@ -25,7 +25,7 @@ from pathlib import Path
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, files
-from pgorthanc_cli.config.known import DISCRETE_KEYS
+from pgorthanc_cli.config.options import DISCRETE_KEYS
 from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
 from pgorthanc_cli.constants import SSLMODES
 from pgorthanc_cli.errors import UsageError
@@ -136,7 +136,7 @@ def resolve(
 
 @dataclass(frozen=True, repr=False)
 class _Part:
-    """A value, as it is, and the place that gave it."""
+    """A value, as it is, and the location that gave it."""
 
     value: str
     origin: str
@@ -236,10 +236,10 @@ def _file_mode(file: _Part) -> int:
 
 def _read_password(file: _Part) -> _Part:
     """The first line of a password file, without its line end."""
-    return _Part(password_in(file.value, file.origin), f"{file.origin} {file.value}")
+    return _Part(read_password(file.value, file.origin), f"{file.origin} {file.value}")
 
 
-def password_in(path: str | Path, origin: str) -> str:
+def read_password(path: str | Path, origin: str) -> str:
     """Return the first line of a file; `origin` is the option that names it.
 
     Raises:

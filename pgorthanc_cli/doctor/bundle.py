@@ -24,7 +24,8 @@ import psycopg2
 import psycopg2.extensions
 
 from pgorthanc_cli import __version__, db, locks
-from pgorthanc_cli.config import check, files, show
+from pgorthanc_cli.config import deployment, documents
+from pgorthanc_cli.config.deployment import Deployment
 from pgorthanc_cli.doctor.model import Health
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.schema import catalog, status, verify
@@ -144,9 +145,9 @@ def _contents(
         yield "connection-error.json", _json({"error": error.message, "hint": error.hint})
 
 
-def _masked_options(path: Path) -> show.Shown:
+def _masked_options(path: Path) -> deployment.Shown:
     folder = path if path.is_dir() else path.parent
-    return show.show(check.subject(files.read(path, os.environ), folder.absolute()))
+    return deployment.show(Deployment.of(documents.read(path, os.environ), folder.absolute()))
 
 
 def _records(conn: Connection, query: str) -> list[dict[str, Any]]:

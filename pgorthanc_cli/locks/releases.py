@@ -89,13 +89,15 @@ def _releases(first: int, last: int, layout: catalog.Layout | None) -> str:
     if first < _UPGRADES_SINCE:
         if last >= newest:
             return "unknown"
-        releases = _plugin_releases(last)
         if layout and layout.revision == last:
             releases = re.findall(r"\d+\.\d+", layout.made_by)
+        else:
+            releases = _plugin_releases(last)
         return f"{releases[-1]} or earlier"
-    oldest, latest = _plugin_releases(first)[0], _plugin_releases(last)[-1]
+    oldest = _plugin_releases(first)[0]
     if last >= newest:
         return f"{oldest} or later"
+    latest = _plugin_releases(last)[-1]
     return oldest if oldest == latest else f"{oldest} to {latest}"
 
 

@@ -18,7 +18,7 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config.resolution import password_in
+from pgorthanc_cli.config.resolution import read_password
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _password(file: Path, known: str | None) -> str:
         UsageError: The file cannot be read or created, or it holds another password than the known one.
     """
     if file.exists():
-        password = password_in(file, "--role-password-file")
+        password = read_password(file, "--role-password-file")
         if known and password != known:
             raise UsageError(
                 f"{file} holds another password than the configuration, so Orthanc could not log in",

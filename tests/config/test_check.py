@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from pgorthanc_cli import cli, db
-from pgorthanc_cli.config import ConfigurationError, check, conninfo, container, files, plugins, show
-from pgorthanc_cli.config.known import POSTGRESQL_KEYS, named, variable
+from pgorthanc_cli.config import ConfigurationError, check, conninfo, deployment, documents, image, plugins
+from pgorthanc_cli.config.deployment import Deployment
+from pgorthanc_cli.config.options import POSTGRESQL_KEYS, keys_of_variable, variable_of
 from pgorthanc_cli.errors import UsageError
 
 SECRET = "x7-Lq0-secret-Wz"
@@ -48,9 +48,9 @@ def examine(write: Callable[..., Path], tmp_path: Path) -> Examine:
     def make(
         section: dict[str, Any], *, release: str | None = None, containers: int = 1, **root: Any
     ) -> check.Checked:
-        document = files.read(write(section, **root), {})
+        document = documents.read(write(section, **root), {})
         in_image = "Plugins" not in root  # so that no problem has to do with them
-        found = check.subject(document, tmp_path, release=release, containers=containers, in_image=in_image)
+        found = Deployment.of(document, tmp_path, release=release, containers=containers, in_image=in_image)
         return check.check(found)
 
     return make
@@ -176,7 +176,7 @@ def test_the_effective_options_have_the_defaults_of_the_release(examine: Examine
 def test_a_password_that_everybody_can_read(write: Callable[..., Path], tmp_path: Path) -> None:
     path = write(GOOD)
     path.chmod(0o644)
-    found = check.check(check.subject(files.read(path, {}), tmp_path, in_image=True))
+    found = check.check(Deployment.of(documents.read(path, {}), tmp_path, in_image=True))
     [problem] = found.problems
     assert (problem.severity, problem.hint) == ("warning", f"run: chmod o-r {path}")
 
@@ -184,68 +184,38 @@ def test_a_password_that_everybody_can_read(write: Callable[..., Path], tmp_path
 # Plugins
 
 
-def library(machine: int, text: bytes, further: bytes = b"") -> bytes:
-    """A minimal ELF file whose OrthancPluginGetVersion returns a text."""
-    code, at = 0x1000, 0x2345
-    if machine == 62:
-        body = b"\xf3\x0f\x1e\xfa\x48\x8d\x05" + struct.pack("<i", at - (code + 11)) + b"\xc3"
-    else:
-        body = struct.pack("<4I", 0xD503245F, 0xB0000000, 0x91000000 | (at & 0xFFF) << 10, 0xD65F03C0)
-    names = b"\0OrthancPluginGetVersion\0"
-    symbols = bytes(24) + struct.pack("<IBBHQQ", 1, 18, 0, 1, code, len(body))
-    header = (
-        b"\x7fELF\x02\x01\x01"
-        + bytes(9)
-        + struct.pack("<HHIQQQIHHHHHH", 3, machine, 1, 0, 64, 0x100, 0, 64, 56, 1, 64, 3, 0)
-    )
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 0x4000, 0x4000, 0x1000)
-    sections = bytes(64)
-    sections += struct.pack("<IIQQQQIIQQ", 0, 11, 0, 0, 0x300, len(symbols), 2, 1, 8, 24)
-    sections += struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, 0x400, len(names), 0, 0, 1, 0)
-    content = bytearray(0x4000)
-    places = (
-        (0, header + segment),
-        (0x100, sections),
-        (0x300, symbols),
-        (0x400, names),
-        (code, body),
-        (at, text + b"\0"),
-    )
-    for place, piece in (*places, (0x3000, further)):
-        content[place : place + len(piece)] = piece
-    return bytes(content)
+def install(folder: Path, name: str, release: str) -> Path:
+    """Put a library into a folder as Debian does: a link, with the release in the name of the file."""
+    library = folder / f"{name}.so.{release}"
+    library.write_bytes(b"")
+    link = folder / f"{name}.so"
+    link.symlink_to(library)
+    return link
 
 
-@pytest.mark.parametrize("machine", [62, 183], ids=["x86-64", "aarch64"])
-def test_the_release_is_what_the_library_would_answer(tmp_path: Path, machine: int) -> None:
-    index = tmp_path / "libOrthancPostgreSQLIndex.so"
-    index.write_bytes(library(machine, b"10.3", b"PostgreSQL 15.2\0"))
-    assert plugins.look(index) == plugins.Plugin(index, "libOrthancPostgreSQLIndex", "10.3")
-    index.write_bytes(
-        library(
-            machine, b"mainline", b"x from revision 5 to revision 6\0x from revision 6 to revision 10 (\0"
-        )
-    )
-    assert plugins.look(index) == plugins.Plugin(index, "libOrthancPostgreSQLIndex", "mainline", 10)
+def test_the_release_is_in_the_name_of_the_library(tmp_path: Path) -> None:
+    library = tmp_path / "libOrthancPostgreSQLIndex.so.10.3"
+    library.write_bytes(b"x from revision 5 to revision 6\0x from revision 6 to revision 10 (\0")
+    link = tmp_path / "libOrthancPostgreSQLIndex.so"
+    link.symlink_to(library)
+    assert plugins.read(link) == plugins.Plugin(link, "libOrthancPostgreSQLIndex", "10.3", 10)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x7fELF\x02\x01", b"no library", library(62, b"what?"), library(40, b"10.3")]
-)
+@pytest.mark.parametrize("content", [b"", b"\x7fELF\x02\x01", b"no library"])
 def test_other_files_have_no_release(tmp_path: Path, content: bytes) -> None:
     index = tmp_path / "libOrthancPostgreSQLIndex.so"
     index.write_bytes(content)
-    assert plugins.look(index).release is None
+    assert plugins.read(index) == plugins.Plugin(index, "libOrthancPostgreSQLIndex")
     versioned = tmp_path / "libOrthancPostgreSQLIndex.so.4.0"
     versioned.write_bytes(content)
-    assert plugins.look(versioned).release == "4.0"
+    assert plugins.read(versioned).release == "4.0"
 
 
 def test_plugins_are_resolved(examine: Examine, tmp_path: Path) -> None:
     folder = tmp_path / "plugins"
     (folder / "deeper").mkdir(parents=True)
-    for name, release in (("Index", b"7.2"), ("Storage", b"8.0")):
-        (folder / f"libOrthancPostgreSQL{name}.so").write_bytes(library(62, release))
+    for name, release in (("Index", "7.2"), ("Storage", "8.0")):
+        install(folder, f"libOrthancPostgreSQL{name}", release)
     (folder / "libOrthancAwsS3Storage.so").write_bytes(b"")
     (folder / "readme.txt").write_bytes(b"")
     found = examine(
@@ -266,7 +236,7 @@ def test_plugins_are_resolved(examine: Examine, tmp_path: Path) -> None:
 
 
 def test_a_plugin_that_is_not_loaded(examine: Examine, write: Callable[..., Path], tmp_path: Path) -> None:
-    [problem] = check.check(check.subject(files.read(write(GOOD), {}), tmp_path)).problems
+    [problem] = check.check(Deployment.of(documents.read(write(GOOD), {}), tmp_path)).problems
     assert 'there are no "Plugins"' in problem.message
     (tmp_path / "other.so").write_bytes(b"")
     [problem] = examine(GOOD, Plugins=["other.so"]).problems
@@ -293,7 +263,7 @@ def test_the_image_merges_files_secrets_and_variables(tmp_path: Path) -> None:
         "ORTHANC__POSTGRESQL__ENABLEINDEX": "true",
         "HOME": "/root",
     }
-    found = container.read(conf, environ, secrets)
+    found = image.read(conf, environ, secrets)
     assert found.values["PostgreSQL"] == {
         "Host": "file", "Port": 3, "Database": "file", "Username": "json", "Password": SECRET,
         "Enableindex": True, "EnableIndex": True, "Lock": False,
@@ -303,11 +273,11 @@ def test_the_image_merges_files_secrets_and_variables(tmp_path: Path) -> None:
         5,
         False,
     )
-    assert found.place("PostgreSQL", "Host") == f"{conf / 'a.json'}, line 1"
-    assert found.place("PostgreSQL", "Port") == "ORTHANC__POSTGRESQL__PORT"
-    assert found.place("PostgreSQL", "Username") == "ORTHANC_JSON, line 1"
-    assert found.place("PostgreSQL", "Password") == str(secrets / "ORTHANC__POSTGRESQL__PASSWORD")
-    problems = check.check(check.subject(found, tmp_path)).problems
+    assert found.location("PostgreSQL", "Host") == f"{conf / 'a.json'}, line 1"
+    assert found.location("PostgreSQL", "Port") == "ORTHANC__POSTGRESQL__PORT"
+    assert found.location("PostgreSQL", "Username") == "ORTHANC_JSON, line 1"
+    assert found.location("PostgreSQL", "Password") == str(secrets / "ORTHANC__POSTGRESQL__PASSWORD")
+    problems = check.check(Deployment.of(found, tmp_path)).problems
     [misspelt] = [problem for problem in problems if problem.key == "PostgreSQL.Enableindex"]
     assert misspelt.hint == "name the variable ORTHANC__POSTGRESQL__ENABLE_INDEX"
     assert [problem for problem in problems if "reads like JSON" in problem.message]
@@ -315,22 +285,22 @@ def test_the_image_merges_files_secrets_and_variables(tmp_path: Path) -> None:
 
 
 def test_the_default_password_of_the_image_is_told(tmp_path: Path) -> None:
-    found = container.read(None, {"ORTHANC__POSTGRESQL__HOST": "db"}, tmp_path)
-    problems = check.check(check.subject(found, tmp_path)).problems
+    found = image.read(None, {"ORTHANC__POSTGRESQL__HOST": "db"}, tmp_path)
+    problems = check.check(Deployment.of(found, tmp_path)).problems
     [weak] = [problem for problem in problems if "well-known" in problem.message]
     assert weak.place == "default of the image orthancteam/orthanc"
 
 
 @pytest.mark.parametrize("name", POSTGRESQL_KEYS)
 def test_names_of_variables_lead_back(name: str) -> None:
-    assert named(variable("PostgreSQL", name)) == ("PostgreSQL", name)
+    assert keys_of_variable(variable_of("PostgreSQL", name)) == ("PostgreSQL", name)
 
 
 def test_variables_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("# x\nORTHANC__NAME=a=b c\n\nJUST_A_NAME\n")
-    assert container.variables(tmp_path / "env") == {"ORTHANC__NAME": "a=b c"}
+    assert image.variables(tmp_path / "env") == {"ORTHANC__NAME": "a=b c"}
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        container.variables(tmp_path / "gone")
+        image.variables(tmp_path / "gone")
 
 
 # What is shown, and URIs
@@ -346,11 +316,11 @@ def test_show_names_every_origin_and_no_secret(write: Callable[..., Path], tmp_p
         Postgresql={"Pasword": SECRET},
         Name="here",
     )
-    found = show.show(check.subject(files.read(path, {}), tmp_path), everything=True)
+    found = deployment.show(Deployment.of(documents.read(path, {}), tmp_path), everything=True)
     options = {option.key: option for option in found.options}
     assert SECRET not in repr(found) + repr(found.readable())
     assert options["PostgreSQL.Port"].origin.endswith("orthanc.json, line 29; not read")
-    assert options["PostgreSQL.IndexConnectionsCount"] == show.Option(
+    assert options["PostgreSQL.IndexConnectionsCount"] == deployment.Option(
         "PostgreSQL.IndexConnectionsCount", 50, "default"
     )
     assert options["AwsS3Storage"].value == {"SecretKey": db.MASK, "Region": "eu"}
@@ -401,9 +371,7 @@ def test_fields_of_a_uri_and_what_they_cannot_say() -> None:
 @pytest.fixture
 def loaded(tmp_path: Path) -> Path:
     """The library of an index plugin."""
-    found = tmp_path / "libOrthancPostgreSQLIndex.so"
-    found.write_bytes(library(62, b"10.3"))
-    return found
+    return install(tmp_path, "libOrthancPostgreSQLIndex", "10.3")
 
 
 def test_check_looks_at_the_database_that_the_configuration_names(
@@ -475,4 +443,4 @@ def test_wrong_usage(words: list[str], said: str) -> None:
 
 def test_a_release_must_be_a_number(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no release"):
-        check.subject(files.Document(), tmp_path, release="10")
+        Deployment.of(documents.Document(), tmp_path, release="10")

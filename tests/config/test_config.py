@@ -14,7 +14,7 @@ import pytest
 
 from pgorthanc_cli import config, db
 from pgorthanc_cli.config import ConfigurationError, OrthancConfiguration
-from pgorthanc_cli.config.known import POSTGRESQL_KEYS
+from pgorthanc_cli.config.options import POSTGRESQL_KEYS
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 SECRET = "s3cr p@ss/'\\\"é%"

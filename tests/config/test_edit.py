@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgorthanc_cli import cli
-from pgorthanc_cli.config import edit, files, jsontext
+from pgorthanc_cli.config import documents, edit, jsontext
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 SECRET = "x7-Lq0-secret-Wz"
@@ -104,14 +104,14 @@ def test_any_layout_is_kept(
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(text.encode())
     environ = {"H": "h", "P": "3"}
-    wanted = files.read(path, environ).values
+    wanted = documents.read(path, environ).values
     if value is None:
         wanted["PostgreSQL"].pop(key, None)
     else:
         wanted["PostgreSQL"][key] = value
     found = change(path, key, value, **environ)
     now = path.read_bytes().decode()
-    assert files.read(path, environ).values == wanted
+    assert documents.read(path, environ).values == wanted
     before, after = comments(text), comments(now)
     assert before == after if found.before == "not given" else set(after) <= set(before)
     if found.changed:
@@ -225,7 +225,7 @@ def test_a_password_comes_from_standard_input_only(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, [*words, "-", "--json"], input=f"{SECRET}\n")
     assert done.exit_code == 0, done.output
     assert (json.loads(done.stdout)["after"], SECRET in done.output) == ('"***"', False)
-    assert files.read(path, {}).values == {"PostgreSQL": {"Password": SECRET}}
+    assert documents.read(path, {}).values == {"PostgreSQL": {"Password": SECRET}}
 
 
 @pytest.mark.parametrize("words", [["Port"], ["Port", "1", "--unset"]])

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 
 from pgorthanc_cli import cli, config, db
 from pgorthanc_cli import files as disk
-from pgorthanc_cli.config import ConfigurationError, check, files, jsontext, show
+from pgorthanc_cli.config import ConfigurationError, check, deployment, documents, jsontext
+from pgorthanc_cli.config.deployment import Deployment
 from pgorthanc_cli.errors import UsageError
 
 SECRET = "x7-Lq0-secret-Wz"
@@ -25,7 +26,7 @@ SECRET = "x7-Lq0-secret-Wz"
 def read(tmp_path: Path, text: str) -> check.Checked:
     path = tmp_path / "orthanc.json"
     path.write_text(text)
-    return check.check(check.subject(files.read(path, {}), tmp_path))
+    return check.check(Deployment.of(documents.read(path, {}), tmp_path))
 
 
 def run(*words: str | Path, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
@@ -115,7 +116,7 @@ def test_numbers_that_no_number_holds(tmp_path: Path, number: str) -> None:
 def test_long_numbers_that_can_be_read(tmp_path: Path, number: str) -> None:
     path = tmp_path / "orthanc.json"
     path.write_text(f'{{"A": {number}}}')
-    assert files.read(path, {}).values["A"] == float(number)
+    assert documents.read(path, {}).values["A"] == float(number)
 
 
 KINDS: dict[str, Callable[[int], str]] = {
@@ -142,12 +143,12 @@ def _seconds(text: str, path: Path) -> float:
     for _ in range(2):
         begin = time.process_time()
         try:
-            found = check.subject(files.read(path, {}), path.parent)
+            found = Deployment.of(documents.read(path, {}), path.parent)
         except ConfigurationError:
             pass
         else:
             check.check(found)
-            show.show(found, everything=True)
+            deployment.show(found, everything=True)
         best = min(best, time.process_time() - begin)
     return best
 
@@ -196,7 +197,7 @@ def test_a_nul_in_a_folder(tmp_path: Path) -> None:
     path.write_text(json.dumps({"StorageDirectory": "a\0b", "Plugins": ["/a\0b"]}))
     with pytest.raises(ConfigurationError, match=r'"StorageDirectory" contains a NUL character'):
         config.load(path)
-    found = check.check(check.subject(files.read(path, {}), tmp_path))
+    found = check.check(Deployment.of(documents.read(path, {}), tmp_path))
     assert any('"Plugins" contains a NUL' in problem.message for problem in found.problems)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgorthanc_cli import config
-from pgorthanc_cli.config import ConfigurationError, files, jsontext
+from pgorthanc_cli.config import ConfigurationError, documents, jsontext
 
 DOCUMENTS = st.dictionaries(
     st.text(max_size=5),
@@ -54,9 +54,9 @@ def test_too_deep() -> None:
         jsontext.parse("[" * 100_000)
 
 
-def read(tmp_path: Path, text: str, **environ: str) -> files.Document:
+def read(tmp_path: Path, text: str, **environ: str) -> documents.Document:
     (tmp_path / "orthanc.json").write_text(text)
-    return files.read(tmp_path / "orthanc.json", environ)
+    return documents.read(tmp_path / "orthanc.json", environ)
 
 
 def test_places_are_those_of_the_file_whatever_variables_hold(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_places_are_those_of_the_file_whatever_variables_hold(tmp_path: Path) ->
     assert {keys: place.rpartition(" ")[2] for keys, place in found.places.items()} == {
         ("A",): "2", ("B",): "3", ("B", "C"): "4", ("B", "D"): "5", ("B", "E"): "5",
     }  # fmt: skip
-    assert found.place("B", "E", "deeper") == f"{tmp_path / 'orthanc.json'}, line 5"
-    assert found.place("Z") == ""
+    assert found.location("B", "E", "deeper") == f"{tmp_path / 'orthanc.json'}, line 5"
+    assert found.location("Z") == ""
 
 
 def test_what_orthanc_passes_over_is_told(tmp_path: Path) -> None:
@@ -102,13 +102,13 @@ def test_a_value_without_quotes_whose_variable_is_not_set_is_explained(tmp_path:
 
 def test_a_hidden_file_of_a_folder_counts_and_a_dangling_link_is_no_file(tmp_path: Path) -> None:
     (tmp_path / ".json").write_text('{"A": 1}')
-    assert files.read(tmp_path, {}).values == {"A": 1}
+    assert documents.read(tmp_path, {}).values == {"A": 1}
     (tmp_path / "b.json").symlink_to("/nonexistent")
     with pytest.raises(ConfigurationError, match=r"b\.json: cannot be read"):
-        files.read(tmp_path, {})
+        documents.read(tmp_path, {})
 
 
 def test_latin_1_is_fine_in_comments_only(tmp_path: Path) -> None:
     path = tmp_path / "orthanc.json"
     path.write_bytes(b'{"A": 1 /* d\xe9j\xe0 */}')
-    assert files.read(path, {}).values == {"A": 1}
+    assert documents.read(path, {}).values == {"A": 1}

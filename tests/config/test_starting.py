@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from pgorthanc_cli import cli, db
-from pgorthanc_cli.config import check, container, files
-from pgorthanc_cli.config.known import STARTING_KEYS
+from pgorthanc_cli.config import check, documents, image
+from pgorthanc_cli.config.deployment import Deployment
+from pgorthanc_cli.config.options import STARTING_KEYS
 from pgorthanc_cli.errors import UsageError
 
 SECRET = "x7-Lq0-secret-Wz"
@@ -36,7 +37,7 @@ def examine(
     plugins = {"Plugins": [f"{library}.so" for library in libraries]} if libraries else {}
     path.write_text(json.dumps({"PostgreSQL": INDEX, **plugins, **root}))
     path.chmod(0o600)
-    found = check.subject(files.read(path, {}), tmp_path, release=release, in_image=not libraries)
+    found = Deployment.of(documents.read(path, {}), tmp_path, release=release, in_image=not libraries)
     return [(p.severity, p.key, p.message) for p in check.check(found).wrong]
 
 
@@ -146,17 +147,17 @@ def test_delayed_deletion(release: str, severity: str | None, tmp_path: Path) ->
 def test_a_variable_that_names_a_secret(tmp_path: Path) -> None:
     (tmp_path / "db.password").write_text(f"{SECRET}\n")
     environ = {"ORTHANC__POSTGRESQL__HOST": "h", "ORTHANC__POSTGRESQL__PASSWORD_SECRET": "db.password"}
-    document = container.read(None, environ, tmp_path)
+    document = image.read(None, environ, tmp_path)
     assert document.values["PostgreSQL"]["Password"] == SECRET
-    assert "db.password" in document.place("PostgreSQL", "Password")
-    missing = container.read(None, {"ORTHANC__POSTGRESQL__PASSWORD_SECRET": "nosuch"}, tmp_path)
+    assert "db.password" in document.location("PostgreSQL", "Password")
+    missing = image.read(None, {"ORTHANC__POSTGRESQL__PASSWORD_SECRET": "nosuch"}, tmp_path)
     assert [p.severity for p in missing.problems if "has no such file" in p.message] == ["error"]
 
 
 def test_the_switch_of_the_plugin(tmp_path: Path) -> None:
-    on = container.read(None, {"POSTGRESQL_PLUGIN_ENABLED": "true"}, tmp_path).values["PostgreSQL"]
+    on = image.read(None, {"POSTGRESQL_PLUGIN_ENABLED": "true"}, tmp_path).values["PostgreSQL"]
     assert (on["EnableIndex"], on["Lock"], on["Database"]) == (True, False, "postgres")
-    assert "PostgreSQL" not in container.read(None, {"POSTGRESQL_PLUGIN_ENABLED": "false"}, tmp_path).values
+    assert "PostgreSQL" not in image.read(None, {"POSTGRESQL_PLUGIN_ENABLED": "false"}, tmp_path).values
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config import ConfigurationError, check, conninfo, files, plugins, starting
+from pgorthanc_cli.config import ConfigurationError, conninfo, documents, plugins, startup
+from pgorthanc_cli.config.deployment import Deployment
 from pgorthanc_cli.config.orthanc import accept
 from pgorthanc_cli.errors import UsageError
 from tests.interop.configurations import Case, broken_and_odd, folders, generated, variables
@@ -80,10 +81,10 @@ def _decoded(value: Any) -> Any:
     return bytes.fromhex(value).decode(errors="replace") if isinstance(value, str) else value
 
 
-def understand(case: Case, folder: Path) -> tuple[object, list[files.Problem]]:
+def understand(case: Case, folder: Path) -> tuple[object, list[documents.Problem]]:
     """The same as we have it."""
     try:
-        found = files.read(folder / "conf", {**os.environ, **case.environ})
+        found = documents.read(folder / "conf", {**os.environ, **case.environ})
     except ConfigurationError:
         return "refused", []
     return _as_in_lua({k: v for k, v in found.values.items() if k not in OWN}), found.problems
@@ -266,7 +267,7 @@ def test_values_that_the_plugin_refuses(program: Program, tmp_path: Path, key: s
     section = {**PLAIN, key: value}
     assert knock(program, section, tmp_path / "run") is None
     with pytest.raises(ConfigurationError, match=key):
-        accept(tmp_path, files.Document({"PostgreSQL": section}))
+        accept(tmp_path, documents.Document({"PostgreSQL": section}))
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,7 @@ def test_root_values(program: Program, tmp_path: Path, key: str, value: object) 
     case = Case(key, {"a.json": json.dumps({key: value}).encode()})
     refused = ask(program, case, tmp_path / "run") == "refused"
     try:
-        accept(tmp_path, files.Document({key: value}))
+        accept(tmp_path, documents.Document({key: value}))
     except ConfigurationError:
         assert refused
     else:
@@ -310,20 +311,18 @@ def test_what_stops_orthanc_is_said(program: Program, tmp_path: Path, root: dict
         root = {}  # it knows none of these options, so it starts with anything
     case = Case("start", {"a.json": json.dumps(root).encode()})
     refused = ask(program, case, tmp_path / "run") == "refused"
-    document = files.Document(root)
+    document = documents.Document(root)
     said = [p for p in starting_problems(document, tmp_path) if p.severity != "info"]
     assert refused is bool(said), said
 
 
-def starting_problems(document: files.Document, folder: Path) -> list[files.Problem]:
-    found = check.subject(document, folder)
-    return [problem for rule in starting.RULES for problem in rule(found)]
+def starting_problems(document: documents.Document, folder: Path) -> list[documents.Problem]:
+    found = Deployment.of(document, folder)
+    return [problem for rule in startup.RULES for problem in rule(found)]
 
 
-def test_the_release_is_read_from_the_libraries(program: Program, tmp_path: Path) -> None:
+def test_the_release_is_in_the_name_of_the_libraries(program: Program) -> None:
     for entry in program.plugins:
-        renamed = tmp_path / Path(entry).name  # its name tells nothing any more
-        renamed.write_bytes(Path(entry).read_bytes())
-        found = plugins.look(renamed)
+        found = plugins.read(Path(entry))
         assert found.release == program.plugin_version()
         assert found.is_index or found.is_storage

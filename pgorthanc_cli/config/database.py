@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config.check import Subject
-from pgorthanc_cli.config.files import Problem
-from pgorthanc_cli.config.known import SECTION, version
+from pgorthanc_cli.config.deployment import Deployment
+from pgorthanc_cli.config.documents import Problem
+from pgorthanc_cli.config.options import SECTION, version
 from pgorthanc_cli.db import pooler
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError
 from pgorthanc_cli.schema import catalog
@@ -28,61 +28,61 @@ FROM pg_catalog.pg_database d, pg_catalog.pg_roles r
 WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user"""
 
 
-def problems(found: Subject, target: db.Target) -> tuple[Problem, ...]:
+def problems(deployment: Deployment, target: db.Target) -> tuple[Problem, ...]:
     """What is wrong, or will go wrong when Orthanc starts; that something could not be looked at is one of it."""
-    said: list[Problem] = []
+    problems: list[Problem] = []
     for look in (_index, _limits, _pooler):
         try:
-            said.extend(look(found, target))  # an error keeps what was found before it
+            problems.extend(look(deployment, target))  # an error keeps what was deployment before it
         except PgOrthancError as error:
             message = f"the database could not be looked at: {error.message}"
-            said.append(Problem(SECTION, "warning", message, error.hint, found.place()))
+            problems.append(Problem(SECTION, "warning", message, error.hint, deployment.location()))
             if isinstance(error, ConnectError):
                 break
-    return tuple(said)
+    return tuple(problems)
 
 
-def _index(found: Subject, target: db.Target) -> Iterator[Problem]:
-    schema = target.schema if found.knows("Schema") else "public"
+def _index(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
+    schema = target.schema if deployment.knows("Schema") else "public"
     with db.session(target, readonly=True, need_schema=False) as conn:
-        yield from _schema(found, conn, schema)
+        yield from _schema(deployment, conn, schema)
 
 
-def _limits(found: Subject, target: db.Target) -> Iterator[Problem]:
+def _limits(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
     with db.session(target, readonly=True, need_schema=False) as conn:
-        yield from _connections(found, conn)
+        yield from _connections(deployment, conn)
 
 
-def _pooler(found: Subject, target: db.Target) -> Iterator[Problem]:
+def _pooler(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
     seen = pooler.detect(target)
     if seen.mode == "transaction":
-        said = f"a pooler in transaction mode stands in between ({seen.evidence}): Orthanc needs its own sessions"
+        message = f"a pooler in transaction mode stands in between ({seen.evidence}): Orthanc needs its own sessions"
         hint = "connect to the server itself, or let the pooler work in session mode"
-        yield Problem(f"{SECTION}.Host", "error", said, hint, found.place())
+        yield Problem(f"{SECTION}.Host", "error", message, hint, deployment.location())
 
 
-def _schema(found: Subject, conn: Connection, schema: str) -> Iterator[Problem]:
-    key, place = f"{SECTION}.Schema", found.place("Schema")
+def _schema(deployment: Deployment, conn: Connection, schema: str) -> Iterator[Problem]:
+    key, location = f"{SECTION}.Schema", deployment.location("Schema")
     with conn.cursor() as cur:
         cur.execute("SELECT catcode FROM pg_catalog.pg_get_keywords() WHERE word = %s", (schema,))
         if (cur.fetchone() or ("U",))[0] in ("R", "T"):
-            said = f'"{schema}" is a reserved word, and the plugin does not quote it'
-            yield Problem(key, "error", said, "rename the schema", place)
+            message = f'"{schema}" is a reserved word, and the plugin does not quote it'
+            yield Problem(key, "error", message, "rename the schema", location)
         cur.execute("SELECT FROM pg_catalog.pg_namespace WHERE nspname = %s", (schema,))
         missing = cur.fetchone() is None
     if missing:
         hint = f"create it: CREATE SCHEMA {schema}; or name another one"
         yield Problem(
-            key, "error", f"the database has no schema {schema}, and the plugin makes none", hint, place
+            key, "error", f"the database has no schema {schema}, and the plugin makes none", hint, location
         )
-    elif found.release or found.revision:
-        yield from _revision(found, conn, schema)
+    elif deployment.release or deployment.revision:
+        yield from _revision(deployment, conn, schema)
 
 
-def _revision(found: Subject, conn: Connection, schema: str) -> Iterator[Problem]:
+def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator[Problem]:
     """What the plugin will do with the index that it finds."""
-    key, plugin = f"{SECTION}.EnableIndex", f"plugin {found.release or 'mainline'}"
-    wants = _wanted(found)
+    key, plugin = f"{SECTION}.EnableIndex", f"plugin {deployment.release or 'mainline'}"
+    wants = _wanted(deployment)
     if wants is None:
         yield Problem(key, "info", f"it is not known which revision {plugin} wants")
         return
@@ -93,48 +93,50 @@ def _revision(found: Subject, conn: Connection, schema: str) -> Iterator[Problem
         return
     here = layout.revision if layout else None
     state = "holds no index" if here is None else f"is at revision {here or 'unknown (before 1)'}"
-    said = f"{plugin} wants revision {wants}, and schema {schema} {state}"
+    message = f"{plugin} wants revision {wants}, and schema {schema} {state}"
     if here == wants:
-        yield Problem(key, "info", f"{said}: it starts")
-    elif found.read_only:
-        yield Problem(key, "error", f'{said}: with "ReadOnly" it refuses to start', "run: pgorthanc upgrade")
+        yield Problem(key, "info", f"{message}: it starts")
+    elif deployment.read_only:
+        yield Problem(
+            key, "error", f'{message}: with "ReadOnly" it refuses to start', "run: pgorthanc upgrade"
+        )
     elif here is None:
-        yield Problem(key, "info", f"{said}: it makes one", "or make it yourself: pgorthanc init")
+        yield Problem(key, "info", f"{message}: it makes one", "or make it yourself: pgorthanc init")
     elif here < wants:
         hint = "see what it costs: pgorthanc upgrade --plan; and run it before, with all Orthancs stopped"
         yield Problem(
-            key, "warning", f"{said}: it upgrades the index when it starts, and cannot go back", hint
+            key, "warning", f"{message}: it upgrades the index when it starts, and cannot go back", hint
         )
     else:
-        starts = found.release is None or version(found.release) >= version(_FIRST_CARELESS)
+        starts = deployment.release is None or version(deployment.release) >= version(_FIRST_CARELESS)
         then = (
             "it starts all the same, and fails or damages the index later"
             if starts
             else "it refuses to start"
         )
         hint = f"install plugin {catalog.plugins(here)}, or run: pgorthanc downgrade --to {max(wants, 1)}"
-        yield Problem(key, "error", f"{said}: {then}", hint)
+        yield Problem(key, "error", f"{message}: {then}", hint)
 
 
-def _wanted(found: Subject) -> int | None:
+def _wanted(deployment: Deployment) -> int | None:
     """The revision that the plugin works with; 0 before revision 1."""
-    if found.release is None:
-        return found.revision
-    if version(found.release) < (4, 0):
+    if deployment.release is None:
+        return deployment.revision
+    if version(deployment.release) < (4, 0):
         return 0
     try:
-        return catalog.revision_of_plugin(found.release)
+        return catalog.revision_of_plugin(deployment.release)
     except RevisionError:
-        return found.revision
+        return deployment.revision
 
 
-def _connections(found: Subject, conn: Connection) -> Iterator[Problem]:
+def _connections(deployment: Deployment, conn: Connection) -> Iterator[Problem]:
     with conn.cursor() as cur:
         cur.execute(_ALLOWED)
         [(server, database, role, database_name, role_name)] = cur.fetchall()
-    each = int(found.option("IndexConnectionsCount")) if found.option("EnableIndex") else 0
-    each += 1 if found.option("EnableStorage") else 0
-    needed = each * found.containers
+    each = int(deployment.option("IndexConnectionsCount")) if deployment.option("EnableIndex") else 0
+    each += 1 if deployment.option("EnableStorage") else 0
+    needed = each * deployment.containers
     limits = (
         (server, "the server (max_connections without the reserved ones)"),
         (database, f"database {database_name} (CONNECTION LIMIT)"),
@@ -142,11 +144,13 @@ def _connections(found: Subject, conn: Connection) -> Iterator[Problem]:
     )
     for limit, whose in limits:
         if 0 <= limit < needed:
-            orthancs = "1 Orthanc opens" if found.containers == 1 else f"{found.containers} Orthancs open"
-            said = f"{orthancs} up to {needed} connections, and {whose} allows {limit}"
-            most = max((limit - 1) // found.containers, 1)
+            orthancs = (
+                "1 Orthanc opens" if deployment.containers == 1 else f"{deployment.containers} Orthancs open"
+            )
+            message = f"{orthancs} up to {needed} connections, and {whose} allows {limit}"
+            most = max((limit - 1) // deployment.containers, 1)
             hint = f'set "IndexConnectionsCount" to {most} or less, or raise the limit'
             yield Problem(
-                f"{SECTION}.IndexConnectionsCount", "error" if limit < each else "warning", said, hint,
-                found.place("IndexConnectionsCount"),
+                f"{SECTION}.IndexConnectionsCount", "error" if limit < each else "warning", message, hint,
+                deployment.location("IndexConnectionsCount"),
             )  # fmt: skip

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pgorthanc_cli.config.files import Problem
-from pgorthanc_cli.config.known import LEVELS, STARTING_KEYS, complaint, version
+from pgorthanc_cli.config.documents import Problem
+from pgorthanc_cli.config.options import LEVELS, STARTING_KEYS, validation_error, version
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.config.check import Subject
+    from pgorthanc_cli.config.deployment import Deployment
 
 ADVANCED = "AdvancedStorage"
 # Storage plugins beside PostgreSQL's -> their section, and the key that switches them on; without a key the section
@@ -48,138 +48,154 @@ _UNKNOWN_TAGS = {
 _PRIVATE_TAGS = {"StudyComments": ("0032,4000", "0013,0026")}
 
 
-def refusals(found: Subject) -> Iterator[Problem]:
+def refusals(deployment: Deployment) -> Iterator[Problem]:
     """Options that contradict each other, so that Orthanc does not start."""
-    values = found.document.values
+    values = deployment.document.values
     for name, option in STARTING_KEYS.items():
-        said = complaint(option, values[name]) if name in values else None
-        if said:
-            yield Problem(name, "error", said, place=found.document.place(name))
+        message = validation_error(option, values[name]) if name in values else None
+        if message:
+            yield Problem(name, "error", message, place=deployment.document.location(name))
     if values.get("OverwriteInstances") == "IfChanged" and values.get("StoreMD5ForAttachments") is False:
-        said = '"OverwriteInstances" is "IfChanged", which compares MD5 sums, but "StoreMD5ForAttachments" is false'
-        yield _stops(found, "OverwriteInstances", said, 'set "StoreMD5ForAttachments" to true')
+        message = '"OverwriteInstances" is "IfChanged", which compares MD5 sums, but "StoreMD5ForAttachments" is false'
+        yield _stops(deployment, "OverwriteInstances", message, 'set "StoreMD5ForAttachments" to true')
     if values.get("PatientLevelEnabled") is False:
         for name in ("MaximumPatientCount", "MaximumStorageSize"):
             if values.get(name, 0) != 0:
-                said = (
+                message = (
                     f'"{name}" is {values[name]}, but it needs the patients: "PatientLevelEnabled" is false'
                 )
-                yield _stops(found, name, said, f'set "{name}" to 0, or "PatientLevelEnabled" to true')
+                yield _stops(
+                    deployment, name, message, f'set "{name}" to 0, or "PatientLevelEnabled" to true'
+                )
     served = values.get("HttpServerEnabled") is not False and values.get("RemoteAccessAllowed") is True
     if served and values.get("AuthenticationEnabled") is not False and "RegisteredUsers" not in values:
-        said = (
+        message = (
             'HTTP from other machines needs a login, but there is no "RegisteredUsers": Orthanc 1.13.0 and later '
             "does not start"
         )
         hint = 'add the users to "RegisteredUsers"'
-        yield Problem("RegisteredUsers", "warning", said, hint, found.document.place("RemoteAccessAllowed"))
+        yield Problem(
+            "RegisteredUsers", "warning", message, hint, deployment.document.location("RemoteAccessAllowed")
+        )
 
 
-def _stops(found: Subject, key: str, said: str, hint: str) -> Problem:
-    return Problem(key, "error", f"{said}: Orthanc does not start", hint, found.document.place(key))
+def _stops(deployment: Deployment, key: str, message: str, hint: str) -> Problem:
+    return Problem(
+        key, "error", f"{message}: Orthanc does not start", hint, deployment.document.location(key)
+    )
 
 
-def storages(found: Subject) -> Iterator[Problem]:
+def storages(deployment: Deployment) -> Iterator[Problem]:
     """Two plugins that both take the files; only one of them gets them."""
-    active = [name for name, (section, key) in STORAGES.items() if is_active(found, name, section, key)]
-    if found.option("EnableStorage"):
+    active = [name for name, (section, key) in STORAGES.items() if is_active(deployment, name, section, key)]
+    if deployment.option("EnableStorage"):
         return  # the check of the PostgreSQL section compares with that one
     if len(active) > 1:
         sections = [STORAGES[name][0] for name in active]
-        said = f"{len(active)} storage plugins are on: {', '.join(sections)}; only one of them will get the files"
-        place = found.document.place(sections[0])
-        yield Problem(sections[0], "error", said, "switch all but one off", place)
+        message = f"{len(active)} storage plugins are on: {', '.join(sections)}; only one of them will get the files"
+        location = deployment.document.location(sections[0])
+        yield Problem(sections[0], "error", message, "switch all but one off", location)
 
 
-def is_active(found: Subject, library: str, section: str, key: str) -> bool:
+def is_active(deployment: Deployment, library: str, section: str, key: str) -> bool:
     """Whether a plugin is loaded and switched on; the container image loads those that have a section."""
-    values = found.document.values.get(section)
-    loaded = found.in_image or any(plugin.name == library for plugin in found.libraries)
+    values = deployment.document.values.get(section)
+    loaded = deployment.in_image or any(plugin.name == library for plugin in deployment.libraries)
     return loaded and isinstance(values, dict) and (not key or values.get(key) is True)
 
 
-def advanced_storage(found: Subject) -> Iterator[Problem]:
+def advanced_storage(deployment: Deployment) -> Iterator[Problem]:
     """The advanced storage plugin: what it cannot read, and names of files that fail."""
-    section = found.document.values.get(ADVANCED)
-    if not isinstance(section, dict) or not is_active(found, "libAdvancedStorage", ADVANCED, "Enable"):
+    section = deployment.document.values.get(ADVANCED)
+    if not isinstance(section, dict) or not is_active(deployment, "libAdvancedStorage", ADVANCED, "Enable"):
         return
-    overwrite = found.document.values.get("OverwriteInstances", False)
+    overwrite = deployment.document.values.get("OverwriteInstances", False)
     if isinstance(overwrite, str):
-        said = (
+        message = (
             f'"OverwriteInstances" is "{overwrite}", and the advanced storage plugin reads only true or false'
         )
         word = "false" if overwrite == "Never" else "true"
-        yield _stops(found, "OverwriteInstances", said, f"write {word}, without quotes")
+        yield _stops(deployment, "OverwriteInstances", message, f"write {word}, without quotes")
     else:
-        yield from _naming(found, section, overwrite=overwrite is True)
-    yield from _delayed_deletion(found, section)
+        yield from _naming(deployment, section, overwrite=overwrite is True)
+    yield from _delayed_deletion(deployment, section)
 
 
-def _naming(found: Subject, section: Mapping[str, Any], *, overwrite: bool) -> Iterator[Problem]:
+def _naming(deployment: Deployment, section: Mapping[str, Any], *, overwrite: bool) -> Iterator[Problem]:
     scheme, key = section.get("NamingScheme", "OrthancDefault"), f"{ADVANCED}.NamingScheme"
-    place = found.document.place(ADVANCED, "NamingScheme")
+    location = deployment.document.location(ADVANCED, "NamingScheme")
     if not isinstance(scheme, str) or scheme == "OrthancDefault":
         return
     words = re.findall(r"\{([^{}]*)\}", scheme)
     unique = "UUID" in words
     named = "OrthancInstanceID" in words or set(_IDENTIFIERS) <= set(words)
     if not unique and not (overwrite and named):
-        said = (
+        message = (
             f'"NamingScheme" is "{scheme}" and does not name a file once: the advanced storage plugin does not '
             "load, and Orthanc does not start"
         )
-        yield Problem(key, "error", said, "add {UUID}", place)
+        yield Problem(key, "error", message, "add {UUID}", location)
     elif not unique:
-        said = (
+        message = (
             f'"NamingScheme" is "{scheme}", without {{UUID}}: with "OverwriteInstances" true an instance that is '
             "sent again is refused (the file is already there)"
         )
-        yield Problem(key, "warning", said, "add {UUID}", place)
+        yield Problem(key, "warning", message, "add {UUID}", location)
     strange = [word for word in words if not _KEYWORD.fullmatch(word)]
     if strange:
         listed = ", ".join(f"{{{word}}}" for word in strange)
-        said = f'"NamingScheme" holds {listed}, which the plugin does not replace: folders get that name'
-        yield Problem(key, "warning", said, "use the keywords of the plugin's documentation", place)
+        message = f'"NamingScheme" holds {listed}, which the plugin does not replace: folders get that name'
+        yield Problem(key, "warning", message, "use the keywords of the plugin's documentation", location)
 
 
-def _delayed_deletion(found: Subject, section: Mapping[str, Any]) -> Iterator[Problem]:
+def _delayed_deletion(deployment: Deployment, section: Mapping[str, Any]) -> Iterator[Problem]:
     delayed = section.get("DelayedDeletion")
-    if not isinstance(delayed, dict) or delayed.get("Enable") is not True or found.release is None:
+    if not isinstance(delayed, dict) or delayed.get("Enable") is not True or deployment.release is None:
         return
-    release = version(found.release)
-    key, place = f"{ADVANCED}.DelayedDeletion", found.document.place(ADVANCED, "DelayedDeletion")
+    release = version(deployment.release)
+    key, location = f"{ADVANCED}.DelayedDeletion", deployment.document.location(ADVANCED, "DelayedDeletion")
     hint = "switch it off, or install PostgreSQL plugin 10.0 or later"
     if _QUEUES <= release < _RESERVING:
-        said = f"delayed deletion needs PostgreSQL plugin 10.0: with {found.release} Orthanc aborts when it starts"
-        yield Problem(key, "error", said, hint, place)
+        message = (
+            f"delayed deletion needs PostgreSQL plugin 10.0: with {deployment.release} Orthanc aborts when it "
+            "starts"
+        )
+        yield Problem(key, "error", message, hint, location)
     elif release < _QUEUES:
-        said = f"delayed deletion needs PostgreSQL plugin 10.0: with {found.release} it stays off"
-        yield Problem(key, "warning", said, hint, place)
+        message = f"delayed deletion needs PostgreSQL plugin 10.0: with {deployment.release} it stays off"
+        yield Problem(key, "warning", message, hint, location)
 
 
-def tags(found: Subject) -> Iterator[Problem]:
+def tags(deployment: Deployment) -> Iterator[Problem]:
     """Names of tags that depend on the dictionary with which an Orthanc was built."""
-    levels = found.document.values.get("ExtraMainDicomTags")
+    levels = deployment.document.values.get("ExtraMainDicomTags")
     for level, names in levels.items() if isinstance(levels, dict) else ():
         if level not in LEVELS or not isinstance(names, list):
             continue
-        key, place = f"ExtraMainDicomTags.{level}", found.document.place("ExtraMainDicomTags", level)
+        key, location = (
+            f"ExtraMainDicomTags.{level}",
+            deployment.document.location("ExtraMainDicomTags", level),
+        )
         others = []
         for name in names:
             if name in _UNKNOWN_TAGS:
-                said = f'the tag "{name}" is retired, and some builds of Orthanc do not start with its name'
-                yield Problem(key, "warning", said, f'write "{_UNKNOWN_TAGS[name]}"', place)
+                message = (
+                    f'the tag "{name}" is retired, and some builds of Orthanc do not start with its name'
+                )
+                yield Problem(key, "warning", message, f'write "{_UNKNOWN_TAGS[name]}"', location)
             elif name in _PRIVATE_TAGS:
                 number, private = _PRIVATE_TAGS[name]
-                said = f'the tag "{name}" means the private ({private}) to some builds of Orthanc, not ({number})'
-                yield Problem(key, "warning", said, f'write "{number}"', place)
+                message = f'the tag "{name}" means the private ({private}) to some builds of Orthanc, not ({number})'
+                yield Problem(key, "warning", message, f'write "{number}"', location)
             elif isinstance(name, str) and not _NUMBER.fullmatch(name):
                 others.append(name)
         if others:
-            said = (
+            message = (
                 f"names of tags ({', '.join(others)}) depend on the dictionary of the Orthanc that reads them"
             )
-            yield Problem(key, "info", said, 'numbers, as in "0010,1010", mean the same everywhere', place)
+            yield Problem(
+                key, "info", message, 'numbers, as in "0010,1010", mean the same everywhere', location
+            )
 
 
 RULES = (refusals, storages, advanced_storage, tags)

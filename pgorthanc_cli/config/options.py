@@ -167,7 +167,7 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
-def complaint(key: Key, value: object) -> str | None:
+def validation_error(key: Key, value: object) -> str | None:
     """Why Orthanc does not start with this value, or None; the values of secrets are not repeated."""
     if type(value) not in key.types:  # exactly: JSON's true is no integer
         shown = "" if isinstance(value, (dict, list)) or key.name in SECRET_KEYS else f" ({value!r})"
@@ -182,19 +182,19 @@ def complaint(key: Key, value: object) -> str | None:
     return None
 
 
-def valued(key: Key, values: Mapping[str, object], plugin: str) -> object:
+def value_or_default(key: Key, values: Mapping[str, object], plugin: str) -> object:
     """The value of an option, or its default in that version of the plugin."""
     value = values.get(key.name, key.default_for(plugin))
     canonical = {choice.lower(): choice for choice in key.choices}
     return canonical.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def variable(*keys: str) -> str:
+def variable_of(*keys: str) -> str:
     """The environment variable of the container image for an option: `ORTHANC__POSTGRESQL__ENABLE_INDEX`."""
     return "__".join(("ORTHANC", *map(_upper_snake, keys)))
 
 
-def named(variable: str) -> tuple[str, ...]:
+def keys_of_variable(variable: str) -> tuple[str, ...]:
     """The keys that such a variable sets; the image makes CamelCase of words that are no option, too."""
     parts = variable.split("__")[1:]
     inner = POSTGRESQL_KEYS if parts[:1] == [_upper_snake(SECTION)] else {}
@@ -210,7 +210,7 @@ def _upper_snake(name: str) -> str:
     return "POSTGRESQL" if name == SECTION else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).upper()
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
+def closest_match(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
     """The option that was probably meant; none for a name that is longer than any option."""
     if len(name) > _LONGEST_NAME:
         return None

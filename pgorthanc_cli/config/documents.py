@@ -40,7 +40,7 @@ class Problem:
             it works, but probably not as wanted; `info`: worth knowing.
         message: What is found and what is wanted; never a password.
         hint: What to do.
-        place: File and line, or variable.
+        location: File and line, or variable.
     """
 
     key: str
@@ -94,7 +94,7 @@ class Source:
     def _line_ends(self) -> list[int]:
         return [match.start() for match in re.finditer("\n", self.raw)]
 
-    def place(self, position: int) -> str:
+    def location(self, position: int) -> str:
         """File and line for a position in `text`."""
         return f"{self.path}, line {self.line(position)}"
 
@@ -115,8 +115,8 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
 
-    def place(self, *keys: str) -> str:
-        """Where a key stands, or the nearest one above it; empty if nothing is known."""
+    def location(self, *keys: str) -> str:
+        """Where a key stands, or the closest_match one above it; empty if nothing is known."""
         return next((self.places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.places), "")
 
 
@@ -136,7 +136,7 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
         root = parse(source, document.problems)
         for key in root.members:
             if key in document.values:
-                first = document.place(key)
+                first = document.location(key)
                 _fail(
                     f'{path}: the configuration section "{key}" is defined in 2 different configuration '
                     f"files: {Path(first.partition(', line')[0]).name} and {file.name}",
@@ -151,7 +151,7 @@ def record(root: jsontext.Node, source: Source, document: Document) -> None:
     document.values.update(root.value)
     for keys, node in root.walk():
         for name, position in node.keys.items():
-            document.places[keys + (name,)] = source.place(position)  # noqa: RUF005 - Python 3.10 has no * here
+            document.places[keys + (name,)] = source.location(position)  # noqa: RUF005 - Python 3.10 has no * here
 
 
 def files(path: Path) -> list[Path]:
@@ -286,18 +286,18 @@ def _unset(source: Source) -> list[Problem]:
     missing = [(name, position) for name, position in source.unset if not commented(position)]
     problems = [
         Problem(
-            "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its place",
-            f"set {name}, or give it a default: ${{{name}:-value}}", source.place(position),
+            "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its location",
+            f"set {name}, or give it a default: ${{{name}:-value}}", source.location(position),
         )
         for name, position in missing[:MOST]
     ]  # fmt: skip
     return [*problems, *further(len(missing) - MOST, "error", "variables are not set", str(source.path))]
 
 
-def further(count: int, severity: Severity, what: str, place: str = "") -> Iterator[Problem]:
+def further(count: int, severity: Severity, what: str, location: str = "") -> Iterator[Problem]:
     """A problem that stands for those which are not listed; none if there are none."""
     if count > 0:
-        yield Problem("", severity, f"{count:,} more {what}", None, place)
+        yield Problem("", severity, f"{count:,} more {what}", None, location)
 
 
 def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
@@ -308,17 +308,21 @@ def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
             if repeated > MOST:
                 continue
             dotted = ".".join((*keys, name))
-            place = source.place(node.keys[name])
+            location = source.location(node.keys[name])
             remarks.append(
-                Problem(dotted, "warning", f"defined twice, the last one counts: {name}", "keep one", place)
+                Problem(
+                    dotted, "warning", f"defined twice, the last one counts: {name}", "keep one", location
+                )
             )
     remarks += further(repeated - MOST, "warning", "keys are defined twice", str(source.path))
     if found.rest is not None:
         text = "Orthanc passes over everything after the closing brace"
-        remarks.append(Problem("", "warning", text, "remove what follows", source.place(found.rest)))
+        remarks.append(Problem("", "warning", text, "remove what follows", source.location(found.rest)))
     if found.control is not None:
         text = "a control character within a string: Orthanc with JsonCpp 1.9.6 or later does not start"
-        remarks.append(Problem("", "warning", text, "write \\n, \\t or \\u00XX", source.place(found.control)))
+        remarks.append(
+            Problem("", "warning", text, "write \\n, \\t or \\u00XX", source.location(found.control))
+        )
     return remarks
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pgorthanc_cli.config.files import MOST, Document, Problem, further
-from pgorthanc_cli.config.known import (
+from pgorthanc_cli.config.documents import MOST, Document, Problem, further
+from pgorthanc_cli.config.options import (
     DISCRETE_KEYS,
     LEVELS,
     POSTGRESQL_KEYS,
@@ -14,9 +14,9 @@ from pgorthanc_cli.config.known import (
     ROOT_NAMES,
     SECTION,
     Key,
-    complaint,
-    nearest,
-    variable,
+    closest_match,
+    validation_error,
+    variable_of,
 )
 
 _EXAMINED = 1000  # names of the root that are compared with those that Orthanc knows
@@ -32,40 +32,40 @@ def values(document: Document) -> Iterator[Problem]:
     """Wrong types and values out of range: Orthanc does not start with these."""
     for name, value in document.values.items():
         key = Key(SECTION, (dict,), None) if name == SECTION else ROOT_KEYS.get(name)
-        said = complaint(key, value) if key else None
+        said = validation_error(key, value) if key else None
         if said:
-            yield Problem(name, "error", said, place=document.place(name))
+            yield Problem(name, "error", said, place=document.location(name))
     for name, value in section(document).items():
-        said = complaint(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
+        said = validation_error(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
         if said:
-            yield Problem(f"{SECTION}.{name}", "error", said, place=document.place(SECTION, name))
+            yield Problem(f"{SECTION}.{name}", "error", said, place=document.location(SECTION, name))
     yield from _nul(document)
     yield from _tags(document)
 
 
 def _nul(document: Document) -> Iterator[Problem]:
     """A NUL in a text: whatever is written in C ignores what follows it, and libpq the rest of the connection."""
-    connection = ((f"{SECTION}.{k}", v, document.place(SECTION, k)) for k, v in section(document).items())
-    root = ((k, v, document.place(k)) for k, v in document.values.items() if k in ROOT_KEYS)
-    for key, value, place in (*connection, *root):
+    connection = ((f"{SECTION}.{k}", v, document.location(SECTION, k)) for k, v in section(document).items())
+    root = ((k, v, document.location(k)) for k, v in document.values.items() if k in ROOT_KEYS)
+    for key, value, location in (*connection, *root):
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(text, str) and "\0" in text for text in texts):
             name = key.rpartition(".")[2]
             message = f'"{name}" contains a NUL character (\\u0000): what follows it would be ignored'
-            yield Problem(key, "error", message, "remove it", place)
+            yield Problem(key, "error", message, "remove it", location)
 
 
 def _tags(document: Document) -> Iterator[Problem]:
     name = "ExtraMainDicomTags"
     tags = document.values.get(name)
     for level, names in tags.items() if isinstance(tags, dict) else ():
-        place = document.place(name, level)
+        location = document.location(name, level)
         if level not in LEVELS:
             message = f'"{name}" has a level "{level}", which Orthanc ignores; it knows {", ".join(LEVELS)}'
-            yield Problem(f"{name}.{level}", "warning", message, place=place)
+            yield Problem(f"{name}.{level}", "warning", message, place=location)
         elif not isinstance(names, list) or not all(isinstance(tag, str) for tag in names):
             message = f'"{name}", "{level}": wanted a list of tag names'
-            yield Problem(f"{name}.{level}", "error", message, place=place)
+            yield Problem(f"{name}.{level}", "error", message, place=location)
 
 
 def names(document: Document) -> Iterator[Problem]:
@@ -73,15 +73,15 @@ def names(document: Document) -> Iterator[Problem]:
     found = section(document)
     unknown = [name for name in found if name not in POSTGRESQL_KEYS]
     for name in unknown[:MOST]:
-        meant = nearest(name, POSTGRESQL_KEYS)
+        meant = closest_match(name, POSTGRESQL_KEYS)
         message = f'the plugin does not know "{name}" in section "{SECTION}"'
-        place = document.place(SECTION, name)
+        location = document.location(SECTION, name)
         yield Problem(
             f"{SECTION}.{name}",
             "warning",
             message + _question(meant),
-            _rename(meant, place, SECTION),
-            place,
+            _rename(meant, location, SECTION),
+            location,
         )
     yield from further(
         len(unknown) - MOST, "warning", f'options of "{SECTION}" that the plugin does not know'
@@ -91,7 +91,7 @@ def names(document: Document) -> Iterator[Problem]:
         listed = ", ".join(f'"{name}"' for name in dead)
         yield Problem(
             f"{SECTION}.ConnectionUri", "warning", f'"ConnectionUri" is given, so the plugin ignores {listed}',
-            "remove what is ignored, or write it into the URI", document.place(SECTION, "ConnectionUri"),
+            "remove what is ignored, or write it into the URI", document.location(SECTION, "ConnectionUri"),
         )  # fmt: skip
     strangers = [name for name in document.values if name not in ROOT_NAMES and name != SECTION]
     for name in strangers[:_EXAMINED]:
@@ -101,25 +101,25 @@ def names(document: Document) -> Iterator[Problem]:
 
 def _root_name(document: Document, name: str, value: object) -> Iterator[Problem]:
     """A root option that Orthanc does not know; an object is a plugin's section, unless it looks like ours."""
-    place = document.place(name)
+    location = document.location(name)
     if name in POSTGRESQL_KEYS and name not in ("Host", "Port", "Username", "Password"):
         message = f'"{name}" stands outside of section "{SECTION}": nobody reads it there'
-        yield Problem(name, "warning", message, f'move it into "{SECTION}"', place)
+        yield Problem(name, "warning", message, f'move it into "{SECTION}"', location)
         return
     known = (SECTION,) if isinstance(value, dict) else (SECTION, *ROOT_NAMES)
-    meant = nearest(name, (*known, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
+    meant = closest_match(name, (*known, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
     if meant or not isinstance(value, dict):
         message = f'Orthanc does not know "{name}"'
-        yield Problem(name, "warning", message + _question(meant), _rename(meant, place), place)
+        yield Problem(name, "warning", message + _question(meant), _rename(meant, location), location)
 
 
 def _question(meant: str | None) -> str:
     return f'; did you mean "{meant}"?' if meant else ""
 
 
-def _rename(meant: str | None, place: str, *section: str) -> str | None:
+def _rename(meant: str | None, location: str, *section: str) -> str | None:
     if not meant:
         return None
-    if "ORTHANC__" in place:
-        return f"name the variable {variable(*section, meant)}"
+    if "ORTHANC__" in location:
+        return f"name the variable {variable_of(*section, meant)}"
     return f'write it as "{meant}"'

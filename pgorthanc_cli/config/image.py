@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pgorthanc_cli import files as disk
-from pgorthanc_cli.config import files, jsontext
-from pgorthanc_cli.config.files import ConfigurationError, Document, Problem, Source
-from pgorthanc_cli.config.known import POSTGRESQL_KEYS, SECTION, named
-from pgorthanc_cli.config.known import variable as named_variable
+from pgorthanc_cli.config import documents, jsontext
+from pgorthanc_cli.config.documents import ConfigurationError, Document, Problem, Source
+from pgorthanc_cli.config.options import POSTGRESQL_KEYS, SECTION, keys_of_variable, variable_of
 from pgorthanc_cli.errors import UsageError
 
 IMAGE = "orthancteam/orthanc"
@@ -45,8 +44,8 @@ def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS)
         ConfigurationError: A file, ORTHANC_JSON or a secret that cannot be read or is not JSON where it must be.
     """
     document = Document()
-    for file in (*(files.files(path) if path else ()), *_secret_files(secrets, ".json")):
-        _merge_text(document, files.load(file, environ))
+    for file in (*(documents.files(path) if path else ()), *_secret_files(secrets, ".json")):
+        _merge_text(document, documents.load(file, environ))
     given = environ.get("ORTHANC_JSON")
     if given:
         _merge_text(document, Source(Path("ORTHANC_JSON"), given, given, (), ()))
@@ -78,9 +77,7 @@ def _mistakes(environ: Mapping[str, str]) -> Iterator[Problem]:
     for name, option in _DEPRECATED.items():
         if name in environ:
             said = f"{name} is deprecated: the image {IMAGE} of 26.7.0 and later does not start with it"
-            yield Problem(
-                f"{SECTION}.{option}", "error", said, f"write {named_variable(SECTION, option)}", name
-            )
+            yield Problem(f"{SECTION}.{option}", "error", said, f"write {variable_of(SECTION, option)}", name)
     for name, value in environ.items():
         if name.startswith(("ORTHANC_", "POSTGRESQL_PLUGIN")) and (found := _OPEN.search(value)):
             said = f"{name} holds {found[0]}: the image does not replace it, only compose does"
@@ -119,16 +116,16 @@ def _text(file: Path) -> str:
 
 
 def _merge_text(document: Document, source: Source) -> None:
-    root = files.parse(source, document.problems)
+    root = documents.parse(source, document.problems)
     document.sources.append(source)
     places = Document()
-    files.record(root, source, places)
-    _merge(document, document.values, root.value, (), places.place)
+    documents.record(root, source, places)
+    _merge(document, document.values, root.value, (), places.location)
 
 
 def _set(document: Document, variable: str, text: str, origin: str) -> None:
     """What a variable says: JSON if it is JSON, else text."""
-    keys = named(variable)
+    keys = keys_of_variable(variable)
     if not all(keys):
         return
     value = _meaning(text)
@@ -152,24 +149,24 @@ def _meaning(text: str) -> Any:
 
 
 def _merge(
-    document: Document, into: dict[str, Any], new: Any, above: files.Keys, place: Callable[..., str]
+    document: Document, into: dict[str, Any], new: Any, above: documents.Keys, location: Callable[..., str]
 ) -> None:
     """Objects are merged member by member; of anything else the later one counts."""
     for name, value in new.items():
         keys = (*above, name)
         if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(document, into[name], value, keys, place)
+            _merge(document, into[name], value, keys, location)
             continue
         if name in into and into[name] != value:
-            said = f'"{name}" is given twice: this one counts, not that of {document.place(*keys)}'
-            document.problems.append(Problem(".".join(keys), "info", said, None, place(*keys)))
+            said = f'"{name}" is given twice: this one counts, not that of {document.location(*keys)}'
+            document.problems.append(Problem(".".join(keys), "info", said, None, location(*keys)))
         into[name] = value
-        document.places[keys] = place(*keys)
+        document.places[keys] = location(*keys)
         for inner in _inner(value):
-            document.places[keys + inner] = place(*keys, *inner)
+            document.places[keys + inner] = location(*keys, *inner)
 
 
-def _inner(value: Any) -> Iterator[files.Keys]:
+def _inner(value: Any) -> Iterator[documents.Keys]:
     for name, member in value.items() if isinstance(value, dict) else ():
         yield (name,)
         yield from ((name, *keys) for keys in _inner(member))
