@@ -61,14 +61,14 @@ def command(
         raise UsageError("--print and --yes belong to --fix", "add --fix md5 or --fix scram")
     if fix and nagios:
         raise UsageError("--nagios and --fix contradict each other", "give one of them")
-    with call.resolved() as found:
-        target = found.target
-        chief = _administrator(call, target, admin)
+    with call.resolved() as settings:
+        target = settings.target
+        admin_target = _admin_target(call, target, admin)
         if fix:
-            _fix(call, target, fix, chief, printed=printed, yes=yes)
+            _fix(call, target, fix, admin_target, printed=printed, yes=yes)
             return
-        in_use = plugin or _configured(found)
-        report = authentication.check(target, admin=chief, plugin=in_use)
+        release = plugin or _configured_release(settings)
+        report = authentication.check(target, admin=admin_target, plugin=release)
     if nagios:
         _nagios(call, report)
     call.emit(report)
@@ -83,39 +83,38 @@ def command(
         )
 
 
-def _configured(found: Resolved) -> str | None:
-    """The release of the plugin that Orthanc's configuration loads, as far as its file tells."""
+def _configured_release(settings: Resolved) -> str | None:
+    """Return the release of the plugin that Orthanc's configuration loads, if its file name has it."""
     from pgorthanc_cli.config import plugins
 
-    if found.orthanc is None:
+    if settings.orthanc is None:
         return None
-    entries = found.orthanc.root.get("Plugins")
-    libraries, _ = plugins.find(entries if isinstance(entries, list) else [], found.orthanc.folder)
-    releases = (one.release for one in libraries if one.is_index and one.release)
-    return next((release for release in releases if release[0].isdigit()), None)
+    entries = settings.orthanc.root.get("Plugins")
+    libraries, _ = plugins.find(entries if isinstance(entries, list) else [], settings.orthanc.folder)
+    return next((library.release for library in libraries if library.is_index and library.release), None)
 
 
-def _administrator(call: Call, target: Target, dsn: str | None) -> Target | None:
+def _admin_target(call: Call, target: Target, dsn: str | None) -> Target | None:
     from pgorthanc_cli import db
 
     if dsn is None:
         return None
-    on_line = click.get_current_context().get_parameter_source("admin") is ParameterSource.COMMANDLINE
-    if on_line and "password" in db.parse_dsn(dsn, "--admin"):
+    on_command_line = click.get_current_context().get_parameter_source("admin") is ParameterSource.COMMANDLINE
+    if on_command_line and "password" in db.parse_dsn(dsn, "--admin"):
         call.warn("the password in --admin can be read in the process list; use ~/.pgpass or PGORTHANC_ADMIN")
     return db.Target(dsn, application=target.application)
 
 
-def _fix(call: Call, target: Target, wanted: str, admin: Target | None, *, printed: bool, yes: bool) -> None:
+def _fix(call: Call, target: Target, method: str, admin: Target | None, *, printed: bool, yes: bool) -> None:
     from pgorthanc_cli import authentication
 
-    planned = authentication.plan(target, wanted, admin=admin)
+    planned = authentication.plan(target, method, admin=admin)
     if printed:
         output.text("\n".join(authentication.steps(planned)))
         return
     role = planned.client.role
     upgrade_options.confirm(f"Move role {role} to {planned.wanted}?", planned.changes, yes=yes, needed=True)
-    call.emit(authentication.fix(target, wanted, admin=admin))
+    call.emit(authentication.fix(target, method, admin=admin))
 
 
 def _nagios(call: Call, report: Report) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`pgorthanc config`: Orthanc's configuration read, judged, and edited."""
+"""`pgorthanc config`: read, check and edit Orthanc's configuration."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _READER = (
 
 
 def _reader(function: Callable[..., None]) -> Callable[..., None]:
-    """The options that say who reads the configuration."""
+    """Add the options that say who reads the configuration."""
     for option in reversed((_CONFIG, *_READER)):
         function = option(function)
     return function
@@ -84,18 +84,23 @@ def check(call: Call, *, containers: int, offline: bool, nagios: bool, **reader:
 
     Exit code 0: nothing but remarks; 6: something is wrong.
     """
-    from pgorthanc_cli.config import check as room
+    from pgorthanc_cli.config.check import check as check_configuration
 
-    found = _subject(containers=containers, **reader)
-    further = (*_strangers(reader), *(() if offline else _live(call, found)))
-    checked = room.check(found, further)
-    wrong = checked.wrong
+    deployment = _deployment(containers=containers, **reader)
+    further = list(_unread_container_variables(reader))
+    if not offline:
+        further += _database_problems(call, deployment)
+    checked = check_configuration(deployment, tuple(further))
+    problems = checked.wrong
     if nagios:
-        summary = f"{wrong[0].key}: {wrong[0].message}" if wrong else "nothing is wrong"
-        call.nagios(checked.status, summary, {"problems": len(wrong)})
+        summary = "nothing is wrong"
+        if problems:
+            summary = f"{problems[0].key}: {problems[0].message}"
+        call.nagios(checked.status, summary, {"problems": len(problems)})
     call.emit(checked)
-    if wrong:
-        raise PartialFailure(f"{len(wrong)} problem{'s' if len(wrong) > 1 else ''} in the configuration")
+    if problems:
+        plural = "s" if len(problems) > 1 else ""
+        raise PartialFailure(f"{len(problems)} problem{plural} in the configuration")
 
 
 @commands.command("show", connection=False)
@@ -110,8 +115,8 @@ def show(call: Call, *, everything: bool, **reader: Any) -> None:
     """
     from pgorthanc_cli.config import deployment
 
-    shown = deployment.show(_subject(**reader), everything=everything)
-    call.emit(shown if call.as_json else shown.readable())
+    options = deployment.show(_deployment(**reader), everything=everything)
+    call.emit(options if call.as_json else options.readable())
 
 
 @commands.command("uri")
@@ -129,8 +134,8 @@ def uri(call: Call, *, fields: bool, show_password: bool) -> None:
     options = {name: value for name, value in call.options.items() if name != "embedded"}
     if call.options["embedded"]:
         raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
-    found = config.resolve(application=f"pgorthanc {call.name}", **options)
-    parameters = conninfo.complete(conninfo.configured(found.target), found.target)
+    target = config.resolve(application=f"pgorthanc {call.name}", **options).target
+    parameters = conninfo.complete(conninfo.configured(target), target)
     if not fields:
         text = conninfo.uri(parameters, show_password=show_password)
         output.text(json.dumps({"uri": text}) if call.as_json else text)
@@ -169,7 +174,7 @@ def set_(call: Call, *, config: Path | None, key: str, value: str | None, unset:
 
 
 def _text(key: str, value: str) -> str:
-    """The value, from standard input if it is `-`; a password on the command line can be read by everybody."""
+    """Return the value, from standard input if it is `-`; refuse passwords on the command line."""
     if value == "-":
         return sys.stdin.readline().rstrip("\r\n")
     from pgorthanc_cli import db
@@ -182,7 +187,7 @@ def _text(key: str, value: str) -> str:
     return value
 
 
-def _subject(
+def _deployment(
     *,
     config: Path | None,
     plugin: str | None,
@@ -191,7 +196,7 @@ def _subject(
     secrets: Path,
     containers: int = 1,
 ) -> Deployment:
-    """The configuration that the options name, and what is known about its reader."""
+    """Return the configuration that the options name, and what is known about its readers."""
     from pgorthanc_cli.config import documents, image
 
     if env_file and not container:
@@ -208,40 +213,40 @@ def _subject(
     return Deployment.of(document, folder, release=plugin, containers=containers, in_image=container)
 
 
-def _strangers(reader: dict[str, Any]) -> tuple[Problem, ...]:
-    """Variables of the container image where nobody reads them."""
+def _unread_container_variables(reader: dict[str, Any]) -> tuple[Problem, ...]:
+    """Return a problem for variables of the container image outside of it."""
     from pgorthanc_cli.config import image
     from pgorthanc_cli.config.documents import Problem
 
     names = sorted(name for name in os.environ if name.startswith(image.PREFIX))
     if reader["container"] or not names:
         return ()
-    said = f"{names[0]} and {len(names) - 1} more are set" if len(names) > 1 else f"{names[0]} is set"
+    message = f"{names[0]} and {len(names) - 1} more are set" if len(names) > 1 else f"{names[0]} is set"
     return (
         Problem(
             "",
             "warning",
-            f"{said}, but only the image {image.IMAGE} reads it",
+            f"{message}, but only the image {image.IMAGE} reads it",
             "add --container if that is it",
         ),
     )
 
 
-def _live(call: Call, found: Deployment) -> tuple[Problem, ...]:
-    """What the database says, if the configuration is good enough to connect with."""
+def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...]:
+    """Return the problems with the database, if the configuration is good enough to connect."""
     from pgorthanc_cli import config
     from pgorthanc_cli.config import ConfigurationError, database
-    from pgorthanc_cli.config.orthanc import accept
+    from pgorthanc_cli.config.orthanc import validate
 
     try:
-        orthanc = accept(Path("the configuration"), found.document)
+        orthanc = validate(Path("the configuration"), deployment.document)
     except ConfigurationError:
         return ()
-    if not (found.option("EnableIndex") or found.option("EnableStorage")):
+    if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return ()
-    # Nothing but this configuration counts here, and nobody waits for a server that is down.
+    # Only this configuration counts here, and a server that is down is a problem to report at once.
     target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
-    return database.problems(found, replace(target, retries=0))
+    return database.problems(deployment, replace(target, retries=0))
 
 
 for _command in (check, show, uri, set_):

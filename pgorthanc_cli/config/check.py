@@ -1,4 +1,4 @@
-"""Everything that is wrong, or looks wrong, in a configuration, before Orthanc is started with it."""
+"""Problems with a configuration, before Orthanc is started with it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _WEAK = (
 )  # fmt: skip
 _LOCAL = ("localhost", "127.0.0.1", "::1", "")
 _LIBRARIES = {"EnableIndex": plugins.INDEX, "EnableStorage": plugins.STORAGE}
-# Other plugins that take the index or the attachments -> their section, and the key that switches them on; without
-# a key the section alone does. What they do when both are there is left to the order of loading.
+# Other plugins for the index or the attachments -> their section, and the key that enables them; without a key the
+# section alone does. If two are enabled, the order of loading decides.
 _OTHER_INDEXES = {
     "libOrthancMySQLIndex": ("MySQL", "EnableIndex"),
     "libOrthancOdbcIndex": ("Odbc", "EnableIndex"),
@@ -35,13 +35,13 @@ _OTHER_STORAGES = {**startup.STORAGES, "libOrthancIndexer": ("Indexer", "Enable"
 
 @dataclass(frozen=True)
 class Checked:
-    """A configuration and what is wrong with it.
+    """A configuration and the problems with it.
 
     Attributes:
         problems: The worst first.
-        effective: The options of the "PostgreSQL" section as the plugin takes them, defaults included; no password.
-        plugin: Release of the PostgreSQL index plugin, if it is known.
-        plugins: The libraries that Orthanc would load, each with its release as far as it can be told.
+        effective: The options of the "PostgreSQL" section with the plugin's defaults; no password.
+        plugin: Release of the PostgreSQL index plugin, if known.
+        plugins: The libraries that Orthanc would load, with their releases if known.
     """
 
     problems: tuple[Problem, ...]
@@ -51,17 +51,17 @@ class Checked:
 
     @property
     def wrong(self) -> tuple[Problem, ...]:
-        """The problems that are more than remarks."""
+        """The errors and warnings."""
         return tuple(problem for problem in self.problems if problem.severity != "info")
 
     @property
     def status(self) -> str:
-        """The word of a monitoring plugin for the worst of them."""
+        """The Nagios status of the worst problem."""
         return _STATUS[self.wrong[0].severity] if self.wrong else "OK"
 
 
 def check(deployment: Deployment, further: tuple[Problem, ...] = ()) -> Checked:
-    """All problems of a configuration, those deployment elsewhere included."""
+    """Return all problems of a configuration, those of `further` included."""
     document = deployment.document
     problems = [*document.problems, *validation.values(document), *validation.names(document)]
     # With a value of a wrong type Orthanc does not start, so the plugin's rules do not matter.
@@ -80,7 +80,7 @@ def check(deployment: Deployment, further: tuple[Problem, ...] = ()) -> Checked:
 
 
 def _switches(deployment: Deployment) -> Iterator[Problem]:
-    """Whether the plugin works at all; Orthanc says nothing and takes SQLite and files."""
+    """Yield why the plugin stays off: Orthanc then uses SQLite and files without a warning."""
     if SECTION not in deployment.document.values:
         yield Problem(SECTION, "error", f'there is no section "{SECTION}": Orthanc uses SQLite', "add it")
         return
@@ -97,7 +97,7 @@ def _switches(deployment: Deployment) -> Iterator[Problem]:
 
 
 def _loaded(deployment: Deployment) -> Iterator[Problem]:
-    """Whether the libraries that are switched on are loaded at all."""
+    """Yield plugins that are enabled but not loaded."""
     location = deployment.document.location("Plugins")
     for enabled, library in _LIBRARIES.items():
         if not deployment.option(enabled) or any(loaded.name == library for loaded in deployment.libraries):
@@ -142,7 +142,7 @@ def _libraries(deployment: Deployment) -> Iterator[Problem]:
 
 
 def _releases(deployment: Deployment) -> Iterator[Problem]:
-    """Options that came later than this release of the plugin."""
+    """Yield options that this release of the plugin does not know yet."""
     for name in deployment.section:
         if name in POSTGRESQL_KEYS and not deployment.knows(name):
             since = POSTGRESQL_KEYS[name].since
@@ -176,7 +176,7 @@ def _connection(deployment: Deployment) -> Iterator[Problem]:
 
 
 def _parameters(deployment: Deployment) -> dict[str, str]:
-    """What the connection is meant to be; nothing if that cannot be told."""
+    """Return the parameters of the connection; empty if libpq cannot read them."""
     if "ConnectionUri" not in deployment.section:
         return conninfo.intended(deployment.section)
     try:
@@ -226,7 +226,7 @@ def _encryption(deployment: Deployment, parameters: Mapping[str, str]) -> Iterat
 
 
 def _locks(deployment: Deployment) -> Iterator[Problem]:
-    """Options that contradict each other, or the way in which the Orthancs are run."""
+    """Yield options that contradict each other, or the number of Orthancs."""
     if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return
     key, location = f"{SECTION}.Lock", deployment.location("Lock")
@@ -260,7 +260,7 @@ def _locks(deployment: Deployment) -> Iterator[Problem]:
 
 
 def _schema(deployment: Deployment) -> Iterator[Problem]:
-    """The plugin writes the name into `SET search_path` in lower case and without quotes."""
+    """Yield names of schemas that fail: the plugin puts them into SET search_path unquoted, in lower case."""
     name, key, location = str(deployment.option("Schema")), f"{SECTION}.Schema", deployment.location("Schema")
     if "Schema" not in deployment.section or not deployment.knows("Schema"):
         return

@@ -32,8 +32,8 @@ FIELDS = {
 _LEFT_OUT_WHEN_EMPTY = ("Password", "Database", "ApplicationName")
 _CHARACTERS = {" ": "a space", "\t": "a tab", "\n": "a line end", "\r": "a line end", "\\": "a backslash"}
 _TEXTS = ("user", "host", "password", "dbname", "application_name")
-# What may be worth telling of libpq's parameters, and its default. What is not here, such as a parameter of the newest
-# libpq, is told only if it was asked for: an older libpq does not start with a word that it does not know.
+# Parameters of libpq that are worth printing, with their defaults. Others, such as those of the
+# newest libpq, are printed only if the user has set them: an older libpq refuses unknown ones.
 _DEFAULTS = {
     "host": "", "hostaddr": "", "port": "", "dbname": "", "user": "", "password": "", "sslmode": "prefer",
     "sslrootcert": "", "sslcert": "", "sslkey": "", "sslpassword": "", "sslcrl": "", "sslcrldir": "",
@@ -46,14 +46,14 @@ _BROKEN_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def intended(section: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters of libpq as the single fields mean them, with the plugin's defaults."""
+    """Return libpq's parameters that the single fields mean, with the plugin's defaults."""
     given = {key: section.get(key, POSTGRESQL_KEYS[key].default) for key in FIELDS}
     given["EnableSsl"] = "require" if given["EnableSsl"] else "disable"
     return {FIELDS[key]: str(value) for key, value in given.items() if value != ""}
 
 
 def joined(section: Mapping[str, Any]) -> str:
-    """The connection string that the plugin makes of the single fields; holds the password."""
+    """Return the connection string that the plugin builds from the single fields, with the password."""
     values = intended(section)
     kept = {
         word: values.get(word, "")
@@ -64,19 +64,19 @@ def joined(section: Mapping[str, Any]) -> str:
 
 
 def mangled(section: Mapping[str, Any], location: Callable[[str], str]) -> Iterator[Problem]:
-    """Single fields that libpq will not get as they are written, and what it will understand."""
-    wanted = intended(section)
-    reasons = {word: _reason(word, wanted.get(word, "")) for word in _TEXTS}
+    """Yield the single fields that libpq will misunderstand, and what it will understand."""
+    expected = intended(section)
+    reasons = {word: _reason(word, expected.get(word, "")) for word in _TEXTS}
     keys = {word: key for key, word in FIELDS.items()}
-    guilty = {keys[word]: reason for word, reason in reasons.items() if reason}
-    if not guilty:
+    mangled_keys = {keys[word]: reason for word, reason in reasons.items() if reason}
+    if not mangled_keys:
         return
-    outcome = _outcome(section, wanted)
+    outcome = _outcome(section, expected)
     if outcome is None:
         return
-    said = ", ".join(f'"{key}" {reason}' for key, reason in guilty.items())
-    first = next(iter(guilty))
-    message = f"{said}; the plugin joins its fields without quotes, so {outcome}"
+    causes = ", ".join(f'"{key}" {reason}' for key, reason in mangled_keys.items())
+    first = next(iter(mangled_keys))
+    message = f"{causes}; the plugin joins its fields without quotes, so {outcome}"
     yield Problem(
         f"{SECTION}.{first}",
         "error",
@@ -89,29 +89,29 @@ def mangled(section: Mapping[str, Any], location: Callable[[str], str]) -> Itera
 def _reason(word: str, value: str) -> str | None:
     if not value and word in ("user", "host"):
         return "is empty and swallows what follows"
-    found = [name for character, name in _CHARACTERS.items() if character in value]
+    causes = [name for character, name in _CHARACTERS.items() if character in value]
     if value.startswith("'"):
-        found.append("a quote at its start")
-    return "holds " + " and ".join(dict.fromkeys(found)) if found else None
+        causes.append("a quote at its start")
+    return "holds " + " and ".join(dict.fromkeys(causes)) if causes else None
 
 
-def _outcome(section: Mapping[str, Any], wanted: Mapping[str, str]) -> str | None:
-    """What becomes of it; None if libpq understands what is meant all the same."""
+def _outcome(section: Mapping[str, Any], expected: Mapping[str, str]) -> str | None:
+    """Return what libpq understands instead; None if it understands the fields all the same."""
     try:
-        got = db.parse_dsn(joined(section), "the string")
+        actual = db.parse_dsn(joined(section), "the string")
     except UsageError as error:
         return f"libpq cannot read them: {error.message.partition(': ')[2]}"
-    differing = [word for word in (*wanted, *got) if wanted.get(word) != got.get(word)]
-    shown = _reason("password", wanted.get("password", "")) is None
-    changes = [_change(word, got.get(word), shown=shown) for word in dict.fromkeys(differing)]
+    differing = [word for word in (*expected, *actual) if expected.get(word) != actual.get(word)]
+    safe = _reason("password", expected.get("password", "")) is None
+    changes = [_change(word, actual.get(word), safe=safe) for word in dict.fromkeys(differing)]
     return f"libpq understands {', '.join(changes)}" if changes else None
 
 
-def _change(word: str, value: str | None, *, shown: bool) -> str:
-    """What a parameter has become; its text may be a piece of the password that has moved in."""
+def _change(word: str, value: str | None, *, safe: bool) -> str:
+    """Return what a parameter has become; its text may be a piece of a mangled password."""
     if value is None:
         return f"no {word}"
-    return f"{word} = {value}" if shown and "password" not in f"{word}{value}" else f"another {word}"
+    return f"{word} = {value}" if safe and "password" not in f"{word}{value}" else f"another {word}"
 
 
 def configured(target: db.Target) -> dict[str, str]:
@@ -122,38 +122,38 @@ def configured(target: db.Target) -> dict[str, str]:
     """
     given = db.parse_dsn(target.dsn)
     served = "service" in given or os.environ.get("PGSERVICE")
-    ways = (
-        (db.effective_parameters, _unreached) if served else (_unreached, db.effective_parameters)
-    )  # a service may name an address, too
-    for way in ways:
+    methods = [_without_server, db.effective_parameters]
+    if served:
+        methods.reverse()  # a service may set an address of its own
+    for method in methods:
         try:
-            found = way(target)
+            parameters = method(target)
         except ConnectError as error:
             failure = error
         else:
-            if found.get("host"):
-                return found
-    if found := _unreached(target):
-        return found
+            if parameters.get("host"):
+                return parameters
+    if parameters := _without_server(target):
+        return parameters
     raise failure
 
 
-def _unreached(target: db.Target) -> dict[str, str]:
-    """The parameters while libpq is kept busy with an address of this machine; no `host` where none is named."""
+def _without_server(target: db.Target) -> dict[str, str]:
+    """Return the parameters as libpq has them while it tries an address of this machine instead."""
     given = db.parse_dsn(target.dsn)
     address = given.get("hostaddr") or os.environ.get("PGHOSTADDR")
     for hosts in range(1, 33):
-        here = ",".join(["127.1"] * hosts)  # the loopback, written as nobody writes it
+        here = ",".join(["127.1"] * hosts)  # the loopback, in a spelling that no user has set
         try:
-            found = db.effective_parameters(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
+            actual = db.effective_parameters(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
         except ConnectError as error:
             if "could not match" not in error.message:
                 raise
             failure = error
             continue
-        host = {"host": "" if found["host"] == here.partition(",")[0] else found["host"]}
-        known = {**found, **host, "hostaddr": address or ""}
-        return {name: value for name, value in known.items() if value}
+        host = "" if actual["host"] == here.partition(",")[0] else actual["host"]
+        parameters = {**actual, "host": host, "hostaddr": address or ""}
+        return {name: value for name, value in parameters.items() if value}
     raise failure
 
 
@@ -168,26 +168,29 @@ def in_use(conn: Connection) -> dict[str, str]:
 
 
 def complete(parameters: Mapping[str, str], target: db.Target) -> dict[str, str]:
-    """Return what another machine or role needs to log in as libpq does here, which took some of it from elsewhere.
+    """Return what another machine or role needs to log in as libpq does here.
+
+    libpq takes some of it from its environment, service file and .pgpass.
 
     Args:
         parameters: Of `configured` or `in_use`.
-        target: What they were made of. What only we add to it (keep-alive, names of our sessions) is left out.
+        target: Their source. What only we add (keep-alive, names of our sessions) is left out.
     """
     given = db.parse_dsn(target.dsn)
     own = target.parameters().keys() - given.keys()
     named = "passfile" in given and "password" not in given  # Orthanc is to read the file, too
-    found = {
+    needed = {
         word: value
         for word, value in parameters.items()
         if word not in ("service", "servicefile") and value and not (named and word == "password")
         if word in given or (word not in own and value != _DEFAULTS.get(word, value))
     }
     order = dict.fromkeys(("host", "hostaddr", "port", "dbname", "user", "password", *given))
-    return {word: found[word] for word in (*order, *sorted(found.keys() - order.keys())) if word in found}
+    others = sorted(needed.keys() - order.keys())
+    return {word: needed[word] for word in (*order, *others) if word in needed}
 
 
-def orthancs(parameters: Mapping[str, str], *, encrypted: bool) -> dict[str, Any]:
+def plugin_options(parameters: Mapping[str, str], *, encrypted: bool) -> dict[str, Any]:
     """Return the options of the "PostgreSQL" section for a connection; the password is masked.
 
     Single fields where they carry all of it, else `ConnectionUri`.
@@ -213,7 +216,7 @@ def orthancs(parameters: Mapping[str, str], *, encrypted: bool) -> dict[str, Any
 
 
 def uri(parameters: Mapping[str, str], *, show_password: bool = False) -> str:
-    """The parameters of libpq as a connection URI, percent-encoded; a password is `***` unless it may be shown.
+    """Return libpq's parameters as a connection URI, percent-encoded; passwords are `***` by default.
 
     Raises:
         UsageError: libpq would understand something else.
@@ -245,7 +248,7 @@ def _uri(given: Mapping[str, str]) -> str:
 
 
 def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]]:
-    """The plugin's single fields for libpq's parameters, and what is lost on the way."""
+    """Return the plugin's single fields for libpq's parameters, and what they cannot carry."""
     keys = {word: key for key, word in FIELDS.items()}
     section: dict[str, Any] = {}
     problems = []
@@ -261,7 +264,7 @@ def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]
             section[keys[word]] = value
         else:
             problems.append(
-                Problem("", "warning", f"the fields have no location for {word}", "keep the ConnectionUri")
+                Problem("", "warning", f"the fields have no place for {word}", "keep the ConnectionUri")
             )
     if "sslmode" not in parameters:
         section["EnableSsl"] = False
@@ -273,7 +276,7 @@ def fields(parameters: Mapping[str, str]) -> tuple[dict[str, Any], list[Problem]
 
 
 def connection_uri(value: str, location: str) -> Iterator[Problem]:
-    """Mistakes in a ConnectionUri: what libpq refuses, and what it probably misunderstands."""
+    """Yield mistakes in a ConnectionUri: what libpq refuses, and what it probably misunderstands."""
     key = f"{SECTION}.ConnectionUri"
     if not value:
         message = '"ConnectionUri" is empty: libpq connects as the system user through the local socket'
@@ -284,18 +287,18 @@ def connection_uri(value: str, location: str) -> Iterator[Problem]:
         yield Problem(key, "error", message, "write %25 for %", location)
         return
     try:
-        found = db.parse_dsn(value, '"ConnectionUri"')
+        parameters = db.parse_dsn(value, '"ConnectionUri"')
     except UsageError as error:
         yield Problem(key, "error", error.message, error.hint, location)
         return
-    ports = found.get("port", "5432").split(",")
+    ports = parameters.get("port", "5432").split(",")
     if not all(port == "" or (port.isdecimal() and 1 <= int(port) <= 65535) for port in ports):
         message = "the port in the URI is no number: a /, # or ? in the password ends it too early"
         yield Problem(
             key, "error", message, "write %2F for /, %23 for # and %3F for ? in the password", location
         )
     for word, what in (("host", "a host"), ("dbname", "a database"), ("user", "a role")):
-        if word not in found and "service" not in found:
+        if word not in parameters and "service" not in parameters:
             message = (
                 f'"ConnectionUri" names no {what.split()[1]}: libpq takes its default or PG{word.upper()}'
             )

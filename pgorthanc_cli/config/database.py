@@ -1,4 +1,4 @@
-"""What the database says to a configuration: its revision, its limits, what stands in between. Reads only."""
+"""Problems of a configuration with its database: revision, connection limits, a pooler. Reads only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pgorthanc_cli.schema import catalog
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# From here on no plugin refuses a revision that is newer than its own (SCHEMA.md 10).
-_FIRST_CARELESS = "6.0"
+# Since then no plugin refuses a revision newer than its own (SCHEMA.md 10).
+_IGNORES_NEWER_SINCE = "6.0"
 
 # Superusers, and since PostgreSQL 16 holders of pg_use_reserved_connections, may use what is reserved.
 _ALLOWED = """
@@ -29,11 +29,11 @@ WHERE d.datname = pg_catalog.current_database() AND r.rolname = current_user"""
 
 
 def problems(deployment: Deployment, target: db.Target) -> tuple[Problem, ...]:
-    """What is wrong, or will go wrong when Orthanc starts; that something could not be looked at is one of it."""
+    """Return what will go wrong when Orthanc starts, and what could not be inspected."""
     problems: list[Problem] = []
-    for look in (_index, _limits, _pooler):
+    for inspect in (_index, _limits, _pooler):
         try:
-            problems.extend(look(deployment, target))  # an error keeps what was deployment before it
+            problems.extend(inspect(deployment, target))  # an error keeps what was deployment before it
         except PgOrthancError as error:
             message = f"the database could not be looked at: {error.message}"
             problems.append(Problem(SECTION, "warning", message, error.hint, deployment.location()))
@@ -54,9 +54,12 @@ def _limits(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
 
 
 def _pooler(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
-    seen = pooler.detect(target)
-    if seen.mode == "transaction":
-        message = f"a pooler in transaction mode stands in between ({seen.evidence}): Orthanc needs its own sessions"
+    detected = pooler.detect(target)
+    if detected.mode == "transaction":
+        message = (
+            f"a pooler in transaction mode stands in between ({detected.evidence}): Orthanc needs its own "
+            "sessions"
+        )
         hint = "connect to the server itself, or let the pooler work in session mode"
         yield Problem(f"{SECTION}.Host", "error", message, hint, deployment.location())
 
@@ -80,10 +83,10 @@ def _schema(deployment: Deployment, conn: Connection, schema: str) -> Iterator[P
 
 
 def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator[Problem]:
-    """What the plugin will do with the index that it finds."""
+    """Yield what the plugin will do with the index."""
     key, plugin = f"{SECTION}.EnableIndex", f"plugin {deployment.release or 'mainline'}"
-    wants = _wanted(deployment)
-    if wants is None:
+    expected = _revision_of_plugin(deployment)
+    if expected is None:
         yield Problem(key, "info", f"it is not known which revision {plugin} wants")
         return
     try:
@@ -93,8 +96,8 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
         return
     here = layout.revision if layout else None
     state = "holds no index" if here is None else f"is at revision {here or 'unknown (before 1)'}"
-    message = f"{plugin} wants revision {wants}, and schema {schema} {state}"
-    if here == wants:
+    message = f"{plugin} wants revision {expected}, and schema {schema} {state}"
+    if here == expected:
         yield Problem(key, "info", f"{message}: it starts")
     elif deployment.read_only:
         yield Problem(
@@ -102,24 +105,24 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
         )
     elif here is None:
         yield Problem(key, "info", f"{message}: it makes one", "or make it yourself: pgorthanc init")
-    elif here < wants:
+    elif here < expected:
         hint = "see what it costs: pgorthanc upgrade --plan; and run it before, with all Orthancs stopped"
         yield Problem(
             key, "warning", f"{message}: it upgrades the index when it starts, and cannot go back", hint
         )
     else:
-        starts = deployment.release is None or version(deployment.release) >= version(_FIRST_CARELESS)
+        starts = deployment.release is None or version(deployment.release) >= version(_IGNORES_NEWER_SINCE)
         then = (
             "it starts all the same, and fails or damages the index later"
             if starts
             else "it refuses to start"
         )
-        hint = f"install plugin {catalog.plugins(here)}, or run: pgorthanc downgrade --to {max(wants, 1)}"
+        hint = f"install plugin {catalog.plugins(here)}, or run: pgorthanc downgrade --to {max(expected, 1)}"
         yield Problem(key, "error", f"{message}: {then}", hint)
 
 
-def _wanted(deployment: Deployment) -> int | None:
-    """The revision that the plugin works with; 0 before revision 1."""
+def _revision_of_plugin(deployment: Deployment) -> int | None:
+    """Return the revision that the plugin uses; 0 before revision 1."""
     if deployment.release is None:
         return deployment.revision
     if version(deployment.release) < (4, 0):

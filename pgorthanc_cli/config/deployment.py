@@ -108,9 +108,10 @@ class Deployment:
             raise UsageError(f"{release!r} is no release of the plugin", "write it as in --plugin 10.3")
         entries = document.values.get("Plugins")
         libraries, missing = plugins.find(entries if isinstance(entries, list) else [], folder)
-        releases = [library.release for library in libraries if library.is_index and library.release]
-        numbered = next((number for number in releases if number[0].isdigit()), None)
-        return cls(document, tuple(libraries), tuple(missing), release or numbered, containers, in_image)
+        releases = (library.release for library in libraries if library.is_index and library.release)
+        return cls(
+            document, tuple(libraries), tuple(missing), release or next(releases, None), containers, in_image
+        )
 
 
 def effective(deployment: Deployment) -> dict[str, object]:

@@ -32,14 +32,14 @@ class ConfigurationError(UsageError):
 
 @dataclass(frozen=True)
 class Problem:
-    """Something about a configuration that an operator should know.
+    """Something in a configuration that an operator should know.
 
     Attributes:
-        key: The option, as in `PostgreSQL.Host`; empty if it is none in particular.
-        severity: `error`: Orthanc does not start, or works with something else than is written there; `warning`:
-            it works, but probably not as wanted; `info`: worth knowing.
-        message: What is found and what is wanted; never a password.
-        hint: What to do.
+        key: The option, as in `PostgreSQL.Host`; empty if there is none in particular.
+        severity: `error`: Orthanc does not start, or uses something other than what is written;
+            `warning`: it starts, but probably not as intended; `info`: worth knowing.
+        message: The actual and the expected value; never a password.
+        hint: The fix.
         location: File and line, or variable.
     """
 
@@ -51,18 +51,18 @@ class Problem:
 
     @property
     def warning(self) -> str:
-        """As a line of text."""
+        """The problem in one line, with its place."""
         return f"{self.place}: {self.message}" if self.place else self.message
 
 
 @dataclass(frozen=True, repr=False)
 class Source:
-    """A file as Orthanc gets to see it.
+    """A file as Orthanc reads it.
 
     Attributes:
         path: The file.
-        raw: Its text; bytes that are no UTF-8 as in `surrogateescape`.
-        text: The same with all variables filled in.
+        raw: Its text; bytes that are not UTF-8 as with `surrogateescape`.
+        text: The text with all variables filled in.
         filled: For each variable its start and end in `text`, and its start and end in `raw`, in ascending order.
         unset: Names of variables without value and default, each with its position in `text`.
     """
@@ -74,7 +74,7 @@ class Source:
     unset: tuple[tuple[str, int], ...]
 
     def origin(self, position: int) -> int | None:
-        """The position in `raw` for one in `text`; None within the value of a variable."""
+        """Return the position in `raw` for one in `text`; None within the value of a variable."""
         before = bisect.bisect_right(self.filled, (position, len(self.text) + 1)) - 1
         if before < 0:
             return position
@@ -84,7 +84,7 @@ class Source:
         return raw_end + position - end if position >= end else None
 
     def line(self, position: int) -> int:
-        """The line in the file for a position in `text`, counted from 1."""
+        """Return the line in the file, counted from 1, for a position in `text`."""
         shift = self.origin(position)
         if shift is None:
             shift = self.filled[bisect.bisect_right(self.filled, (position, len(self.text) + 1)) - 1][2]
@@ -95,18 +95,18 @@ class Source:
         return [match.start() for match in re.finditer("\n", self.raw)]
 
     def location(self, position: int) -> str:
-        """File and line for a position in `text`."""
+        """Return file and line for a position in `text`."""
         return f"{self.path}, line {self.line(position)}"
 
 
 @dataclass(repr=False)
 class Document:
-    """What a file, or all files of a folder, say; it may hold passwords, so it is never shown.
+    """The contents of a file, or of all files of a folder; may hold passwords, so it is never shown.
 
     Attributes:
         values: The top-level keys of all files.
-        places: Where each key stands, file and line, by the keys that lead to it.
-        problems: What Orthanc passes over in silence.
+        places: File and line of each key, by the keys that lead to it.
+        problems: What Orthanc ignores silently.
         sources: The files.
     """
 
@@ -116,12 +116,12 @@ class Document:
     sources: list[Source] = field(default_factory=list)
 
     def location(self, *keys: str) -> str:
-        """Where a key stands, or the closest_match one above it; empty if nothing is known."""
+        """Return file and line of a key, or of the nearest one above it; empty if unknown."""
         return next((self.places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.places), "")
 
 
 def read(path: Path, environ: Mapping[str, str]) -> Document:
-    """A JSON file, or all `*.json` files of a folder (not of its sub-folders) as one document.
+    """Return a JSON file, or all `*.json` files of a folder (without sub-folders), as one document.
 
     A variable that is not set counts as empty, as in Orthanc, and is a problem of severity `error`.
 
@@ -147,7 +147,7 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
 
 
 def record(root: jsontext.Node, source: Source, document: Document) -> None:
-    """Put the members of a root and their places into a document."""
+    """Add the members of a root, and file and line of each, to a document."""
     document.values.update(root.value)
     for keys, node in root.walk():
         for name, position in node.keys.items():
@@ -155,7 +155,7 @@ def record(root: jsontext.Node, source: Source, document: Document) -> None:
 
 
 def files(path: Path) -> list[Path]:
-    """The files that Orthanc reads for a path: the file itself, or the `*.json` files of the folder, by name.
+    """Return the files that Orthanc reads for a path: the file, or the `*.json` files of the folder by name.
 
     Raises:
         ConfigurationError: The folder cannot be read, or holds no such file.
@@ -163,19 +163,20 @@ def files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        found = sorted(f for f in path.iterdir() if f.name.lower().endswith(".json") and not f.is_dir())
+        paths = sorted(path.iterdir())
     except OSError as error:
         _fail(f"{path}: cannot be read: {error.strerror}")
-    if not found:
+    json_files = [file for file in paths if file.name.lower().endswith(".json") and not file.is_dir()]
+    if not json_files:
         _fail(
             f"{path}: no *.json file in this folder",
             "name Orthanc's configuration file, or the folder that holds it",
         )
-    return found
+    return json_files
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Source:
-    """A file with its variables filled in.
+    """Return a file with its variables filled in.
 
     Raises:
         ConfigurationError: It cannot be read, or holds a variable without a name.
@@ -190,7 +191,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Source:
 
 
 def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
-    """A text with its variables filled in.
+    """Return a text with its variables filled in.
 
     Raises:
         ConfigurationError: It holds a variable without a name.
@@ -213,8 +214,8 @@ def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
 
 
 def _variables(raw: str) -> Iterator[tuple[int, int, str, str | None]]:
-    """Start, end, name and default (None: there is none) of each variable, in linear time whatever the text."""
-    stop, closes = _Following(raw, ":}"), _Following(raw, "'\"}")
+    """Yield start, end, name and default (or None) of each variable, in linear time for any text."""
+    stop, closes = _NextOf(raw, ":}"), _NextOf(raw, "'\"}")
     at = raw.find("${")
     while at >= 0:
         name_end, end = stop.after(at + 2), -1
@@ -236,46 +237,46 @@ def _variables(raw: str) -> Iterator[tuple[int, int, str, str | None]]:
         at = raw.find("${", end if end >= 0 else at + 2)
 
 
-class _Following:
-    """Where the next one of some characters stands, asked for ascending positions; each is looked for once."""
+class _NextOf:
+    """Finds the next one of some characters, for ascending positions; no part of the text is read twice."""
 
     def __init__(self, text: str, characters: str) -> None:
         self._text = text
         self._pattern = re.compile(f"[{re.escape(characters)}]")
-        self._known = -1
+        self._next = -1
 
     def after(self, position: int) -> int:
-        """The first one at the position or behind it; the length of the text if there is none."""
-        if self._known < position:
-            found = self._pattern.search(self._text, position)
-            self._known = found.start() if found else len(self._text)
-        return self._known
+        """Return the first one at or after a position; the length of the text if there is none."""
+        if self._next < position:
+            match = self._pattern.search(self._text, position)
+            self._next = match.start() if match else len(self._text)
+        return self._next
 
 
 def parse(source: Source, problems: list[Problem]) -> jsontext.Node:
-    """The root object of a file; what Orthanc passes over in silence is added to `problems`.
+    """Return the root object of a file; add what Orthanc ignores silently to `problems`.
 
     Raises:
         ConfigurationError: It is not JSON as JsonCpp reads it, or no object.
     """
     unset = _unset(source)
     try:
-        found = jsontext.parse(source.text)
+        document = jsontext.parse(source.text)
     except jsontext.JsonError as error:
         if unset:
             _fail(unset[0].warning, unset[0].hint)
         _fail(f"{_at(source.path, source.text, error.position)}: not valid JSON: {error.reason}")
-    root = found.root
+    root = document.root
     if not isinstance(root.value, dict):
         _fail(
             f"{source.path}: found a JSON {type(root.value).__name__}, wanted an object {{…}} of Orthanc's options"
         )
-    problems.extend((*unset, *_remarks(source, found)))
+    problems.extend((*unset, *_remarks(source, document)))
     return root
 
 
 def _unset(source: Source) -> list[Problem]:
-    """A problem for each variable without a value that stands in no comment; one for all after the first hundred."""
+    """Return a problem for each variable without a value outside of comments, at most `MOST` in detail."""
     comments = jsontext.comments(source.text) if source.unset else []
     starts = [start for start, _ in comments]
 
@@ -286,7 +287,7 @@ def _unset(source: Source) -> list[Problem]:
     missing = [(name, position) for name, position in source.unset if not commented(position)]
     problems = [
         Problem(
-            "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its location",
+            "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its place",
             f"set {name}, or give it a default: ${{{name}:-value}}", source.location(position),
         )
         for name, position in missing[:MOST]
@@ -295,14 +296,14 @@ def _unset(source: Source) -> list[Problem]:
 
 
 def further(count: int, severity: Severity, what: str, location: str = "") -> Iterator[Problem]:
-    """A problem that stands for those which are not listed; none if there are none."""
+    """Yield one problem for those that are not listed, if there are any."""
     if count > 0:
         yield Problem("", severity, f"{count:,} more {what}", None, location)
 
 
-def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
+def _remarks(source: Source, document: jsontext.Text) -> list[Problem]:
     remarks, repeated = [], 0
-    for keys, node in found.root.walk():
+    for keys, node in document.root.walk():
         for name in sorted(set(node.repeated)):
             repeated += 1
             if repeated > MOST:
@@ -315,13 +316,13 @@ def _remarks(source: Source, found: jsontext.Text) -> list[Problem]:
                 )
             )
     remarks += further(repeated - MOST, "warning", "keys are defined twice", str(source.path))
-    if found.rest is not None:
+    if document.rest is not None:
         text = "Orthanc passes over everything after the closing brace"
-        remarks.append(Problem("", "warning", text, "remove what follows", source.location(found.rest)))
-    if found.control is not None:
+        remarks.append(Problem("", "warning", text, "remove what follows", source.location(document.rest)))
+    if document.control is not None:
         text = "a control character within a string: Orthanc with JsonCpp 1.9.6 or later does not start"
         remarks.append(
-            Problem("", "warning", text, "write \\n, \\t or \\u00XX", source.location(found.control))
+            Problem("", "warning", text, "write \\n, \\t or \\u00XX", source.location(document.control))
         )
     return remarks
 

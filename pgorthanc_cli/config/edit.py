@@ -1,4 +1,4 @@
-"""Change one option in a configuration file and nothing else in it: comments and layout stay."""
+"""Change one option of a configuration file and nothing else: comments and layout stay."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REST_OF_LINE = re.compile(r"[ \t]*(?:/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)*(?://[^\r
 
 @dataclass(frozen=True)
 class Edited:
-    """What was, or would be, changed.
+    """A change, made or (with `dry_run`) planned.
 
     Attributes:
         file: The file.
@@ -58,7 +58,9 @@ class Edited:
 
 
 def key_of(name: str) -> tuple[str, ...]:
-    """The keys that lead to an option: `Host` and `PostgreSQL.Host` -> PostgreSQL, Host; `StorageDirectory` -> itself.
+    """Return the keys that lead to an option.
+
+    `Host` and `PostgreSQL.Host` -> PostgreSQL, Host; `StorageDirectory` -> itself.
 
     Raises:
         UsageError: Neither Orthanc nor the plugin knows it; with the closest_match right one.
@@ -78,7 +80,7 @@ def key_of(name: str) -> tuple[str, ...]:
 
 
 def value_of(keys: tuple[str, ...], text: str) -> Any:
-    """What a text means for an option: itself where text is wanted, else JSON.
+    """Return the value of a text: the text itself for options of type string, else JSON.
 
     Raises:
         UsageError: Orthanc would not start with it.
@@ -114,9 +116,9 @@ def set_option(
 
     Raises:
         ConfigurationError: The configuration cannot be read or understood.
-        PgOrthancError: The location for the option cannot be told, or the file cannot be written.
+        PgOrthancError: The file or position for the option is ambiguous, or the file cannot be written.
     """
-    source, root = _home(path, keys, environ)
+    source, root = _file_of(path, keys, environ)
     said = (
         validation_error(Key(SECTION, (dict,), None), root.value.get(SECTION, {})) if len(keys) > 1 else None
     )
@@ -127,26 +129,26 @@ def set_option(
         return Edited(
             str(source.path), ".".join(keys), _NOT_GIVEN, _NOT_GIVEN, "none", changed=False, dry_run=dry_run
         )
-    raw = _removed(source, root, keys) if value is None else _with(source, root, keys, value)
-    _prove(source, raw, root, keys, value, environ)
+    raw = _removed(source, root, keys) if value is None else _with_option(source, root, keys, value)
+    _require_only_change(source, raw, root, keys, value, environ)
     same = raw == source.raw
     backup = None if dry_run or same else _write(source, raw)
     return Edited(
         file=str(source.path),
         key=".".join(keys),
-        before=_shown(keys, before.value) if before else _NOT_GIVEN,
-        after=_NOT_GIVEN if value is None else _shown(keys, value),
+        before=_masked(keys, before.value) if before else _NOT_GIVEN,
+        after=_NOT_GIVEN if value is None else _masked(keys, value),
         backup=str(backup or "none"),
         changed=backup is not None,
         dry_run=dry_run,
     )
 
 
-def _shown(keys: tuple[str, ...], value: Any) -> str:
+def _masked(keys: tuple[str, ...], value: Any) -> str:
     return json.dumps(deployment.masked(keys, value), ensure_ascii=False)
 
 
-def _home(path: Path, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
+def _file_of(path: Path, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
     """The file that holds the option, or the section that it belongs to, or the only one there is."""
     read = [
         (source, documents.parse(source, []))
@@ -171,14 +173,14 @@ def _member(root: Node, keys: tuple[str, ...]) -> Node | None:
     return node
 
 
-def _with(source: Source, root: Node, keys: tuple[str, ...], value: Any) -> str:
+def _with_option(source: Source, root: Node, keys: tuple[str, ...], value: Any) -> str:
     """The raw text with the option changed or added."""
     node = _member(root, keys)
     if node is not None:
         return _spliced(source, (node.start, node.end, _json(value)))
     parent = _member(root, keys[:-1])
     if parent is None:
-        return _with(source, root, keys[:-1], {keys[-1]: value})
+        return _with_option(source, root, keys[:-1], {keys[-1]: value})
     return _inserted(source, parent, keys[-1], value)
 
 
@@ -186,7 +188,7 @@ def _inserted(source: Source, parent: Node, key: str, value: Any) -> str:
     """The raw text with a new last member of an object, on a line of its own if the one before has one."""
     text = source.text
     newline = "\r\n" if "\r\n" in text else "\n"
-    step = _found(r'\n([ \t]+)"', text) or "  "
+    step = _first_match(r'\n([ \t]+)"', text) or "  "
     if not parent.members:
         outer = _indentation(text, parent.start)
         start, end = parent.start + 1, parent.end - 1
@@ -195,7 +197,7 @@ def _inserted(source: Source, parent: Node, key: str, value: Any) -> str:
             return _spliced(source, (start, start, member))
         return _spliced(source, (start, end, f"{member}{newline}{outer}"))
     last_key, last = max(parent.members.items(), key=lambda item: item[1].end)
-    colon = _found(r'"([ \t]*:[ \t]*)$', text[parent.keys[last_key] : last.start]) or " : "
+    colon = _first_match(r'"([ \t]*:[ \t]*)$', text[parent.keys[last_key] : last.start]) or " : "
     after = jsontext.skip(text, last.end)
     comma = text[after] == ","
     rest = _REST_OF_LINE.match(text, after + 1 if comma else last.end)
@@ -249,15 +251,15 @@ def _json(value: Any, indentation: str = "", newline: str = "\n") -> str:
 
 
 def _indentation(text: str, position: int) -> str:
-    return _found(r"[ \t]*", text[text.rfind("\n", 0, position) + 1 :], 0)
+    return _first_match(r"[ \t]*", text[text.rfind("\n", 0, position) + 1 :], 0)
 
 
-def _found(pattern: str, text: str, group: int = 1) -> str:
+def _first_match(pattern: str, text: str, group: int = 1) -> str:
     match = re.search(pattern, text)
     return match[group] if match else ""
 
 
-def _prove(
+def _require_only_change(
     source: Source, raw: str, root: Node, keys: tuple[str, ...], value: Any, environ: Mapping[str, str]
 ) -> None:
     """Make sure that the new text says what the old one says, but for this option.
@@ -265,8 +267,8 @@ def _prove(
     Raises:
         PgOrthancError: It does not; nothing is written.
     """
-    wanted = copy.deepcopy(root.value)
-    section = wanted
+    expected = copy.deepcopy(root.value)
+    section = expected
     for key in keys[:-1]:
         section = section.setdefault(key, {})
     if value is None:
@@ -274,10 +276,10 @@ def _prove(
     else:
         section[keys[-1]] = value
     try:
-        found = documents.parse(documents.filled(source.path, raw, environ), []).value
+        actual = documents.parse(documents.filled(source.path, raw, environ), []).value
     except documents.ConfigurationError:
-        found = None
-    if found != wanted:
+        actual = None
+    if actual != expected:
         raise PgOrthancError(
             f"{source.path}: {'.'.join(keys)} cannot be changed without changing something else",
             "change it by hand; nothing was written",

@@ -21,19 +21,19 @@ from pgorthanc_cli.errors import UsageError
 IMAGE = "orthancteam/orthanc"
 PREFIX = "ORTHANC__"
 SECRETS = Path("/run/secrets")
-_ENDING = "_SECRET"  # ORTHANC__POSTGRESQL__PASSWORD_SECRET=db.password: the option is what that secret holds
-_SWITCH = "POSTGRESQL_PLUGIN_ENABLED"
-# What older images took, and the option that it was.
+_SUFFIX = "_SECRET"  # ORTHANC__POSTGRESQL__PASSWORD_SECRET=db.password: the option is what that secret holds
+_ENABLING_VARIABLE = "POSTGRESQL_PLUGIN_ENABLED"
+# Variables of older images, and their options.
 _DEPRECATED = {
     "PG_HOST": "Host", "PG_PORT": "Port", "PG_DB": "Database", "PG_USER": "Username", "PG_PASSWORD": "Password",
 }  # fmt: skip
-_OPEN = re.compile(r"\$\{[^}]*\}")
+_UNREPLACED = re.compile(r"\$\{[^}]*\}")
 _DEFAULTS = {"EnableIndex": True, "Lock": False}
 _LOGIN_DEFAULTS = {"Database": "postgres", "Username": "postgres", "Password": "postgres"}
 
 
 def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS) -> Document:
-    """The merged configuration, each value with its file or variable.
+    """Return the merged configuration, each value with its file or variable.
 
     Args:
         path: A file or a folder of files; None if the container has none.
@@ -50,7 +50,7 @@ def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS)
     if given:
         _merge_text(document, Source(Path("ORTHANC_JSON"), given, given, (), ()))
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
-        if name.endswith(_ENDING):
+        if name.endswith(_SUFFIX):
             _set_secret(document, name, environ[name], secrets)
         else:
             _set(document, name, environ[name], name)
@@ -63,29 +63,31 @@ def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS)
 
 
 def _set_secret(document: Document, variable: str, secret: str, secrets: Path) -> None:
-    """An option whose variable names the secret that holds it."""
+    """Set an option whose variable names the secret that holds it."""
     file = secrets / secret
     if not file.is_file():
-        said = f"{variable} names a secret, and {secrets} has no such file"
-        document.problems.append(Problem("", "error", said, "give the secret to the container", variable))
+        message = f"{variable} names a secret, and {secrets} has no such file"
+        document.problems.append(Problem("", "error", message, "give the secret to the container", variable))
         return
-    _set(document, variable.removesuffix(_ENDING), _secret(file), f"{variable}, {file}")
+    _set(document, variable.removesuffix(_SUFFIX), _secret(file), f"{variable}, {file}")
 
 
 def _mistakes(environ: Mapping[str, str]) -> Iterator[Problem]:
-    """Variables with which the image does not do what they seem to say."""
+    """Yield the variables that the image does not treat as they suggest."""
     for name, option in _DEPRECATED.items():
         if name in environ:
-            said = f"{name} is deprecated: the image {IMAGE} of 26.7.0 and later does not start with it"
-            yield Problem(f"{SECTION}.{option}", "error", said, f"write {variable_of(SECTION, option)}", name)
+            message = f"{name} is deprecated: the image {IMAGE} of 26.7.0 and later does not start with it"
+            yield Problem(
+                f"{SECTION}.{option}", "error", message, f"write {variable_of(SECTION, option)}", name
+            )
     for name, value in environ.items():
-        if name.startswith(("ORTHANC_", "POSTGRESQL_PLUGIN")) and (found := _OPEN.search(value)):
-            said = f"{name} holds {found[0]}: the image does not replace it, only compose does"
-            yield Problem("", "error", said, "write the value itself", name)
+        if name.startswith(("ORTHANC_", "POSTGRESQL_PLUGIN")) and (match := _UNREPLACED.search(value)):
+            message = f"{name} holds {match[0]}: the image does not replace it, only compose does"
+            yield Problem("", "error", message, "write the value itself", name)
 
 
 def variables(file: Path) -> dict[str, str]:
-    """The variables of a file of lines `NAME=value`, as `docker run --env-file` reads it.
+    """Return the variables of a file of lines `NAME=value`, as `docker run --env-file` reads it.
 
     Raises:
         ConfigurationError: It cannot be read.
@@ -124,42 +126,42 @@ def _merge_text(document: Document, source: Source) -> None:
 
 
 def _set(document: Document, variable: str, text: str, origin: str) -> None:
-    """What a variable says: JSON if it is JSON, else text."""
+    """Set the option of a variable, whose value is JSON if it parses as JSON, else text."""
     keys = keys_of_variable(variable)
     if not all(keys):
         return
-    value = _meaning(text)
+    value = _value(text)
     key = POSTGRESQL_KEYS.get(keys[1]) if len(keys) == 2 and keys[0] == SECTION else None
     if key and key.types == (str,) and not isinstance(value, str):
-        said = f"{variable} must be text, and it reads like JSON"
+        message = f"{variable} must be text, and it reads like JSON"
         hint = "put it in double quotes within the variable"
-        document.problems.append(Problem(".".join(keys), "warning", said, hint, origin))
+        document.problems.append(Problem(".".join(keys), "warning", message, hint, origin))
         value = text
     for key_name in reversed(keys):
         value = {key_name: value}
     _merge(document, document.values, value, (), lambda *_: origin)
 
 
-def _meaning(text: str) -> Any:
+def _value(text: str) -> Any:
     try:
-        found = jsontext.parse(text)
+        document = jsontext.parse(text)
     except jsontext.JsonError:
         return text
-    return text if found.rest is not None else found.root.value
+    return text if document.rest is not None else document.root.value
 
 
 def _merge(
     document: Document, into: dict[str, Any], new: Any, above: documents.Keys, location: Callable[..., str]
 ) -> None:
-    """Objects are merged member by member; of anything else the later one counts."""
+    """Merge objects member by member; of anything else the later one counts."""
     for name, value in new.items():
         keys = (*above, name)
         if isinstance(value, dict) and isinstance(into.get(name), dict):
             _merge(document, into[name], value, keys, location)
             continue
         if name in into and into[name] != value:
-            said = f'"{name}" is given twice: this one counts, not that of {document.location(*keys)}'
-            document.problems.append(Problem(".".join(keys), "info", said, None, location(*keys)))
+            message = f'"{name}" is given twice: this one counts, not that of {document.location(*keys)}'
+            document.problems.append(Problem(".".join(keys), "info", message, None, location(*keys)))
         into[name] = value
         document.places[keys] = location(*keys)
         for inner in _inner(value):
@@ -173,9 +175,9 @@ def _inner(value: Any) -> Iterator[documents.Keys]:
 
 
 def _add_defaults(document: Document, environ: Mapping[str, str]) -> None:
-    """What the image adds for a plugin that has a section, or is switched on by its variable."""
-    switched = environ.get(_SWITCH, "").lower() == "true"
-    section = document.values.setdefault(SECTION, {}) if switched else document.values.get(SECTION)
+    """Add the defaults of the image for a plugin that has a section, or is enabled by its variable."""
+    enabled = environ.get(_ENABLING_VARIABLE, "").lower() == "true"
+    section = document.values.setdefault(SECTION, {}) if enabled else document.values.get(SECTION)
     if not isinstance(section, dict):
         return
     for name, value in (_DEFAULTS | ({} if "ConnectionUri" in section else _LOGIN_DEFAULTS)).items():

@@ -30,7 +30,7 @@ _LONGEST = 309  # digits of the largest whole number that a double can hold
 
 
 class JsonError(ValueError):
-    """Text that JsonCpp does not read, either; `position` counts characters from 0."""
+    """Text that JsonCpp cannot read, either; `position` counts characters from 0."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class JsonError(ValueError):
 
 @dataclass(repr=False)
 class Node:
-    """A value and where it stands.
+    """A value and its position in the text.
 
     Attributes:
         value: As Python has it.
@@ -59,7 +59,7 @@ class Node:
     repeated: list[str] = field(default_factory=list)
 
     def walk(self, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Node]]:
-        """This value and all members of objects below it, each with the keys that lead to it."""
+        """Yield this value and all members of objects below it, each with the keys that lead to it."""
         waiting = [(path, self)]
         while waiting:
             above, node = waiting.pop()
@@ -83,7 +83,7 @@ class Text:
 
 
 def parse(text: str) -> Text:
-    """The document at the start of a text.
+    """Return the document at the start of a text.
 
     Raises:
         JsonError: Where and why JsonCpp would stop.
@@ -92,17 +92,17 @@ def parse(text: str) -> Text:
 
 
 def comments(text: str) -> list[tuple[int, int]]:
-    """Start and end of all comments, in ascending order; what follows a string or comment without end is none."""
-    found = []
+    """Return start and end of all comments in order; none after a string or comment without end."""
+    spans = []
     at = _next_mark(text, 0)
     while at < len(text):
         match = _STRING_OR_COMMENT.match(text, at)
         if match is None and (text[at] == '"' or text.startswith("/*", at)):
             break
         if match and text[at] == "/":
-            found.append(match.span())
+            spans.append(match.span())
         at = _next_mark(text, match.end() if match else at + 1)
-    return found
+    return spans
 
 
 def _next_mark(text: str, at: int) -> int:
@@ -111,7 +111,7 @@ def _next_mark(text: str, at: int) -> int:
 
 
 def skip(text: str, at: int) -> int:
-    """The position of what follows after spaces and comments."""
+    """Return the position after spaces and comments."""
     while True:
         at = _space(text, at)
         comment = _COMMENT.match(text, at) if text[at : at + 1] == "/" else None
@@ -123,8 +123,8 @@ def skip(text: str, at: int) -> int:
 def _space(text: str, at: int) -> int:
     if text[at : at + 1] not in _SPACES:
         return at
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
 
 
 class _Parser:
@@ -185,27 +185,27 @@ class _Parser:
         return node
 
     def _next(self, end: int, closing: str) -> int:
-        """Where the next element, or the closing bracket, stands after an element."""
+        """Return the position of the next element, or of the closing bracket, after an element."""
         at = skip(self.text, end)
-        found = self.text[at : at + 1]
-        if found == ",":  # JsonCpp takes {"a": 1, /* comment */} but not [1, /* comment */]
+        character = self.text[at : at + 1]
+        if character == ",":  # JsonCpp takes {"a": 1, /* comment */} but not [1, /* comment */]
             return skip(self.text, at + 1) if closing == "}" else _space(self.text, at + 1)
-        if found != closing:
+        if character != closing:
             raise JsonError(f"a comma or {closing} is missing", at)
         return at
 
     def _string(self, start: int) -> tuple[str, int]:
-        found = _STRING.match(self.text, start)
-        if found is None:
+        match = _STRING.match(self.text, start)
+        if match is None:
             raise JsonError("the string does not end", start)
-        control = re.search(r"[\x00-\x1f]", found[1])
+        control = re.search(r"[\x00-\x1f]", match[1])
         if control and self.control is None:
-            self.control = found.start(1) + control.start()
+            self.control = match.start(1) + control.start()
         text = (
-            _ESCAPE.sub(lambda m: self._escape(m, found.start(1)), found[1]) if "\\" in found[1] else found[1]
+            _ESCAPE.sub(lambda m: self._escape(m, match.start(1)), match[1]) if "\\" in match[1] else match[1]
         )
         try:
-            return text.encode("utf-16", "surrogatepass").decode("utf-16"), found.end()
+            return text.encode("utf-16", "surrogatepass").decode("utf-16"), match.end()
         except UnicodeDecodeError:
             raise JsonError("the string is not valid Unicode", start) from None
 
@@ -219,8 +219,8 @@ class _Parser:
         return _ESCAPED[match[2]]
 
     def _number(self, start: int) -> Node:
-        found = _NUMBER.match(self.text, start)
-        text = found[0] if found else ""
+        match = _NUMBER.match(self.text, start)
+        text = match[0] if match else ""
         end = start + len(text)
         if re.fullmatch(r"-?[0-9]*", text):
             digits = text.lstrip("-").lstrip("0")

@@ -1,4 +1,4 @@
-"""The options of Orthanc's configuration that matter here: types, defaults and history; and the names of the rest."""
+"""Options of Orthanc's configuration: types, defaults and history; the names of those that do not matter here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENCODINGS = (
     "Greek", "Hebrew", "Thai", "Japanese", "Chinese", "JapaneseKanji", "Korean", "SimplifiedChinese",
 )  # fmt: skip
 LEVELS = tuple(level.capitalize() for level in constants.LEVELS)
-SECRET_KEYS = ("Password", "ConnectionUri")  # of the "PostgreSQL" section: never shown as they are
+SECRET_KEYS = ("Password", "ConnectionUri")  # of the "PostgreSQL" section: never printed unmasked
 
 _TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -49,7 +49,7 @@ class Key:
     exact: bool = False
 
     def default_for(self, plugin: str) -> str | int | bool | None:
-        """The default in a version of the plugin, such as `6.2`."""
+        """Return the default in a release of the plugin, such as `6.2`."""
         if self.changed and version(plugin) < version(self.changed[0]):
             return self.changed[1]
         return self.default
@@ -82,7 +82,7 @@ POSTGRESQL_KEYS = {
         Key("ApplicationName", (str,), "", since="10.0"),
     )
 }  # fmt: skip
-# What ConnectionUri makes dead; without it, any of the first six means that the section describes a server.
+# The plugin ignores these beside ConnectionUri; without it, any of the first six describes a server.
 DISCRETE_KEYS = ("Host", "Port", "Database", "Username", "Password", "EnableSsl", "ApplicationName")
 
 # The root options that decide what an import writes, and where (INGEST.md 2, 5, 8, 11, 12).
@@ -106,7 +106,7 @@ ROOT_KEYS = {
 }
 
 
-# Root options whose values decide whether Orthanc 1.13.0 starts; what they mean is of no interest here.
+# Root options whose values decide whether Orthanc 1.13.0 starts; their meaning does not matter here.
 STARTING_KEYS = {
     key.name: key
     for key in (
@@ -163,17 +163,19 @@ _LONGEST_NAME = 100
 
 
 def version(text: str) -> tuple[int, ...]:
-    """A release for comparisons: `10.3` -> (10, 3)."""
+    """Return a release for comparisons: `10.3` -> (10, 3)."""
     return tuple(int(part) for part in text.split("."))
 
 
 def validation_error(key: Key, value: object) -> str | None:
-    """Why Orthanc does not start with this value, or None; the values of secrets are not repeated."""
+    """Return why Orthanc does not start with this value, or None; secrets are not repeated."""
     if type(value) not in key.types:  # exactly: JSON's true is no integer
-        shown = "" if isinstance(value, (dict, list)) or key.name in SECRET_KEYS else f" ({value!r})"
-        found = _TYPE_NAMES.get(type(value), "null" if value is None else "a number with a fraction")
-        wanted = " or ".join(_TYPE_NAMES[t] for t in key.types)
-        return f'"{key.name}" is {found}{shown}, wanted {wanted}'
+        is_hidden = isinstance(value, (dict, list)) or key.name in SECRET_KEYS
+        content = "" if is_hidden else f" ({value!r})"
+        other = "null" if value is None else "a number with a fraction"
+        actual = _TYPE_NAMES.get(type(value), other)
+        expected = " or ".join(_TYPE_NAMES[kind] for kind in key.types)
+        return f'"{key.name}" is {actual}{content}, wanted {expected}'
     if isinstance(value, int) and not isinstance(value, bool) and not key.minimum <= value <= key.maximum:
         return f'"{key.name}" is {value}, wanted {key.minimum} to {key.maximum}'
     fold = str if key.exact else str.lower
@@ -183,27 +185,27 @@ def validation_error(key: Key, value: object) -> str | None:
 
 
 def value_or_default(key: Key, values: Mapping[str, object], plugin: str) -> object:
-    """The value of an option, or its default in that version of the plugin."""
+    """Return the value of an option, or its default in that release of the plugin."""
     value = values.get(key.name, key.default_for(plugin))
     canonical = {choice.lower(): choice for choice in key.choices}
     return canonical.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def variable_of(*keys: str) -> str:
-    """The environment variable of the container image for an option: `ORTHANC__POSTGRESQL__ENABLE_INDEX`."""
+    """Return the container image's variable for an option: `ORTHANC__POSTGRESQL__ENABLE_INDEX`."""
     return "__".join(("ORTHANC", *map(_upper_snake, keys)))
 
 
 def keys_of_variable(variable: str) -> tuple[str, ...]:
-    """The keys that such a variable sets; the image makes CamelCase of words that are no option, too."""
+    """Return the keys that such a variable sets; the image turns unknown words into CamelCase, too."""
     parts = variable.split("__")[1:]
     inner = POSTGRESQL_KEYS if parts[:1] == [_upper_snake(SECTION)] else {}
-    known = [{_upper_snake(name): name for name in names} for names in ((SECTION, *ROOT_NAMES), inner)]
-    found = [known[n].get(part) if n < len(known) else None for n, part in enumerate(parts)]
-    return tuple(
-        name or "".join(word.capitalize() for word in part.split("_"))
-        for name, part in zip(found, parts, strict=True)
-    )
+    levels = [{_upper_snake(name): name for name in names} for names in ((SECTION, *ROOT_NAMES), inner)]
+    keys = []
+    for number, part in enumerate(parts):
+        name = levels[number].get(part) if number < len(levels) else None
+        keys.append(name or "".join(word.capitalize() for word in part.split("_")))
+    return tuple(keys)
 
 
 def _upper_snake(name: str) -> str:
@@ -211,7 +213,7 @@ def _upper_snake(name: str) -> str:
 
 
 def closest_match(name: str, known: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """The option that was probably meant; none for a name that is longer than any option."""
+    """Return the option that was probably meant; None for a name that is longer than any option."""
     if len(name) > _LONGEST_NAME:
         return None
     folded = {key.lower(): key for key in known}

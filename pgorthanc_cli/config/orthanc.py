@@ -1,4 +1,4 @@
-"""Orthanc's own configuration, typed: what it says, and Orthanc's defaults for the rest."""
+"""Orthanc's own configuration, typed, with Orthanc's defaults."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pgorthanc_cli.errors import UsageError
 
 @dataclass(frozen=True, repr=False)
 class OrthancConfiguration:
-    """Orthanc's configuration with Orthanc's defaults; without arguments it is that of an empty file.
+    """Orthanc's configuration with Orthanc's defaults; without arguments that of an empty file.
 
     Attributes:
         path: The file or the folder that was read.
-        root: Its top-level keys, as they are; may hold the password, so it is never shown.
-        warnings: What Orthanc would pass over in silence: unknown keys, dead keys, keys defined twice.
+        root: Its top-level keys; may hold the password, so it is never shown.
+        warnings: What Orthanc ignores silently: unknown keys, unused keys, keys defined twice.
     """
 
     path: Path = field(default_factory=lambda: Path("orthanc.json"))
@@ -36,7 +36,7 @@ class OrthancConfiguration:
     warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Where it is, and nothing of what it says."""
+        """Return its path, and none of its values."""
         return f"OrthancConfiguration({str(self.path)!r})"
 
     @property
@@ -45,11 +45,11 @@ class OrthancConfiguration:
         return (self.path if self.path.is_dir() else self.path.parent).absolute()
 
     def given(self, key: str) -> bool:
-        """Whether the "PostgreSQL" section says something about a key."""
+        """Return whether the "PostgreSQL" section sets a key."""
         return key in self.root.get(SECTION, {})
 
     def postgresql(self, key: str, plugin: str = LATEST_PLUGIN) -> Any:
-        """An option of the "PostgreSQL" section, or its default in that version of the plugin."""
+        """Return an option of the "PostgreSQL" section, or its default in that release of the plugin."""
         return value_or_default(POSTGRESQL_KEYS[key], self.root.get(SECTION, {}), plugin)
 
     @property
@@ -68,10 +68,10 @@ class OrthancConfiguration:
         return self.folder / str(self._root("StorageDirectory"))
 
     def require_own_storage(self) -> None:
-        """Make sure that attachments are where Orthanc itself or the PostgreSQL plugin keeps them.
+        """Raise an error if another plugin than PostgreSQL's stores the attachments.
 
         Raises:
-            UsageError: Another plugin keeps them; the message names it.
+            UsageError: Another plugin stores them; the message names it.
         """
         others = plugins.other_storages(self.root, self.folder, large_objects=self.enable_storage)
         if not others:
@@ -83,7 +83,7 @@ class OrthancConfiguration:
             f"{self.path} lets another storage plugin keep the DICOM files ({', '.join(others)}), "
             f"which pgorthanc cannot read or write; Orthanc would not use {usual}",
             "let Orthanc itself receive the files (POST /instances); or, if you know that it reads them there, "
-            "name the location with --storage-dir FOLDER",
+            "name the place with --storage-dir FOLDER",
         )
 
     @property
@@ -104,7 +104,7 @@ class OrthancConfiguration:
 
     @property
     def overwrite_instances(self) -> Literal["never", "always", "if_changed"]:
-        """What happens to an instance that is already there (INGEST.md 11)."""
+        """What happens to an instance that is already stored (INGEST.md 11)."""
         value = self._root("OverwriteInstances")
         words: dict[object, Literal["never", "always", "if_changed"]] = {
             False: "never", True: "always", "Never": "never", "Always": "always", "IfChanged": "if_changed",
@@ -149,21 +149,21 @@ class OrthancConfiguration:
 
 
 def load(path: str | Path, environ: Mapping[str, str] | None = None) -> OrthancConfiguration:
-    """Read and check Orthanc's configuration: a JSON file, or a folder of `*.json` files.
+    """Return Orthanc's configuration, read and checked: a JSON file, or a folder of `*.json` files.
 
     Raises:
         ConfigurationError: Malformed file, a wrong type, a value out of range, a variable that is not set: with
-            file, key, found, wanted.
+            file, key, actual and expected value.
     """
     document = documents.read(Path(path), os.environ if environ is None else environ)
-    return accept(Path(path), document)
+    return validate(Path(path), document)
 
 
-def accept(path: Path, document: documents.Document) -> OrthancConfiguration:
-    """A document whose values are such that Orthanc starts with them.
+def validate(path: Path, document: documents.Document) -> OrthancConfiguration:
+    """Return the configuration of a document, if Orthanc starts with its values.
 
     Raises:
-        ConfigurationError: The first one that is not.
+        ConfigurationError: The first value with which it does not.
     """
     problems = [*document.problems, *validation.values(document), *validation.names(document)]
     for problem in problems:

@@ -55,7 +55,7 @@ class Plugin:
 
 
 def other_storages(root: Mapping[str, Any], folder: Path, *, large_objects: bool) -> list[str]:
-    """Name the plugins of a configuration that keep attachments elsewhere than Orthanc itself would.
+    """Return the plugins that store attachments elsewhere than Orthanc itself would.
 
     A section counts whether "Plugins" names the library or not: a container image loads it by other means.
 
@@ -64,19 +64,19 @@ def other_storages(root: Mapping[str, Any], folder: Path, *, large_objects: bool
         folder: Where relative paths start from.
         large_objects: The PostgreSQL plugin stores attachments; then any other storage plugin is one too many.
     """
-    found = [
+    storages = [
         section
         for section, key in (_STORAGES | ({"AdvancedStorage": "Enable"} if large_objects else {})).items()
         if isinstance(values := root.get(section), dict) and (not key or values.get(key) is True)
     ]
     script = root.get("PythonScript")
-    if isinstance(script, str) and script and "S3Zip" not in found and _stores(folder / script):
-        found.append(f"PythonScript {script}")
-    return found
+    if isinstance(script, str) and script and "S3Zip" not in storages and _stores(folder / script):
+        storages.append(f"PythonScript {script}")
+    return storages
 
 
 def _stores(script: Path) -> bool:
-    """Whether a script of the Python plugin, or one beside it that it imports, registers a storage area."""
+    """Return whether a script of the Python plugin, or one that it imports, registers a storage area."""
     content = _script(script)
     imported = re.findall(rb"^\s*(?:import|from)\s+(\w+)", content, re.MULTILINE)
     beside = [script.with_name(f"{name.decode()}.py") for name in imported if name != b"orthanc"]
@@ -84,7 +84,7 @@ def _stores(script: Path) -> bool:
 
 
 def _script(path: Path) -> bytes:
-    """The content of a regular file; empty: there is none that can be read."""
+    """Return the content of a regular file; empty if it cannot be read."""
     try:
         if not path.is_file():
             return b""

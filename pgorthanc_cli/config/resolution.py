@@ -1,6 +1,6 @@
-"""Where the settings come from: options, environment, Orthanc's configuration, and libpq for the rest.
+"""Merge options, environment and Orthanc's configuration into one `db.Target`; libpq decides the rest.
 
-`resolve` merges all sources into one `db.Target` and tells where each value came from. Highest first:
+`resolve` also returns the origin of each value. Highest first:
 
 1. options;
 2. `PGORTHANC_*`;
@@ -30,10 +30,10 @@ from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
 from pgorthanc_cli.constants import SSLMODES
 from pgorthanc_cli.errors import UsageError
 
-# Our names of the single fields -> libpq's.
+# Our options -> libpq's parameters.
 _FIELDS = {"host": "host", "port": "port", "dbname": "dbname", "username": "user", "sslmode": "sslmode"}
-# The variables that libpq reads itself, as far as they decide where a connection goes and how it is secured.
-_LIBPQ = {
+# Variables that libpq reads itself, if they decide the server or the security of a connection.
+_LIBPQ_VARIABLES = {
     "service": "PGSERVICE", "host": "PGHOST", "hostaddr": "PGHOSTADDR", "port": "PGPORT",
     "dbname": "PGDATABASE", "user": "PGUSER", "password": "PGPASSWORD", "passfile": "PGPASSFILE",
     "sslmode": "PGSSLMODE",
@@ -46,26 +46,26 @@ _LIBPQ = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it came from; passwords are masked."""
+    """A value and its origin; passwords are masked."""
 
     name: str
     value: str
     origin: str
 
     def __str__(self) -> str:
-        """As --verbose shows it."""
+        """Return the line that --verbose prints."""
         return f"{self.name} = {self.value} (from {self.origin})"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What all sources together mean.
+    """The target, merged from all sources.
 
     Attributes:
         target: The database.
         provenance: Every setting of the connection with its origin.
         orthanc: Orthanc's configuration, if one was named.
-        warnings: What the user should know, and may silence with --quiet.
+        warnings: Warnings that --quiet silences.
     """
 
     target: db.Target
@@ -74,10 +74,10 @@ class Resolved:
     warnings: tuple[str, ...]
 
     def at(self, dsn: str, origin: str) -> Resolved:
-        """The same schema and configuration on another server; that of --embedded, for instance."""
-        kept = tuple(s for s in self.provenance if s.name in ("schema", "configuration"))
-        shown = tuple(_setting(k, v, origin) for k, v in db.parse_dsn(dsn, origin).items())
-        return replace(self, target=replace(self.target, dsn=dsn), provenance=shown + kept)
+        """Return the same schema and configuration on another server, such as that of --embedded."""
+        own = [s for s in self.provenance if s.name in ("schema", "configuration")]
+        server = [_setting(k, v, origin) for k, v in db.parse_dsn(dsn, origin).items()]
+        return replace(self, target=replace(self.target, dsn=dsn), provenance=(*server, *own))
 
 
 def resolve(
@@ -95,7 +95,7 @@ def resolve(
     orthanc: OrthancConfiguration | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Resolved:
-    """The target that the options (None: not given) and the environment mean, and where each value came from.
+    """Return the target that options (None: not given) and environment mean, with each value's origin.
 
     `orthanc` is a configuration that is already read, instead of `config`.
 
@@ -106,17 +106,17 @@ def resolve(
     fields = {"host": host, "port": port, "dbname": dbname, "username": username, "sslmode": sslmode}
     options = {"uri": uri, **fields, "schema": schema, "config": config, "password_file": password_file}
     levels = (_options_level(options), _environment_level((*options, "password"), environ))
-    named = _Part(str(orthanc.path), "given") if orthanc else _first(levels, "config")
-    orthanc = load(named.value, environ) if named and orthanc is None else orthanc
+    path = _Part(str(orthanc.path), "given") if orthanc else _first(levels, "config")
+    orthanc = load(path.value, environ) if path and orthanc is None else orthanc
     sources = [source for level in levels for source in _level_sources(level)]
     warnings = [warning for level in levels for warning in _level_warnings(level)]
     target = db.Target("", application=application)
     others = {"schema": _schema(levels, orthanc)}
-    if named and orthanc:
-        sources.append(_configuration_source(orthanc, named.value))
+    if path and orthanc:
+        sources.append(_configuration_source(orthanc, path.value))
         warnings = [*orthanc.warnings, *warnings]
-        target = _patient(target, orthanc)
-        others["configuration"] = named
+        target = _with_retries(target, orthanc)
+        others["configuration"] = path
     parts = _merge(sources)
     for name, part in parts.items():
         if "\0" in part.value:
@@ -136,7 +136,7 @@ def resolve(
 
 @dataclass(frozen=True, repr=False)
 class _Part:
-    """A value, as it is, and the location that gave it."""
+    """A value, unmasked, and its origin."""
 
     value: str
     origin: str
@@ -159,7 +159,7 @@ def _options_level(options: Mapping[str, object]) -> _Level:
 
 
 def _environment_level(names: Iterable[str], environ: Mapping[str, str]) -> _Level:
-    """The variables that are set; an empty one counts as not set, as in compose files."""
+    """Return the variables that are set; an empty one counts as not set, as in compose files."""
     variables = {name: f"PGORTHANC_{name.upper()}" for name in names}
     return {name: _Part(environ[v], v) for name, v in variables.items() if environ.get(v)}
 
@@ -169,7 +169,7 @@ def _first(levels: Iterable[_Level], name: str) -> _Part | None:
 
 
 def _schema(levels: Iterable[_Level], orthanc: OrthancConfiguration | None) -> _Part:
-    """Options and environment name it exactly; the plugin lower-cases what the configuration says."""
+    """Return the schema. Options and environment name it exactly; the plugin lower-cases its own option."""
     given = _first(levels, "schema")
     if given:
         return given
@@ -179,7 +179,7 @@ def _schema(levels: Iterable[_Level], orthanc: OrthancConfiguration | None) -> _
 
 
 def _level_sources(level: _Level) -> Iterator[_Source]:
-    """What one level says, the single fields before the URI."""
+    """Yield the sources of one level, the single fields before the URI."""
     _refuse_contradictions(level)
     own = {libpq: level[name] for name, libpq in _FIELDS.items() if name in level}
     if "port" in own and not (own["port"].value.isdecimal() and 1 <= int(own["port"].value) <= 65535):
@@ -189,7 +189,9 @@ def _level_sources(level: _Level) -> Iterator[_Source]:
             f"{own['sslmode'].origin} is {own['sslmode'].value!r}, wanted one of {', '.join(SSLMODES)}"
         )
     if "password_file" in level:
-        own["password"] = _read_password(level["password_file"])
+        file = level["password_file"]
+        password = read_password(file.value, file.origin)
+        own["password"] = _Part(password, f"{file.origin} {file.value}")
     elif "password" in level:
         own["password"] = level["password"]
     yield _Source(own)
@@ -234,11 +236,6 @@ def _file_mode(file: _Part) -> int:
         raise UsageError(f"{file.origin}: {file.value} cannot be read: {error.strerror}") from None
 
 
-def _read_password(file: _Part) -> _Part:
-    """The first line of a password file, without its line end."""
-    return _Part(read_password(file.value, file.origin), f"{file.origin} {file.value}")
-
-
 def read_password(path: str | Path, origin: str) -> str:
     """Return the first line of a file; `origin` is the option that names it.
 
@@ -264,9 +261,9 @@ def read_password(path: str | Path, origin: str) -> str:
 
 
 def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:
-    """The connection of the "PostgreSQL" section as the plugin makes it, with the plugin's defaults.
+    """Return the connection that the plugin opens for the "PostgreSQL" section, with its defaults.
 
-    A section without any of `DISCRETE_KEYS` says nothing about the connection. ApplicationName is not taken
+    A section without any of `DISCRETE_KEYS` does not describe a connection. ApplicationName is not taken
     over: it is the name of that Orthanc, and the tool shows its own in pg_stat_activity.
     """
     uri = orthanc.postgresql("ConnectionUri")
@@ -285,7 +282,7 @@ def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:
     return _Source(parts, whole=True)
 
 
-def _patient(target: db.Target, orthanc: OrthancConfiguration) -> db.Target:
+def _with_retries(target: db.Target, orthanc: OrthancConfiguration) -> db.Target:
     return replace(
         target,
         retries=orthanc.postgresql("MaximumConnectionRetries"),
@@ -298,7 +295,7 @@ def _origin(orthanc: OrthancConfiguration, path: str, key: str) -> str:
 
 
 def _merge(sources: Iterable[_Source]) -> dict[str, _Part]:
-    """The parameters of all sources, highest first; of the whole descriptions only the first one counts."""
+    """Merge sources, highest first; of those that describe a whole server only the first one counts."""
     chosen: dict[str, _Part] = {}
     described = False
     for source in sources:
@@ -314,7 +311,7 @@ def _merge(sources: Iterable[_Source]) -> dict[str, _Part]:
 
 
 def _fits(name: str, part: _Part, chosen: Mapping[str, _Part], source: _Source) -> bool:
-    """Whether a parameter still means something beside those that a higher level has chosen."""
+    """Return whether a parameter still makes sense beside those of higher levels."""
     if "service" in chosen and name != "password":
         return False  # a service says what the rest is; only a higher level may override it
     if "host" in chosen and (name == "hostaddr" or (name == "port" and "," in part.value)):
@@ -325,12 +322,12 @@ def _fits(name: str, part: _Part, chosen: Mapping[str, _Part], source: _Source) 
 
 
 def _left_to_libpq(parts: Mapping[str, _Part], environ: Mapping[str, str]) -> Iterator[Setting]:
-    for name, variable in _LIBPQ.items():
+    for name, variable in _LIBPQ_VARIABLES.items():
         if name not in parts and environ.get(variable):
             yield _setting(name, environ[variable], f"{variable}, read by libpq")
     for name in ("host", "port", "dbname", "user"):
         served = "service" in parts or environ.get("PGSERVICE")
-        if name not in parts and not served and not environ.get(_LIBPQ[name]):
+        if name not in parts and not served and not environ.get(_LIBPQ_VARIABLES[name]):
             yield Setting(name, "(not given)", "libpq's default")
     if "password" not in parts and not environ.get("PGPASSWORD"):
         yield Setting("password", "(not given)", ".pgpass, looked up by libpq")

@@ -1,6 +1,6 @@
-"""What stops Orthanc when it starts, or sends its files elsewhere, beyond the "PostgreSQL" section.
+"""Rules beyond the "PostgreSQL" section: what keeps Orthanc from starting, or stores its files elsewhere.
 
-Seen with Orthanc 1.13.0 and the advanced storage plugin 0.3.1 (STORAGE.md A8, B9, F; CONFIGURATION.md).
+Observed with Orthanc 1.13.0 and the advanced storage plugin 0.3.1 (STORAGE.md A8, B9, F; CONFIGURATION.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pgorthanc_cli.config.deployment import Deployment
 
 ADVANCED = "AdvancedStorage"
-# Storage plugins beside PostgreSQL's -> their section, and the key that switches them on; without a key the section
+# Storage plugins other than PostgreSQL's -> their section, and the key that enables them; without a key the section
 # alone does.
 STORAGES = {
     "libOrthancMySQLStorage": ("MySQL", "EnableStorage"),
@@ -26,7 +26,7 @@ STORAGES = {
     "libOrthancGoogleCloudStorage": ("GoogleCloudStorage", ""),
     "libAdvancedStorage": (ADVANCED, "Enable"),
 }
-_RESERVING = (10, 0)  # the first plugin whose queues can reserve, which delayed deletion needs
+_RESERVING = (10, 0)  # first plugin whose queues can reserve values, which delayed deletion needs
 _QUEUES = (8, 0)
 _IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _TEXTS = (
@@ -49,7 +49,7 @@ _PRIVATE_TAGS = {"StudyComments": ("0032,4000", "0013,0026")}
 
 
 def refusals(deployment: Deployment) -> Iterator[Problem]:
-    """Options that contradict each other, so that Orthanc does not start."""
+    """Yield options that contradict each other, so that Orthanc does not start."""
     values = deployment.document.values
     for name, option in STARTING_KEYS.items():
         message = validation_error(option, values[name]) if name in values else None
@@ -86,7 +86,7 @@ def _stops(deployment: Deployment, key: str, message: str, hint: str) -> Problem
 
 
 def storages(deployment: Deployment) -> Iterator[Problem]:
-    """Two plugins that both take the files; only one of them gets them."""
+    """Yield storage plugins that are enabled at the same time; only one of them gets the files."""
     active = [name for name, (section, key) in STORAGES.items() if is_active(deployment, name, section, key)]
     if deployment.option("EnableStorage"):
         return  # the check of the PostgreSQL section compares with that one
@@ -98,14 +98,14 @@ def storages(deployment: Deployment) -> Iterator[Problem]:
 
 
 def is_active(deployment: Deployment, library: str, section: str, key: str) -> bool:
-    """Whether a plugin is loaded and switched on; the container image loads those that have a section."""
+    """Return whether a plugin is loaded and enabled; the container image loads those with a section."""
     values = deployment.document.values.get(section)
     loaded = deployment.in_image or any(plugin.name == library for plugin in deployment.libraries)
     return loaded and isinstance(values, dict) and (not key or values.get(key) is True)
 
 
 def advanced_storage(deployment: Deployment) -> Iterator[Problem]:
-    """The advanced storage plugin: what it cannot read, and names of files that fail."""
+    """Yield what the advanced storage plugin cannot read, and names of files that fail."""
     section = deployment.document.values.get(ADVANCED)
     if not isinstance(section, dict) or not is_active(deployment, "libAdvancedStorage", ADVANCED, "Enable"):
         return
@@ -167,7 +167,7 @@ def _delayed_deletion(deployment: Deployment, section: Mapping[str, Any]) -> Ite
 
 
 def tags(deployment: Deployment) -> Iterator[Problem]:
-    """Names of tags that depend on the dictionary with which an Orthanc was built."""
+    """Yield names of tags that depend on the dictionary of an Orthanc's build."""
     levels = deployment.document.values.get("ExtraMainDicomTags")
     for level, names in levels.items() if isinstance(levels, dict) else ():
         if level not in LEVELS or not isinstance(names, list):

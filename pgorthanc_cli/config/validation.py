@@ -1,4 +1,4 @@
-"""What is wrong with the words and values of a configuration, seen from the configuration alone."""
+"""Problems with the names and values of options, as far as the configuration alone shows them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from pgorthanc_cli.config.options import (
     variable_of,
 )
 
-_EXAMINED = 1000  # names of the root that are compared with those that Orthanc knows
+_MOST_COMPARED = 1000  # names of the root that are compared with those that Orthanc knows
 
 
 def section(document: Document) -> Mapping[str, Any]:
-    """The "PostgreSQL" section; empty if there is none, or it is no object."""
-    found = document.values.get(SECTION)
-    return found if isinstance(found, dict) else {}
+    """Return the "PostgreSQL" section; empty if there is none, or it is not an object."""
+    value = document.values.get(SECTION)
+    return value if isinstance(value, dict) else {}
 
 
 def values(document: Document) -> Iterator[Problem]:
-    """Wrong types and values out of range: Orthanc does not start with these."""
+    """Yield wrong types and values out of range, with which Orthanc does not start."""
     for name, value in document.values.items():
         key = Key(SECTION, (dict,), None) if name == SECTION else ROOT_KEYS.get(name)
-        said = validation_error(key, value) if key else None
-        if said:
-            yield Problem(name, "error", said, place=document.location(name))
+        error = validation_error(key, value) if key else None
+        if error:
+            yield Problem(name, "error", error, place=document.location(name))
     for name, value in section(document).items():
-        said = validation_error(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
-        if said:
-            yield Problem(f"{SECTION}.{name}", "error", said, place=document.location(SECTION, name))
+        error = validation_error(POSTGRESQL_KEYS[name], value) if name in POSTGRESQL_KEYS else None
+        if error:
+            yield Problem(f"{SECTION}.{name}", "error", error, place=document.location(SECTION, name))
     yield from _nul(document)
     yield from _tags(document)
 
 
 def _nul(document: Document) -> Iterator[Problem]:
-    """A NUL in a text: whatever is written in C ignores what follows it, and libpq the rest of the connection."""
+    """Yield texts with a NUL: C programs ignore what follows it, and libpq the rest of the connection."""
     connection = ((f"{SECTION}.{k}", v, document.location(SECTION, k)) for k, v in section(document).items())
     root = ((k, v, document.location(k)) for k, v in document.values.items() if k in ROOT_KEYS)
     for key, value, location in (*connection, *root):
@@ -69,9 +69,9 @@ def _tags(document: Document) -> Iterator[Problem]:
 
 
 def names(document: Document) -> Iterator[Problem]:
-    """Options that nobody reads: misspelt ones, and those that `ConnectionUri` makes dead."""
-    found = section(document)
-    unknown = [name for name in found if name not in POSTGRESQL_KEYS]
+    """Yield options that are not read: misspelt ones, and those that `ConnectionUri` replaces."""
+    options = section(document)
+    unknown = [name for name in options if name not in POSTGRESQL_KEYS]
     for name in unknown[:MOST]:
         meant = closest_match(name, POSTGRESQL_KEYS)
         message = f'the plugin does not know "{name}" in section "{SECTION}"'
@@ -86,28 +86,28 @@ def names(document: Document) -> Iterator[Problem]:
     yield from further(
         len(unknown) - MOST, "warning", f'options of "{SECTION}" that the plugin does not know'
     )
-    dead = [name for name in DISCRETE_KEYS if "ConnectionUri" in found and name in found]
-    if dead:
-        listed = ", ".join(f'"{name}"' for name in dead)
+    ignored = [name for name in DISCRETE_KEYS if "ConnectionUri" in options and name in options]
+    if ignored:
+        listed = ", ".join(f'"{name}"' for name in ignored)
         yield Problem(
             f"{SECTION}.ConnectionUri", "warning", f'"ConnectionUri" is given, so the plugin ignores {listed}',
             "remove what is ignored, or write it into the URI", document.location(SECTION, "ConnectionUri"),
         )  # fmt: skip
-    strangers = [name for name in document.values if name not in ROOT_NAMES and name != SECTION]
-    for name in strangers[:_EXAMINED]:
+    unknown_roots = [name for name in document.values if name not in ROOT_NAMES and name != SECTION]
+    for name in unknown_roots[:_MOST_COMPARED]:
         yield from _root_name(document, name, document.values[name])
-    yield from further(len(strangers) - _EXAMINED, "warning", "options that Orthanc does not know")
+    yield from further(len(unknown_roots) - _MOST_COMPARED, "warning", "options that Orthanc does not know")
 
 
 def _root_name(document: Document, name: str, value: object) -> Iterator[Problem]:
-    """A root option that Orthanc does not know; an object is a plugin's section, unless it looks like ours."""
+    """Yield a root option that Orthanc does not know; other objects are sections of plugins."""
     location = document.location(name)
     if name in POSTGRESQL_KEYS and name not in ("Host", "Port", "Username", "Password"):
         message = f'"{name}" stands outside of section "{SECTION}": nobody reads it there'
         yield Problem(name, "warning", message, f'move it into "{SECTION}"', location)
         return
-    known = (SECTION,) if isinstance(value, dict) else (SECTION, *ROOT_NAMES)
-    meant = closest_match(name, (*known, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
+    candidates = (SECTION,) if isinstance(value, dict) else (SECTION, *ROOT_NAMES)
+    meant = closest_match(name, (*candidates, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
     if meant or not isinstance(value, dict):
         message = f'Orthanc does not know "{name}"'
         yield Problem(name, "warning", message + _question(meant), _rename(meant, location), location)

@@ -237,7 +237,7 @@ class _Conversion:
     def _remaining_steps(self, plan: target.LoadPlan) -> tuple[str, ...]:
         """Return what the administrator has to do, in order."""
         parameters = conninfo.complete(conninfo.in_use(self._conn), self._target)
-        options = conninfo.orthancs(parameters, encrypted=bool(self._conn.info.ssl_in_use))
+        options = conninfo.plugin_options(parameters, encrypted=bool(self._conn.info.ssl_in_use))
         libraries = ", and libOrthancPostgreSQLStorage.so" if self._settings.large_objects else ""
         kept = "StorageDirectory stays until Orthanc works; " if self._settings.large_objects else ""
         return (

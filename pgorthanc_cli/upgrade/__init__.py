@@ -8,5 +8,6 @@ from pgorthanc_cli.upgrade.plan import Plan, plan
 from pgorthanc_cli.upgrade.script import sql
 
 __all__ = [
-    "PHASES", "Changed", "Plan", "Progress", "Session", "Settings", "downgrade", "other_sessions", "plan", "sql", "upgrade",
+    "PHASES", "Changed", "Plan", "Progress", "Session", "Settings", "downgrade", "other_sessions", "plan", "sql",
+    "upgrade",
 ]  # fmt: skip

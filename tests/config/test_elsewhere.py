@@ -113,7 +113,7 @@ FIELDS = {"host": "h", "port": "5433", "user": "u", "dbname": "d", "password": S
 def test_fields_only_where_they_carry_everything(
     change: dict[str, str], encrypted: bool, expected: dict[str, Any] | str
 ) -> None:
-    found = conninfo.orthancs({**FIELDS, **change}, encrypted=encrypted)
+    found = conninfo.plugin_options({**FIELDS, **change}, encrypted=encrypted)
     wanted = {"ConnectionUri": expected} if isinstance(expected, str) else {**expected, "Password": db.MASK}
     assert found == wanted
     assert SECRET not in repr(found)

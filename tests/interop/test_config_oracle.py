@@ -22,7 +22,7 @@ import pytest
 from pgorthanc_cli import db
 from pgorthanc_cli.config import ConfigurationError, conninfo, documents, plugins, startup
 from pgorthanc_cli.config.deployment import Deployment
-from pgorthanc_cli.config.orthanc import accept
+from pgorthanc_cli.config.orthanc import validate
 from pgorthanc_cli.errors import UsageError
 from tests.interop.configurations import Case, broken_and_odd, folders, generated, variables
 from tests.interop.orthanc import Program
@@ -267,7 +267,7 @@ def test_values_that_the_plugin_refuses(program: Program, tmp_path: Path, key: s
     section = {**PLAIN, key: value}
     assert knock(program, section, tmp_path / "run") is None
     with pytest.raises(ConfigurationError, match=key):
-        accept(tmp_path, documents.Document({"PostgreSQL": section}))
+        validate(tmp_path, documents.Document({"PostgreSQL": section}))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_root_values(program: Program, tmp_path: Path, key: str, value: object) 
     case = Case(key, {"a.json": json.dumps({key: value}).encode()})
     refused = ask(program, case, tmp_path / "run") == "refused"
     try:
-        accept(tmp_path, documents.Document({key: value}))
+        validate(tmp_path, documents.Document({key: value}))
     except ConfigurationError:
         assert refused
     else:
