@@ -198,6 +198,7 @@ def _deployment(
 ) -> Deployment:
     """Return the configuration that the options name, and what is known about its readers."""
     from pgorthanc_cli.config import documents, image
+    from pgorthanc_cli.config.deployment import Deployment
 
     if env_file and not container:
         raise UsageError("--env-file without --container: only the image reads variables", "add --container")
