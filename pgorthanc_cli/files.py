@@ -208,3 +208,27 @@ def _set_groups(groups: list[int]) -> bool:
         return True
     ids = (ctypes.c_uint * len(groups))(*groups)
     return bool(_libc.syscall(number, len(groups), ids) == 0)
+
+
+def read_password(path: str | Path, origin: str) -> str:
+    """Return the first line of a file; `origin` is the option that names it.
+
+    Raises:
+        UsageError: It cannot be read, is not a regular file, or holds no password.
+    """
+    try:
+        content = read(path).decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"{origin}: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{origin}: {path} is not UTF-8 text") from None
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error.message}", error.hint) from None
+    password = content.partition("\n")[0].rstrip("\r")
+    if not password:
+        raise UsageError(f"{origin}: the first line of {path} is empty", "put the password there")
+    if "\0" in password:
+        raise UsageError(
+            f"{origin}: the password in {path} contains a NUL character", "write it as plain text"
+        )
+    return password

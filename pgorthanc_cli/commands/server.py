@@ -101,9 +101,9 @@ def _password(file: Path | None) -> str | None:
         return given or None
     if given and os.environ.get("POSTGRES_PASSWORD_FILE") == str(file):
         raise UsageError("both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set", "keep one of them")
-    from pgorthanc_cli.config.resolution import read_password
+    from pgorthanc_cli import files
 
-    return read_password(file, "--password-file")
+    return files.read_password(file, "--password-file")
 
 
 @commands.command("stop", connection=False)

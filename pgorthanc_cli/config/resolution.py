@@ -190,7 +190,7 @@ def _level_sources(level: _Level) -> Iterator[_Source]:
         )
     if "password_file" in level:
         file = level["password_file"]
-        password = read_password(file.value, file.origin)
+        password = files.read_password(file.value, file.origin)
         own["password"] = _Part(password, f"{file.origin} {file.value}")
     elif "password" in level:
         own["password"] = level["password"]
@@ -234,30 +234,6 @@ def _file_mode(file: _Part) -> int:
         return os.stat(file.value).st_mode
     except OSError as error:
         raise UsageError(f"{file.origin}: {file.value} cannot be read: {error.strerror}") from None
-
-
-def read_password(path: str | Path, origin: str) -> str:
-    """Return the first line of a file; `origin` is the option that names it.
-
-    Raises:
-        UsageError: It cannot be read, is not a regular file, or holds no password.
-    """
-    try:
-        content = files.read(path).decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{origin}: {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{origin}: {path} is not UTF-8 text") from None
-    except UsageError as error:
-        raise UsageError(f"{origin}: {error.message}", error.hint) from None
-    password = content.partition("\n")[0].rstrip("\r")
-    if not password:
-        raise UsageError(f"{origin}: the first line of {path} is empty", "put the password there")
-    if "\0" in password:
-        raise UsageError(
-            f"{origin}: the password in {path} contains a NUL character", "write it as plain text"
-        )
-    return password
 
 
 def _configuration_source(orthanc: OrthancConfiguration, path: str) -> _Source:

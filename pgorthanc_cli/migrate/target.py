@@ -19,7 +19,7 @@ from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.migrate import journal
 from pgorthanc_cli.migrate.model import DEFAULT_SERVER, ConversionSettings
 from pgorthanc_cli.schema import catalog, features, initialize
-from pgorthanc_cli.schema.verify import mend
+from pgorthanc_cli.schema.verify import repairs
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -261,7 +261,7 @@ def set_counters(conn: Connection, plan: LoadPlan, highest_ids: dict[str, int]) 
     with conn, conn.cursor() as cur:
         deltas = "table globalintegerschanges" in plan.before
         for key in range(6):
-            cur.execute(mend.recount(key, deltas=deltas).sql)
+            cur.execute(repairs.recount(key, deltas=deltas).sql)
         # Not counts, but the last number that was given: it must not go back.
         _set_counter(cur, 6, highest_ids["changes"])
         if features.of_revision(plan.revision).recycling_counter:

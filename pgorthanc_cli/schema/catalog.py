@@ -250,13 +250,13 @@ def expected_like(objects: Catalog, revision: int) -> Catalog:
 
 
 @cache
-def first_revisions() -> dict[str, int]:
-    """Return the objects of all revisions and of the storage area, and the first revision that has each."""
-    first: dict[str, int] = {}
+def revisions_of_objects() -> dict[str, list[int]]:
+    """Return the objects of all revisions, without the storage area, and the revisions that have each."""
+    result: dict[str, list[int]] = {}
     for revision in revisions():
-        for name in expected(revision, with_storage=True):
-            first.setdefault(name, revision)
-    return first
+        for name in expected(revision, with_storage=False):
+            result.setdefault(name, []).append(revision)
+    return result
 
 
 def storage() -> Catalog:

@@ -1,7 +1,7 @@
-"""What an index needs before it can be made: a role, a database, a namespace.
+"""Create what an index needs: a role, a database, a namespace.
 
-The role can do nothing but log in and work in the database that it owns. Its password reaches the server as a
-SCRAM verifier only, so that no log ever holds it.
+The role can only log in and work in the database that it owns. Its password reaches the server as a SCRAM verifier
+only, so that no log ever holds it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
-from pgorthanc_cli import db
-from pgorthanc_cli.config.resolution import read_password
+from pgorthanc_cli import db, files
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -35,20 +34,20 @@ def prepare(
     password_file: Path | None = None,
     password: str | None = None,
 ) -> db.Target:
-    """Create what is missing, and return the target to go on with: it acts as the role.
+    """Create what is missing, and return the target to continue with, which acts as the role.
 
     Args:
         target: The database, by an administrator's login.
         create_database: Create the database, and in it the namespace, if they are missing.
-        role: Create this role if it is missing, and make it the owner of the database.
+        role: Create this role if it is missing, and let it own the database.
         password_file: File whose first line is the role's password; if there is no such file, a password is
             generated and the file is written, readable for its owner only.
-        password: The role's password, if it is known: that of Orthanc's configuration.
+        password: The role's password, if Orthanc's configuration has it.
 
     Raises:
         UsageError: The target names no database, or a role has to be created without a file for its password.
         ConnectError: The server cannot be reached, or it takes no writes.
-        PgOrthancError: The login lacks rights, or the role is there and its password is unknown.
+        PgOrthancError: The login lacks rights, or the role exists and its password is unknown.
     """
     database = db.parse_dsn(target.dsn).get("dbname")
     if not database:
@@ -71,11 +70,11 @@ def prepare(
 
 
 def create_role(conn: Connection, name: str, password_file: Path | None, password: str | None = None) -> bool:
-    """Create a role that may log in and nothing else; False if it is there already.
+    """Create a role that may only log in; return False if it exists already.
 
     Raises:
-        UsageError: There is no file for its password, or the file holds another one than `password`.
-        PgOrthancError: The role is there, but no file that holds its password.
+        UsageError: There is no file for its password, or the file holds another password than `password`.
+        PgOrthancError: The role exists, but no file holds its password.
     """
     if _exists(conn, "SELECT FROM pg_roles WHERE rolname = %s", name):
         if password_file and not password_file.exists():
@@ -101,10 +100,10 @@ def create_role(conn: Connection, name: str, password_file: Path | None, passwor
 
 
 def create_database_for(conn: Connection, name: str, owner: str | None) -> bool:
-    """Create a database in UTF-8; False if it is there already. Either way, it belongs to the owner afterwards.
+    """Create a database in UTF-8; return False if it exists already. Either way, it belongs to the owner afterwards.
 
-    template1 may hold what the administrator wants in each database (pg_trgm, for instance); template0 takes its
-    place where it has another encoding.
+    template1 may hold what the administrator expects in each database (pg_trgm, for instance); template0 replaces it
+    if it has another encoding.
     """
     if _exists(conn, "SELECT FROM pg_database WHERE datname = %s", name):
         if owner:
@@ -121,7 +120,7 @@ def create_database_for(conn: Connection, name: str, owner: str | None) -> bool:
 
 
 def _join(conn: Connection, role: str) -> None:
-    """Let the login act as the role; a superuser may anyway, a managed server's administrator may grant it."""
+    """Let the login act as the role: a superuser may, and an administrator of a managed server may grant it."""
     privilege = "SET" if conn.server_version >= 160000 else "MEMBER"
     if not _exists(conn, f"SELECT WHERE pg_has_role(%s, '{privilege}')", role):
         _run(conn, "GRANT {} TO CURRENT_USER", role)
@@ -134,7 +133,7 @@ def _create_namespace(conn: Connection, schema: str) -> None:
 
 @contextmanager
 def _maintenance(target: db.Target) -> Iterator[Connection]:
-    """A connection to the same server that does not need the database in question."""
+    """Connect to the same server, to a database that exists."""
     *others, last = _MAINTENANCE_DATABASES
     for name in others:
         try:
@@ -152,22 +151,25 @@ def _at(target: db.Target, database: str) -> db.Target:
 
 
 def _acting_as(target: db.Target, role: str) -> db.Target:
-    """The same login, but what it creates belongs to the role."""
-    given = db.parse_dsn(target.dsn)
+    """Return the target with the same login whose objects belong to the role."""
+    parameters = db.parse_dsn(target.dsn)
     escaped = role.replace("\\", "\\\\").replace(" ", "\\ ")
     return replace(
-        target, dsn=make_dsn(**{**given, "options": f"{given.get('options', '')} -c role={escaped}".strip()})
+        target,
+        dsn=make_dsn(
+            **{**parameters, "options": f"{parameters.get('options', '')} -c role={escaped}".strip()}
+        ),
     )
 
 
 def _password(file: Path, known: str | None) -> str:
-    """The first line of a file; if there is none, the known password or a new one, which the file holds from now on.
+    """Return the password in a file; if there is no file, write the known password or a new one to it.
 
     Raises:
         UsageError: The file cannot be read or created, or it holds another password than the known one.
     """
     if file.exists():
-        password = read_password(file, "--role-password-file")
+        password = files.read_password(file, "--role-password-file")
         if known and password != known:
             raise UsageError(
                 f"{file} holds another password than the configuration, so Orthanc could not log in",

@@ -1,7 +1,6 @@
-"""Which rights a role lacks to change an index, and the statements that give it these and no others.
+"""The privileges that a role lacks to change an index, and the statements that grant these and no others.
 
-Orthanc works with the role that owns the tables. So the tables never change their owner in favour of another role:
-that would lock Orthanc out.
+Orthanc works with the role that owns the tables. So the tables never get another owner: that would lock Orthanc out.
 """
 
 from __future__ import annotations
@@ -43,26 +42,25 @@ _LACKS = """
 """
 
 
-def require_change(conn: Connection, schema: str, found: catalog.Catalog) -> None:
-    """Make sure that this role may bring the index to another revision.
+def require_change(conn: Connection, schema: str, objects: catalog.Catalog) -> None:
+    """Raise an error unless this role may bring the index to another revision.
 
     Raises:
-        RevisionError: It may not; the hint is executed as it stands, and gives what is missing and no more.
+        RevisionError: It may not; the hint can be run as it stands, and grants only what is missing.
     """
     name = sql.Identifier(schema).as_string(conn)
     role, _ = db.row(conn, _ROLE) or ("", "")
     owner, acts, member = db.row(conn, _OWNER, name) or (role, True, True)
     if not acts:
-        way = (
-            ""
-            if member
-            else f"; or have an administrator run: GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};"
-        )
+        membership = ""
+        if not member:
+            grant = f"GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};"
+            membership = f"; or have an administrator run: {grant}"
         raise RevisionError(
             f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
-            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){way}",
+            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){membership}",
         )
-    grants = [*_ownership(conn, name, owner, found), *missing(conn, name, owner)]
+    grants = [*_ownership(conn, name, owner, objects), *missing(conn, name, owner)]
     if grants:
         raise RevisionError(
             f"role {owner}, which owns the index in schema {schema}, lacks rights to change it",
@@ -70,11 +68,11 @@ def require_change(conn: Connection, schema: str, found: catalog.Catalog) -> Non
         )
 
 
-def require_creation(conn: Connection, schema: str, found: catalog.Catalog) -> None:
-    """Make sure that this role may create an index, or what is missing of one.
+def require_creation(conn: Connection, schema: str, objects: catalog.Catalog) -> None:
+    """Raise an error unless this role may create an index, or add what is missing in one.
 
     Raises:
-        RevisionError: It may not; the hint is executed as it stands, and gives what is missing and no more.
+        RevisionError: It may not; the hint can be run as it stands, and grants only what is missing.
     """
     name = sql.Identifier(schema).as_string(conn)
     role, _ = db.row(conn, _ROLE) or ("", "")
@@ -85,7 +83,7 @@ def require_creation(conn: Connection, schema: str, found: catalog.Catalog) -> N
             f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
             f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration)",
         )
-    grants = [*_ownership(conn, name, role, found), *missing(conn, name, role)]
+    grants = [*_ownership(conn, name, role, objects), *missing(conn, name, role)]
     if grants:
         raise RevisionError(
             f"role {role} lacks rights to create the index in schema {schema}",
@@ -112,17 +110,17 @@ def _lacks(conn: Connection, name: str, role: str) -> tuple[bool, bool, bool]:
     return create, usage, temporary
 
 
-def _ownership(conn: Connection, name: str, owner: str, found: catalog.Catalog) -> list[str]:
-    known = {entry for number in catalog.revisions() for entry in catalog.expected(number, with_storage=True)}
-    there = [entry.partition(" ") for entry in found if entry in known]
-    arguments = {
+def _ownership(conn: Connection, name: str, owner: str, objects: catalog.Catalog) -> list[str]:
+    names = [*catalog.revisions_of_objects(), *catalog.storage()]
+    entries = [entry.partition(" ") for entry in objects if entry in names]
+    parameters = {
         "schema": name,
         "owner": owner,
-        "names": [rest for kind, _, rest in there if kind in ("table", "sequence")],
-        "functions": [rest.partition("(")[0] for kind, _, rest in there if kind == "function"],
+        "names": [rest for kind, _, rest in entries if kind in ("table", "sequence")],
+        "functions": [rest.partition("(")[0] for kind, _, rest in entries if kind == "function"],
     }
     with conn.cursor() as cur:
-        cur.execute(_OTHERS, arguments)
+        cur.execute(_OTHERS, parameters)
         rows = cur.fetchall()
     kinds = {"S": "SEQUENCE"}
     return [
@@ -133,8 +131,8 @@ def _ownership(conn: Connection, name: str, owner: str, found: catalog.Catalog) 
 
 def _qualified(conn: Connection, name: str, text: str, plain: str, kind: str) -> str:
     """Name an object with its schema, whatever search_path shows."""
-    arguments = text[text.index("(") :] if kind == "FUNCTION" else ""
-    return f"{name}.{_quoted(conn, plain)}{arguments}"
+    parameters = text[text.index("(") :] if kind == "FUNCTION" else ""
+    return f"{name}.{_quoted(conn, plain)}{parameters}"
 
 
 def _bare(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What an index is and holds, read without writing anything and without counting big tables."""
+"""The state of an index, read without writing and without counting big tables."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
-from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# Enough to see that housekeeping has fallen behind; counting more takes longer than it tells.
+# Enough to see that housekeeping is behind; an exact count of more takes too long.
 _MOST_MARKS = 100_000
 
 # GlobalIntegers: the names of its keys 0 to 5 (SCHEMA.md 5).
@@ -26,8 +25,8 @@ class Status:
     Attributes:
         schema: PostgreSQL namespace.
         revision: Revision recognised from the tables; `unknown` before revision 1.
-        recorded_revision: What the index says itself (global property 4), None if nothing.
-        schema_version: Version of the database as Orthanc means it (global property 1).
+        recorded_revision: Global property 4, None if it is missing.
+        schema_version: Version of the database as Orthanc understands it (global property 1).
         plugins: Releases of Orthanc's PostgreSQL plugin that work with this revision.
         patients: Number of patients; None where the layout has no counters.
         studies: Number of studies.
@@ -37,9 +36,9 @@ class Status:
         uncompressed_size_bytes: Size of all attachments before compression.
         storage_area: `postgresql` (large objects) or `filesystem`, as far as the database knows.
         trigram: State of the trigram index, see `catalog.trigram`.
-        locks: Who holds Orthanc's locks in this database.
+        locks: The holders of Orthanc's locks in this database.
         server_version: Version of PostgreSQL.
-        pending: What housekeeping has still to do: `statistics_deltas`, and `child_counts` (at most 100000).
+        pending: The pending work of housekeeping: `statistics_deltas`, and `child_counts` (at most 100000).
     """
 
     schema: str
@@ -61,70 +60,57 @@ class Status:
 
 
 def status(conn: Connection, schema: str) -> Status:
-    """The index in a schema, at any revision.
+    """Return the state of the index in a schema, at any revision.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
         RevisionError: It holds no index, or one of no known layout.
     """
-    found = catalog.snapshot(conn, schema)
-    here = catalog.layout(found, schema)
-    if here is None:
-        raise RevisionError(
-            f"schema {schema} of database {conn.info.dbname} holds no Orthanc index",
-            "name the right one with --dbname and --schema, or make an index: pgorthanc init",
-        )
-    counters, deltas = _counters(conn, found)
+    objects = catalog.snapshot(conn, schema)
+    layout = catalog.require_index(conn, schema, objects)
+    counters, deltas = _counters(conn, objects)
     return Status(
         schema=schema,
-        revision=here.revision or here.name,
-        recorded_revision=_number(found.get("property 4")),
-        schema_version=_number(found.get("property 1")),
-        plugins=here.plugins,
+        revision=layout.revision or layout.name,
+        recorded_revision=_number(objects.get("property 4")),
+        schema_version=_number(objects.get("property 1")),
+        plugins=layout.plugins,
         **{name: counters.get(key) for key, name in enumerate(_COUNTERS)},
-        storage_area=_storage_area(conn, found),
-        trigram=catalog.trigram(conn, found),
+        storage_area=_storage_area(conn, objects),
+        trigram=catalog.trigram(conn, objects),
         locks=db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP),
         server_version=str(conn.info.parameter_status("server_version")),
-        pending={"statistics_deltas": deltas, "child_counts": _marks(conn, found)},
+        pending={"statistics_deltas": deltas, "child_counts": _marks(conn, objects)},
     )
 
 
-def _counters(conn: Connection, found: catalog.Catalog) -> tuple[dict[int, int | None], int]:
-    """The counters by their key, what is still to be added to them included, and how many such deltas there are."""
-    if "table globalintegers" not in found:
+def _counters(conn: Connection, objects: catalog.Catalog) -> tuple[dict[int, int | None], int]:
+    """Return the counters by their key, pending deltas included, and the number of these deltas."""
+    if "table globalintegers" not in objects:
         return {}, 0
     query = "SELECT key, value, 0 FROM index.globalintegers"
-    if "table globalintegerschanges" in found:
+    if "table globalintegerschanges" in objects:
         query = """SELECT counter.key, counter.value + coalesce(delta.total, 0)::bigint, coalesce(delta.number, 0)
                    FROM index.globalintegers counter LEFT JOIN (
                        SELECT key, sum(value) AS total, count(*) AS number FROM index.globalintegerschanges GROUP BY key
                    ) delta USING (key)"""
-    with conn.cursor() as cur:
-        cur.execute(query)
-        rows = cur.fetchall()
+    rows = db.rows(conn, query)
     return {key: value for key, value, _ in rows}, sum(number for _, _, number in rows)
 
 
-def _storage_area(conn: Connection, found: catalog.Catalog) -> str:
-    """Where the files are: the table may be there although Orthanc writes to the filesystem."""
-    if "table storagearea" not in found:
+def _storage_area(conn: Connection, objects: catalog.Catalog) -> str:
+    """Return where the files are: the table may exist although Orthanc writes to the filesystem."""
+    if "table storagearea" not in objects:
         return "filesystem"
-    with conn.cursor() as cur:
-        cur.execute(
-            "SELECT EXISTS (SELECT FROM index.storagearea) OR NOT EXISTS (SELECT FROM index.attachedfiles)"
-        )
-        return "postgresql" if (cur.fetchone() or (False,))[0] else "filesystem"
+    used = "SELECT EXISTS (SELECT FROM index.storagearea) OR NOT EXISTS (SELECT FROM index.attachedfiles)"
+    return "postgresql" if db.value(conn, used) else "filesystem"
 
 
-def _marks(conn: Connection, found: catalog.Catalog) -> int:
-    if "table invalidchildcounts" not in found:
+def _marks(conn: Connection, objects: catalog.Catalog) -> int:
+    if "table invalidchildcounts" not in objects:
         return 0
-    with conn.cursor() as cur:
-        cur.execute(
-            "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS marks", (_MOST_MARKS,)
-        )
-        return int((cur.fetchone() or (0,))[0])
+    query = "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS marks"
+    return int(db.value(conn, query, _MOST_MARKS))
 
 
 def _number(text: str | None) -> int | None:

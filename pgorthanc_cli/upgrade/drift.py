@@ -159,7 +159,7 @@ def obstacles(
 
 def index_tables(objects: catalog.Catalog) -> list[str]:
     """Return the tables of the index in a schema, of whatever revision; the storage area is not one of them."""
-    names = catalog.first_revisions().keys() - catalog.storage().keys()
+    names = catalog.revisions_of_objects()
     return [name.removeprefix("table ") for name in objects if name.startswith("table ") and name in names]
 
 
@@ -199,7 +199,7 @@ def _not_repaired(objects: catalog.Catalog, drift: SchemaDrift, to: int) -> list
     deviations = {difference.name: difference for difference in catalog.deviations(objects, to)}
     # Older layouts have no catalog: objects that no revision has are an administrator's.
     if drift.start == 0:
-        names = catalog.first_revisions().keys() - catalog.storage().keys()
+        names = catalog.revisions_of_objects()
         return [
             _obstacle(difference)
             for difference in deviations.values()
@@ -246,7 +246,7 @@ def _dependents(conn: Connection, schema: str, start: int, to: int) -> list[str]
         before = catalog.expected(step.start or catalog.revisions()[0], with_storage=False)
         after = catalog.expected(step.end, with_storage=False)
         dropped += [name.partition(" ") for name in before.keys() - after.keys()]
-    names = catalog.first_revisions()
+    names = [*catalog.revisions_of_objects(), *catalog.storage()]
     parameters = {
         "schema": db.quote_ident(schema),
         "known": [name.removeprefix("table ") for name in names if name.startswith("table ")],

@@ -75,7 +75,7 @@ def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
     """Return the contents of an index that revision `to` cannot hold."""
     result = []
     for what, name, query in _LOSSES:
-        below = catalog.first_revisions()[name]
+        below = catalog.revisions_of_objects()[name][0]
         if to < below and name in objects:
             count = db.value(conn, query)
             result.append(Loss(what, count, below, unreadable=name == _CUSTOM_DATA))

@@ -1,4 +1,4 @@
-"""Whether an index is what Orthanc expects: differences that matter, why, and what mends them."""
+"""Verify an index: differences from its revision, whether and why they matter, and their repair."""
 
 from pgorthanc_cli.schema.verify.apply import repair, script
 from pgorthanc_cli.schema.verify.compare import schema

@@ -1,4 +1,4 @@
-"""Mending a schema: the script, and running it with its proof."""
+"""Repair a schema: print the script, or run it and verify the result before the commit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgorthanc_cli.schema.verify.model import Finding, Repaired, SchemaReport
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# What is made belongs to the owner of the index, whoever runs this.
+# New objects belong to the owner of the index, whatever role repairs.
 _PREPARE = """SET LOCAL lock_timeout = '5s';
 SELECT set_config('role', pg_get_userbyid(relowner), true) FROM pg_class WHERE oid = to_regclass('resources');"""
 _LOCK = """DO $$
@@ -40,11 +40,11 @@ $$;"""
 
 
 def script(report: SchemaReport) -> str:
-    """What `repair` would run, for an administrator: one transaction, with psql or psql -1.
+    """Return what `repair` would run, as one transaction for psql or psql -1.
 
-    It says beside each statement which finding it mends, and what it does not mend.
+    Comments name the finding that each statement repairs, and the findings that are not repaired.
     """
-    name = '"' + report.schema.replace('"', '""') + '"'
+    name = db.quote_ident(report.schema)
     why = {fix: finding for finding in report.findings for fix in finding.repair}
     left = [finding for finding in report.findings if not finding.repair]
     lines = [
@@ -64,29 +64,29 @@ def script(report: SchemaReport) -> str:
 def repair(
     conn: Connection, schema: str, *, require_idle: initialize.RequireIdle, deep: bool = False
 ) -> Repaired:
-    """Mend all that can be mended, read everything back, and commit only if it is as it must be.
+    """Repair whatever can be repaired, read everything back, and commit only if it is as expected.
 
     Args:
-        conn: A connection; what it has open is committed first.
+        conn: A connection; its open transaction is committed first.
         schema: PostgreSQL namespace.
         require_idle: As for `initialize.init`.
-        deep: Also what only a recount shows.
+        deep: Also repair what only a recount shows.
 
     Raises:
         ConnectError: There is no such schema, it may not be used, or the server takes no writes.
         RevisionError: There is no index of a known layout, or something is still wrong after it; then nothing is
             changed.
-        InUseError: An Orthanc works on the database, or somebody keeps a table locked.
+        InUseError: An Orthanc uses the database, or another session keeps a table locked.
     """
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(initialize.LOCKED), conn:
         require_idle(conn, schema)
-        compare(conn, schema)  # refuses what is no index before anything is locked
+        compare(conn, schema)  # refuses a schema without an index before anything is locked
         planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])
         before = compare(conn, schema, deep=deep)
         _run(conn, [fix.sql for fix in before.fixes])
         after = compare(conn, schema, deep=deep)
-        _require_mended(before, after)
+        _require_repaired(before, after)
     names = {finding.name for finding in after.findings}
     return Repaired(
         schema=schema,
@@ -103,8 +103,8 @@ def _run(conn: Connection, statements: list[str]) -> None:
             cur.execute(statement)
 
 
-def _require_mended(before: SchemaReport, after: SchemaReport) -> None:
-    """Whatever still matters was there before, and known not to be mended by this."""
+def _require_repaired(before: SchemaReport, after: SchemaReport) -> None:
+    """Raise an error if anything matters that was not there before, or that a statement should have repaired."""
     expected = {finding.name for finding in before.findings if not finding.repair}
     wrong: list[Finding] = [finding for finding in after.mattering if finding.name not in expected]
     if wrong:

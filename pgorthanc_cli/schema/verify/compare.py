@@ -1,4 +1,4 @@
-"""The comparison of a schema with what its revision must be."""
+"""Compare a schema with the catalog of its revision."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.catalog import Catalog, Difference, Layout
 from pgorthanc_cli.schema.verify import data
 from pgorthanc_cli.schema.verify.functions import Bodies, Body, bare, bodies
-from pgorthanc_cli.schema.verify.judge import Judge, of_body
-from pgorthanc_cli.schema.verify.mend import Mender, without_lock
 from pgorthanc_cli.schema.verify.model import Finding, Fix, SchemaReport
+from pgorthanc_cli.schema.verify.repairs import Repairer, online_statement
+from pgorthanc_cli.schema.verify.severity import SeverityRules, describe_body
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 
 def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport:
-    """Compare a schema with the catalog of its revision, its functions with all that are known, and its data.
+    """Compare a schema with the catalog of its revision, its functions with all known ones, and its data.
 
     Args:
-        conn: A connection; nothing is written, so a standby and a role that only reads will do.
+        conn: A connection; nothing is written, so a standby or a read-only role is enough.
         schema: PostgreSQL namespace.
         deep: Also recount statistics, tree and child counts: reads resources and attachedfiles as a whole.
 
@@ -32,26 +33,26 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
         ConnectError: There is no such schema, or the role may not use it.
         RevisionError: It holds no index, or one of no known layout or before revision 1.
     """
-    found = catalog.snapshot(conn, schema)
-    here = _layout(conn, found, schema)
+    objects = catalog.snapshot(conn, schema)
+    layout = _layout(conn, objects, schema)
     known, digests = Bodies(), bodies(conn)
-    revision = _revision(found, digests, known, here)
-    wanted = catalog.expected(revision, with_storage="table storagearea" in found)
-    mender = Mender(found, wanted, revision, known, _trigram_schema(conn))
-    judge = Judge(found, wanted, revision, without_labels=here.made_by == "4.0")
-    strange, origins = _functions(digests, wanted, known, mender, revision)
+    revision = _revision(objects, digests, known, layout)
+    expected = catalog.expected_like(objects, revision)
+    repairer = Repairer(objects, expected, revision, known, _trigram_schema(conn))
+    rules = SeverityRules(objects, expected, without_labels=layout.made_by == "4.0")
+    foreign_bodies, origins = _functions(digests, expected, known, repairer, revision)
     findings = [
-        *_findings(_differences(conn, found, wanted), judge, mender),
-        *strange,
+        *_findings(_differences(conn, objects, expected), rules, repairer),
+        *foreign_bodies,
         *_planted(conn, schema),
     ]
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
-        findings += data.findings(conn, found, revision, deep=deep, schema=schema)
+        findings += data.findings(conn, objects, revision, deep=deep, schema=schema)
     return SchemaReport(
         schema=schema,
         revision=revision,
-        recorded_revision=found.get("property 4"),
-        plugins=here.plugins if here.revision == revision else catalog.plugins(revision),
+        recorded_revision=objects.get("property 4"),
+        plugins=layout.plugins if layout.revision == revision else catalog.plugins(revision),
         healthy=not any(finding.matters for finding in findings),
         deep=deep,
         functions=dict(origins.most_common()),
@@ -60,7 +61,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
 
 
 def _planted(conn: Connection, schema: str) -> list[Finding]:
-    """Objects that would run with the rights of this role; what they are for is not known, so they are not dropped."""
+    """Return objects that would run with the rights of this role; their purpose is unknown, so they are not dropped."""
     return [
         Finding(
             f"{each.kind} {each.name}",
@@ -74,93 +75,89 @@ def _planted(conn: Connection, schema: str) -> list[Finding]:
     ]
 
 
-def _layout(conn: Connection, found: Catalog, schema: str) -> Layout:
-    here = catalog.layout(found, schema)
-    if here is None:
+def _layout(conn: Connection, objects: Catalog, schema: str) -> Layout:
+    layout = catalog.require_index(conn, schema, objects)
+    if layout.revision == 0:
         raise RevisionError(
-            f"schema {schema} of database {conn.info.dbname} holds no Orthanc index",
-            "name the right one with --dbname and --schema, or make an index: pgorthanc init",
-        )
-    if here.revision == 0:
-        raise RevisionError(
-            f"the index in schema {schema} has the layout of plugin {here.plugins}, before revision 1: "
+            f"the index in schema {schema} has the layout of plugin {layout.plugins}, before revision 1: "
             "there is nothing to compare it with",
             "run: pgorthanc upgrade",
         )
-    return here
+    return layout
 
 
-def _revision(found: Catalog, digests: dict[str, Body], known: Bodies, here: Layout) -> int:
-    """The revision of the layout, or the recorded one if the schema is as near to that: scripts leave tables behind."""
-    recorded = found.get("property 4") or ""
-    if recorded == str(here.revision) or recorded not in map(str, catalog.revisions()):
-        return here.revision
+def _revision(objects: Catalog, digests: dict[str, Body], known: Bodies, layout: Layout) -> int:
+    """Return the revision of the layout, or the recorded one if the schema is as near to it.
+
+    The official scripts leave tables of other revisions behind, so that the layout alone can mislead.
+    """
+    recorded = objects.get("property 4") or ""
+    if recorded == str(layout.revision) or recorded not in map(str, catalog.revisions()):
+        return layout.revision
 
     def distance(revision: int) -> int:
-        wanted = catalog.expected(revision, with_storage="table storagearea" in found)
-        wrong = [d for d in catalog.differences(found, wanted) if d.matters and d.name != "property 4"]
+        expected = catalog.expected_like(objects, revision)
+        differences = catalog.differences(objects, expected)
+        wrong = [d for d in differences if d.matters and d.name != "property 4"]
         bad = [
             name
             for name, digest in digests.items()
-            if name in wanted and not known.origin(name, digest, revision).fits
+            if name in expected and not known.origin(name, digest, revision).fits
         ]
         return len(wrong) + len(bad)
 
-    return min(int(recorded), here.revision, key=distance)
+    return min(int(recorded), layout.revision, key=distance)
 
 
-def _differences(conn: Connection, found: Catalog, wanted: Catalog) -> list[Difference]:
-    """Also the trigram index, where the server could have a valid one."""
+def _differences(conn: Connection, objects: Catalog, expected: Catalog) -> list[Difference]:
+    """Return the differences, and also the trigram index if the server could have a valid one."""
     name = f"index {catalog.TRIGRAM_INDEX}"
-    state = catalog.trigram(conn, found)
-    slow = (
-        [Difference(name, found.get(name), wanted[name], matters=False)]
-        if state in ("missing", "invalid")
-        else []
-    )
-    return [*catalog.differences(found, wanted), *slow]
+    differences = catalog.differences(objects, expected)
+    if catalog.trigram(conn, objects) in ("missing", "invalid"):
+        differences.append(Difference(name, objects.get(name), expected[name], matters=False))
+    return differences
 
 
-def _findings(differences: list[Difference], judge: Judge, mender: Mender) -> list[Finding]:
-    """One for each difference, but a table that is missing or too many stands for all that belongs to it."""
+def _findings(differences: list[Difference], rules: SeverityRules, repairer: Repairer) -> list[Finding]:
+    """Return a finding for each difference; that of a missing or extra table covers all that belongs to it."""
     parts: dict[str, list[Fix]] = defaultdict(list)
-    found = []
+    findings = []
     for difference in differences:
-        table = judge.table_of(difference)
+        table = rules.table_of(difference)
         if table is None:
-            found.append(_finding(difference, judge, mender))
+            findings.append(_finding(difference, rules, repairer))
         elif difference.actual is None:
-            parts[f"table {table}"] += mender.fixes(difference)
-    return [replace(one, repair=(*one.repair, *parts[one.name])) for one in found]
+            parts[f"table {table}"] += repairer.fixes(difference)
+    return [replace(one, repair=(*one.repair, *parts[one.name])) for one in findings]
 
 
-def _finding(difference: Difference, judge: Judge, mender: Mender) -> Finding:
-    judged, why = judge.verdict(difference)
-    repair = () if judge.stood_in(judged.name) else mender.fixes(judged)
-    advice = without_lock(repair) if repair else judge.advice(judged)
-    blocks = difference.matters and difference.expected is None and not (judged.matters or repair)
-    return Finding(judged.name, judged.actual, judged.expected, judged.matters, why, repair, advice, blocks)
+def _finding(difference: Difference, rules: SeverityRules, repairer: Repairer) -> Finding:
+    rated, why = rules.classify(difference)
+    repair = () if rules.has_substitute(rated.name) else repairer.fixes(rated)
+    advice = online_statement(repair) if repair else rules.advice(rated)
+    # Harmless to the plugin, but no step may lead from such a schema to one that matches.
+    blocks = difference.matters and difference.expected is None and not (rated.matters or repair)
+    return Finding(rated.name, rated.actual, rated.expected, rated.matters, why, repair, advice, blocks)
 
 
 def _functions(
-    digests: dict[str, Body], wanted: Catalog, known: Bodies, mender: Mender, revision: int
+    digests: dict[str, Body], expected: Catalog, known: Bodies, repairer: Repairer, revision: int
 ) -> tuple[list[Finding], Counter[str]]:
-    """The functions whose body does not belong to the revision, and where all of them come from."""
-    strange: list[Finding] = []
+    """Return findings of bodies that do not fit the revision, and how many bodies come from which release."""
+    findings: list[Finding] = []
     origins: Counter[str] = Counter()
-    for name in sorted(wanted.keys() & digests.keys()):
+    for name in sorted(expected.keys() & digests.keys()):
         origin = known.origin(name, digests[name], revision)
         origins[origin.name] += 1
         if not origin.fits:
-            found, why = of_body(origin)
-            wanted_body = f"that of revision {revision}"
-            strange.append(Finding(f"body of {bare(name)}", found, wanted_body, True, why, mender.body(name)))
-    return strange, origins
+            actual, why = describe_body(origin)
+            body = f"that of revision {revision}"
+            repair = repairer.body(name)
+            findings.append(Finding(f"body of {bare(name)}", actual, body, True, why, repair))
+    return findings, origins
 
 
 def _trigram_schema(conn: Connection) -> str | None:
-    """Where pg_trgm is installed."""
-    with conn.cursor() as cur:
-        cur.execute("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'pg_trgm'")
-        row = cur.fetchone()
-    return row[0] if row else None
+    query = "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'pg_trgm'"
+    name: str | None = db.value(conn, query)
+    return name

@@ -1,28 +1,30 @@
-"""What must hold for the rows of an index; without `deep` only what an index answers in an instant."""
+"""Check the rows of an index; without `deep` only by queries that an index answers in an instant."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
-from pgorthanc_cli.schema import duplicates
+from pgorthanc_cli.schema import duplicates, features
 from pgorthanc_cli.schema.catalog import Catalog
+from pgorthanc_cli.schema.features import Features
 from pgorthanc_cli.schema.verify import content
-from pgorthanc_cli.schema.verify.mend import HIGHEST_PLACE, RECYCLING, advance, recount
 from pgorthanc_cli.schema.verify.model import Finding, Fix, Phase
+from pgorthanc_cli.schema.verify.repairs import HIGHEST_POSITION, RECYCLING, advance, recount
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# The plugin reads a place in the recycling order as a 32-bit integer.
-_LAST_PLACE = 2**31 - 1
+# The plugin reads a position in the recycling order as a 32-bit integer.
+_LAST_POSITION = 2**31 - 1
 _SHOWN = 5
 
 _ORDER = "SELECT max(seq), count(*) FILTER (WHERE patientid IS NULL) FROM index.patientrecyclingorder"
 _REPEATED = """
     SELECT count(*) FROM (SELECT FROM index.patientrecyclingorder WHERE patientid IS NOT NULL
         GROUP BY patientid HAVING count(*) > 1) AS repeated"""
-_PLACES = """
+_POSITIONS = """
     SELECT coalesce(max(CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END), 0),
            count(*) FILTER (WHERE value IS NULL OR value !~ '^[0-9]{1,18}$')
         FROM index.metadata
@@ -63,14 +65,14 @@ _CHILDREN = """(
     WHERE internalid = counted.id AND childcount IS DISTINCT FROM counted.number"""
 _WRONG_COUNTS = "SELECT count(*) FROM index.resources, {children} AND {served}"
 _SET_COUNTS = "UPDATE resources SET childcount = counted.number FROM {children} AND {served};"
-# A number that is missing or marked is counted by the plugin; revision 3 knows no marks, and spoils what is missing.
+# The plugin counts a number that is missing or marked; revision 3 has no marks, and corrupts a missing number.
 _SERVED = """childcount IS NOT NULL AND NOT EXISTS (
         SELECT FROM index.invalidchildcounts marked WHERE marked.id = internalid)"""
 
 _REMOVE_NAMELESS = "DELETE FROM patientrecyclingorder WHERE patientid IS NULL;"
 _REMOVE_REPEATED = """DELETE FROM patientrecyclingorder older USING patientrecyclingorder newer
     WHERE older.patientid = newer.patientid AND older.seq < newer.seq;"""
-_NO_PLACE = (
+_NOT_A_NUMBER = (
     "delete that metadata: DELETE FROM metadata WHERE type = 19 AND value !~ '^[0-9]{1,18}$'; "
     "such a patient gets a place with its next instance"
 )
@@ -83,31 +85,31 @@ _LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM index.{sequence
 
 
 def findings(
-    conn: Connection, found: Catalog, revision: int, *, deep: bool, schema: str | None = None
+    conn: Connection, objects: Catalog, revision: int, *, deep: bool, schema: str | None = None
 ) -> list[Finding]:
-    """What is wrong with the rows of an index that lacks no table or column."""
-    checks = _places(conn) if revision >= 6 else _order(conn, revision)
+    """Return the problems with the rows of an index that has all its tables and columns."""
+    has = features.of_revision(revision)
+    checks = _metadata_order(conn) if has.recycling_in_metadata else _table_order(conn, has)
     if deep:
         checks += [
-            *_counters(conn, deltas="table globalintegerschanges" in found),
+            *_counters(conn, deltas="table globalintegerschanges" in objects),
             *_tree(
                 conn, "parents", _WRONG_PARENT, "they are not found below their patient, or below another one"
             ),
             *_tree(conn, "resources without a child", _CHILDLESS, "they are listed, but hold no instance"),
-            *(_child_counts(conn, marks=revision >= 4) if revision >= 3 else ()),
-            *(_duplicates(conn) if "constraint resources.uniquepublicid" not in found else ()),
-            *(content.findings(conn, found, schema) if schema else ()),
+            *(_child_counts(conn, marks=has.child_count_marks) if has.child_counts else ()),
+            *(_duplicates(conn) if "constraint resources.uniquepublicid" not in objects else ()),
+            *(content.findings(conn, objects, schema) if schema else ()),
         ]
     return checks
 
 
-def _order(conn: Connection, revision: int) -> list[Finding]:
-    """The recycling order below revision 6, a table of its own."""
-    ((highest, nameless),) = _rows(conn, _ORDER)
-    ((repeated,),) = _rows(conn, _REPEATED)
-    checks = (
-        _counter_of_order(conn, highest or 0) if revision == 2 else _sequence_of_order(conn, highest or 0)
-    )
+def _table_order(conn: Connection, has: Features) -> list[Finding]:
+    """Check the recycling order in PatientRecyclingOrder."""
+    highest, nameless = db.row(conn, _ORDER) or (None, 0)
+    repeated = db.value(conn, _REPEATED)
+    check = _counter_of_order if has.recycling_counter else _sequence_of_order
+    checks = check(conn, highest or 0)
     if nameless:
         checks.append(
             _wrong(
@@ -132,7 +134,7 @@ def _order(conn: Connection, revision: int) -> list[Finding]:
 
 
 def _counter_of_order(conn: Connection, highest: int) -> list[Finding]:
-    ((counter,),) = _rows(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 7")
+    counter = db.value(conn, "SELECT max(value) FROM index.globalintegers WHERE key = 7")
     if counter is None or counter >= highest:
         return []
     why = "the next new patient is not stored, and its study has no patient"
@@ -146,41 +148,42 @@ def _sequence_of_order(conn: Connection, highest: int) -> list[Finding]:
     last, checks = _last_value(conn, name)
     if last is not None and last < highest:
         why = "new patients are recycled first, and fail once it meets a number that is taken"
-        mended = advance(name, "SELECT max(seq) FROM patientrecyclingorder")
-        checks.append(_wrong(f"value of sequence {name}", str(last), f"{highest} or more", why, mended))
+        repair = advance(name, "SELECT max(seq) FROM patientrecyclingorder")
+        checks.append(_wrong(f"value of sequence {name}", str(last), f"{highest} or more", why, repair))
     return checks
 
 
-def _places(conn: Connection) -> list[Finding]:
-    """The recycling order since revision 6: metadata 19 of the patients."""
-    ((highest, strange),) = _rows(conn, _PLACES)
+def _metadata_order(conn: Connection) -> list[Finding]:
+    """Check the recycling order in metadata 19 of the patients."""
+    highest, not_numbers = db.row(conn, _POSITIONS) or (0, 0)
     last, checks = _last_value(conn, RECYCLING)
     top = max(highest, last or 0)
-    if strange:
+    if not_numbers:
         why = "recycling fails for all patients"
         checks.append(
-            _wrong("metadata 19", f"no number for {strange} patients", "numbers", why, advice=_NO_PLACE)
+            _wrong(
+                "metadata 19", f"no number for {not_numbers} patients", "numbers", why, advice=_NOT_A_NUMBER
+            )
         )
-    elif top > _LAST_PLACE:
+    elif top > _LAST_POSITION:
         why = "the plugin reads a place in the recycling order as 32 bits, and fails at the first larger one"
-        found, wanted = f"up to {top}", f"at most {_LAST_PLACE}"
-        checks.append(_wrong("metadata 19", found, wanted, why, _RENUMBER, _START_AGAIN))
+        actual, expected = f"up to {top}", f"at most {_LAST_POSITION}"
+        checks.append(_wrong("metadata 19", actual, expected, why, _RENUMBER, _START_AGAIN))
     elif last is not None and last < highest:
         why = "patients that were used last are recycled first"
-        mended = advance(RECYCLING, HIGHEST_PLACE)
-        checks.append(_wrong(f"value of sequence {RECYCLING}", str(last), f"{highest} or more", why, mended))
+        repair = advance(RECYCLING, HIGHEST_POSITION)
+        checks.append(_wrong(f"value of sequence {RECYCLING}", str(last), f"{highest} or more", why, repair))
     return checks
 
 
 def _last_value(conn: Connection, sequence: str) -> tuple[int | None, list[Finding]]:
-    """The last number that a sequence gave; None if it is missing or may not be read."""
-    rows = _rows(conn, _READABLE, sequence)
-    if not rows:
+    """Return the last value of a sequence; None if it is missing or may not be read."""
+    row = db.row(conn, _READABLE, sequence)
+    if row is None:
         return None, []
-    ((readable, role),) = rows
+    readable, role = row
     if readable:
-        ((last,),) = _rows(conn, _LAST_VALUE.format(sequence=sequence))
-        return last, []
+        return db.value(conn, _LAST_VALUE.format(sequence=sequence)), []
     unchecked = Finding(
         f"value of sequence {sequence}",
         "not readable",
@@ -193,58 +196,58 @@ def _last_value(conn: Connection, sequence: str) -> tuple[int | None, list[Findi
 
 
 def _counters(conn: Connection, *, deltas: bool) -> list[Finding]:
-    counted = _rows(conn, _RECOUNTED.format(pending=_PENDING if deltas else "0"))
+    counted = db.rows(conn, _RECOUNTED.format(pending=_PENDING if deltas else "0"))
     return [
         _wrong(
             f"value of counter {key} ({_COUNTERS[key]})",
             str(value),
-            str(true),
+            str(actual),
             "this statistic stays wrong: the plugin only adds to it",
             recount(key, deltas=deltas).sql,
         )
-        for key, value, true in counted
-        if value != true
+        for key, value, actual in counted
+        if value != actual
     ]
 
 
 def _tree(conn: Connection, what: str, query: str, why: str) -> list[Finding]:
-    rows = _rows(conn, query)
+    rows = db.rows(conn, query)
     if not rows:
         return []
-    shown = ", ".join(f"{LEVELS[level]} {name}" for name, level, _ in rows)
-    return [_wrong(what, f"{rows[0][2]} wrong, such as {shown}", "none", why, advice=_LOOK_AT_THEM)]
+    examples = ", ".join(f"{LEVELS[level]} {name}" for name, level, _ in rows)
+    return [_wrong(what, f"{rows[0][2]} wrong, such as {examples}", "none", why, advice=_LOOK_AT_THEM)]
 
 
 def _child_counts(conn: Connection, *, marks: bool) -> list[Finding]:
     served = _SERVED if marks else "true"
-    ((wrong,),) = _rows(conn, _WRONG_COUNTS.format(children=_CHILDREN, served=served))
+    wrong = db.value(conn, _WRONG_COUNTS.format(children=_CHILDREN, served=served))
     if not wrong:
         return []
-    mended = _SET_COUNTS.format(children=_CHILDREN, served=served).replace("index.", "")
+    repair = _SET_COUNTS.format(children=_CHILDREN, served=served).replace("index.", "")
     why = "the plugin answers with them, or spoils them with the next instance"
-    return [_wrong("child counts", f"{wrong} wrong", "the numbers of children", why, mended)]
+    return [_wrong("child counts", f"{wrong} wrong", "the numbers of children", why, repair)]
 
 
 def _duplicates(conn: Connection) -> list[Finding]:
-    found = duplicates.find(conn)
-    if not found:
+    repeated = duplicates.find(conn)
+    if not repeated:
         return []
-    shown = ", ".join(map(str, found[:_SHOWN]))
+    examples = ", ".join(map(str, repeated[:_SHOWN]))
     why = "Orthanc finds only one of the resources, and the upgrade to revision 2 fails"
     advice = "run: pgorthanc upgrade --repair-duplicates"
     return [
-        _wrong("public ids", f"{len(found)} more than once, such as {shown}", "each once", why, advice=advice)
+        _wrong(
+            "public ids",
+            f"{len(repeated)} more than once, such as {examples}",
+            "each once",
+            why,
+            advice=advice,
+        )
     ]
 
 
 def _wrong(
-    name: str, found: str, wanted: str, why: str, *statements: str, advice: str | None = None
+    name: str, actual: str, expected: str, why: str, *statements: str, advice: str | None = None
 ) -> Finding:
     repair = tuple(Fix(Phase.DATA, statement) for statement in statements)
-    return Finding(name, found, wanted, matters=True, why=why, repair=repair, advice=advice)
-
-
-def _rows(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-    with conn.cursor() as cur:
-        cur.execute(query, arguments or None)
-        return cur.fetchall()
+    return Finding(name, actual, expected, matters=True, why=why, repair=repair, advice=advice)

@@ -1,4 +1,4 @@
-"""The bodies of the functions: ours, those of the real plugins, and unknown ones.
+"""Bodies of functions: ours, those of the plugins, and unknown ones.
 
 Ours are read from the scripts, and compared without comments and white space. Those of the plugins are known by
 their MD5 in `catalogs/functions.json`, of the source with each run of white space as one blank.
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import catalogs
+from pgorthanc_cli import catalogs, db
 from pgorthanc_cli.schema import catalog, steps
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ _BODIES = """
     SELECT format('function %s(%s)', proname, pg_get_function_identity_arguments(oid)), prosrc
         FROM pg_proc WHERE pronamespace = quote_ident(index_schema())::regnamespace"""
 
-# Later bodies that do the same at earlier revisions, and that the official downgrades leave there.
+# Later bodies that do the same at these earlier revisions: the official downgrades leave them.
 _FITS_BELOW = {
-    "attachedfileincrementsizefunc": range(2, 10),
-    "attachedfiledecrementsizefunc": range(2, 10),
-    "incrementresourcestrackerfunc": range(2, 10),
-    "decrementresourcestrackerfunc": range(2, 10),
-    "updatechildcount": range(4, 10),
+    "attachedfileincrementsizefunc": range(2, 7),
+    "attachedfiledecrementsizefunc": range(2, 7),
+    "incrementresourcestrackerfunc": range(2, 7),
+    "decrementresourcestrackerfunc": range(2, 7),
+    "updatechildcount": range(4, 7),
     "updateinvalidchildcounts": range(4, 6),
 }
 # Bodies of the plugin that differ in comments only, from the first of these revisions to the last.
@@ -95,22 +95,22 @@ class Body:
 
 def code(source: str) -> str:
     """Return SQL or PL/pgSQL without comments, its tokens separated by one blank; literals stay as they are."""
-    tokens, place = [], 0
-    while match := _TOKEN.match(source, place):
-        place = match.end()
+    tokens, position = [], 0
+    while match := _TOKEN.match(source, position):
+        position = match.end()
         if match["comment"] == "/*":
-            place = _end_of_comment(source, place)
+            position = _end_of_comment(source, position)
         elif not match["comment"] and not match["space"]:
             tokens.append(match[0])
     return " ".join(tokens)
 
 
-def _end_of_comment(source: str, place: int) -> int:
+def _end_of_comment(source: str, position: int) -> int:
     depth = 1
-    while depth and (boundary := _COMMENT_BOUNDARY.search(source, place)):
+    while depth and (boundary := _COMMENT_BOUNDARY.search(source, position)):
         depth += 1 if boundary[0] == "/*" else -1
-        place = boundary.end()
-    return len(source) if depth else place
+        position = boundary.end()
+    return len(source) if depth else position
 
 
 def _md5(text: str) -> str:
@@ -119,13 +119,11 @@ def _md5(text: str) -> str:
 
 def bodies(conn: Connection) -> dict[str, Body]:
     """Return the digests of all functions of the current schema, by name and arguments as in a catalog."""
-    with conn.cursor() as cur:
-        cur.execute(_BODIES)
-        return {name: Body.of(body) for name, body in cur.fetchall()}
+    return {name: Body.of(body) for name, body in db.rows(conn, _BODIES)}
 
 
 def bare(name: str) -> str:
-    """The name of a function without its arguments."""
+    """Return the name of a function without its arguments."""
     return name.removeprefix("function ").partition("(")[0]
 
 
@@ -136,10 +134,10 @@ class Bodies:
         self._ours = _ours()
         self._released = catalogs.load("functions.json")
 
-    def origin(self, name: str, found: Body, revision: int) -> Origin:
+    def origin(self, name: str, actual: Body, revision: int) -> Origin:
         """Return where the body of a function comes from, at best from its own revision."""
         signature = name.removeprefix("function ")
-        releases = [entry for entry in self._released if entry["functions"].get(signature) == found.text]
+        releases = [entry for entry in self._released if entry["functions"].get(signature) == actual.text]
         same = _SAME_BODY.get(bare(name), ())
         for entry in sorted(releases, key=lambda entry: bool(entry["revision"] != revision)):
             if entry["revision"] == revision or (entry["revision"] in same and revision in same):
@@ -147,7 +145,7 @@ class Bodies:
         known = [
             (OURS, number)
             for number, of in self._ours.items()
-            if any(definition.digest == found.code for definition in of.get(bare(name), ()))
+            if any(definition.digest == actual.code for definition in of.get(bare(name), ()))
         ]
         if (OURS, revision) in known:
             return Origin(OURS, True, revision)
@@ -159,23 +157,23 @@ class Bodies:
         return Origin(release, fits, number)
 
     def statement(self, name: str, revision: int) -> str:
-        """The statement that makes or replaces a function, as `init` makes it at a revision."""
+        """Return the statement that creates or replaces a function, as `init` does it at a revision."""
         return self._ours[revision][bare(name)][0].statement
 
 
 def _ours() -> dict[int, dict[str, list[Definition]]]:
-    """By revision and name: all bodies that a sequence of scripts may leave there, the one of `init` first.
+    """Return by revision and name all bodies that a sequence of scripts may leave, the one of `init` first.
 
     A script either replaces a function or leaves the one of the revision that it starts from.
     """
     newest = catalog.revisions()[-1]
     known: dict[int, dict[str, list[Definition]]] = {newest: _of(steps.PREPARE_INDEX)}
-    way = [*steps.path(newest, min(catalog.revisions())), *steps.all_steps()]
-    replaced = {step.script: _of(step.script) for step in way}
+    path = [*steps.path(newest, min(catalog.revisions())), *steps.all_steps()]
+    replaced = {step.script: _of(step.script) for step in path}
     grown = True
     while grown:
         grown = False
-        for step in way:
+        for step in path:
             here = known.setdefault(step.end, {})
             for name, definitions in {**known.get(step.start, {}), **replaced[step.script]}.items():
                 there = here.setdefault(name, [])
@@ -186,7 +184,7 @@ def _ours() -> dict[int, dict[str, list[Definition]]]:
 
 
 def _of(script: str) -> dict[str, list[Definition]]:
-    """The functions that a script makes."""
+    """Return the functions that a script creates."""
     return {
         match["name"]: [Definition(f"CREATE OR REPLACE {match['rest']}", _md5(code(match["body"])))]
         for match in _STATEMENT.finditer(steps.text(script))

@@ -1,4 +1,4 @@
-"""What a verification answers, and what mends what it found."""
+"""The results of a verification: findings, and the statements that repair them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """When a statement of a repair runs: what is later stands on what is earlier."""
+    """When a statement of a repair runs: later phases depend on earlier ones."""
 
     DROP = 0
     SEQUENCE = 1
@@ -27,7 +27,7 @@ class Phase(IntEnum):
 
 @dataclass(frozen=True, order=True)
 class Fix:
-    """One statement of a repair, with its place among those of all findings."""
+    """One statement of a repair, with the phase in which it runs."""
 
     phase: int
     sql: str
@@ -35,17 +35,17 @@ class Fix:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as the plugin expects it.
+    """A difference from what the plugin expects.
 
     Attributes:
         name: The object or the data, as in `index publicindex`.
-        found: What is there, None if it is missing.
-        wanted: What must be there, None if it should not be there.
-        matters: Whether the plugin stumbles over it, now or at its next upgrade, or becomes slow.
+        found: The actual state, None if the object is missing.
+        wanted: The expected state, None if the object should not exist.
+        matters: Whether it makes the plugin fail, now or at its next upgrade, or slow.
         why: What it means for the operator.
-        repair: The statements that mend it; empty if that is not safe, or if nothing needs mending.
-        advice: What to do where `repair` is empty, or instead of it; None if nothing.
-        blocks: Whether it keeps the index from being upgraded or downgraded, although the plugin works with it.
+        repair: The statements that repair it; empty if that is not safe, or not needed.
+        advice: What to do if `repair` is empty, or instead of it; None if nothing.
+        blocks: Whether it blocks upgrades and downgrades, although the plugin works with it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Finding:
     blocks: bool = False
 
     def __str__(self) -> str:
-        """One line: how much it matters, what it is, why, and what to do if the tool cannot."""
+        """Return one line: severity, difference, reason, and advice."""
         if self.blocks:
             return f"note: extra {self.name} (not created by the plugin); {self.why}"
         weight = "MATTERS" if self.matters else "harmless"
@@ -67,7 +67,7 @@ class Finding:
 
     @property
     def difference(self) -> str:
-        """What is found, and what is expected."""
+        """Return the actual and the expected state as a message."""
         if self.found is None:
             return f"{self.name} is missing"
         if self.wanted is None:
@@ -77,16 +77,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class SchemaReport:
-    """How a schema compares with what its revision must be.
+    """The comparison of a schema with its revision.
 
     Attributes:
         schema: PostgreSQL namespace.
-        revision: The revision that the tables and functions have.
-        recorded_revision: What the index says itself (global property 4).
+        revision: The revision of the tables and functions.
+        recorded_revision: Global property 4.
         plugins: Releases of Orthanc's PostgreSQL plugin that work with this revision.
-        healthy: Whether nothing that matters was found.
+        healthy: Whether no finding matters.
         deep: Whether counters, tree and child counts were recounted as well.
-        functions: Where the bodies of the functions come from, and how many.
+        functions: How many bodies of functions come from which release.
         findings: All differences, those that matter first.
     """
 
@@ -101,25 +101,25 @@ class SchemaReport:
 
     @property
     def fixes(self) -> list[Fix]:
-        """What mends all that can be mended, in an order that runs."""
+        """Return the statements of all repairs, in an order that runs."""
         return ordered(fix for finding in self.findings for fix in finding.repair)
 
     @property
     def mattering(self) -> list[Finding]:
-        """What the plugin stumbles over."""
+        """Return the findings that matter to the plugin."""
         return [finding for finding in self.findings if finding.matters]
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """What `repair` changed.
+    """The result of a repair.
 
     Attributes:
         schema: PostgreSQL namespace.
         revision: Revision of the index.
-        healthy: Whether nothing that matters is left.
-        repaired: What was mended.
-        left: What was not, and what to do about it.
+        healthy: Whether no remaining finding matters.
+        repaired: The repaired findings.
+        left: The remaining findings, with advice.
     """
 
     schema: str
@@ -130,5 +130,5 @@ class Repaired:
 
 
 def ordered(fixes: Iterable[Fix]) -> list[Fix]:
-    """By phase; within one as they were found, and each statement once."""
+    """Return statements by phase, within one in the order of the findings, and each once."""
     return sorted(dict.fromkeys(fixes), key=lambda fix: fix.phase)

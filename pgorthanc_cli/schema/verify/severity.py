@@ -1,13 +1,13 @@
-"""Whether a difference matters to the plugin, and why, in the operator's words."""
+"""Whether a difference matters to the plugin, and why: the text for the operator."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
+from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.catalog import TRIGRAM_INDEX, Catalog, Difference, substitute
 from pgorthanc_cli.schema.verify.functions import UNKNOWN, Origin
-from pgorthanc_cli.schema.verify.mend import known_elsewhere
 
 _MISSING = {
     "table": "the plugin stops at its first use of it; a repair makes it empty, what it held is gone",
@@ -57,7 +57,7 @@ _STAMP = "the plugin believes it, and runs the wrong upgrade or none at its next
 _INVALID_INDEX = (
     "its construction has failed: every write pays for it, no search uses it, and the plugin is not aware"
 )
-# No second way in: what a table must look like inside is for people to settle.
+# A table with other columns is not repaired: only an administrator can tell what they hold.
 _REBUILD = (
     "restore the table from a backup, or make it anew with the columns in the wanted order and copy the rows"
 )
@@ -69,29 +69,28 @@ _SWITCH_OFF = {
 _READ_BY_POSITION = ("maindicomtags", "exportedresources")
 
 
-class Judge:
-    """Judges the differences of one schema."""
+class SeverityRules:
+    """Decide which differences of one schema matter."""
 
-    def __init__(self, found: Catalog, wanted: Catalog, revision: int, *, without_labels: bool) -> None:
-        self._found = found
-        self._wanted = wanted
-        self._revision = revision
+    def __init__(self, objects: Catalog, expected: Catalog, *, without_labels: bool) -> None:
+        self._objects = objects
+        self._expected = expected
         self._without_labels = without_labels
-        self._known = known_elsewhere()
+        self._revisions = catalog.revisions_of_objects()
 
     def table_of(self, difference: Difference) -> str | None:
-        """The table, missing or too many as a whole, that the object belongs to: then it needs no word of its own."""
+        """Return the missing or extra table that an object belongs to: the finding of the table covers the object."""
         kind, _, rest = difference.name.partition(" ")
         if kind in ("table", "function", "property", "counter"):
             return None
         definition = difference.expected or difference.actual or ""
         owner = re.search(_OWNER.get(kind, r"^$"), definition)
         table = owner[1] if owner else rest.partition(".")[0]
-        here, belongs = (f"table {table}" in catalog for catalog in (self._found, self._wanted))
-        return table if here != belongs else None
+        exists, expected = f"table {table}" in self._objects, f"table {table}" in self._expected
+        return table if exists != expected else None
 
-    def verdict(self, difference: Difference) -> tuple[Difference, str]:
-        """The difference with the last word on whether it matters, and why."""
+    def classify(self, difference: Difference) -> tuple[Difference, str]:
+        """Return the difference, with the decision on whether it matters, and why."""
         special = self._special(difference)
         if special:
             return replace(difference, matters=special[0]), special[1]
@@ -103,7 +102,7 @@ class Judge:
         return self._extra(kind, difference)
 
     def advice(self, difference: Difference) -> str | None:
-        """What to do about a difference that no statement mends safely."""
+        """Return what to do about a difference that no statement repairs safely."""
         kind, _, rest = difference.name.partition(" ")
         if difference.name == f"index {TRIGRAM_INDEX}":
             return "have an administrator run CREATE EXTENSION pg_trgm, then run: pgorthanc verify schema --repair"
@@ -117,34 +116,34 @@ class Judge:
         table = rest.partition(".")[0]
         return _REBUILD.replace("the table", f"table {table}") if kind in ("column", "table") else None
 
-    def stood_in(self, name: str) -> bool:
-        """Whether another index does the work of one: making it would cost hours for nothing."""
-        return substitute(name, self._found) is not None
+    def has_substitute(self, name: str) -> bool:
+        """Return whether another index does the work of a missing one: building it would cost hours for nothing."""
+        return substitute(name, self._objects) is not None
 
     def _special(self, difference: Difference) -> tuple[bool, str] | None:
-        name, found = difference.name, difference.actual
+        name, actual = difference.name, difference.actual
         if name == "property 4":
             return True, _STAMP
         if name == "property 11":
             return False, "no plugin of this revision reads it; an official downgrade script loses it"
         if name == f"index {TRIGRAM_INDEX}":
             return False, "searches with wildcards are slow without it"
-        if found is None and self.stood_in(name):
-            return False, f"{substitute(name, self._found)} does its work"
-        if self._without_labels and re.search(r"\blabels", name) and found is None:
+        if actual is None and self.has_substitute(name):
+            return False, f"{substitute(name, self._objects)} does its work"
+        if self._without_labels and re.search(r"\blabels", name) and actual is None:
             return False, "plugin 4.0 does not know labels; a plugin from 5.0 on makes them at its start"
-        if name.startswith("index ") and (found or "").endswith(" INVALID"):
+        if name.startswith("index ") and (actual or "").endswith(" INVALID"):
             return True, _INVALID_INDEX
         return None
 
     def _extra(self, kind: str, difference: Difference) -> tuple[Difference, str]:
-        revisions = self._known.get(difference.name)
+        revisions = self._revisions.get(difference.name)
         why = _EXTRA[kind] if difference.matters or kind not in ("index", "function") else _HARMLESS[kind]
         if revisions:
-            of = f"revision {_ranges(revisions)}"
+            owner = f"revision {_ranges(revisions)}"
             if kind == "column":
                 why = f"the plugin that needs it adds it again in its upgrade, and fails; {why}"
-            return difference, f"left behind by a script, it belongs to {of}; {why}"
+            return difference, f"left behind by a script, it belongs to {owner}; {why}"
         if kind == "column" and self._harmless_column(difference):
             return replace(difference, matters=False), "it blocks upgrades and downgrades"
         return difference, f"not of the plugin; {why}"
@@ -152,13 +151,13 @@ class Judge:
     def _harmless_column(self, difference: Difference) -> bool:
         table = difference.name.removeprefix("column ").partition(".")[0]
         definition = difference.actual or ""
-        last = sum(name.startswith(f"column {table}.") for name in self._wanted)
+        last = sum(name.startswith(f"column {table}.") for name in self._expected)
         optional = "NOT NULL" not in definition or "DEFAULT" in definition
         return int(definition.split()[0]) > last and optional and table not in _READ_BY_POSITION
 
 
-def of_body(origin: Origin) -> tuple[str, str]:
-    """What is found instead of a body that belongs to a revision, and why that matters."""
+def describe_body(origin: Origin) -> tuple[str, str]:
+    """Return the origin of a body that does not fit the revision, and why that matters."""
     if origin.name == UNKNOWN:
         return (
             "unknown",
