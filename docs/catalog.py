@@ -1,6 +1,7 @@
 """Writes the catalog of the revision that scripts/PrepareIndex.sql creates: catalog.py (`make catalog`).
 
-The server is that of PGORTHANC_TEST_DSN (a role that may create databases), or a private one. It must have pg_trgm.
+The server is that of PGORTHANC_TEST_DSN (a role that may create databases), or a private
+one. It must have pg_trgm.
 """
 
 from __future__ import annotations

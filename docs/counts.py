@@ -1,6 +1,7 @@
 """Prints figures about the code that show where it gets harder to read: counts.py (`make counts`).
 
-A figure is a sign, not an aim: do not trade clarity for it. The goals are those that the project has set itself.
+A figure is a sign, not an aim: do not trade clarity for it. The goals are those that the
+project has set itself.
 """
 
 from __future__ import annotations

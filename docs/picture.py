@@ -51,7 +51,8 @@ def main(out: str) -> None:
             words = [sys.executable, "-m", "pgorthanc_cli", *step.split()]
             console.print(Text.from_ansi(on_terminal(words, folder)))
     picture = console.export_svg(title="pgorthanc")
-    # Whoever looks at the page fetches no font from elsewhere: the terminal font of the machine will do.
+    # Whoever looks at the page fetches no font from elsewhere: the terminal font of the
+    # machine will do.
     Path(out).write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL), encoding="utf-8")
 
 

@@ -51,7 +51,8 @@ def picture() -> str:
     lines = []
     for number in sorted(set(floors.values()), reverse=True):
         for room in sorted(room for room in floors if floors[room] == number):
-            # A room that uses all others is not drawn with its arrows: they would hide those that matter.
+            # A room that uses all others is not drawn with its arrows: they would hide
+            # those that matter.
             others = sorted(uses()[room], key=lambda other: (-floors[other], other))
             arrows = "all rooms below" if len(others) > 9 else ", ".join(others)
             lines.append(f"{number:2}  {room:<15} {f'-> {arrows}' if others else ''}".rstrip())

@@ -1,7 +1,8 @@
 """Lists words that read like a translation, in text that users see: words.py (`make words`).
 
-It searches the string constants of the package (not its docstrings), README.md and docs/*.md, and proposes what to
-write instead. Exits with 0 whatever it finds: a word can be right, as in an error message of Orthanc that is quoted.
+It searches the string constants of the package (not its docstrings), README.md and
+docs/*.md, and proposes what to write instead. Exits with 0 whatever it finds: a word can
+be right, as in an error message of Orthanc that is quoted.
 """
 
 from __future__ import annotations

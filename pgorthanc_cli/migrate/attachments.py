@@ -1,6 +1,7 @@
 """Compare the attachments of an index with the storage folder of Orthanc, or copy them into large objects.
 
-The folder is only read: the administrator removes the files when Orthanc works without them.
+The folder is only read: the administrator removes the files when Orthanc works without
+them.
 """
 
 from __future__ import annotations

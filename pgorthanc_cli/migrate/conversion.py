@@ -48,14 +48,16 @@ def convert(
 ) -> Converted:
     """Convert an index into an empty index of PostgreSQL.
 
-    If it is interrupted, the next run with the same file continues; until it is complete the target is not an index.
+    If it is interrupted, the next run with the same file continues; until it is complete
+    the target is not an index.
 
     Args:
         where: The database. An index is created in its schema if there is none.
         path: The file `index`.
         settings: How to convert.
         report: Is called with the progress; whatever it raises ends the run.
-        stop: Ends the run once it is set: workers give up what they are doing, and what was copied is committed.
+        stop: Ends the run once it is set: workers give up what they are doing, and what
+            was copied is committed.
         save: Is called with the result and all findings.
         open_source: Opens `path`.
 
@@ -65,7 +67,8 @@ def convert(
         RevisionError: The target is not an index that can be filled.
         UsageError: `settings` contradict each other.
         ConnectError: The database cannot be reached, or the connection was lost.
-        PgOrthancError: The file cannot be converted, or only with repairs and `settings.strict` is set.
+        PgOrthancError: The file cannot be converted, or only with repairs and
+            `settings.strict` is set.
     """
     with open_run(path, settings, report=report, stop=stop, open_source=open_source) as run:
         run.check_source(thorough=False)
@@ -139,7 +142,8 @@ class _Conversion:
         self._require_room(number)
         if settings.strict:
             self._require_clean()
-        # An Orthanc that holds no lock, such as one of an old release; the lock itself is taken below.
+        # An Orthanc that holds no lock, such as one of an old release; the lock itself is
+        # taken below.
         locks.require_no_orthanc(conn, schema)
         conn.rollback()
         if not unfinished:

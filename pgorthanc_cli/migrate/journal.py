@@ -1,7 +1,7 @@
 """The progress of a conversion, in a table of the target; each entry is committed together with what it describes.
 
-While the table exists the schema is not an index: its properties have another name, so neither Orthanc nor this tool
-accepts it as one.
+While the table exists the schema is not an index: its properties have another name, so
+neither Orthanc nor this tool accepts it as one.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def record(cur: Cursor, name: str, outcome: Outcome) -> None:
     """Record a piece of work in the transaction that has done it.
 
     Raises:
-        psycopg2.errors.UniqueViolation: A worker that has outlived its parent has already done it.
+        psycopg2.errors.UniqueViolation: A worker that has outlived its parent has already
+        done it.
     """
     cur.execute(_INSERT, (name, json.dumps(asdict(outcome))))
 

@@ -18,8 +18,8 @@ class ConversionSettings:
     Attributes:
         revision: Target revision. None: that of an existing empty index, else the newest.
         server_identifier: Owner of modalities, peers, jobs and properties of plugins
-            (DatabaseServerIdentifier). None: the one that an Orthanc left in the target, else
-            `DEFAULT_SERVER`.
+            (DatabaseServerIdentifier). None: the one that an Orthanc left in the target,
+            else `DEFAULT_SERVER`.
         strict: Refuse whatever would have to be repaired or skipped.
         restart: Discard an unfinished conversion and start again.
         verify: Read all rows back, compare them, and check the invariants of the index.
@@ -49,7 +49,8 @@ class Finding:
     Attributes:
         table: The table in the source.
         public_id: The resource that the row belongs to, if any.
-        what: Which row, the problem, and what was done. Never a value: it may name a patient.
+        what: Which row, the problem, and what was done. Never a value: it may name a
+            patient.
     """
 
     table: str
@@ -85,7 +86,8 @@ class Compared:
         table: The table in PostgreSQL.
         converted: Rows made from those of the source.
         stored: Rows in PostgreSQL.
-        checksum: Sum of the CRC-32 of the converted rows, so that their order does not matter.
+        checksum: Sum of the CRC-32 of the converted rows, so that their order does not
+            matter.
         stored_checksum: The same of the rows in PostgreSQL.
     """
 
@@ -152,7 +154,8 @@ class Converted:
         source: The file.
         resources: Patients, studies, series and instances in the new index.
         rows: Rows by table of PostgreSQL (after a check: as they would be).
-        repaired: Rows that were changed so that PostgreSQL can hold them; at most `MAX_LISTED`.
+        repaired: Rows that were changed so that PostgreSQL can hold them; at most
+            `MAX_LISTED`.
         repaired_rows: Number of these.
         skipped: Rows that were left out; at most `MAX_LISTED`.
         skipped_rows: Number of these.
@@ -160,11 +163,13 @@ class Converted:
         revision: Revision of the new index.
         server_identifier: Owner of the server properties.
         compared: Both sides, table by table; empty unless verified.
-        verified: Whether all rows were read back and compared, and the invariants of the index hold.
+        verified: Whether all rows were read back and compared, and the invariants of the
+            index hold.
         files: The comparison of the attachments with their files, if requested.
         large_objects: Attachments that were copied into PostgreSQL.
         resumed: Whether an interrupted run was continued.
-        steps: Instructions for the administrator, with the lines of Orthanc's configuration.
+        steps: Instructions for the administrator, with the lines of Orthanc's
+            configuration.
         elapsed_s: Elapsed time in seconds.
         rows_per_s: Rows converted per second, everything included.
         dry_run: Whether the index was only checked.

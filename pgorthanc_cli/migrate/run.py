@@ -92,7 +92,8 @@ def open_run(
     started = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(open_source(path))
-        # Started before any connection to PostgreSQL is opened, which a worker must not share.
+        # Started before any connection to PostgreSQL is opened, which a worker must not
+        # share.
         pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
         yield Run(source, settings, pool, stack, report, started)
 
@@ -223,8 +224,8 @@ class Run:
     def open_reader(self) -> Reader:
         """Return a reader of this process, open until the end of the run.
 
-        Closing it any earlier would give up the lock on the file: POSIX drops all locks of a process on a file
-        with the first descriptor of it that is closed.
+        Closing it any earlier would give up the lock on the file: POSIX drops all locks
+        of a process on a file with the first descriptor of it that is closed.
         """
         reader = self.source.reader(self.context.tables)
         self.stack.callback(reader.close)

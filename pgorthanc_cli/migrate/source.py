@@ -1,8 +1,9 @@
 """The seam between the conversion and the database that is converted.
 
-A source is a package of `sources/`. It opens an index for a whole run as a `Source`; each worker process gets a copy
-and reads it with a `Reader` of its own. Neither knows anything of PostgreSQL but the names of its tables and columns,
-and the format of the lines that COPY takes.
+A source is a package of `sources/`. It opens an index for a whole run as a `Source`; each
+worker process gets a copy and reads it with a `Reader` of its own. Neither knows anything
+of PostgreSQL but the names of its tables and columns, and the format of the lines that
+COPY takes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from zlib import crc32
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.migrate.model import Outcome
 
-# COPY in the format csv, with delimiters that no sane value contains: nothing has to be escaped.
+# COPY in the format csv, with delimiters that no sane value contains: nothing has to be
+# escaped.
 DELIMITER, QUOTE, NULL = "\x1f", "\x1e", "\x1d"
 COPY_OPTIONS = "FORMAT csv, DELIMITER E'\\x1f', QUOTE E'\\x1e', NULL E'\\x1d'"
 
@@ -61,7 +63,8 @@ class Source(Protocol):
         path: As the user named it.
         fingerprint: Distinguishes this state of the index from any other.
         scratch: A folder for large intermediate results; removed at the end of the run.
-        unknown_tables: Tables that no known release of Orthanc creates, and their row counts.
+        unknown_tables: Tables that no known release of Orthanc creates, and their row
+            counts.
     """
 
     @property

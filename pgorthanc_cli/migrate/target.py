@@ -1,8 +1,9 @@
 """Prepare an empty index in PostgreSQL for loading, and complete it afterwards.
 
-While it is loaded it has no keys, no indexes and no triggers, which is several times faster, and `globalproperties`
-has another name, so that no program accepts it as an index. The journal records what was dropped; the last
-transaction restores the properties and compares the whole catalog with the one before, and only then is it an index.
+While it is loaded it has no keys, no indexes and no triggers, which is several times
+faster, and `globalproperties` has another name, so that no program accepts it as an
+index. The journal records what was dropped; the last transaction restores the properties
+and compares the whole catalog with the one before, and only then is it an index.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettin
     """Make sure that there is an empty index; create one in an empty schema.
 
     Raises:
-        RevisionError: There is an index of another revision, a damaged one, or one with rows.
+        RevisionError: There is an index of another revision, a damaged one, or one with
+            rows.
         PgOrthancError: The encoding of the database cannot store every text.
     """
     _require_utf8(conn)
@@ -201,7 +203,8 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Conversion
     """Return the plan of an unfinished conversion; with `restart`, remove all that it has loaded.
 
     Raises:
-        PgOrthancError: It converts another file, or this one before it was changed, or has other settings.
+        PgOrthancError: It converts another file, or this one before it was changed, or
+            has other settings.
     """
     plan = _recorded_plan(journal.plan(conn))
     conn.commit()

@@ -133,7 +133,8 @@ class Worker:
                         cur.copy_expert(copy, lines, _READ_BYTES)
                     journal.record(cur, str(piece), outcome)
             except psycopg2.errors.UniqueViolation:
-                # A worker of a killed run was still alive and has committed this piece in the meantime.
+                # A worker of a killed run was still alive and has committed this piece in
+                # the meantime.
                 with self.conn, self.conn.cursor() as cur:
                     return journal.outcome(cur, str(piece))
         return outcome
@@ -142,7 +143,8 @@ class Worker:
         """Run one statement.
 
         Raises:
-            PgOrthancError: PostgreSQL refuses it, or the source has rows with the same key.
+            PgOrthancError: PostgreSQL refuses it, or the source has rows with the same
+                key.
         """
         try:
             with db.translate_errors(self.conn), self.conn, self.conn.cursor() as cur:

@@ -1,8 +1,9 @@
 """Open an SQLite index: unused by any program, read-only, and of a known layout (SQLITE.md 1 and 2).
 
-The file is never written. It is opened as `immutable`, so that SQLite creates no files beside it, under the lock that
-any reader of SQLite takes, so that no Orthanc can start on it in the meantime. The files that a crash leaves beside it
-(`-wal`, `-journal`) belong to it: all are copied then, and SQLite recovers the copy.
+The file is never written. It is opened as `immutable`, so that SQLite creates no files
+beside it, under the lock that any reader of SQLite takes, so that no Orthanc can start on
+it in the meantime. The files that a crash leaves beside it (`-wal`, `-journal`) belong to
+it: all are copied then, and SQLite recovers the copy.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from pgorthanc_cli.migrate.sources.sqlite.reader import SQLiteReader
 
 _VERSION = 6
 _JOURNALS = ("-wal", "-journal")
-# The bytes of the file that SQLite's own locks are on: pending, reserved, shared (the file format's "lock-byte page").
+# The bytes of the file that SQLite's own locks are on: pending, reserved, shared (the
+# file format's "lock-byte page").
 _LOCK_START, _LOCK_BYTES = 0x40000000, 512
 _CACHE_KB = 32_000
 _COPY_BYTES = 1 << 20
@@ -75,7 +77,8 @@ class SQLiteIndex:
         unknown_tables: Tables that no known release creates, and their row counts.
         fingerprint: Distinguishes this state of the index from any other.
         scratch: A folder for what does not fit into memory; removed at the end.
-        tree: The scratch file of the resources to convert (`tree.survey`); None: all of them.
+        tree: The scratch file of the resources to convert (`tree.survey`); None: all of
+            them.
     """
 
     path: Path
@@ -98,9 +101,9 @@ class SQLiteIndex:
     def check_table(self, table: str, *, thorough: bool) -> list[str]:
         """Return the problems with the structure of a table.
 
-        A page may be sound in itself and still not belong to its table. `thorough` looks up each row in each
-        index, which takes hours once the file is larger than the memory; otherwise only the numbers of rows are
-        compared.
+        A page may be sound in itself and still not belong to its table. `thorough` looks
+        up each row in each index, which takes hours once the file is larger than the
+        memory; otherwise only the numbers of rows are compared.
         """
         with closing(connect(self.file)) as conn:
             pragma = "integrity_check" if thorough else "quick_check"
@@ -137,7 +140,8 @@ def open_index(path: Path) -> Iterator[SQLiteIndex]:
 
     Raises:
         InUseError: An Orthanc, or any other program, uses it.
-        PgOrthancError: It is not an index of Orthanc, too old, or damaged; or there is no room for a copy.
+        PgOrthancError: It is not an index of Orthanc, too old, or damaged; or there is no
+            room for a copy.
     """
     with _locked(path) as descriptor, tempfile.TemporaryDirectory(prefix="pgorthanc-sqlite-") as folder:
         before = _file_state(path)
@@ -177,8 +181,8 @@ def _damaged(path: Path, problem: str) -> PgOrthancError:
 def _differing_indexes(conn: sqlite3.Connection, table: str) -> Iterator[str]:
     """Yield the indexes that hold another number of rows than their table.
 
-    Those of a small table are also compared by the sums of ids and first columns: in a small table, an exchanged page
-    need not show in the order of the rows.
+    Those of a small table are also compared by the sums of ids and first columns: in a
+    small table, an exchanged page need not show in the order of the rows.
     """
     (rows,) = conn.execute(f"SELECT count(*) FROM {table} NOT INDEXED").fetchone()
     for name, column in conn.execute(_INDEXES_OF, (table,)).fetchall():

@@ -1,7 +1,8 @@
 """Read rows of SQLite as lines for COPY: made by SQLite itself, block by block; unusual blocks row by row in Python.
 
-A block is sent as SQLite has made it if all its lines exist, it is valid UTF-8, and nothing in it means anything to
-COPY. This is checked for a block as a whole, which costs next to nothing.
+A block is sent as SQLite has made it if all its lines exist, it is valid UTF-8, and
+nothing in it means anything to COPY. This is checked for a block as a whole, which costs
+next to nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ _MAX_INT4 = 2**31 - 1  # the plugin reads the number in the recycling order as a
 
 # The two tables that need more than a conversion of their columns.
 RESOURCES, RECYCLING = "Resources", "PatientRecyclingOrder"
-# Metadata of a patient in newer revisions: protected from recycling, and the place in the recycling order.
+# Metadata of a patient in newer revisions: protected from recycling, and the place in the
+# recycling order.
 _PROTECTED, _RECYCLING_ORDER = 18, 19
 
 # The table of the source, and its column, whose values PostgreSQL takes from a sequence.
@@ -234,7 +236,8 @@ class SQLiteReader:
         """Return the resource that a row belongs to, if any.
 
         Raises:
-            UnconvertibleRow: Its resource was merged into another one, which already has such a row.
+            UnconvertibleRow: Its resource was merged into another one, which already has
+                such a row.
         """
         if row["_id"] is None:
             return None
@@ -248,7 +251,8 @@ class SQLiteReader:
         """Return whether a resource, or another one that was merged into it before, has a row of the same key."""
         if not table.key:
             return False
-        # As text: a text is read as bytes, and a number is compared as such whatever it is cast to.
+        # As text: a text is read as bytes, and a number is compared as such whatever it
+        # is cast to.
         same_key = " AND ".join(f"other.{name} IS CAST(? AS TEXT)" for name in table.key)
         rows = self._conn.execute(
             f"""SELECT 1 FROM {table.source} other WHERE {same_key} AND other.{table.resource} IN (

@@ -1,8 +1,9 @@
 """Convert rows of SQLite to rows of PostgreSQL, table by table and column by column (SQLITE.md 4).
 
-Each kind of column is converted in two ways. In SQL: an expression for the value as COPY expects it, and a condition
-under which that is right; if it is not, the whole line is NULL. In Python, for the few rows that are unusual: the
-value, how it was repaired, or why the row cannot be converted.
+Each kind of column is converted in two ways. In SQL: an expression for the value as COPY
+expects it, and a condition under which that is right; if it is not, the whole line is
+NULL. In Python, for the few rows that are unusual: the value, how it was repaired, or why
+the row cannot be converted.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Table:
         label: How a report names a row: a format of the columns of the source.
         condition: Under which a row needs no check beyond its columns, in SQL.
         check: The same in Python; raises `UnconvertibleRow`.
-        stays: Condition for rows that do not move when resources are merged, because they describe one file.
+        stays: Condition for rows that do not move when resources are merged, because they
+            describe one file.
     """
 
     source: str
@@ -158,8 +160,9 @@ def text(target: str, source: str, max_length: int | None = None, *, too_long: s
         target: The column in PostgreSQL.
         source: The column in SQLite.
         max_length: Characters that it can hold.
-        too_long: What becomes of a longer text: `cut`, `emptied` (it cannot be right), or `skip` the row. With `skip`,
-            which is for keys, rows with NULL and texts that would have to be repaired are skipped, too.
+        too_long: What becomes of a longer text: `cut`, `emptied` (it cannot be right), or
+            `skip` the row. With `skip`, which is for keys, rows with NULL and texts that
+            would have to be repaired are skipped, too.
     """
     is_key = too_long == "skip"
 
@@ -178,7 +181,8 @@ def text(target: str, source: str, max_length: int | None = None, *, too_long: s
         repairs.append(f"{problem}: {too_long}")
         return storable[:max_length] if too_long == "cut" else ""
 
-    # The text for NULL matters in tables with nullable columns; in others it is searched for in whole blocks.
+    # The text for NULL matters in tables with nullable columns; in others it is searched
+    # for in whole blocks.
     condition = "1" if max_length is None and too_long == "cut" else f"t.{source} <> '{NULL}'"
     if max_length is not None:
         condition += f" AND length(t.{source}) <= {max_length}"

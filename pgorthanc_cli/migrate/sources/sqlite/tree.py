@@ -1,11 +1,13 @@
 """Find the resources that can be converted: each with a parent of the level above, each public id once.
 
-In a sound index these are all of them, and `tree` is a view of the table. Otherwise `tree` is a table in a scratch
-file, filled level by level by these rules:
+In a sound index these are all of them, and `tree` is a view of the table. Otherwise
+`tree` is a table in a scratch file, filled level by level by these rules:
 
-* a resource whose level, public id or parent is unusable is skipped, with all resources below it;
-* of resources of one level that share a public id, the one with most children is kept, of these one that has its
-  DICOM file, then the oldest; `moved` says to which of them the children and rows of the others go;
+* a resource whose level, public id or parent is unusable is skipped, with all resources
+  below it;
+* of resources of one level that share a public id, the one with most children is kept, of
+  these one that has its DICOM file, then the oldest; `moved` says to which of them the
+  children and rows of the others go;
 * a public id that occurs at two levels stays at the higher one;
 * a patient has no parent, whatever the row says;
 * a resource without children that is not an instance is skipped.
