@@ -232,6 +232,18 @@ def test_an_empty_index_that_is_there_is_filled_and_keeps_what_belongs_to_it(
     migrating.require_index(empty, 6)
 
 
+def test_labels_that_an_index_of_plugin_4_0_cannot_hold_are_reported(empty: db.Target, sound: Path) -> None:
+    """It is at revision 1, but without the table of labels."""
+    init(empty, revision=1)
+    run(empty, "DROP TABLE labels")
+    with pytest.raises(RevisionError, match=r"revision 1 cannot hold \d+ rows of Labels"):
+        convert(empty, sound)
+    converted = convert(empty, sound, revision=1)
+    labels = [finding.what for finding in converted.skipped if finding.table == "Labels"]
+    assert len(labels) == 1
+    assert "rows skipped: revision 1 cannot hold them" in labels[0]
+
+
 @pytest.mark.parametrize(
     ("prepare", "options", "error", "said"),
     [
