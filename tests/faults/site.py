@@ -16,11 +16,11 @@ import psycopg2
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks
-from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.schema import catalog, initialize
 from tests.support.real_servers import Server
 
 ROLE = "importer"  # owns its databases, and has no other rights: the triggers stay on
-REVISIONS = (1, 10)
+REVISIONS = (1, catalog.newest())
 _ADDRESSES = ip_network("198.18.0.0/15")  # of RFC 2544, for tests of networks
 _HBA = f"local all all trust\nhost all all {_ADDRESSES} trust\n"
 # The server, too, is to notice soon that a client is gone.

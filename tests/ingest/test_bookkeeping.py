@@ -14,10 +14,9 @@ from pgorthanc_cli import db, index, ingest
 from tests.support import samples
 from tests.support.importing import check_area, dumped, ends, run
 from tests.support.real_servers import wait_until
-from tests.support.schemas import init
+from tests.support.schemas import REVISIONS, init
 from tests.support.schemas import run as run_sql
 
-REVISIONS = (1, 2, 3, 4, 5, 6, 10)
 # Somebody's own trigger: it has to fire, so none is switched off.
 OWN_TRIGGER = (
     "CREATE TABLE seen (id bigint)",

@@ -143,12 +143,12 @@ def test_a_schema_that_does_not_exist(empty: db.Target) -> None:
 @pytest.mark.parametrize(
     ("statements", "words", "command"),
     [
-        (["UPDATE globalproperties SET value = '11' WHERE property = 4"], "recorded as 11", "upgrade"),
+        (["UPDATE globalproperties SET value = '99' WHERE property = 4"], "recorded as 99", "upgrade"),
         (["UPDATE globalproperties SET value = '6' WHERE property = 4"], "recorded as 6", "upgrade"),
         (["DELETE FROM globalproperties"], "recorded as none", "upgrade"),
         (
             ["ALTER TABLE globalintegerschanges DROP pk", "ALTER TABLE invalidchildcounts DROP pk"],
-            "(revision 6, recorded as 10)",
+            f"(revision 6, recorded as {CURRENT})",
             "upgrade",
         ),
     ],

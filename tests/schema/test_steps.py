@@ -14,8 +14,8 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.schema import catalog, initialize
 from tests.support import fillindex, indexstate
-from tests.support.schemas import ODD_SCHEMA, drop_database
-from tests.support.stepwalk import REVISIONS, kept, require_revision, walk
+from tests.support.schemas import CURRENT, ODD_SCHEMA, REVISIONS, drop_database
+from tests.support.stepwalk import kept, require_revision, walk
 
 PAIRS = list(itertools.permutations(REVISIONS, 2))
 
@@ -100,10 +100,10 @@ def test_work_at_a_lower_revision_is_kept(filled: Filled, here: int, there: int)
 
 def test_nothing_is_kept_of_an_empty_index(fresh: db.Target) -> None:
     with db.session(fresh) as conn:
-        walk(conn, 10, 1)
+        walk(conn, CURRENT, 1)
         assert kept(conn) == []
-        walk(conn, 1, 10)
-        require_revision(conn, 10)
+        walk(conn, 1, CURRENT)
+        require_revision(conn, CURRENT)
         assert kept(conn) == []
 
 
@@ -120,7 +120,7 @@ def bodies(conn: Connection) -> dict[str, str]:
 def test_a_function_of_a_revision_is_the_same_whichever_way_led_there(fresh: db.Target) -> None:
     made = {}
     with db.session(fresh) as conn:
-        made[10] = bodies(conn)
+        made[CURRENT] = bodies(conn)
         for start, end in itertools.pairwise(reversed(REVISIONS)):
             walk(conn, start, end)
             made[end] = bodies(conn)
@@ -131,7 +131,7 @@ def test_a_function_of_a_revision_is_the_same_whichever_way_led_there(fresh: db.
 
 def test_another_schema_and_another_index_beside_it(filled: Filled) -> None:
     """No script touches an index further down the search_path (or depends on one)."""
-    with db.session(filled(10)) as conn:
+    with db.session(filled(CURRENT)) as conn:
         with conn, conn.cursor() as cur:
             cur.execute(sql.SQL("ALTER SCHEMA public RENAME TO {}").format(sql.Identifier(ODD_SCHEMA)))
             cur.execute("CREATE SCHEMA public")
@@ -144,7 +144,7 @@ def test_another_schema_and_another_index_beside_it(filled: Filled) -> None:
             with conn, conn.cursor() as cur:
                 cur.execute(path)
             before = indexstate.state(conn)
-            for start, end in ((10, number), (number, 1), (1, 10)):
+            for start, end in ((CURRENT, number), (number, 1), (1, CURRENT)):
                 walk(conn, start, end)
                 with conn, conn.cursor() as cur:
                     cur.execute("SHOW search_path")
@@ -159,9 +159,9 @@ def test_another_schema_and_another_index_beside_it(filled: Filled) -> None:
 
 
 def test_without_trigrams(filled: Filled) -> None:
-    with db.session(filled(10)) as conn:
+    with db.session(filled(CURRENT)) as conn:
         with conn, conn.cursor() as cur:
             cur.execute("DROP EXTENSION IF EXISTS pg_trgm CASCADE")
-        for start, end in itertools.pairwise((10, 1, 10)):
+        for start, end in itertools.pairwise((CURRENT, 1, CURRENT)):
             walk(conn, start, end)
             require_revision(conn, end)

@@ -15,8 +15,8 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import steps
 from tests.support import indexstate
-from tests.support.schemas import run, snapshot
-from tests.support.stepwalk import REVISIONS, at, require_revision, step
+from tests.support.schemas import CURRENT, REVISIONS, run, snapshot
+from tests.support.stepwalk import at, require_revision, step
 
 
 def refused(
@@ -66,7 +66,7 @@ def test_a_layout_of_another_revision(
     ("statement", "words"),
     [
         ("DELETE FROM globalproperties", "version none, revision none"),
-        ("UPDATE globalproperties SET value = '5' WHERE property = 1", "version 5, revision 10"),
+        ("UPDATE globalproperties SET value = '5' WHERE property = 1", f"version 5, revision {CURRENT}"),
         ("ALTER TABLE resources RENAME TO other", "there is no Orthanc index in schema public"),
     ],
 )
@@ -153,21 +153,21 @@ needs_psql = pytest.mark.skipif(not shutil.which("psql"), reason="psql is not in
 
 @needs_psql
 def test_psql_runs_each_script(fresh: db.Target) -> None:
-    target = at(fresh, 10)
+    target = at(fresh, CURRENT)
     with db.session(target) as conn:
         before = indexstate.state(conn)
-    for start, end in itertools.pairwise((10, 1, 10)):
+    for start, end in itertools.pairwise((CURRENT, 1, CURRENT)):
         for found in steps.path(start, end):
             done = psql(target, "-1", "-f", str(steps.folder() / found.script))
             assert (done.returncode, done.stderr) == (0, "")
     with db.session(target) as conn:
-        require_revision(conn, 10)
+        require_revision(conn, CURRENT)
         assert indexstate.differing(before, indexstate.state(conn)) == []
 
 
 @needs_psql
 def test_psql_runs_no_script_outside_a_transaction(fresh: db.Target) -> None:
-    target = at(fresh, 10)
+    target = at(fresh, CURRENT)
     before = snapshot(target)
     done = psql(target, "-f", str(steps.folder() / "Rev10ToRev6.sql"))
     assert done.returncode == 3

@@ -20,9 +20,18 @@ from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.schema import catalog, steps, verify
 from pgorthanc_cli.schema.verify.functions import Body, code
 from tests.support.damages import DAMAGES, Damage
-from tests.support.schemas import ODD_SCHEMA, as_role, drop_database, init, rows, run, snapshot
+from tests.support.schemas import (
+    CURRENT,
+    ODD_SCHEMA,
+    REVISIONS,
+    as_role,
+    drop_database,
+    init,
+    rows,
+    run,
+    snapshot,
+)
 
-REVISIONS = (1, 2, 3, 4, 5, 6, 10)
 # A patient with two instances, attachments and changes, at any revision.
 FILL = (
     "SELECT createinstance('p', 's', 'e', 'i'), createinstance('p', 's', 'e', 'j')",
@@ -120,7 +129,7 @@ def test_each_difference_is_found_judged_and_mended(
 
 def test_all_at_once(index: Callable[[int], db.Target]) -> None:
     """What one statement mends, another one may stand on."""
-    target = index(10)
+    target = index(CURRENT)
     run(
         target,
         "DROP TABLE labels, globalintegers, keyvaluestores, auditlogs, queues, serverproperties",
@@ -140,7 +149,7 @@ def test_all_at_once(index: Callable[[int], db.Target]) -> None:
 
 
 def test_a_big_index_can_be_made_beside_orthanc(index: Callable[[int], db.Target]) -> None:
-    target = index(10)
+    target = index(CURRENT)
     invalid = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'changesindex'::regclass"
     run(target, "DROP INDEX childrenindex2", invalid)
     for finding in look(target).findings:
@@ -250,7 +259,7 @@ CHANGES = (
 def test_remarks_and_white_space_in_a_body_change_nothing(
     index: Callable[[int], db.Target], remark: tuple[str, str]
 ) -> None:
-    target = index(10)
+    target = index(CURRENT)
     functions = [name for name in snapshot(target) if name.startswith("function ")]
     for (source,) in rows(target, _SOURCES):
         head, quote, body = source.partition("$function$")
@@ -272,7 +281,7 @@ def test_literals_keep_their_white_space() -> None:
 
 
 def test_a_repair_that_fails_changes_nothing(index: Callable[[int], db.Target]) -> None:
-    target = index(10)
+    target = index(CURRENT)
     run(
         target,
         "DROP INDEX labelsindex1",
@@ -286,7 +295,7 @@ def test_a_repair_that_fails_changes_nothing(index: Callable[[int], db.Target]) 
 
 
 def test_a_repair_while_an_orthanc_works(index: Callable[[int], db.Target]) -> None:
-    target = index(10)
+    target = index(CURRENT)
     run(target, "DROP INDEX labelsindex1")
     orthanc = db.Target(target.dsn, application="Orthanc")
     with db.session(orthanc) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
@@ -297,7 +306,7 @@ def test_a_repair_while_an_orthanc_works(index: Callable[[int], db.Target]) -> N
 
 
 def test_a_role_that_only_reads(index: Callable[[int], db.Target], role: str) -> None:
-    target = index(10)
+    target = index(CURRENT)
     run(target, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
     found = look(as_role(target, role))
     assert found.healthy
@@ -306,7 +315,7 @@ def test_a_role_that_only_reads(index: Callable[[int], db.Target], role: str) ->
 
 
 def test_what_is_made_belongs_to_the_owner(index: Callable[[int], db.Target], role: str) -> None:
-    target = index(10)
+    target = index(CURRENT)
     owned = rows(
         target, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
     )
@@ -360,13 +369,13 @@ def invoke(target: db.Target, *words: str) -> tuple[int, str]:
 
 
 def test_the_command(index: Callable[[int], db.Target], empty: db.Target) -> None:
-    target = index(10)
+    target = index(CURRENT)
     assert invoke(target)[0] == 0
     run(target, "DROP INDEX labelsindex1")
 
     code, text = invoke(target, "--json")
     document = json.loads(text)
-    assert (code, document["healthy"], document["revision"]) == (6, False, 10)
+    assert (code, document["healthy"], document["revision"]) == (6, False, CURRENT)
     assert document["findings"][0]["name"] == "index labelsindex1"
     code, text = invoke(target, "--repair")
     assert (code, "CREATE INDEX labelsindex1" in text) == (6, True)

@@ -12,7 +12,8 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.schema import catalog, initialize, status
 
-CURRENT = 10
+REVISIONS = tuple(catalog.revisions())
+CURRENT = REVISIONS[-1]
 ODD_SCHEMA = 'Or th"an$create$c'
 # One patient with two instances, an attachment of 10 bytes and a change for each resource.
 FILL = (

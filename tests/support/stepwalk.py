@@ -8,8 +8,7 @@ from psycopg2.extensions import connection as Connection
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog, steps
 from tests.support import fillindex, indexstate
-
-REVISIONS = (1, 2, 3, 4, 5, 6, 10)
+from tests.support.schemas import REVISIONS
 
 
 def walk(conn: Connection, start: int, end: int) -> None:

@@ -18,7 +18,6 @@ from tests.support import indexstate
 from tests.support.schemas import snapshot
 
 Filled = Callable[[int], db.Target]
-REVISIONS = (1, 2, 3, 4, 5, 6, 10)
 
 
 def change(target: db.Target, to: int, **options: Any) -> upgrade.Changed:

@@ -9,7 +9,7 @@ import pytest
 
 from pgorthanc_cli.errors import PgOrthancError
 from tests.support import indexstate
-from tests.support.schemas import run
+from tests.support.schemas import CURRENT, run
 from tests.upgrade.changing import Filled, invoke, require_revision, run_downgrade, run_upgrade, state
 
 EVERYTHING = {
@@ -19,7 +19,7 @@ EVERYTHING = {
 
 
 def test_it_is_counted_and_comes_back(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     before = state(target)
     down = run_downgrade(target, 1)
     assert down.kept.keys() == EVERYTHING
@@ -29,18 +29,18 @@ def test_it_is_counted_and_comes_back(filled: Filled) -> None:
 
 
 def test_it_is_discarded_when_asked(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     run_downgrade(target, 1, discard=True)
     require_revision(target, 1)
     run_upgrade(target)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
     after = state(target)
     assert (after["audit logs"], after["key-value stores"], after["queues"]) == ([], [], [])
 
 
 @pytest.mark.parametrize("discard", [True, False])
 def test_it_is_written_out(filled: Filled, tmp_path: Path, discard: bool) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     file = tmp_path / "kept.jsonl"
     changed = run_downgrade(target, 1, export=file, discard=discard)
     documents = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
@@ -52,7 +52,7 @@ def test_it_is_written_out(filled: Filled, tmp_path: Path, discard: bool) -> Non
 def test_a_file_that_cannot_be_written_is_found_before_anything_is_done(
     filled: Filled, tmp_path: Path
 ) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     before = state(target)
     (tmp_path / "there").touch()
     for file in (tmp_path / "there", tmp_path / "nowhere" / "kept.jsonl"):
@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_written_is_found_before_anything_is_done(
 
 
 def test_what_files_need_to_be_found_needs_a_yes(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     before = state(target)
     at = ("--uri", target.dsn)
     refused = invoke("downgrade", *at, "--to", 4)
@@ -75,7 +75,7 @@ def test_what_files_need_to_be_found_needs_a_yes(filled: Filled) -> None:
 
 
 def test_discarding_needs_a_yes(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     at = ("--uri", target.dsn, "--to", 6, "--discard")
     assert invoke("downgrade", *at).exit_code == 2
     assert invoke("downgrade", *at, "--yes").exit_code == 0
@@ -83,7 +83,7 @@ def test_discarding_needs_a_yes(filled: Filled) -> None:
 
 
 def test_nothing_is_asked_where_nothing_is_lost(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     run(
         target,
         "DELETE FROM auditlogs",

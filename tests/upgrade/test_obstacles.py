@@ -18,7 +18,7 @@ from pgorthanc_cli.errors import InUseError, RevisionError
 from pgorthanc_cli.schema import catalog, verify
 from tests.support import fillindex
 from tests.support.real_servers import Server
-from tests.support.schemas import init, rows, run, snapshot
+from tests.support.schemas import CURRENT, init, rows, run, snapshot
 from tests.support.stepwalk import walk
 from tests.upgrade.changing import Filled, change, connected, invoke, require_revision, state, until
 from tests.upgrade.test_plan import planned
@@ -143,7 +143,7 @@ def test_verify_calls_nothing_harmless_that_blocks(filled: Filled, one: Obstacle
 
 
 def test_a_child_table_matters(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     run(target, "CREATE TABLE old () INHERITS (resources)")
     with db.session(target, readonly=True) as conn:
         found = {finding.name: finding for finding in verify.schema(conn, target.schema).findings}
@@ -173,7 +173,7 @@ def index(preparing: Server) -> Iterator[db.Target]:
     target = db.Target(make_dsn(preparing.place, dbname="prepared"))
     init(target)
     with db.session(target) as conn:
-        walk(conn, 10, 1)
+        walk(conn, CURRENT, 1)
         fillindex.fill(conn)
     yield target
     for (gid,) in rows(
@@ -189,15 +189,15 @@ def test_a_prepared_transaction_is_named_with_what_ends_it(index: db.Target, end
         index,
         "BEGIN; UPDATE resources SET publicid = publicid WHERE internalid = 1; PREPARE TRANSACTION 'it''s mine'",
     )
-    [named] = planned(index, 10).obstacles
+    [named] = planned(index, CURRENT).obstacles
     assert "prepared transaction 'it''s mine' of role postgres since " in named
     for phase in ("prepare", "switch"):
         with pytest.raises(RevisionError, match="prepared transaction"):
-            change(index, 10, phases=(phase,))
+            change(index, CURRENT, phases=(phase,))
     [statement] = re.findall(rf"{end} PREPARED 'it''s mine'", named)
     run(index, statement)
-    assert planned(index, 10).obstacles == ()
-    assert change(index, 10).revision == 10
+    assert planned(index, CURRENT).obstacles == ()
+    assert change(index, CURRENT).revision == CURRENT
 
 
 def test_a_prepared_transaction_of_other_tables_is_left_alone(index: db.Target) -> None:
@@ -206,8 +206,8 @@ def test_a_prepared_transaction_of_other_tables_is_left_alone(index: db.Target) 
         "CREATE TABLE other (id int)",
         "BEGIN; INSERT INTO other VALUES (1); PREPARE TRANSACTION 'other'",
     )
-    assert planned(index, 10).obstacles == ()
-    assert change(index, 10).revision == 10
+    assert planned(index, CURRENT).obstacles == ()
+    assert change(index, CURRENT).revision == CURRENT
 
 
 def test_a_prepared_transaction_that_comes_while_it_waits_is_named(index: db.Target) -> None:
@@ -273,17 +273,17 @@ def reconnecting(target: db.Target, clients: int) -> Iterator[list[int]]:
 def test_sessions_that_connect_again_do_not_stop_terminate(filled: Filled) -> None:
     target = filled(6)
     with reconnecting(target, 64) as counts:
-        changed = change(target, 10, terminate=True, phases=("switch",))
+        changed = change(target, CURRENT, terminate=True, phases=("switch",))
         assert counts[0] > 64
-    assert changed.revision == 10
-    change(target, 10)
-    require_revision(target, 10)
+    assert changed.revision == CURRENT
+    change(target, CURRENT)
+    require_revision(target, CURRENT)
 
 
 def test_without_terminate_they_do(filled: Filled) -> None:
     target = filled(6)
     with reconnecting(target, 3), pytest.raises(InUseError) as refusal:
-        change(target, 10, phases=("switch",))
+        change(target, CURRENT, phases=("switch",))
     assert "--terminate" in (refusal.value.hint or "")
 
 

@@ -16,7 +16,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, upgrade
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, RevisionError
-from tests.support.schemas import as_role, rows, run
+from tests.support.schemas import CURRENT, as_role, rows, run
 from tests.upgrade.changing import Filled, connected, invoke, require_revision, run_upgrade, state, until
 
 
@@ -47,7 +47,7 @@ def test_the_last_phase_needs_nobody_to_leave(filled: Filled) -> None:
     with connected(target) as orthanc, orthanc.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(42), pg_advisory_lock(43)")
         run_upgrade(target, phases=("finish",))
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 def test_nobody_has_to_leave_where_nothing_is_to_be_done(filled: Filled) -> None:
@@ -56,7 +56,7 @@ def test_nobody_has_to_leave_where_nothing_is_to_be_done(filled: Filled) -> None
     run_upgrade(target)
     with connected(target) as orthanc, orthanc.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(42)")
-        assert run_upgrade(target).revision == 10
+        assert run_upgrade(target).revision == CURRENT
 
 
 def test_waiting_for_a_session_to_end(filled: Filled) -> None:
@@ -65,7 +65,7 @@ def test_waiting_for_a_session_to_end(filled: Filled) -> None:
         changed = pool.submit(run_upgrade, target, wait_s=60)
         until(lambda: rows(target, "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 1346850642"))
         other.close()
-        assert changed.result().revision == 10
+        assert changed.result().revision == CURRENT
 
 
 def test_ending_the_sessions_of_others(filled: Filled) -> None:
@@ -73,7 +73,7 @@ def test_ending_the_sessions_of_others(filled: Filled) -> None:
     with connected(target) as other:
         with other.cursor() as cur:
             cur.execute("SELECT pg_advisory_lock(42)")
-        assert run_upgrade(target, terminate=True).revision == 10
+        assert run_upgrade(target, terminate=True).revision == CURRENT
         with pytest.raises(psycopg2.Error), other.cursor() as cur:
             cur.execute("SELECT 1")
 
@@ -95,7 +95,7 @@ def test_a_lock_of_orthanc_that_is_held(filled: Filled, lock: int) -> None:
         cur.execute("SELECT pg_advisory_lock(%s)", (lock,))
         with pytest.raises(InUseError, match="application Orthanc"):
             run_upgrade(target, phases=("switch",))
-    assert run_upgrade(target).revision == 10
+    assert run_upgrade(target).revision == CURRENT
 
 
 @pytest.mark.parametrize("phase", ["prepare", "switch"])
@@ -119,7 +119,7 @@ def test_two_at_once(filled: Filled, phase: str) -> None:
         thread.join()
     assert any(isinstance(end, upgrade.Changed) for end in ends)
     run_upgrade(target)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 # Runs in the session that upgrades, in the middle of its transaction: waits until somebody waits for that session.
@@ -206,7 +206,7 @@ def test_a_session_that_begins_in_the_middle_can_be_ended(filled: Filled, admin:
     with in_the_middle(target, admin, terminate=True) as changed, connected(target) as orthanc:
         with pytest.raises(psycopg2.Error), orthanc.cursor() as cur:
             cur.execute("SELECT count(*) FROM resources")
-        assert changed.result().revision == 10
+        assert changed.result().revision == CURRENT
 
 
 def test_the_upgrade_is_cancelled(filled: Filled, admin: Connection) -> None:
@@ -227,7 +227,7 @@ def test_time_limits_of_the_administrator_do_not_end_it(filled: Filled, setting:
     run(target, _SLOW, f"ALTER DATABASE {db.parse_dsn(target.dsn)['dbname']} SET {setting} = '500ms'")
     run_upgrade(target)
     run(target, "DROP EVENT TRIGGER slow", "DROP FUNCTION slow()")
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 def test_a_server_that_takes_no_writes(filled: Filled) -> None:
@@ -264,7 +264,7 @@ def test_the_owner_needs_no_superuser(filled: Filled, role: str) -> None:
     for (function,) in rows(target, _FUNCTIONS):
         run(target, f"ALTER FUNCTION {function} OWNER TO {role}")
     run_upgrade(as_role(target, role))
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 def test_the_command_says_who_is_in_the_way(filled: Filled) -> None:
@@ -276,4 +276,4 @@ def test_the_command_says_who_is_in_the_way(filled: Filled) -> None:
         assert f"pid {other.info.backend_pid}" in json.loads(refused.stderr.splitlines()[-1])["message"]
         assert (unanswered.exit_code, "--yes" in unanswered.stderr) == (2, True)
         ended = invoke("upgrade", "--uri", target.dsn, "--terminate", "--yes", "--json")
-    assert json.loads(ended.stdout)["revision"] == 10
+    assert json.loads(ended.stdout)["revision"] == CURRENT

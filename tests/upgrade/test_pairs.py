@@ -8,9 +8,8 @@ import pytest
 
 from pgorthanc_cli import db, upgrade
 from tests.support import indexstate
-from tests.support.schemas import ODD_SCHEMA, rows, run
+from tests.support.schemas import CURRENT, ODD_SCHEMA, REVISIONS, rows, run
 from tests.upgrade.changing import (
-    REVISIONS,
     Filled,
     change,
     require_revision,
@@ -49,7 +48,7 @@ def test_phase_by_phase(filled: Filled) -> None:
         target, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'pgorthanc_uniquepublicid'::regclass"
     ) == [(True,)]
     switched = run_upgrade(target, phases=("switch",))
-    assert (switched.revision, switched.child_counts) == (10, 0)
+    assert (switched.revision, switched.child_counts) == (CURRENT, 0)
     assert rows(
         target, "SELECT count(*) FROM resources WHERE resourcetype < 3 AND childcount IS NOT NULL"
     ) == [(0,)]
@@ -57,7 +56,7 @@ def test_phase_by_phase(filled: Filled) -> None:
     assert (
         finished.child_counts == rows(target, "SELECT count(*) FROM resources WHERE resourcetype < 3")[0][0]
     )
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
     assert indexstate.differing(before, state(target)) == []
 
 
@@ -76,11 +75,11 @@ def test_a_phase_that_has_run_can_be_run_again(filled: Filled, phase: str) -> No
 
 
 def test_nothing_to_do(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     run_upgrade(target)
     before = state(target)
     changed = run_upgrade(target)
-    assert (changed.before, changed.revision, changed.repaired, changed.kept) == (10, 10, (), {})
+    assert (changed.before, changed.revision, changed.repaired, changed.kept) == (CURRENT, CURRENT, (), {})
     assert state(target) == before
 
 
@@ -99,7 +98,7 @@ def test_another_schema_and_another_index_beside_it(filled: Filled) -> None:
     run(target, f'ALTER SCHEMA public RENAME TO "{quoted}"', "CREATE SCHEMA public")
     before = state(there)
     run_upgrade(there)
-    require_revision(there, 10)
+    require_revision(there, CURRENT)
     assert indexstate.differing(before, state(there)) == []
     assert rows(target, "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace") == [(0,)]
 
@@ -114,5 +113,5 @@ def test_the_counters_are_corrected(filled: Filled) -> None:
         "INSERT INTO globalintegerschanges (key, value) VALUES (2, NULL)",
     )
     changed = run_upgrade(target)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
     assert len([what for what in changed.repaired if "counter" in what]) >= 4

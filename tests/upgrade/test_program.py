@@ -13,7 +13,7 @@ from psycopg2.extensions import connection as Connection
 
 from pgorthanc_cli import db
 from tests.support import indexstate
-from tests.support.schemas import rows, run
+from tests.support.schemas import CURRENT, rows, run
 from tests.upgrade.changing import Filled, connected, require_revision, run_upgrade, state, until
 
 _SLEEP = """
@@ -73,7 +73,7 @@ def test_in_the_first_phase(filled: Filled, number: Number, end: signal.Signals)
     assert invalid == [] or end == signal.SIGKILL
     assert indexstate.differing(before, state(target)) == []
     run_upgrade(target)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
@@ -94,7 +94,7 @@ def test_in_the_switch(filled: Filled, number: Number, end: signal.Signals) -> N
     assert state(target) == before
     run(target, *_AWAKE.split("; "))
     run_upgrade(target)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
@@ -110,4 +110,4 @@ def test_in_the_last_phase(filled: Filled, number: Number, end: signal.Signals) 
         until(lambda: number(_SESSIONS, target) == 0)
     assert indexstate.differing(before, state(target)) == []
     run_upgrade(target, phases=("finish",))
-    require_revision(target, 10)
+    require_revision(target, CURRENT)

@@ -8,7 +8,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import steps
 from tests.support import indexstate
-from tests.support.schemas import rows, run
+from tests.support.schemas import CURRENT, rows, run
 from tests.upgrade.changing import (
     Filled,
     connected,
@@ -174,7 +174,7 @@ def test_upgrade_works_from_it(filled: Filled, name: str) -> None:
 
     run_upgrade(target)
 
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
     lost = next((parts for beginning, parts in LOST.items() if name.startswith(beginning)), set())
     assert set(indexstate.differing(before, state(target))) <= lost
 
@@ -188,12 +188,12 @@ def test_it_says_what_it_mended(filled: Filled) -> None:
 
 
 def test_the_stamp_alone_is_mended_at_the_newest_revision(filled: Filled) -> None:
-    target = filled(10)
+    target = filled(CURRENT)
     run(target, stamp(6))
     changed = run_upgrade(target)
-    assert (changed.before, changed.revision) == (10, 10)
+    assert (changed.before, changed.revision) == (CURRENT, CURRENT)
     assert any("property 4" in what for what in changed.repaired)
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_only_an_administrator_can_settle(
     run(target, *statements)
     before = state(target)
     if words is None:
-        assert run_upgrade(target).revision == 10
+        assert run_upgrade(target).revision == CURRENT
         return
     with pytest.raises(RevisionError, match=words) as refusal:
         run_upgrade(target)
@@ -260,7 +260,7 @@ def test_duplicates_are_merged_when_asked(filled: Filled) -> None:
     run(target, *DUPLICATES)
     changed = run_upgrade(target, repair_duplicates=True)
     assert [duplicate.public_id for duplicate in changed.merged] == ["p1"]
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
     query = "SELECT p.publicid FROM resources c JOIN resources p ON p.internalid = c.parentid"
     assert rows(target, f"{query} WHERE c.publicid = 'p1.twice'") == [("p1",)]
 
@@ -268,7 +268,7 @@ def test_duplicates_are_merged_when_asked(filled: Filled) -> None:
 def test_nothing_is_merged_where_nothing_is_double(filled: Filled) -> None:
     target = filled(1)
     assert run_upgrade(target, repair_duplicates=True).merged == ()
-    require_revision(target, 10)
+    require_revision(target, CURRENT)
 
 
 def test_a_script_that_loses_something_is_rolled_back(
@@ -291,7 +291,7 @@ def test_a_script_that_loses_something_is_rolled_back(
             run_upgrade(target, phases=("switch",))
         assert state(target) == before
     monkeypatch.setattr(steps, "text", text)
-    assert run_upgrade(target).revision == 10
+    assert run_upgrade(target).revision == CURRENT
 
 
 def test_the_wrong_direction(filled: Filled) -> None:
