@@ -6,11 +6,10 @@ same rows.
 
 from pgorthanc_cli.dicom.head import patient_key, reject_reason
 from pgorthanc_cli.dicom.instance import parse
-from pgorthanc_cli.dicom.model import LEVELS, Buffer, Instance, Level, Profile, Refused
+from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.tags import check_profile
 
 __all__ = [
-    "LEVELS",
     "Buffer",
     "Instance",
     "Level",

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-LEVELS = ("patient", "study", "series", "instance")  # the position is Orthanc's resourceType in PostgreSQL
-
 Buffer: TypeAlias = "bytes | mmap.mmap | memoryview"
 TagLists: TypeAlias = "tuple[tuple[str, tuple[str, ...]], ...]"
 

@@ -10,8 +10,9 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.dicom.charset import ENCODINGS
-from pgorthanc_cli.dicom.model import LEVELS, Profile
+from pgorthanc_cli.dicom.model import Profile
 from pgorthanc_cli.errors import UsageError
 
 PATIENT_ID, STUDY_UID, SERIES_UID, SOP_INSTANCE_UID = 0x00100020, 0x0020000D, 0x0020000E, 0x00080018

@@ -20,7 +20,6 @@ from pgorthanc_cli.index.lookup import (
 )
 from pgorthanc_cli.index.model import (
     INSTANCE,
-    LEVEL_NAMES,
     Attachment,
     BatchResult,
     Conflict,
@@ -33,7 +32,6 @@ from pgorthanc_cli.index.model import (
 
 __all__ = [
     "INSTANCE",
-    "LEVEL_NAMES",
     "Attachment",
     "BatchResult",
     "Capabilities",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.index import customdata
 from pgorthanc_cli.index.insert import Pending, Resource, flush
@@ -16,7 +17,6 @@ from pgorthanc_cli.index.model import (
     COMPLETED_SERIES,
     INDEX_IN_SERIES,
     INSTANCE,
-    LEVEL_NAMES,
     NEW_INSTANCE,
     NEW_PATIENT,
     NEW_SERIES,
@@ -131,12 +131,12 @@ class _Batch:
         by_id = {row[2]: Resource(row[0], row[1], None, row[2]) for row in rows}
         for public_id, level, internal_id, parent_id in rows:
             if level != levels[public_id]:
-                stored, received = LEVEL_NAMES[level], LEVEL_NAMES[levels[public_id]]
+                stored, received = LEVELS[level], LEVELS[levels[public_id]]
                 raise Conflict(f"{public_id} is a {stored} in the index, and a {received} in this file")
             node = by_id[internal_id]
             node.parent = by_id.get(parent_id)
             if level != PATIENT and node.parent is None:
-                raise Conflict(f"the {LEVEL_NAMES[level]} {public_id} is in the index without its parent")
+                raise Conflict(f"the {LEVELS[level]} {public_id} is in the index without its parent")
             self.nodes[public_id] = node
         # Only a series whose number of instances is announced can become complete.
         self._load_series({r.levels[SERIES].public_id for r in records if r.expected_instances is not None})

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-LEVEL_NAMES = ("patient", "study", "series", "instance")  # resourceType 0 to 3
-PATIENT, STUDY, SERIES, INSTANCE = range(4)
+PATIENT, STUDY, SERIES, INSTANCE = range(4)  # resourceType, the position in `constants.LEVELS`
 
 # Metadata types (SCHEMA.md 5)
 INDEX_IN_SERIES, RECEPTION_DATE, REMOTE_AET, LAST_UPDATE, PATIENT_RECYCLING_ORDER = 1, 2, 3, 7, 19
