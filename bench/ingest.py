@@ -1,11 +1,11 @@
-"""Import beside the real Orthanc, in one run on one server: rates, and CPU seconds per 1,000 instances.
+"""Import compared with the real Orthanc, in one run on one server: rates, and CPU seconds per 1,000 instances.
 
     ingest.py [--files N] [--size BYTES] [--storage filesystem|postgresql] [--clients 1,2,4,8] [--stored N,N]
 
 A private PostgreSQL server with default settings (fsync on) on this machine. The same CT-like files (40 elements,
 100 per patient) go to Orthanc over HTTP, with each number of clients, and through `pgorthanc import`, into a new
 database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes):
-look at the best of each side. The limits are the same bytes and rows with nothing else done. Rates include
+compare the best of each side. The limits are the same bytes and rows with nothing else done. Rates include
 the start of the program. With --stored the import is measured again into an index that holds so many already.
 """
 
@@ -55,7 +55,7 @@ class Server:
     pid: int
 
     def create(self, name: str, number: int | None = None, owner: str = "") -> db.Target:
-        """A new database of a role (ours); with an index at that revision, or empty."""
+        """Create a database of a role (ours), with an index at that revision, or empty."""
         with self.admin.cursor() as cur:
             cur.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
             cur.execute(f"CREATE DATABASE {name}" + (f" OWNER {owner}" if owner else ""))
@@ -71,7 +71,7 @@ class Server:
 
 
 def cpu_s(chosen: Callable[[int, int], bool], ended: int = 0) -> float:
-    """CPU seconds of processes, chosen by id and parent; also those of the ended children of one of them."""
+    """Return the CPU seconds of processes, chosen by id and parent; of one, also its ended children."""
     ticks = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -85,7 +85,7 @@ def cpu_s(chosen: Callable[[int, int], bool], ended: int = 0) -> float:
 
 @contextmanager
 def measured(label: str, server: Server, count: int, client_s: Callable[[], float]) -> Iterator[None]:
-    """Prints the rate of the block, and its CPU seconds per 1,000 instances."""
+    """Print the rate of the block, and its CPU seconds per 1,000 instances."""
     os.sync()
     before, client, started = server.cpu_s(), client_s(), time.perf_counter()
     yield
@@ -114,8 +114,8 @@ def by_orthanc(
     target = server.create("bench_orthanc")
     with db.session(target, need_schema=False) as conn, conn, conn.cursor() as cur:
         cur.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm")
-    place = folder / f"orthanc-{clients}"
-    place.mkdir()
+    work = folder / f"orthanc-{clients}"
+    work.mkdir()
     given = target.parameters()
     uri = (
         f"postgresql://{given['user']}@/{given['dbname']}?host={given['host']}&port={given.get('port', 5432)}"
@@ -123,7 +123,7 @@ def by_orthanc(
     section = {"EnableIndex": True, "EnableStorage": large_objects, "ConnectionUri": uri}
     configuration = {
         "DicomServerEnabled": False, "AuthenticationEnabled": False, "RemoteAccessAllowed": False,
-        "StorageDirectory": str(place / "storage"), "IndexDirectory": str(place), "PostgreSQL": section,
+        "StorageDirectory": str(work / "storage"), "IndexDirectory": str(work), "PostgreSQL": section,
     }  # fmt: skip
     mine = os.getpid()
     senders: set[int] = set()
@@ -131,7 +131,7 @@ def by_orthanc(
     def program_s() -> float:
         return cpu_s(lambda pid, parent: parent == mine and pid not in senders)
 
-    with orthanc.running(Quiet(**vars(program)), configuration, place) as rest:
+    with orthanc.running(Quiet(**vars(program)), configuration, work) as rest:
         parts = [files[n * len(files) // clients : (n + 1) * len(files) // clients] for n in range(clients)]
         go = multiprocessing.get_context("fork").Barrier(clients + 1)
         processes = [
@@ -157,7 +157,7 @@ class Quiet(orthanc.Program):
 
 
 def send(url: str, files: list[Path], go: Any) -> None:
-    """One client: a connection that is kept alive."""
+    """Run one client, with a persistent connection."""
     conn = http.client.HTTPConnection(urlsplit(url).netloc)
     go.wait()
     for file in files:
@@ -172,12 +172,12 @@ def send(url: str, files: list[Path], go: Any) -> None:
 
 
 def by_import(label: str, server: Server, target: db.Target, folder: Path, count: int, *options: str) -> None:
-    """Run the program on a folder."""
+    """Import a folder."""
     tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "-q"]
 
     def program_s() -> float:
-        found = os.times()
-        return found.children_user + found.children_system
+        times = os.times()
+        return times.children_user + times.children_system
 
     with measured(label, server, count, program_s):
         done = subprocess.run([*tool, *options, str(folder)], capture_output=True, text=True)
@@ -186,7 +186,7 @@ def by_import(label: str, server: Server, target: db.Target, folder: Path, count
 
 
 def filled(server: Server, instances: int) -> db.Target:
-    """An index at the current revision that holds so many instances."""
+    """Create an index at the newest revision with that many instances."""
     target = server.create("bench_filled", 1)
     with db.session(target) as conn:
         filler.fill(conn, instances)
@@ -203,7 +203,7 @@ def filled(server: Server, instances: int) -> db.Target:
 
 
 def copy_files(root: Path, files: list[Path]) -> None:
-    """Nothing but read, hash, write and sync, as large batches as the import has."""
+    """Only read, hash, write and sync, in batches as large as those of the import."""
     area = storage.FilesystemArea(root)
     for start in range(0, len(files), 500):
         batch = files[start : start + 500]
@@ -220,7 +220,7 @@ def copy_files(root: Path, files: list[Path]) -> None:
 
 
 def copy_objects(target: db.Target, files: list[Path]) -> None:
-    """Nothing but read, hash and store as large objects, in one connection and as large batches as the import has."""
+    """Only read, hash and store as large objects, in one connection and in batches."""
     with db.session(target) as conn:
         area = storage.LargeObjectArea(conn)
         for start in range(0, len(files), 32):
@@ -233,7 +233,7 @@ def copy_objects(target: db.Target, files: list[Path]) -> None:
 
 
 def limit_of_objects(server: Server, files: list[Path]) -> None:
-    """The same bytes as large objects, without an index."""
+    """Measure the same bytes as large objects, without an index."""
     target = server.create("bench_objects", catalog.newest())
     started = time.perf_counter()
     copy_objects(target, files)
@@ -243,7 +243,7 @@ def limit_of_objects(server: Server, files: list[Path]) -> None:
 
 
 def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -> None:
-    """The same bytes without a database, and the same rows without triggers and files."""
+    """Measure the same bytes without a database, and the same rows without triggers and files."""
     (folder / "raw").mkdir()
     half = len(files) // 2
     context = multiprocessing.get_context("fork")
@@ -310,8 +310,8 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
     for number in (1, catalog.newest()):
         for again in range(arguments.passes):
             target = server.create("bench_import", number)
-            place = area(f"a{number}-{again}")
-            by_import(f"import, revision {number}", server, target, folder / "in", count, *place)
+            storage_options = area(f"a{number}-{again}")
+            by_import(f"import, revision {number}", server, target, folder / "in", count, *storage_options)
     if large_objects:
         limit_of_objects(server, files)
     else:

@@ -48,8 +48,8 @@ def decoded(
     ],
 )
 def test_the_first_term_that_is_not_blank(specific: bytes, encoding: str, extensions: bool) -> None:
-    found = charset(specific, "Latin1", split=True)
-    assert (found.encoding, found.extensions) == (encoding, extensions)
+    actual = charset(specific, "Latin1", split=True)
+    assert (actual.encoding, actual.extensions) == (encoding, extensions)
 
 
 def test_each_encoding_of_the_configuration_has_a_decoder() -> None:
@@ -83,7 +83,7 @@ def test_eight_bit_sets(specific: bytes, codec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("specific", "raw", "wanted"),
+    ("specific", "raw", "expected"),
     [
         (b"ISO_IR 6", b"A\t\n\r\x1b~\x7f\xe9B", "A\n~B"),
         (b"ISO_IR 166", b"a\x80\xa0\xa1z", "a\u0e01z"),
@@ -116,10 +116,10 @@ def test_eight_bit_sets(specific: bytes, codec: str) -> None:
         (b"ISO 2022 IR 6\\ISO 2022 IR 87", b"a\x1b$B;3\x1b(Bb", "a$B;3(Bb"),
     ],
 )
-def test_decoders(specific: bytes, raw: bytes, wanted: str | None) -> None:
-    if wanted is None:
-        wanted = "\ufe10\ufe12\ufe11\u1e3f\u9fb4\ue7c7\ue81e\ue78d\ue78f\ue78e"
-    assert decoded(specific, raw) == wanted
+def test_decoders(specific: bytes, raw: bytes, expected: str | None) -> None:
+    if expected is None:
+        expected = "\ufe10\ufe12\ufe11\u1e3f\u9fb4\ue7c7\ue81e\ue78d\ue78f\ue78e"
+    assert decoded(specific, raw) == expected
 
 
 def test_katakana_and_backslashes() -> None:

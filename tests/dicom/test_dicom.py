@@ -1,4 +1,4 @@
-"""One DICOM file -> rows: identifiers, values, tags, metadata. What is wanted was seen on the real Orthanc."""
+"""One DICOM file -> rows: identifiers, values, tags, metadata. Expected values come from the real Orthanc."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_unusable_identifier(element: El, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("Müller^André", "MLLER^ANDR"),
         ("100% _x_", "100   X"),
@@ -114,12 +114,12 @@ def test_unusable_identifier(element: El, reason: str) -> None:
         ("1.2.3.ABC.x", "1.2.3.ABC.X"),
     ],
 )
-def test_identifier_is_normalised(text: str, wanted: str) -> None:
-    assert identifier(read(El(DESCRIPTION, "LO", text)), DESCRIPTION) == wanted
+def test_identifier_is_normalised(text: str, expected: str) -> None:
+    assert identifier(read(El(DESCRIPTION, "LO", text)), DESCRIPTION) == expected
 
 
 @pytest.mark.parametrize(
-    ("vr", "value", "wanted"),
+    ("vr", "value", "expected"),
     [
         ("LO", b"  two  ", "  two"),
         ("LO", b"a\0b\0", "a"),
@@ -153,8 +153,8 @@ def test_identifier_is_normalised(text: str, wanted: str) -> None:
         ("??", b"odd", None),
     ],
 )
-def test_value_by_vr(vr: str, value: bytes, wanted: str | None) -> None:
-    assert row(read(El(DESCRIPTION, vr, value)), DESCRIPTION) == wanted
+def test_value_by_vr(vr: str, value: bytes, expected: str | None) -> None:
+    assert row(read(El(DESCRIPTION, vr, value)), DESCRIPTION) == expected
 
 
 def test_unknown_vr_of_a_number_has_no_row() -> None:
@@ -166,14 +166,14 @@ def test_more_numbers_than_the_index_holds() -> None:
         read(El(0x00540081, "UN", b""), El(DESCRIPTION, "SV", bytes((16 << 20) + 8)))
 
 
-@pytest.mark.parametrize(("sign", "wanted"), [(None, None), (0, "65529"), (1, "-7")])
+@pytest.mark.parametrize(("sign", "expected"), [(None, None), (0, "65529"), (1, "-7")])
 def test_us_or_ss_of_implicit_files_follows_the_pixel_representation(
-    sign: int | None, wanted: str | None
+    sign: int | None, expected: str | None
 ) -> None:
     profile = Profile(extra_main_dicom_tags={"Instance": ["SmallestImagePixelValue"]})
     extra = [] if sign is None else [El(0x00280103, "US", struct.pack("<H", sign))]
     instance = read(El(0x00280106, "US", struct.pack("<h", -7)), *extra, profile=profile, syntax=IMPLICIT)
-    assert row(instance, 0x00280106) == wanted
+    assert row(instance, 0x00280106) == expected
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
@@ -239,9 +239,11 @@ def test_ignored_extra_tags_are_told() -> None:
     profile = Profile(
         extra_main_dicom_tags={"Study": ["PatientName", "StudyDate", "RetrieveURL", "PatientAge"]}
     )
-    told = check_profile(profile)
-    assert [w.split(" ")[1] for w in told] == ["0010,0010", "0008,0020", "0008,1190"]
-    assert ["studies have it" in told[0], "already" in told[1], "computes" in told[2]] == [True] * 3
+    warnings = check_profile(profile)
+    assert [w.split(" ")[1] for w in warnings] == ["0010,0010", "0008,0020", "0008,1190"]
+    assert ["studies have it" in warnings[0], "already" in warnings[1], "computes" in warnings[2]] == [
+        True
+    ] * 3
     assert check_profile(replace(profile, orthanc_version=(1, 10, 1))) == [
         "ExtraMainDicomTags is ignored: Orthanc has it since 1.11.0"
     ]

@@ -22,7 +22,7 @@ REAL = sorted(p for p in Path(pydicom.data.__file__).parent.rglob("*") if p.is_f
 SMALL = [p for p in REAL if p.stat().st_size < 20_000]
 ITEM = [El(0x00080100, "SH", "C"), El(0x00080104, "LO", "Meaning")]
 SEQUENCE = El(0x00400275, "SQ", [ITEM, ITEM], length=UNDEFINED, item_length=UNDEFINED)
-MADE = [
+SYNTHETIC = [
     dicom_file(SEQUENCE, syntax=syntax) for syntax in ("1.2.840.10008.1.2.1", IMPLICIT, BIG_ENDIAN, DEFLATED)
 ] + [
     dicom_file(SEQUENCE, El(PIXELS, "OB", (b"", b"1234")), syntax=JPEG),
@@ -60,7 +60,7 @@ def survives(data: bytes) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(MADE) | st.sampled_from(SMALL).map(Path.read_bytes), EDITS)
+@given(st.sampled_from(SYNTHETIC) | st.sampled_from(SMALL).map(Path.read_bytes), EDITS)
 def test_damaged_files(data: bytes, edits: list[tuple[float, int, bytes, bool]]) -> None:
     for where, gone, piece, near in edits:
         pos = int(where * min(len(data), 600 if near else len(data)))
@@ -88,23 +88,23 @@ def test_the_elements_that_pydicom_sees(path: Path) -> None:
     """Tags, VRs and raw values of the top level, of every file of pydicom's own that is accepted."""
     data = path.read_bytes()
     try:
-        found = read_file(data, EVERYTHING)
+        actual = read_file(data, EVERYTHING)
     except Refused:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            wanted = pydicom.dcmread(path, force=True)
+            expected = pydicom.dcmread(path, force=True)
         except InvalidDicomError:
             return
-    assert sorted(found.elements) == sorted(wanted.keys())
-    for tag, element in found.elements.items():
-        same(element, bytes(found.data), wanted.get_item(tag))
+    assert sorted(actual.elements) == sorted(expected.keys())
+    for tag, element in actual.elements.items():
+        same(element, bytes(actual.data), expected.get_item(tag))
 
 
-def same(element: Element, data: bytes, wanted: object) -> None:
-    if element.items is not None or not isinstance(wanted, RawDataElement):  # pydicom has read the charset
+def same(element: Element, data: bytes, expected: object) -> None:
+    if element.items is not None or not isinstance(expected, RawDataElement):  # pydicom has read the charset
         return
-    assert wanted.VR in (None, element.vr)
+    assert expected.VR in (None, element.vr)
     if element.length != UNDEFINED:
-        assert data[element.start : element.start + element.length] == (wanted.value or b"")
+        assert data[element.start : element.start + element.length] == (expected.value or b"")

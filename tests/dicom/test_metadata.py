@@ -47,15 +47,15 @@ def test_sequences_as_json() -> None:
     assert (list(document), document["Version"]) == (["Sequences", "Version"], 1)
     sequence = document["Sequences"]["0040,0275"]
     assert (sequence["Name"], sequence["Type"]) == ("RequestAttributesSequence", "Sequence")
-    found = {tag: (e["Name"], e["Type"], e["Value"]) for tag, e in sequence["Value"][0].items()}
-    assert found["0008,0000"] == ("GenericGroupLength", "String", "12")
-    assert found["0008,1030"] == ("StudyDescription", "TooLong", None)
-    assert found["0009,0010"] == ("PrivateCreator", "String", "ACME")
-    assert found["0009,1001"] == ("Unknown Tag & Data", "Null", None)
-    assert found["0020,1070"] == ("RETIRED_OtherStudyNumbers", "String", "1")
-    assert found["0040,0008"][2][0]["0008,0100"] == {"Name": "CodeValue", "Type": "String", "Value": "C"}
-    assert found["0054,0081"] == ("NumberOfSlices", "Null", None)
-    assert found["0010,4000"][2] == 'a"\\/\t\x01\x7fé'
+    members = {tag: (e["Name"], e["Type"], e["Value"]) for tag, e in sequence["Value"][0].items()}
+    assert members["0008,0000"] == ("GenericGroupLength", "String", "12")
+    assert members["0008,1030"] == ("StudyDescription", "TooLong", None)
+    assert members["0009,0010"] == ("PrivateCreator", "String", "ACME")
+    assert members["0009,1001"] == ("Unknown Tag & Data", "Null", None)
+    assert members["0020,1070"] == ("RETIRED_OtherStudyNumbers", "String", "1")
+    assert members["0040,0008"][2][0]["0008,0100"] == {"Name": "CodeValue", "Type": "String", "Value": "C"}
+    assert members["0054,0081"] == ("NumberOfSlices", "Null", None)
+    assert members["0010,4000"][2] == 'a"\\/\t\x01\x7fé'
     assert r'"a\"\\/\t\u0001' + "\x7f" + r'\u00e9"' in metadata[16]
     assert list(sequence["Value"][0]) == sorted(sequence["Value"][0])
 
@@ -91,7 +91,7 @@ IMAGES, POSITIONS, SLICES, TIME_SLICES, CARDIAC = 0x00201002, 0x00200105, 0x0054
 
 
 @pytest.mark.parametrize(
-    ("texts", "wanted"),
+    ("texts", "expected"),
     [
         ({IMAGES: "30", POSITIONS: "2 "}, 60),
         ({IMAGES: " 30", POSITIONS: "2 "}, None),
@@ -111,14 +111,14 @@ IMAGES, POSITIONS, SLICES, TIME_SLICES, CARDIAC = 0x00201002, 0x00200105, 0x0054
         ({}, None),
     ],
 )
-def test_expected_number_of_instances(texts: dict[int, str], wanted: int | None) -> None:
+def test_expected_number_of_instances(texts: dict[int, str], expected: int | None) -> None:
     instance = read(*(El(tag, "IS", text) for tag, text in texts.items()))
-    assert instance.expected_instances == wanted
-    assert instance.levels[2].metadata.get(4) == (None if wanted is None else str(wanted))
+    assert instance.expected_instances == expected
+    assert instance.levels[2].metadata.get(4) == (None if expected is None else str(expected))
 
 
 @pytest.mark.parametrize(
-    ("number", "image", "wanted"),
+    ("number", "image", "expected"),
     [
         (El(NUMBER, "IS", " 12 "), False, "12"),
         (El(NUMBER, "LO", b"\t5\n "), False, "5"),
@@ -130,30 +130,30 @@ def test_expected_number_of_instances(texts: dict[int, str], wanted: int | None)
         (None, False, None),
     ],
 )
-def test_index_in_series(number: El | None, image: bool, wanted: str | None) -> None:
+def test_index_in_series(number: El | None, image: bool, expected: str | None) -> None:
     extra = [number] if number else []
     instance = read(*extra, *([El(0x00541330, "US", b"\x21\0")] if image else []))
-    assert instance.index_in_series == wanted
-    assert instance.levels[3].metadata.get(1) == wanted
+    assert instance.index_in_series == expected
+    assert instance.levels[3].metadata.get(1) == expected
 
 
 @pytest.mark.parametrize(
-    ("element", "wanted"),
+    ("element", "expected"),
     [
         (El(0x00080016, "UI", " 1.2.3 "), "1.2.3"),
         (El(0x00080016, "UI", b""), ""),
         (El(0x00080016, "OB", b"12"), None),
     ],
 )
-def test_sop_class(element: El, wanted: str | None) -> None:
-    assert read(element).levels[3].metadata.get(10) == wanted
+def test_sop_class(element: El, expected: str | None) -> None:
+    assert read(element).levels[3].metadata.get(10) == expected
 
 
 SIXTEEN = El(0x00280100, "US", b"\x10\0")
 
 
 @pytest.mark.parametrize(
-    ("syntax", "elements", "wanted"),
+    ("syntax", "elements", "expected"),
     [
         (EXPLICIT, [El(PIXELS, "OB", b"1234")], None),
         (EXPLICIT, [El(PIXELS, "OB", b"1234"), SIXTEEN], "OB"),
@@ -167,10 +167,10 @@ SIXTEEN = El(0x00280100, "US", b"\x10\0")
         (JPEG, [El(PIXELS, "OW", (b"", b"1234"))], None),
     ],
 )
-def test_pixel_data_vr(syntax: str, elements: list[El], wanted: str | None) -> None:
+def test_pixel_data_vr(syntax: str, elements: list[El], expected: str | None) -> None:
     instance = read(*elements, syntax=syntax)
     assert instance.pixel_data_offset
-    assert instance.levels[3].metadata.get(17) == wanted
+    assert instance.levels[3].metadata.get(17) == expected
     assert 17 not in read(*elements, syntax=syntax, profile=Profile((1, 12, 0))).levels[3].metadata
 
 
@@ -222,7 +222,7 @@ def test_empty_pixel_data_has_an_offset(tail: bytes | El) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "wanted"),
+    ("data", "expected"),
     [
         (dicom_file(), EXPLICIT),
         (dicom_file(syntax=IMPLICIT), IMPLICIT),
@@ -237,5 +237,5 @@ def test_empty_pixel_data_has_an_offset(tail: bytes | El) -> None:
         (dicom_file(syntax=IMPLICIT, head=meta("1.2.840.113619.5.2")), None),
     ],
 )
-def test_transfer_syntax(data: bytes, wanted: str | None) -> None:
-    assert parse(data, NOW).levels[3].metadata.get(9) == wanted
+def test_transfer_syntax(data: bytes, expected: str | None) -> None:
+    assert parse(data, NOW).levels[3].metadata.get(9) == expected

@@ -33,15 +33,15 @@ def test_what_is_taken(odd: Odd) -> None:
 @pytest.mark.parametrize("odd", [odd for odd in ODD if odd.rows], ids=lambda odd: odd.name)
 def test_rows(odd: Odd) -> None:
     levels = parse(odd.content, NOW).levels
-    found: dict[int, str] = {}
+    rows: dict[int, str] = {}
     for level in levels:
-        found |= {group << 16 | element: text for group, element, text in level.main_dicom_tags}
-    found |= levels[3].metadata
-    assert {key: found.get(key) for key in odd.rows} == odd.rows
+        rows |= {group << 16 | element: text for group, element, text in level.main_dicom_tags}
+    rows |= levels[3].metadata
+    assert {key: rows.get(key) for key in odd.rows} == odd.rows
 
 
 @pytest.mark.parametrize(
-    ("sign", "tag", "wanted"),
+    ("sign", "tag", "expected"),
     [
         (b"\0\0", 0x00280106, "65534"),
         (b"\1\0", 0x00280106, "-2"),
@@ -52,7 +52,7 @@ def test_rows(odd: Odd) -> None:
     ],
 )
 def test_us_or_ss_follows_the_pixel_representation_of_its_own_item(
-    sign: bytes | None, tag: int, wanted: str | None
+    sign: bytes | None, tag: int, expected: str | None
 ) -> None:
     """That of the data set outside, which is 1, says nothing."""
     outside = header(SIGN, "", 2, IMPLICIT) + b"\1\0"
@@ -61,7 +61,7 @@ def test_us_or_ss_follows_the_pixel_representation_of_its_own_item(
     sequence = header(REQUEST, "", 8 + len(item), IMPLICIT) + mark(0xFFFEE000, len(item)) + item
     series = parse(Maker().file(end=outside + sequence, syntax=IMPLICIT), NOW).levels[2]
     (described,) = json.loads(series.metadata[16])["Sequences"]["0040,0275"]["Value"]
-    assert described[f"{tag >> 16:04x},{tag & 0xFFFF:04x}"]["Value"] == wanted
+    assert described[f"{tag >> 16:04x},{tag & 0xFFFF:04x}"]["Value"] == expected
 
 
 def test_1_10_1_knows_fewer_transfer_syntaxes() -> None:

@@ -196,10 +196,10 @@ def test_cut_off_anywhere(syntax: str) -> None:
     assert whole == between
 
 
-@pytest.mark.parametrize(("depth", "told"), [(40, 0), (41, 1)])
-def test_deep_nesting_is_told(depth: int, told: int) -> None:
+@pytest.mark.parametrize(("depth", "count"), [(40, 0), (41, 1)])
+def test_deep_nesting_is_warned_of(depth: int, count: int) -> None:
     warnings = parse(dicom_file(nested(depth)), NOW).warnings
-    assert len(warnings) == told
+    assert len(warnings) == count
     assert all("41 nested sequences" in warning for warning in warnings)
 
 

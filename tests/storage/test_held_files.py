@@ -1,4 +1,4 @@
-"""Archives and files that are made to do harm: they are refused or imported, and nothing else happens."""
+"""Archives and files that are malicious: they are refused or imported, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -281,9 +281,9 @@ def test_the_page_of_an_import_runs_no_script_of_a_file(fresh: db.Target, tmp_pa
     assert done.returncode == 6, done.stderr
     page = (tmp_path / "report.html").read_text("utf-8")
     texts = Texts(page)
-    said = " ".join(texts.words)
-    assert "<script>alert('name')</script>" in said
-    assert "onerror=alert(1)>.txt" in said
+    text = " ".join(texts.words)
+    assert "<script>alert('name')</script>" in text
+    assert "onerror=alert(1)>.txt" in text
     assert not {"script", "img"} & set(texts.tags)
     assert not {name for name, _ in texts.attributes} & {"src", "href", "onerror"}
     assert "Content-Security-Policy" in page

@@ -25,20 +25,20 @@ HEXES = [f"{n:02x}" for n in range(256)]
 @pytest.fixture
 def area(tmp_path: Path) -> Path:
     """The storage folder of another user, if we are root."""
-    made = tmp_path / "area"
-    made.mkdir()
-    os.chown(made, *OWNER)
-    return made
+    folder = tmp_path / "area"
+    folder.mkdir()
+    os.chown(folder, *OWNER)
+    return folder
 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
     """A folder of ours, with a file, that nobody else may enter."""
-    made = tmp_path / "victim"
-    made.mkdir(mode=0o700)
-    (made / "precious").write_text("precious")
-    (made / "precious").chmod(0o600)
-    return made
+    folder = tmp_path / "victim"
+    folder.mkdir(mode=0o700)
+    (folder / "precious").write_text("precious")
+    (folder / "precious").chmod(0o600)
+    return folder
 
 
 def mkdir(path: Path) -> None:
@@ -66,9 +66,9 @@ def test_everything_in_the_area_belongs_to_its_owner(
     for path in sources:
         path.chmod(0o600)
     assert ends(run(fresh, sources, area, jobs, compress=compress)) == (20, 0, 0, 0)
-    made = list(area.rglob("*"))
-    assert len(made) > 20
-    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {OWNER}
+    created = list(area.rglob("*"))
+    assert len(created) > 20
+    assert {(path.lstat().st_uid, path.lstat().st_gid) for path in created} == {OWNER}
 
 
 @pytest.mark.parametrize("how", [Link.HARDLINK, Link.AUTO])
@@ -174,16 +174,16 @@ def test_a_link_that_is_flipped_gives_nothing_away(
 
 def test_another_folder_in_its_place_is_noticed(tmp_path: Path) -> None:
     """Whoever owns the folder above may exchange it; a worker opens it later than the parent."""
-    made = tmp_path / "area"
-    made.mkdir()
-    area = storage.FilesystemArea(made)
+    folder = tmp_path / "area"
+    folder.mkdir()
+    area = storage.FilesystemArea(folder)
     area.prepare()
     pickled = pickle.dumps(area)
-    made.rename(tmp_path / "old")
-    made.mkdir()
+    folder.rename(tmp_path / "old")
+    folder.mkdir()
     with pytest.raises(OSError, match="another folder has taken its place"):
         pickle.loads(pickled).put(storage.new_uuids(1)[0], 1, [b"x"])  # noqa: S301 - our own
-    assert not list(made.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_what_an_earlier_version_has_left_as_root_is_settled(fresh: db.Target, area: Path) -> None:

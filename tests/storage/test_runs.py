@@ -71,8 +71,8 @@ def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_
         assert process.stdout.readline() == "stored\n"
         running.append(process)
     for process in running:
-        _, said = process.communicate("\n", timeout=120)
-        assert process.returncode == 0, said
+        _, stderr = process.communicate("\n", timeout=120)
+        assert process.returncode == 0, stderr
     check_area(fresh, area)
     with db.session(fresh) as conn:
         assert len(attachments(conn)) == 160

@@ -1,4 +1,4 @@
-"""The short ways through a file (skimmed headers, remembered ancestors, plain texts) lead where the long ones do."""
+"""The fast paths (skimmed headers, remembered ancestors, plain texts) give what the slow ones do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PROFILES = (
     ),
 )
 ITEM = [El(0x00080100, "SH", "C"), El(0x00080104, "LO", "Meaning")]
-MADE = [
+SYNTHETIC = [
     dicom_file(El(0x00400275, "SQ", [ITEM, ITEM], **lengths), syntax=syntax)
     for lengths in ({}, {"length": UNDEFINED, "item_length": UNDEFINED})
     for syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED)
@@ -71,13 +71,13 @@ PIECES = (
 
 
 @contextmanager
-def the_long_way() -> Iterator[None]:
+def slow_paths() -> Iterator[None]:
     """Every element step by step, every text by its character set, every file for itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Walker, "skim", lambda self, pos, stop, wanted, kept: pos)
+        patch.setattr(Walker, "skim", lambda self, pos, stop, tags, elements: pos)
         patch.setattr(Walker, "_update_linear", lambda self, pos, header, end: setattr(self, "linear", False))
         patch.setattr(values, "_plain_ascii", lambda raw, vr: None)
-        patch.setattr(instance, "_bytes_of", lambda file, wanted: None)
+        patch.setattr(instance, "_bytes_of", lambda file, tags: None)
         file_meta = file.file_meta
         patch.setattr(file, "file_meta", lambda data: (m := file_meta(data)) and m._replace(plain=False))
         yield
@@ -113,23 +113,23 @@ def mutated(data: bytes, random: Random) -> bytes:
 
 @pytest.mark.parametrize("profile", PROFILES, ids=["now", "old", "more tags"])
 def test_real_files(profile: Profile) -> None:
-    files = [path.read_bytes() for path in REAL] + MADE
+    files = [path.read_bytes() for path in REAL] + SYNTHETIC
     short = [result(data, profile) for data in files]
     assert short == [result(data, profile) for data in files]  # this time with the ancestors remembered
-    with the_long_way():
+    with slow_paths():
         assert short == [result(data, profile) for data in files]
     assert sum(isinstance(each, Instance) for each in short) > len(files) // 2
 
 
 def compare(count: int, seed: int) -> None:
     random = Random(seed)
-    files = [path.read_bytes() for path in REAL if path.stat().st_size < 60_000] + MADE
+    files = [path.read_bytes() for path in REAL if path.stat().st_size < 60_000] + SYNTHETIC
     for number in range(count):
         data, profile = mutated(random.choice(files), random), PROFILES[number % 3]
         started = time.perf_counter()
         short = result(data, profile)
         assert time.perf_counter() - started < 2
-        with the_long_way():
+        with slow_paths():
             assert short == result(data, profile), (number, seed)
 
 
@@ -156,7 +156,7 @@ def test_the_same_bytes_mean_something_else_in_another_profile() -> None:
     assert names == ["café", "cafщ", "café"]
 
 
-# --- what is made to do harm -------------------------------------------------------------------------------------
+# --- malicious files ---------------------------------------------------------------------
 
 
 def test_a_thousand_nested_sequences() -> None:
