@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgorthanc_cli.config import known
+from pgorthanc_cli.config import options
 from pgorthanc_cli.dicom.charset import ENCODINGS, charset
 
 HIGH = bytes(range(0xA0, 0x100))
@@ -53,7 +53,7 @@ def test_the_first_term_that_is_not_blank(specific: bytes, encoding: str, extens
 
 
 def test_each_encoding_of_the_configuration_has_a_decoder() -> None:
-    assert set(ENCODINGS) == set(known.ENCODINGS)
+    assert set(ENCODINGS) == set(options.ENCODINGS)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from pgorthanc_cli import db
-from tests.dicom.test_same import mutated
+from tests.dicom.test_fast_paths import mutated
 from tests.faults.damaged import harmful, made
 from tests.support import indexstate
 from tests.support.importing import check_area

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from pgorthanc_cli import db, dicom
-from tests.dicom.test_same import mutated
+from tests.dicom.test_fast_paths import mutated
 from tests.faults.damaged import made
 from tests.interop.archive import Archive
 from tests.support.importing import dumped, run
