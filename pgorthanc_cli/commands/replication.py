@@ -74,13 +74,14 @@ _following = _options(
 def command() -> None:
     """Keep a copy of the database on a second server, and switch to it.
 
-    First `plan` and `primary` on the primary, then `standby` on the other machine. See docs/replication.md.
+    First `plan` and `primary` on the primary, then `standby` on the other machine. See
+    docs/replication.md.
     """
 
 
 @contextmanager
 def _administrator(call: commands.Call) -> Iterator[Target]:
-    """Yield the server by the login of the options; that of --embedded as its superuser."""
+    """Yield the server of the options; that of --embedded as its superuser."""
     directory = call.options["embedded"]
     if not directory:
         with call.target() as target:
@@ -103,7 +104,8 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     """Show what a primary needs before a standby can follow it. Reads only.
 
-    Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing, advice, or hidden from the login.
+    Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing, advice,
+    or hidden from the login.
     """
     from pgorthanc_cli import db, replication
 
@@ -146,9 +148,10 @@ def primary(
 ) -> None:
     """Make a server ready for a standby.
 
-    Role, settings, pg_hba.conf, slot, and a login that proves it. Needs a superuser. Run again, it does what is still
-    missing. The line of pg_hba.conf is written where the file is on this machine (a copy is kept), else it is
-    printed; exit code 6: something is left to do by hand.
+    Role, settings, pg_hba.conf, slot, and a login that proves it. Needs a superuser. Run
+    again, it does what is still missing. The line of pg_hba.conf is written where the
+    file is on this machine (a copy is kept), else it is printed; exit code 6: something
+    is left to do by hand.
     """
     from pgorthanc_cli import replication
 
@@ -203,9 +206,9 @@ def standby(
 ) -> None:
     """Copy a running primary, and let the copy follow it.
 
-    The copy goes to an empty folder, is verified and started; the command waits until it streams.
-    With connection options for Orthanc's database on the primary (--config, --uri) it also compares what both hold;
-    exit code 6: they differ.
+    The copy goes to an empty folder, is verified and started; the command waits until it
+    streams. With connection options for Orthanc's database on the primary (--config,
+    --uri) it also compares what both hold; exit code 6: they differ.
     """
     from pgorthanc_cli import replication
 
@@ -235,7 +238,7 @@ def _login(call: commands.Call, source: str) -> Target:
 
 @contextmanager
 def _compared_database(call: commands.Call) -> Iterator[Target | None]:
-    """Yield Orthanc's database on the primary if any option or variable names it, else None."""
+    """Yield Orthanc's database on the primary if it is named, else None."""
     with call.resolved() as resolved:
         named = [setting for setting in resolved.provenance if setting.name in ("host", "dbname", "service")]
         if any(setting.origin != "libpq's default" for setting in named):
@@ -246,7 +249,7 @@ def _compared_database(call: commands.Call) -> Iterator[Target | None]:
 
 
 def _refuse_ignored(call: commands.Call) -> None:
-    """Raise UsageError for connection options that have no effect without a server or database."""
+    """Raise UsageError for connection options that would have no effect."""
     names = ("port", "username", "sslmode", "schema", "password_file")
     ignored = [f"--{name.replace('_', '-')}" for name in names if call.options[name]]
     if ignored:
@@ -299,9 +302,10 @@ def status(
 ) -> None:
     """Show a primary and its standbys, and what is wrong.
 
-    Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only Orthanc can use a standby now.
-    Looks at every host of the URI (host=a,b). Log in with a role that has pg_monitor to see everything. Reads only.
-    Exit code 0: the verdict is OK; 6: it is WARNING or CRITICAL.
+    Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only
+    Orthanc can use a standby now. Looks at every host of the URI (host=a,b). Log in with
+    a role that has pg_monitor to see everything. Reads only. Exit code 0: the verdict is
+    OK; 6: it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
 
@@ -378,9 +382,10 @@ def promote(
 ) -> None:
     """Make a standby the primary, once the old one is proved to be dead.
 
-    The standby is the server of the connection options, or the folder of --dir. A closed port proves nothing. With
-    --fence nothing that was committed is lost: the old primary is stopped first, and the standby gets the rest; its
-    folder is then fenced for this standby, and no other one can be promoted with it.
+    The standby is the server of the connection options, or the folder of --dir. A closed
+    port proves nothing. With --fence nothing that was committed is lost: the old primary
+    is stopped first, and the standby gets the rest; its folder is then fenced for this
+    standby, and no other one can be promoted with it.
     """
     from pgorthanc_cli import db, replication
 
@@ -409,8 +414,9 @@ def promote(
 def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **options: object) -> None:
     """Make the old primary a standby of the new one.
 
-    With connection options for a superuser on the new primary it is rewound (pg_rewind), else copied anew; the old
-    data are then kept beside it. Its own configuration stays. Commits that only it has are counted first.
+    With connection options for a superuser on the new primary it is rewound (pg_rewind),
+    else copied anew; the old data are then kept beside it. Its own configuration stays.
+    Commits that only it has are counted first.
     """
     from pgorthanc_cli import replication
 

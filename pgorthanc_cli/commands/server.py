@@ -28,7 +28,8 @@ _DIRECTORY = click.option(
 def command() -> None:
     """Keep a private PostgreSQL up for others.
 
-    It needs no administrator. Other commands use the same server with --embedded DIR, whether it is kept up or not.
+    It needs no administrator. Other commands use the same server with --embedded DIR,
+    whether it is kept up or not.
     """
 
 
@@ -75,9 +76,10 @@ def start(
 ) -> None:
     """Start a server on TCP, with a password, and leave it running.
 
-    Creates the folder, the role and its database as far as they are missing, and prints how to connect and the
-    section for Orthanc's configuration. The password is in the folder's pgorthanc.password, mode 0600.
-    Connections are not encrypted: listen on another address than 127.0.0.1 only in a network that you trust.
+    Creates the folder, the role and its database as far as they are missing, and prints
+    how to connect and the section for Orthanc's configuration. The password is in the
+    folder's pgorthanc.password, mode 0600. Connections are not encrypted: listen on
+    another address than 127.0.0.1 only in a network that you trust.
     """
     from pgorthanc_cli.server import embedded
 

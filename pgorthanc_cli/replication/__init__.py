@@ -1,8 +1,8 @@
-"""A primary and its standbys: plan, prepare, copy, monitor, promote, rejoin; see docs/replication.md.
+"""A primary and its standbys; see docs/replication.md.
 
-A standby follows its primary by a role that may only replicate, through a slot, with a password in a file. What a
-server reports over the replication protocol is enough for most of it: no superuser's password has to be on the
-machine of a standby.
+A standby follows its primary by a role that may only replicate, through a slot, with a
+password in a file. What a server reports over the replication protocol is enough for most
+of it: no superuser's password has to be on the machine of a standby.
 """
 
 from pgorthanc_cli.replication.candidate import Candidate, by_folder, by_sql

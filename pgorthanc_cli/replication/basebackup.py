@@ -1,4 +1,4 @@
-"""A base backup of a primary: pg_basebackup fills an empty folder, pg_verifybackup verifies it."""
+"""A base backup of a primary: pg_basebackup copies it, pg_verifybackup verifies it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER_PROCESS = re.compile(
 def copy(
     upstream: Upstream, path: Path, account: Account, installed: Programs, slot: str, report: Report
 ) -> bool:
-    """Fill an empty folder with a base backup; return whether each file was verified as it is on the disk.
+    """Fill an empty folder; return whether each file was verified as it is on the disk.
 
     Args:
         upstream: The primary.
@@ -44,8 +44,8 @@ def copy(
         PgOrthancError: The copy fails or is damaged, or there is not enough space.
     """
     with conninfo_for(account, upstream.parameters, upstream.password) as conninfo:
-        # `fast`: an immediate checkpoint, instead of one spread over minutes. The slot keeps the WAL that the copy
-        # needs, even if it takes hours.
+        # `fast`: an immediate checkpoint, instead of one spread over minutes. The slot
+        # keeps the WAL that the copy needs, even if it takes hours.
         arguments = ["-D", ".", "-d", conninfo, "-X", "stream", "-S", slot, "-c", "fast"]
         arguments += ["--progress", "--no-password"]
         with programs.started(installed, "pg_basebackup", arguments, path, account) as process:
@@ -66,7 +66,7 @@ def copy(
 
 
 def _follow(lines: Iterable[str], path: Path, report: Report) -> str:
-    """Report the progress; return the other messages of pg_basebackup. Fail early if the rest will not fit."""
+    """Report the progress, and return the other messages of pg_basebackup."""
     messages = []
     for line in lines:
         match = _PROGRESS.match(line)
@@ -86,7 +86,7 @@ def _follow(lines: Iterable[str], path: Path, report: Report) -> str:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill pg_basebackup and its child, which receives the WAL, and wait until neither writes to the folder."""
+    """Kill pg_basebackup and its child, and wait until neither writes any more."""
     deadline = time.monotonic() + _KILL_TIMEOUT_S
     with suppress(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -96,7 +96,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _reason(messages: str, code: int) -> str:
-    """Return the last error of pg_basebackup itself, not the message that its other process has ended."""
+    """Return the last error, but not the message that the other process has ended."""
     own = "\n".join(line for line in messages.splitlines() if not _OTHER_PROCESS.search(line))
     if not messages.strip():
         return f"pg_basebackup ended with {code} and said nothing"
@@ -104,7 +104,8 @@ def _reason(messages: str, code: int) -> str:
 
 
 def _verify(path: Path, account: Account, installed: Programs) -> bool:
-    # pg_basebackup has verified the checksums of the pages; pg_verifybackup (since 13) adds the files and their WAL.
+    # pg_basebackup has verified the checksums of the pages; pg_verifybackup (since 13)
+    # adds the files and their WAL.
     if installed.version < (13, 0):
         return False
     verification = programs.run(installed, "pg_verifybackup", ["-q", "."], path, account)

@@ -1,4 +1,4 @@
-"""The standby to be promoted, reached by SQL or by its folder; no step takes longer than it may."""
+"""The standby to promote, reached by SQL or by its folder, with a time limit."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import mark, upstream
-from pgorthanc_cli.replication.fence import Endpoint, StandbyState, format_endpoint
+from pgorthanc_cli.replication.fence import StandbyState
 from pgorthanc_cli.replication.password import PASSFILE
+from pgorthanc_cli.replication.probe import Endpoint, format_endpoint
 from pgorthanc_cli.replication.survey import local_address, local_folder
 from pgorthanc_cli.server.private import open_cluster
 
@@ -72,8 +73,8 @@ class Candidate(Protocol):
 # By SQL
 
 _SETTINGS = ("primary_conninfo", "primary_slot_name", "data_directory")
-# The newest timeline that the standby knows: the control file is as old as the last restartpoint, and a history file
-# arrives with the first WAL of its timeline.
+# The newest timeline that the standby knows: the control file is as old as the last
+# restartpoint, and a history file arrives with the first WAL of its timeline.
 _TIMELINE_OF_STANDBY = """
     SELECT greatest((SELECT timeline_id FROM pg_catalog.pg_control_checkpoint()),
                     (SELECT min_recovery_end_timeline FROM pg_catalog.pg_control_recovery()),
@@ -92,7 +93,8 @@ class _SqlCandidate:
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
-        # Functions and operators that others may have planted in the database do not run with our rights.
+        # Functions and operators that others may have planted in the database do not run
+        # with our rights.
         self._value(_CONNECT_TIMEOUT_S, "SET search_path TO pg_catalog")
         info = conn.info
         host = info.host or "localhost"
@@ -116,7 +118,8 @@ class _SqlCandidate:
             raise _primary_error(self.endpoint, self.timeline(timeout_s))
         query = "SELECT json_object_agg(name, setting) FROM pg_catalog.pg_settings WHERE name = ANY (%s)"
         settings = self._value(timeout_s, query, list(_SETTINGS)) or {}
-        # pg_settings hides it from roles without pg_read_all_settings, because it may hold a password.
+        # pg_settings hides it from roles without pg_read_all_settings, because it may
+        # hold a password.
         if "primary_conninfo" not in settings:
             raise PgOrthancError(
                 f"role {self._conn.info.user} may not see which server the standby follows",
@@ -131,14 +134,15 @@ class _SqlCandidate:
             received=int(self._value(timeout_s, _RECEIVED)),
             conninfo=settings["primary_conninfo"] or "",
             slot=settings.get("primary_slot_name") or "",
-            # Folder and machine as `by_folder` names them: a mark must recognize the standby either way.
+            # Folder and machine as `by_folder` names them: a mark must recognize the
+            # standby either way.
             folder=str(local.resolve()) if local else folder,
             machine=socket.gethostname() if local else self.endpoint[0],
             mark=self._mark(timeout_s),
         )
 
     def _mark(self, timeout_s: float) -> str:
-        """Return the mark in its folder, empty if the login may not read files of the server."""
+        """Return the mark in its folder, empty if the login may not read it."""
         query = (
             "SELECT pg_catalog.convert_from(pg_catalog.pg_read_binary_file(%s, 0, 10000, true), 'SQL_ASCII')"
         )
@@ -178,7 +182,8 @@ def by_sql(target: db.Target, *, wait_s: float = _CONNECT_TIMEOUT_S) -> Iterator
     Raises:
         ConnectError: There is no login within `wait_s` seconds.
     """
-    # Asynchronous: libpq's blocking calls would wait for a frozen server for as long as TCP does.
+    # Asynchronous: libpq's blocking calls would wait for a frozen server for as long as
+    # TCP does.
     conn = db.connect_async(replace(target, retries=0), timeout_s=min(wait_s, _CONNECT_TIMEOUT_S))
     try:
         with db.translate_errors(conn):
@@ -198,7 +203,7 @@ def by_sql(target: db.Target, *, wait_s: float = _CONNECT_TIMEOUT_S) -> Iterator
 
 
 class _FolderCandidate:
-    """The folder of a standby on this machine; its own replication login tells what it has received."""
+    """A standby's folder; its replication login reports what it has received."""
 
     def __init__(self, directory: Path) -> None:
         self._cluster = open_cluster(directory)
@@ -264,7 +269,7 @@ class _FolderCandidate:
 
 
 def by_folder(directory: Path) -> Candidate:
-    """Return a standby on this machine that is reached by its folder, without an administrator's login.
+    """Return a standby on this machine, reached by its folder without a login.
 
     Raises:
         PgOrthancError: It does not run.

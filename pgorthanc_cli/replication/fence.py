@@ -1,16 +1,14 @@
-"""The old primary of a standby that is about to be promoted: proof that it is down, so that there are never two.
+"""Proof that the old primary is down before a standby is promoted: never two.
 
-A port that refuses connections proves nothing: a tunnel, a proxy or a firewall in front of a running primary looks
-the same. Proof is its data folder: its processes have ended, and whoever starts it again gets a standby.
+A port that refuses connections proves nothing: a tunnel, a proxy or a firewall in front
+of a running primary looks the same. Proof is its data folder: its processes have ended,
+and whoever starts it again gets a standby.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import socket
-import ssl
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,23 +16,31 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication.mark import Claim, Mark, claimed
+from pgorthanc_cli.replication.probe import (
+    ANSWERS,
+    REFUSES,
+    SILENT,
+    Endpoint,
+    endpoints,
+    format_endpoint,
+    probe,
+)
 from pgorthanc_cli.server import cluster as clusters
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.processes import running_folders, server_processes, socket_peer
 from pgorthanc_cli.server.wal import Loss, written_after
 
-Endpoint = tuple[str, int]  # host and port
-
 _END_TIMEOUT_S = 10.0
 _ARRIVAL_TIMEOUT_S = 10.0
 _QUIET_S = 1.0
-# A primary that was killed may have sent the first part of a record that its own WAL does not hold completely.
+# A primary that was killed may have sent the first part of a record that its own WAL does
+# not hold completely.
 _TORN_RECORD_BYTES = 16 * 2**20
 _NAME_OLD_PRIMARY = "name the folder of the old primary"
+_STATES = {REFUSES: "its port is closed", SILENT: "it is silent"}
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,12 @@ class Fence:
     """How the old primary is kept from taking writes.
 
     Attributes:
-        folder: Its data folder on this machine: it is stopped, and marked to start as a standby only.
-        gone: The operator confirms that it is off and stays off, and that no other standby of it is promoted.
-        accept_loss: Promote even if the folder shows commits that the standby never received.
+        folder: Its data folder on this machine: it is stopped, and marked to start as a
+            standby only.
+        gone: The operator confirms that it is off and stays off, and that no other
+            standby of it is promoted.
+        accept_loss: Promote even if the folder shows commits that the standby never
+            received.
     """
 
     folder: Path | None = None
@@ -62,7 +71,8 @@ class StandbyState:
         conninfo: The connection string of its primary; empty if it follows none.
         slot: Its slot there.
         folder: Its data folder, on the machine that `machine` names.
-        mark: The content of the mark in its own folder: it is a fenced old primary. Empty if there is none.
+        mark: The content of the mark in its own folder: it is a fenced old primary. Empty
+            if there is none.
     """
 
     system_identifier: str
@@ -87,7 +97,7 @@ def fenced(
     refresh: Callable[[], StandbyState],
     remaining_s: Callable[[], float],
 ) -> Iterator[tuple[Claim, Loss]]:
-    """Stop the old primary for good; yield the claim, and what it has committed that the standby will not receive.
+    """Stop the old primary for good; yield the claim, and the commits that will be lost.
 
     Args:
         folder: Its data folder.
@@ -99,7 +109,8 @@ def fenced(
 
     Raises:
         UsageError: The folder is that of another server, of a copy, or of a standby.
-        PgOrthancError: It is fenced for another standby, it does not end, or there are such commits.
+        PgOrthancError: It is fenced for another standby, it does not end, or there are
+            such commits.
     """
     old = open_cluster(folder)
     control = old.control()
@@ -115,7 +126,8 @@ def fenced(
             raise UsageError(f"{old.path} is the folder of a standby ({control.state})", _NAME_OLD_PRIMARY)
         _refuse_other_timeline(old, control, standby)
         _refuse_copy(old, standby)
-        # First the signal file: whoever starts it again gets a standby that takes no writes.
+        # First the signal file: whoever starts it again gets a standby that takes no
+        # writes.
         old.write(STANDBY_SIGNAL, "")
         old.stop(remaining_s())
         _wait_until_dead(old)
@@ -146,7 +158,8 @@ def _mark_for(standby: StandbyState, endpoint: Endpoint) -> Mark:
 
 
 def _refuse_other_timeline(old: Cluster, control: Control, standby: StandbyState) -> None:
-    # An older timeline: a primary before the last promotion. A newer one: the standby missed a promotion.
+    # An older timeline: a primary before the last promotion. A newer one: the standby
+    # missed a promotion.
     history = old.path / "pg_wal" / f"{standby.timeline:08X}.history"
     if control.timeline < standby.timeline and not history.exists():
         raise UsageError(
@@ -166,7 +179,8 @@ def _refuse_copy(old: Cluster, standby: StandbyState) -> None:
     ports = {port for _, port in endpoints(standby.conninfo)} if standby.conninfo else set()
     if old.pid() is None or not ports:
         return
-    # Only a running server has a port to compare; a stopped copy is recognized by its WAL, see `_refuse_older`.
+    # Only a running server has a port to compare; a stopped copy is recognized by its
+    # WAL, see `_refuse_older`.
     port, _ = old.endpoint()
     if port not in ports:
         raise UsageError(
@@ -179,7 +193,7 @@ def _refuse_copy(old: Cluster, standby: StandbyState) -> None:
 
 
 def _wait_until_dead(old: Cluster) -> None:
-    """Wait until none of its processes is left: one that outlives the postmaster can still commit.
+    """Wait until no process is left: one that outlives the postmaster can still commit.
 
     Raises:
         PgOrthancError: One is left, or the server runs where this process cannot see it.
@@ -202,7 +216,7 @@ def _wait_until_dead(old: Cluster) -> None:
 
 
 def _refuse_older(old: Cluster, standby: StandbyState) -> None:
-    """Raise UsageError if the WAL of the folder ends before what its primary has sent: it is an older copy."""
+    """Raise UsageError if the folder's WAL ends before what the primary has sent."""
     control = old.control()
     if control.timeline != standby.timeline:
         return  # killed before the first checkpoint after its promotion
@@ -218,7 +232,7 @@ def _refuse_older(old: Cluster, standby: StandbyState) -> None:
 
 
 def _wait_for_the_rest(old: Cluster, refresh: Callable[[], StandbyState]) -> Loss:
-    """Wait until the standby has received what is in transit; return what it still lacks."""
+    """Wait for WAL that is in transit; return what the standby still lacks."""
     deadline = time.monotonic() + _ARRIVAL_TIMEOUT_S
     last, since = -1, time.monotonic()
     while True:
@@ -282,7 +296,7 @@ def _unproven(answers: dict[Endpoint, str], command: str) -> PgOrthancError:
 
 
 def _refuse_primary_here(fence: Fence, standby: StandbyState) -> None:
-    """Raise UsageError if a primary of the same database runs on this machine, whatever ports and operator say."""
+    """Raise UsageError if a primary of the same database runs on this machine."""
     fenced_folder = Path(os.path.realpath(fence.folder)) if fence.folder else None
     for folder in running_folders():
         if folder == fenced_folder or clusters.is_standby_folder(folder):
@@ -299,94 +313,3 @@ def _refuse_primary_here(fence: Fence, standby: StandbyState) -> None:
                 f"add --fence {shlex.quote(str(folder))}: that stops it, and all it has committed arrives first; "
                 "if it is only a copy, stop it",
             )
-
-
-def format_endpoint(endpoint: Endpoint) -> str:
-    """Return host and port, as messages name them."""
-    return f"{endpoint[0]}:{endpoint[1]}"
-
-
-# What the port of a server tells; no login is needed
-
-ANSWERS, REFUSES, SILENT = "answers", "refuses", "silent"
-_STATES = {REFUSES: "its port is closed", SILENT: "it is silent"}
-_PORT_TIMEOUT_S = 5.0
-_SSL_REQUEST = struct.pack("!II", 8, 80877103)
-_PROTOCOL = 3 << 16
-_PASSWORD_REQUESTS = (
-    3,
-    5,
-    10,
-)  # AuthenticationCleartextPassword, AuthenticationMD5Password, AuthenticationSASL
-
-
-def endpoints(conninfo: str) -> Iterator[Endpoint]:
-    """Yield host and port of each server in a connection string."""
-    parameters = db.parse_dsn(conninfo)
-    hosts = parameters.get("host", "").split(",")
-    ports = parameters.get("port", "5432").split(",")
-    if len(ports) == 1:
-        ports *= len(hosts)
-    yield from zip(hosts, map(int, ports), strict=True)
-
-
-def probe(host: str, port: int) -> str:
-    """Return ANSWERS if a server is there, REFUSES if only its machine is, SILENT if that cannot be known."""
-    try:
-        with _open(host, port) as sock:
-            sock.settimeout(_PORT_TIMEOUT_S)
-            if host.startswith("/"):
-                return ANSWERS  # a socket on which no process listens refuses
-            sock.sendall(_SSL_REQUEST)
-            return ANSWERS if sock.recv(1) in (b"S", b"N", b"E") else SILENT
-    except (ConnectionRefusedError, FileNotFoundError):
-        return REFUSES
-    except OSError:
-        return SILENT
-
-
-def asks_for_password(host: str, port: int, role: str) -> bool:
-    """Return whether a server lets this machine try the password of a role that replicates, with TLS or without.
-
-    The first answer to a start-up packet is a number, the same in every language (PostgreSQL, "Message Flow:
-    Start-up").
-    """
-    return any(_first_request(host, port, role, tls=tls) in _PASSWORD_REQUESTS for tls in (True, False))
-
-
-def _first_request(host: str, port: int, role: str, *, tls: bool) -> int | None:
-    fields = f"user\0{role}\0database\0replication\0replication\0true\0\0".encode()
-    try:
-        with _open(host, port) as plain:
-            plain.settimeout(_PORT_TIMEOUT_S)
-            with _wrap_in_tls(plain) if tls else plain as sock:
-                sock.sendall(struct.pack("!II", len(fields) + 8, _PROTOCOL) + fields)
-                with sock.makefile("rb") as stream:
-                    kind, _, number = struct.unpack("!cII", stream.read(9))
-    except (OSError, struct.error):
-        return None
-    return int(number) if kind == b"R" else None
-
-
-def _wrap_in_tls(plain: socket.socket) -> ssl.SSLSocket:
-    # Nothing secret is sent, so any certificate is acceptable.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    plain.sendall(_SSL_REQUEST)
-    if plain.recv(1) != b"S":
-        raise ConnectionError("no TLS")
-    return context.wrap_socket(plain)
-
-
-def _open(host: str, port: int) -> socket.socket:
-    if not host.startswith("/"):
-        return socket.create_connection((host or "localhost", port), _PORT_TIMEOUT_S)
-    sock = socket.socket(socket.AF_UNIX)
-    try:
-        sock.settimeout(_PORT_TIMEOUT_S)
-        sock.connect(f"{host}/.s.PGSQL.{port}")
-    except OSError:
-        sock.close()
-        raise
-    return sock

@@ -16,7 +16,7 @@ _SIGNIFICANT_BYTES = 2**20
 
 
 def with_lag(observation: Observation, primary: Observation | None, limits: Limits) -> ServerState:
-    """Return the server with its lag behind the primary, and what that means for a read-only Orthanc."""
+    """Return a server with its lag, and whether a read-only Orthanc can use it."""
     server = observation.server
     if server.role != "standby":
         return server
@@ -69,7 +69,8 @@ def _standby_problems(
         yield "CRITICAL", f"{server.place} receives nothing: its log says why"
     if observation.paused:
         yield "CRITICAL", f"{server.place} does not replay: SELECT pg_wal_replay_resume()"
-    # Bytes and seconds are independent: a slow night has old data and no backlog, a bulk import the opposite.
+    # Bytes and seconds are independent: a slow night has old data and no backlog, a bulk
+    # import the opposite.
     lag = server.lag_bytes or 0
     if lag >= limits.warning_bytes:
         level = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
@@ -78,7 +79,8 @@ def _standby_problems(
     if lag >= _SIGNIFICANT_BYTES and age >= limits.warning_s:
         level = "CRITICAL" if age >= limits.critical_s else "WARNING"
         yield level, f"{server.place} is {age:,.0f} s behind"
-    # Vacuum on the primary removes rows that a query on the standby still needs, unless feedback prevents it.
+    # Vacuum on the primary removes rows that a query on the standby still needs, unless
+    # feedback prevents it.
     if server.conflicts and not observation.feedback:
         yield (
             "WARNING",

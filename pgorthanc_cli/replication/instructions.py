@@ -1,4 +1,4 @@
-"""`replication plan --print`: the same steps for an administrator who runs them by hand."""
+"""`replication plan --print`: the same steps, to be run by hand."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _standby_steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[st
 
 
 def _compose(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
-    """Yield a compose service; its first start copies the primary, and its password file is a secret."""
+    """Yield a compose service, whose first start copies the primary."""
     host, port = _primary_endpoint(plan)
     major = plan.version.partition(".")[0]
     role, slot = requirements.role, requirements.slot

@@ -1,4 +1,4 @@
-"""The mark in the folder of a fenced primary: it names the one standby that may be promoted in its place."""
+"""The mark of a fenced primary: it names the one standby that may replace it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Mark:
         folder: Its data folder there.
         timeline: The one that it followed.
         at: When the folder was fenced, in UTC.
-        promoting: Whether its promotion had begun; while False it is certain that none has.
+        promoting: Whether its promotion had begun; while False it is certain that none
+            has.
     """
 
     server: str
@@ -47,7 +48,7 @@ class Mark:
         return f"the standby {self.server} ({self.folder} on {self.machine}, timeline {self.timeline})"
 
     def is_for_same(self, other: Mark) -> bool:
-        """Return whether both name the same standby, which may be reached in several ways."""
+        """Return whether both name the same standby, by SQL or by folder."""
         same_port = self.server.rpartition(":")[2] == other.server.rpartition(":")[2]
         names = ("system_identifier", "machine", "folder", "slot")
         return same_port and all(getattr(self, name) == getattr(other, name) for name in names)
@@ -64,8 +65,8 @@ def parse(content: str) -> Mark | None:
 
 
 def read(folder: Path) -> str:
-    """Return the content of the mark in a folder, empty if there is none; a link or a device is a damaged mark."""
-    try:
+    """Return the content of a folder's mark, empty if there is none."""
+    try:  # a link or a device is a damaged mark
         handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return ""
@@ -99,7 +100,7 @@ class Claim:
         self._old.write(MARK, _content(replace(self._mark, promoting=True)))
 
     def release(self) -> None:
-        """Remove the mark, unless a promotion has begun now or earlier: another standby may be promoted."""
+        """Remove the mark, unless a promotion has begun, now or earlier."""
         if not self._promoting:
             (self._old.path / MARK).unlink(missing_ok=True)
 
@@ -109,14 +110,16 @@ def claimed(old: Cluster, mark: Mark) -> Iterator[Claim]:
     """Mark a folder for one standby, and refuse any other, at the same time or later.
 
     Raises:
-        PgOrthancError: It is fenced for another standby, or another command is fencing it.
+        PgOrthancError: It is fenced for another standby, or another command is fencing
+            it.
     """
     with _locked(old, mark):
         content = read(old.path)
         before = parse(content)
         if content and (before is None or not before.is_for_same(mark)):
             raise refusal(str(old.path), old.path, content)
-        # Linked, not renamed: on a file system whose locks do not work, the second one fails here.
+        # Linked, not renamed: on a file system whose locks do not work, the second one
+        # fails here.
         if not content and not old.write_new(MARK, _content(mark)):
             raise refusal(str(old.path), old.path, read(old.path))
         claim = Claim(old, mark, before)

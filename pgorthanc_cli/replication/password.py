@@ -1,7 +1,7 @@
-"""The password of the replication role: the files that hold it, and how each standby gets a new one.
+"""The password of the replication role: its files, and its distribution.
 
-A standby reads its password file whenever it connects: without the new password it goes on streaming, but its next
-connection fails.
+A standby reads its password file whenever it connects: without the new password it goes
+on streaming, but its next connection fails.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class StandbyLogin:
         address: The address from which it is connected; empty if it is disconnected.
         slot: Its slot; empty if it has none.
         streaming: Whether it is connected now.
-        folder: Its data folder, if that is on this machine and can be changed from here; else empty.
+        folder: Its data folder, if that is on this machine and can be changed from here;
+            else empty.
         password: Whether it has the new password, or the command that gives it.
     """
 
@@ -70,7 +71,7 @@ class StandbyLogin:
 
 
 def standby_logins(conn: Connection, role: str) -> list[StandbyLogin]:
-    """Return all standbys that use the password of a role on this primary, as far as it knows them."""
+    """Return all standbys that use the password of a role, as far as known."""
     system = str(db.value(conn, "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"))
     local = _local_folders(system, role)
     logins = [
@@ -86,7 +87,7 @@ def standby_logins(conn: Connection, role: str) -> list[StandbyLogin]:
 
 
 def _local_folders(system: str, role: str) -> dict[str, str]:
-    """Return the folder of each standby on this machine with a password file of ours, by slot or application_name."""
+    """Return the folders of local standbys with our password file, by slot or name."""
     folders = {}
     for folder in processes.running_folders():
         if not cluster.is_standby_folder(folder) or cluster.system_identifier(folder) != system:
@@ -104,7 +105,7 @@ def _local_folders(system: str, role: str) -> dict[str, str]:
 
 
 def refuse_unconfirmed(logins: Sequence[StandbyLogin], role: str, passfile: Path) -> None:
-    """Raise UsageError if a new password would cut off a standby whose password file cannot be changed from here."""
+    """Raise UsageError if a new password would cut off a standby elsewhere."""
     cut_off = [login for login in logins if login.streaming and login.needs_command]
     if cut_off:
         raise UsageError(
@@ -117,7 +118,7 @@ def refuse_unconfirmed(logins: Sequence[StandbyLogin], role: str, passfile: Path
 def distribute(
     logins: Sequence[StandbyLogin], role: str, password: str, passfile: Path
 ) -> tuple[StandbyLogin, ...]:
-    """Write the new password to the standbys on this machine; name the command that brings it to the others."""
+    """Write the new password to the local standbys; name the command for the others."""
     updated = []
     for login in logins:
         if login.folder:
@@ -150,7 +151,7 @@ def standby_pgpass_line(role: str, password: str) -> str:
 
 
 def read_passfile(passfile: Path, role: str) -> str | None:
-    """Return the password of the role in a file that we wrote, None if there is no such file.
+    """Return the role's password in a file that we wrote, None if there is none.
 
     Raises:
         UsageError: It cannot be read, or has no line for the role.
@@ -198,7 +199,7 @@ def _create_passfile(path: Path, account: programs.Account, role: str, password:
 
 @contextmanager
 def conninfo_for(account: programs.Account, parameters: dict[str, str], password: str) -> Iterator[str]:
-    """Yield a connection string for a program of that account; the password is in a file that only it can read."""
+    """Yield a connection string with a password file that only the account can read."""
     folder = Path(tempfile.mkdtemp(prefix="pgorthanc-login-"))
     try:
         account.own(folder)

@@ -1,4 +1,4 @@
-"""`replication plan`: what a primary lacks before a standby can follow it, and what is recommended."""
+"""`replication plan`: what a primary lacks for a standby, and what is recommended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Requirements:
         allow: Addresses and networks from which it may connect.
         role: The role of its login.
         slot: Its slot.
-        limit: How much WAL a slot may hold back before it is invalidated (max_slot_wal_keep_size).
+        limit: How much WAL a slot may hold back before it is invalidated
+            (max_slot_wal_keep_size).
         synchronous: Whether commits wait for it.
     """
 
@@ -43,7 +44,7 @@ class Requirements:
     synchronous: bool = False
 
     def check(self) -> None:
-        """Raise UsageError for a value that PostgreSQL would not accept, or that lets every address in."""
+        """Raise UsageError for a value that is invalid, or lets every address in."""
         networks(self.allow)
         upstream.check_slot_name(self.slot)
         if not _SIZE.fullmatch(self.limit):
@@ -63,7 +64,8 @@ class PlanItem:
         name: Of the setting or property.
         found: The actual value.
         wanted: The required value; the recommended one where `state` is `advice`.
-        state: `ok`, `missing` (no standby without it), `advice`, or `hidden` from this login.
+        state: `ok`, `missing` (no standby without it), `advice`, or `hidden` from this
+            login.
         needs: `restart` or `reload` of the server before it takes effect, else empty.
         statement: The SQL, or the line of pg_hba.conf, that sets it.
     """
@@ -83,11 +85,13 @@ class PrimaryPlan:
     Attributes:
         server: Host and port.
         version: Of PostgreSQL.
-        ready: Whether a standby can follow it now; False while its line in pg_hba.conf is unknown.
+        ready: Whether a standby can follow it now; False while its line in pg_hba.conf is
+            unknown.
         restart: Whether a setting that is missing needs a restart.
         items: All that was checked.
         data_bytes: What a base backup copies, at least.
-        free_bytes: Free on the primary's disk for WAL that a slot holds back; None if it is not on this machine.
+        free_bytes: Free on the primary's disk for WAL that a slot holds back; None if it
+            is not on this machine.
     """
 
     server: str
@@ -100,7 +104,7 @@ class PrimaryPlan:
 
 
 def plan(conn: Connection, requirements: Requirements) -> PrimaryPlan:
-    """Compare the server of a connection in autocommit mode with the requirements; nothing is changed.
+    """Compare the server of an autocommit connection with the requirements.
 
     Raises:
         ConnectError: It is a standby.
@@ -163,7 +167,8 @@ def _required_settings(facts: Facts, requirements: Requirements) -> Iterator[Pla
     yield _listen(facts, requirements)
     if facts.major >= 13:
         limit = get("max_slot_wal_keep_size", "")
-        # -1 is no limit: a standby that stays away then fills the disk of the primary, which stops.
+        # -1 is no limit: a standby that stays away then fills the disk of the primary,
+        # which stops.
         yield _setting("max_slot_wal_keep_size", limit, requirements.limit, limit != "-1", "reload")
     for name in ("fsync", "full_page_writes"):
         yield _setting(name, get(name, ""), "on", get(name) == "on", "reload")
@@ -277,7 +282,7 @@ def _role(facts: Facts, requirements: Requirements, conn: Connection) -> PlanIte
 
 
 def _hba(facts: Facts, requirements: Requirements) -> Iterator[PlanItem]:
-    """Return for each address the line that matches now, and the one to insert before it."""
+    """Yield for each address the current line, and the one to insert."""
     tls = facts.settings.get("ssl") == "on"
     if not requirements.allow:
         yield _hba_without_address(facts)
@@ -299,7 +304,7 @@ def _hba(facts: Facts, requirements: Requirements) -> Iterator[PlanItem]:
 
 
 def _hba_without_address(facts: Facts) -> PlanItem:
-    """Return an item that is never `ok`: without an address the login of a standby is unknown."""
+    """Return an item that is never `ok`: the address of the standby is unknown."""
     expected = "a line for the standby: give its address with --allow"
     if facts.rules is None:
         return PlanItem("pg_hba.conf", "hidden", expected, "hidden")
@@ -312,7 +317,7 @@ def _hba_without_address(facts: Facts) -> PlanItem:
 def _matching_rule(
     rules: tuple[hba.Rule, ...], role: str, network: hba.Network, *, tls: bool
 ) -> hba.Rule | None:
-    """Return the line that matches the first address of a network; ours is inserted before all others anyway."""
+    """Return the line that matches the first address of a network."""
     client = hba.Client(
         role=role,
         database="",
@@ -320,7 +325,7 @@ def _matching_rule(
         encryption="tls" if tls else "none",
         replication=True,
     )
-    try:
+    try:  # other addresses may have another line, but ours will come before all of them
         return hba.match(rules, client)
     except hba.IndeterminateMatch:
         return None
@@ -335,7 +340,7 @@ def _slot(facts: Facts, requirements: Requirements) -> PlanItem:
 
 
 def _open_lines(facts: Facts) -> Iterator[PlanItem]:
-    """Report lines that let every client replicate, that is, read all patients' data; they are not changed."""
+    """Report lines that let every client replicate, that is, read all patients' data."""
     for rule in facts.rules or ():
         every_client = rule.address in ("all", "0.0.0.0/0", "::/0")
         if "replication" in rule.databases and rule.address and (every_client or rule.method == "trust"):

@@ -15,8 +15,8 @@ from pgorthanc_cli import db
 from pgorthanc_cli.authentication import verifier
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import password, upstream
-from pgorthanc_cli.replication.fence import asks_for_password
 from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, plan
+from pgorthanc_cli.replication.probe import asks_for_password
 from pgorthanc_cli.replication.survey import Facts, RoleRights, pending, survey
 from pgorthanc_cli.server import hba, hba_file
 from pgorthanc_cli.server.private import PrivateCluster
@@ -46,7 +46,8 @@ class Prepared:
         left: What the administrator has to do by hand.
         ready: Whether a standby can follow now.
         standby: The command for the machine of the standby.
-        standbys: With a new password: the standbys that used the old one, and how each gets the new one.
+        standbys: With a new password: the standbys that used the old one, and how each
+            gets the new one.
     """
 
     server: str
@@ -78,15 +79,18 @@ def prepare(
         target: The primary, by a superuser's login.
         requirements: What the standby requires.
         passfile: The file that holds, or will hold, the password of the role.
-        new_password: Give the role another password, and the standbys on this machine, too.
-        confirmed: Do so even if it cuts off other standbys that stream, until they get the new password.
+        new_password: Give the role another password, and the standbys on this machine,
+            too.
+        confirmed: Do so even if it cuts off other standbys that stream, until they get
+            the new password.
         folder: The folder of the server, if it is a private server and may be restarted.
 
     Raises:
         ConnectError: It cannot be reached, or is a standby.
-        UsageError: No address is given, a requirement is invalid, or a new password would cut off standbys.
-        PgOrthancError: The login is not a superuser, the role's password is unknown, the server does not understand
-            pg_hba.conf, or refuses the replication login.
+        UsageError: No address is given, a requirement is invalid, or a new password would
+            cut off standbys.
+        PgOrthancError: The login is not a superuser, the role's password is unknown, the
+            server does not understand pg_hba.conf, or refuses the replication login.
     """
     requirements.check()
     if not requirements.allow:
@@ -147,7 +151,7 @@ def _restart(folder: Path) -> None:
 
 
 def _test(target: db.Target, requirements: Requirements, secret: str | None) -> tuple[PrimaryPlan, str]:
-    """Return the plan as it is now, and whether the login works; without a secret it is not tested."""
+    """Return the current plan, and whether the login works (if there is a secret)."""
     patient = replace(target, retries=100, retry_interval_s=0.1)  # the server may just have been restarted
     with db.session(patient, autocommit=True, need_schema=False) as conn:
         after = plan(conn, requirements)
@@ -216,7 +220,7 @@ def _alter_system(conn: Connection, items: list[PlanItem], waiting: tuple[str, .
 
 
 def _create_slot(conn: Connection, items: list[PlanItem]) -> list[str]:
-    """Create the slot, which keeps the WAL from now on; with wal_level minimal it has to wait for a restart."""
+    """Create the slot, unless wal_level minimal has to be changed by a restart first."""
     for item in items:
         is_slot = item.name.startswith("slot ") and item.statement
         if is_slot and db.value(conn, "SHOW wal_level") != "minimal":
@@ -228,7 +232,7 @@ def _create_slot(conn: Connection, items: list[PlanItem]) -> list[str]:
 def _allow_in_pg_hba(
     conn: Connection, facts: Facts, items: list[PlanItem]
 ) -> tuple[hba_file.Edit | None, tuple[str, ...]]:
-    """Insert the missing lines before all others; return them as remaining work if the file is on another machine."""
+    """Insert the missing lines, or return them as remaining work."""
     lines = [item.statement for item in items if item.name.startswith("pg_hba.conf for ")]
     if not lines:
         return None, ()
@@ -258,7 +262,7 @@ def _reload(conn: Connection) -> None:
 
 
 def _refuse_commands(conn: Connection) -> None:
-    """Raise InUseError if one of our commands is running; an Orthanc reconnects by itself."""
+    """Raise InUseError if one of our commands runs; an Orthanc reconnects by itself."""
     sessions = db.value(
         conn,
         """SELECT string_agg(format('pid %s, application %s', pid, application_name), '; ') FROM pg_stat_activity
@@ -283,10 +287,11 @@ def _remaining(items: tuple[PlanItem, ...]) -> tuple[str, ...]:
 
 
 def _test_login(conn: Connection, target: db.Target, role: str, secret: str, after: PrimaryPlan) -> str:
-    """Log in as the standby will, over TCP; pg_hba.conf may not allow that from this machine.
+    """Log in as the standby will, over TCP, which may not be allowed from here.
 
     Raises:
-        PgOrthancError: The login was tried, and refused; or the password is not that of the role.
+        PgOrthancError: The login was tried, and refused; or the password is not that of
+            the role.
     """
     parameters = db.parse_dsn(target.dsn)
     host = parameters.get("host", "")
@@ -297,7 +302,8 @@ def _test_login(conn: Connection, target: db.Target, role: str, secret: str, aft
         with db.replication_session(db.Target(dsn, application=target.application)):
             return "works"
     except ConnectError as error:
-        # The server's message is in its own language; the stored verifier and the first answer are in none.
+        # The server's message is in its own language; the stored verifier and the first
+        # answer are in none.
         query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s"
         stored = db.value(conn, query, role) or ""
         tried = asks_for_password(host, conn.info.port, role)
@@ -315,6 +321,6 @@ def _test_login(conn: Connection, target: db.Target, role: str, secret: str, aft
 
 
 def _requires_password(after: PrimaryPlan) -> bool:
-    """Return whether a line that matches a standby requires a password, and not a certificate."""
+    """Return whether a line for the standby requires a password."""
     lines = [item.found.split() for item in after.items if item.name.startswith("pg_hba.conf for ")]
     return any({"scram-sha-256", "md5", "password"} & set(words) for words in lines)

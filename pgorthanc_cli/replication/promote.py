@@ -1,4 +1,4 @@
-"""`replication promote`: a standby becomes the primary, once the old one is proved to be down."""
+"""`replication promote`: a standby becomes the primary once the old one is down."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from urllib.parse import quote
 
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
 from pgorthanc_cli.replication.candidate import Candidate, Deadline
-from pgorthanc_cli.replication.fence import (
-    Endpoint,
-    Fence,
-    StandbyState,
-    endpoints,
-    fenced,
-    format_endpoint,
-    proof,
-)
+from pgorthanc_cli.replication.fence import Fence, StandbyState, fenced, proof
 from pgorthanc_cli.replication.mark import Claim, refusal
+from pgorthanc_cli.replication.probe import Endpoint, endpoints, format_endpoint
 from pgorthanc_cli.replication.upstream import check_slot_name
 from pgorthanc_cli.server.wal import Loss
 
@@ -32,11 +25,12 @@ class Promoted:
         timeline_before: Of the standby.
         timeline: Of the new primary.
         old_primary: Where the old one was, and how it is known to be down.
-        lost_bytes: WAL of the old primary that the new one lacks; None if the old one's folder was not inspected
-            (`rejoin` reports it).
+        lost_bytes: WAL of the old primary that the new one lacks; None if the old one's
+            folder was not inspected (`rejoin` reports it).
         lost_commits: Number of transactions in it.
         slots: Those that were created here for other standbys.
-        connection_uri: For Orthanc's configuration, without the password: it finds the server that takes writes.
+        connection_uri: For Orthanc's configuration, without the password: it finds the
+            server that takes writes.
         next: What to do now, in this order.
     """
 
@@ -64,22 +58,24 @@ def promote(
     Args:
         candidate: The standby, see `by_sql` and `by_folder`.
         fence: How the old primary is kept from taking writes.
-        slots: Slots to create for other standbys; if empty its own one from before, for the old primary.
+        slots: Slots to create for other standbys; if empty its own one from before, for
+            the old primary.
         parameters: Role and database of Orthanc, for the ConnectionUri.
         wait_s: Time limit for all steps together.
 
     Raises:
         UsageError: It is a primary already, or `fence` names another server's folder.
         ConnectError: The standby does not answer in time.
-        PgOrthancError: The old primary runs, or nothing proves that it is down; it is fenced for another standby;
-            or it holds commits that would be lost.
+        PgOrthancError: The old primary runs, or nothing proves that it is down; it is
+            fenced for another standby; or it holds commits that would be lost.
     """
     deadline = Deadline(wait_s)
     with _translated(candidate, deadline):
         standby = candidate.state(deadline.remaining_s())
     if standby.mark:  # it is itself an old primary that was fenced for another standby
         raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
-    # Slots are not replicated: without a new one the old primary, or another standby, could miss WAL.
+    # Slots are not replicated: without a new one the old primary, or another standby,
+    # could miss WAL.
     names = slots or ((standby.slot,) if standby.slot else ())
     for name in names:
         check_slot_name(name)
@@ -163,7 +159,7 @@ def _translated(
 
 
 def connection_uri(parameters: Mapping[str, str], servers: list[Endpoint]) -> str:
-    """Return Orthanc's ConnectionUri, without the password; it finds the server that takes writes."""
+    """Return a ConnectionUri, without password, that finds the writable server."""
     role, database = (quote(parameters.get(name, "orthanc"), safe="") for name in ("user", "dbname"))
     hosts = ",".join(
         f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}" for host, port in servers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import basebackup, mark, standby, upstream
+from pgorthanc_cli.replication import basebackup, comparison, mark, standby, upstream
 from pgorthanc_cli.replication.password import conninfo_for
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
@@ -33,7 +33,8 @@ class Rejoined:
 
     Attributes:
         directory: Its data folder.
-        method: `follow` (it had no WAL of its own), `rewind` (pg_rewind), or `copy` (a new base backup).
+        method: `follow` (it had no WAL of its own), `rewind` (pg_rewind), or `copy` (a
+            new base backup).
         why: Why it was not rewound, where it was copied; else `none`.
         primary: Host and port of the server that it follows.
         slot: Its slot there.
@@ -42,9 +43,11 @@ class Rejoined:
         lost_bytes: WAL that it had written beyond, and that is discarded.
         lost_commits: Number of transactions in it.
         streaming: Whether it has begun to receive.
-        index: Revision and counts of Orthanc's index on it; None if no database was named to compare.
+        index: Revision and counts of Orthanc's index on it; None if no database was named
+            to compare.
         difference: How they differ from the primary's; `none`, or `not compared`.
-        kept: The folder of the old data, if it was copied, to be removed by the administrator.
+        kept: The folder of the old data, if it was copied, to be removed by the
+            administrator.
     """
 
     directory: str
@@ -57,7 +60,7 @@ class Rejoined:
     lost_bytes: int
     lost_commits: int
     streaming: bool
-    index: standby.IndexCounts | None
+    index: comparison.IndexCounts | None
     difference: str
     kept: str
 
@@ -80,8 +83,9 @@ def rejoin(
         primary: The replication login on the new primary.
         slot: Its slot there; created if it is missing.
         name: Its application_name; that of the slot if empty.
-        administrator: A superuser's login on the new primary, which pg_rewind needs; without it the data are copied.
-            If it names Orthanc's database, the contents of both are compared.
+        administrator: A superuser's login on the new primary, which pg_rewind needs;
+            without it the data are copied. If it names Orthanc's database, the contents
+            of both are compared.
         discard: Discard transactions that only the old primary has.
         start: Whether it is started; else a service manager does it.
         report: Called with the bytes that are copied.
@@ -89,7 +93,8 @@ def rejoin(
     Raises:
         ConnectError: The new primary refuses the login.
         UsageError: The two are not a pair, or their roles are swapped.
-        PgOrthancError: It runs, it has commits of its own, or it does not stream afterwards.
+        PgOrthancError: It runs, it has commits of its own, or it does not stream
+            afterwards.
     """
     cluster = open_cluster(directory)
     source = upstream.connect(primary)
@@ -114,7 +119,7 @@ def rejoin(
         standby.wait_until_streaming(source, slot, cluster)
     # Last: until it follows, the mark keeps it from being promoted.
     mark.clear(cluster)
-    index, difference = standby.compare_index(cluster, administrator if start else None)
+    index, difference = comparison.compare_index(cluster, administrator if start else None)
     return Rejoined(
         directory=str(cluster.path),
         method=method,
@@ -174,7 +179,8 @@ def _find_loss(
     """Return where the two diverged, and what the old primary has written since.
 
     Raises:
-        PgOrthancError: It has committed transactions since, which `discard` does not discard.
+        PgOrthancError: It has committed transactions since, which `discard` does not
+            discard.
     """
     fork = upstream.fork_lsn(source, control.timeline) if control else None
     if control is None or fork is None:
@@ -201,7 +207,7 @@ def _replace_data(
     slot: str,
     report: progress.Report,
 ) -> tuple[str, str]:
-    """Rewind, or copy where that is impossible; return the method, and why it was not a rewind."""
+    """Rewind, else copy; return the method, and why it was not a rewind."""
     why = _obstacle_to_rewind(control, administrator)
     if administrator and not why:
         try:
@@ -227,7 +233,8 @@ def _obstacle_to_rewind(control: Control | None, administrator: db.Target | None
 def _rewind(cluster: Cluster, administrator: db.Target) -> None:
     with db.session(administrator, autocommit=True, need_schema=False) as conn:
         with conn.cursor() as cur:
-            # Until a checkpoint its control file has the timeline before the promotion, and pg_rewind does nothing.
+            # Until a checkpoint its control file has the timeline before the promotion,
+            # and pg_rewind does nothing.
             cur.execute("CHECKPOINT")
         parameters = {"dbname": "postgres", **upstream.parameters(conn)}
         password = conn.info.password or ""
@@ -249,7 +256,7 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
 
 
 def _copy(cluster: Cluster, source: Upstream, slot: str, report: progress.Report) -> None:
-    """Copy the new primary to a folder beside the old data, then swap them; the old data stay."""
+    """Copy the new primary beside the old data, then swap them; the old data stay."""
     path, backup = cluster.path, backup_folder(cluster.path)
     if backup.exists():
         raise PgOrthancError(f"{backup} is there from an earlier time", "move it away, or remove it")
@@ -264,7 +271,8 @@ def _copy(cluster: Cluster, source: Upstream, slot: str, report: progress.Report
         saved = _saved(path)
         for entry in saved.iterdir() if saved.exists() else _site_entries(path):
             _copy_entry(entry, new / entry.name)
-        # Two renames: between them the folder is missing, never half of one and half of the other.
+        # Two renames: between them the folder is missing, never half of one and half of
+        # the other.
         path.rename(backup)
         new.rename(path)
     except OSError as error:
@@ -282,12 +290,12 @@ def backup_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.before-rejoin")
 
 
-# The site's own entries of the folder: configuration, certificates, logs. pg_rewind and pg_basebackup replace them by
-# those of the new primary, so they are saved and restored.
+# The site's own entries of the folder: configuration, certificates, logs. pg_rewind and
+# pg_basebackup replace them by those of the new primary, so they are saved and restored.
 
 
 def _saved(path: Path) -> Path:
-    """Return their folder while pg_rewind runs; if it exists later, pg_rewind was interrupted."""
+    """Return their folder while pg_rewind runs; later it means an interruption."""
     return path.with_name(f".{path.name}.pgorthanc-rejoin")
 
 

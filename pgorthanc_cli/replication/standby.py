@@ -6,34 +6,30 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, progress
-from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import basebackup, upstream
+from pgorthanc_cli.replication.comparison import IndexCounts, compare_index
 from pgorthanc_cli.replication.password import PASSFILE, standby_pgpass_line
-from pgorthanc_cli.replication.survey import local_address, networks
+from pgorthanc_cli.replication.survey import networks
 from pgorthanc_cli.replication.upstream import Upstream
-from pgorthanc_cli.schema.status import status
 from pgorthanc_cli.server import cluster as clusters
 from pgorthanc_cli.server import hba, programs
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.server.private import open_cluster
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection
+    pass
 
-IndexCounts = dict[str, int | str | None]
-
-# The folder of a standby's socket, in its data folder: no other account enters that, and pg_rewind, which cannot read
-# a socket, skips the contents of this one.
+# The folder of a standby's socket, in its data folder: no other account enters that, and
+# pg_rewind, which cannot read a socket, skips the contents of this one.
 SOCKET_FOLDER = "pg_stat_tmp"
-SAME, NOT_COMPARED = "none", "not compared"
-_COUNTED = ("revision", "patients", "studies", "series", "instances")
 _STREAMING_TIMEOUT_S = 60.0
 _CONFIGURATION = """\
 # Written by pgorthanc, because the primary keeps its configuration outside of its data folder.
@@ -52,8 +48,10 @@ class StandbyOptions:
         name: Its application_name there; the slot's name if empty.
         listen: The TCP address.
         port: The TCP port.
-        allow: Who else may log in with a password, besides the clients that the primary's pg_hba.conf names.
-        feedback: Whether the primary keeps rows that long queries on the standby still see (hot_standby_feedback).
+        allow: Who else may log in with a password, besides the clients that the primary's
+            pg_hba.conf names.
+        feedback: Whether the primary keeps rows that long queries on the standby still
+            see (hot_standby_feedback).
         start: Whether it is started; else a service manager does it.
     """
 
@@ -80,11 +78,15 @@ class Standby:
         name: Its application_name, by which synchronous_standby_names may name it.
         system_identifier: The one of both servers.
         timeline: The one of both servers.
-        verified: Whether each file of the copy was verified as it is on the disk (pg_verifybackup).
-        checksums: Whether the primary has data checksums, and each page was verified, too.
+        verified: Whether each file of the copy was verified as it is on the disk
+            (pg_verifybackup).
+        checksums: Whether the primary has data checksums, and each page was verified,
+            too.
         streaming: Whether it has begun to receive.
-        index: Revision and counts of Orthanc's index on it; None if no database was named to compare.
-        difference: How they differ from the primary's; `none`, or `not compared` (and why).
+        index: Revision and counts of Orthanc's index on it; None if no database was named
+            to compare.
+        difference: How they differ from the primary's; `none`, or `not compared` (and
+            why).
         next: What is left to do.
     """
 
@@ -125,8 +127,9 @@ def create(
     Raises:
         ConnectError: The primary refuses the login.
         UsageError: The folder is not empty, or `primary` is a standby.
-        PgOrthancError: The version is not installed, the slot is in use, the disk is full, the copy is damaged, or
-            the standby does not start or stream. A folder that was not completed is empty again.
+        PgOrthancError: The version is not installed, the slot is in use, the disk is
+            full, the copy is damaged, or the standby does not start or stream. A folder
+            that was not completed is empty again.
     """
     path = _empty_folder(directory)
     allowed = networks(options.allow)
@@ -267,7 +270,8 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
             "primary_slot_name": slot,
             "hot_standby": "on",
             "recovery_target_timeline": "latest",
-            # The standby that the primary waits for does not follow this server: commits would hang after a promotion.
+            # The standby that the primary waits for does not follow this server: commits
+            # would hang after a promotion.
             "synchronous_standby_names": "",
         }
     )
@@ -275,9 +279,10 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
 
 
 def allow_in_pg_hba(cluster: Cluster, role: str, allowed: Sequence[hba.Network]) -> None:
-    """Insert lines for the replication role and the allowed networks; all of them require a password.
+    """Insert lines, with passwords, for the replication role and allowed networks.
 
-    `promote --dir` logs in as that role through the socket, to ask how much the standby has received.
+    `promote --dir` logs in as that role through the socket, to ask how much the standby
+    has received.
     """
     file = cluster.path / "pg_hba.conf"
     lines = [f"local replication {hba.quote(role)} scram-sha-256"]
@@ -304,7 +309,8 @@ def wait_until_streaming(source: Upstream, slot: str, cluster: Cluster) -> None:
     """Wait until the slot on the primary is in use.
 
     Raises:
-        PgOrthancError: It is not within a minute; the message has the last error of the standby.
+        PgOrthancError: It is not within a minute; the message has the last error of the
+            standby.
     """
     deadline = time.monotonic() + _STREAMING_TIMEOUT_S
     while not upstream.is_streaming(source, slot):
@@ -315,75 +321,3 @@ def wait_until_streaming(source: Upstream, slot: str, cluster: Cluster) -> None:
                 "pgorthanc replication status shows when it streams",
             )
         time.sleep(0.2)
-
-
-def compare_index(cluster: Cluster, database: db.Target | None) -> tuple[IndexCounts | None, str]:
-    """Return the counts of Orthanc's index on a running standby, and how they differ from the primary's."""
-    if database is None:
-        return None, NOT_COMPARED
-    address = local_address(cluster.listen_addresses())
-    try:
-        return compare(database, at(database, address, cluster.endpoint()[0]))
-    except (ConnectError, RevisionError) as error:
-        return None, f"{NOT_COMPARED}: {error.message}"
-
-
-def at(target: db.Target, host: str, port: int) -> db.Target:
-    """Return the same database and login on another server."""
-    parameters = db.parse_dsn(target.dsn)
-    for name in ("hostaddr", "target_session_attrs"):
-        parameters.pop(name, None)
-    dsn = make_dsn(**{**parameters, "host": host, "hostaddr": "", "port": str(port)})
-    return replace(target, dsn=dsn)
-
-
-def compare(primary: db.Target, standby: db.Target, *, wait_s: float = 60.0) -> tuple[IndexCounts, str]:
-    """Return the counts of the index on the standby, and how they differ from the primary's: `none` if equal.
-
-    While another session writes, the two are compared until they agree, up to `wait_s` seconds.
-
-    Raises:
-        ConnectError: One of them refuses the login.
-        RevisionError: The primary holds no index.
-    """
-    deadline = time.monotonic() + wait_s
-    while True:
-        with db.session(primary, readonly=True) as conn:
-            expected = _counts(conn, primary.schema)
-            conn.commit()
-            lsn = db.value(conn, "SELECT pg_current_wal_lsn()::text")
-        wait_for_replay(standby, lsn, max(deadline - time.monotonic(), 1.0))
-        with db.session(standby, readonly=True) as conn:
-            actual = _counts(conn, standby.schema)
-        if actual == expected:
-            return actual, SAME
-        if time.monotonic() > deadline:
-            differences = [
-                f"{name} {expected[name]} there and {count} here"
-                for name, count in actual.items()
-                if count != expected[name]
-            ]
-            return actual, ", ".join(differences)
-
-
-def _counts(conn: Connection, schema: str) -> IndexCounts:
-    index = status(conn, schema)
-    return {name: getattr(index, name) for name in _COUNTED}
-
-
-def wait_for_replay(standby: db.Target, lsn: str, timeout_s: float) -> None:
-    """Wait until a standby has replayed the WAL up to a position.
-
-    Raises:
-        PgOrthancError: It has not in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    with db.session(standby, readonly=True, autocommit=True, need_schema=False) as conn:
-        while not db.value(conn, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", lsn):
-            if time.monotonic() > deadline:
-                reached = db.value(conn, "SELECT pg_last_wal_replay_lsn()::text")
-                raise PgOrthancError(
-                    f"the standby has replayed its log up to {reached} after {timeout_s:.0f} s, wanted {lsn}",
-                    "its log says why; pgorthanc replication status shows the lag",
-                )
-            time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`replication status`: the state of a primary and its standbys, as they report it. Reads only."""
+"""`replication status`: a primary and its standbys as they report themselves."""
 
 from __future__ import annotations
 
@@ -64,14 +64,17 @@ class ServerState:
         version: Of PostgreSQL.
         timeline: Goes up with each promotion.
         lsn: The end of a primary's WAL; the position that a standby has replayed.
-        lag_bytes: What a standby has yet to replay of the primary's WAL, or of the WAL that it has received if the
-            primary is not among the servers.
+        lag_bytes: What a standby has yet to replay of the primary's WAL, or of the WAL
+            that it has received if the primary is not among the servers.
         lag_s: How old its data are; 0 if it has replayed all that it has received.
-        receiver: `streaming`, `none`, or another state of its WAL receiver; of a primary empty.
+        receiver: `streaming`, `none`, or another state of its WAL receiver; of a primary
+            empty.
         follows: Host and port of its primary, as far as the login may see it.
         last_replay: Commit time of the last transaction that it has replayed.
-        conflicts: Number of its queries that were cancelled because the primary had removed their rows.
-        read_only_orthanc: Whether an Orthanc with `ReadOnly` true and `Lock` false can use it now, or why not.
+        conflicts: Number of its queries that were cancelled because the primary had
+            removed their rows.
+        read_only_orthanc: Whether an Orthanc with `ReadOnly` true and `Lock` false can
+            use it now, or why not.
     """
 
     place: str
@@ -115,9 +118,10 @@ class Follower:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot of the primary: the WAL it holds back, and how much more it may, if that is limited.
+    """A slot: the WAL that it holds back, and how much more it may.
 
-    `state` is reserved, extended, unreserved or lost (PostgreSQL, "pg_replication_slots"); empty before 13.
+    `state` is reserved, extended, unreserved or lost (PostgreSQL,
+    "pg_replication_slots"); empty before 13.
     """
 
     name: str
@@ -265,7 +269,7 @@ def _observe_primary(conn: Connection, observation: Observation) -> None:
 
 
 def _free(conn: Connection, name: str | None) -> dict[str, int]:
-    """Return the free bytes on the disks of WAL and data, in this order, if they are on this machine."""
+    """Return the free bytes on the local disks of WAL and data, in this order."""
     folder = local_folder(conn, name)
     if folder is None:
         return {}
@@ -280,7 +284,7 @@ def _followers(conn: Connection) -> Iterator[Follower]:
 
 
 def _stuck(conn: Connection, pids: list[int]) -> set[int]:
-    """Return those whose standby has replied again after a second or more, and has replayed nothing meanwhile."""
+    """Return those whose standby replies, but has replayed nothing for a second."""
     # A standby that is paused still replies, with the position at which it stopped.
     before = {pid: (replayed, replied) for pid, replayed, replied in db.rows(conn, _REPLAYS, pids) if replied}
     deadline = time.monotonic() + _REPLY_TIMEOUT_S
@@ -317,7 +321,7 @@ def _observe_standby(conn: Connection, observation: Observation, schema: str) ->
 
 
 def _read_only_orthanc(conn: Connection, schema: str) -> str:
-    """Return `yes` and the releases that can use the index for a read-only Orthanc, or why none can."""
+    """Return `yes` and the plugin releases that can use the index, or why none can."""
     try:
         index = index_status(conn, schema)
     except PgOrthancError as error:

@@ -1,4 +1,4 @@
-"""The state of a primary, as far as replication depends on it, and the addresses that it may let in. Reads only."""
+"""The state of a primary, as far as replication depends on it. Reads only."""
 
 from __future__ import annotations
 
@@ -49,12 +49,14 @@ class Facts:
         standby: Whether it is in recovery.
         superuser: Whether the login is a superuser.
         settings: Its settings; those that the login may not see are missing.
-        pending: Settings with another value in the files, which takes effect after a restart.
+        pending: Settings with another value in the files, which takes effect after a
+            restart.
         senders: Number of standbys and backups that stream from it now.
         slots: Its physical and logical slots, and whether each is in use.
         role: The replication role, None if it is missing.
         rules: The lines of pg_hba.conf; None if the login may not see them.
-        data_bytes: Size of all databases; None if the login may not connect to all of them.
+        data_bytes: Size of all databases; None if the login may not connect to all of
+            them.
         folder: The data folder, if it is on this machine.
         hba_file: pg_hba.conf, if it is on this machine.
         free_bytes: Free on the disk of that folder's WAL.
@@ -80,7 +82,7 @@ class Facts:
 
     @property
     def is_private(self) -> bool:
-        """Return whether it is a private server, which `pgorthanc server` gives its address."""
+        """Return whether it is a private server of `pgorthanc server`."""
         return self.folder is not None and (self.folder / LOCK_FILE).exists()
 
 
@@ -90,7 +92,8 @@ def survey(conn: Connection, role: str) -> Facts:
         conn,
         """SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('is_superuser') = 'on'""",
     )
-    # pg_settings omits settings that the login may not see, where current_setting() alone would fail.
+    # pg_settings omits settings that the login may not see, where current_setting() alone
+    # would fail.
     query = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY(%s)"
     settings = dict(db.rows(conn, query, list(_SETTINGS)))
     streaming = db.rows(conn, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
@@ -122,13 +125,14 @@ def pending(conn: Connection) -> tuple[str, ...]:
 
 
 def local_folder(conn: Connection, name: str | None) -> Path | None:
-    """Return the data folder if it is on this machine: if the process of our own session works in it."""
+    """Return the data folder if our session's server process runs on this machine."""
     process = db.backend_pid(conn)
     with suppress(OSError, ValueError):
         if name and is_server_process(str(process), Path(name)):
             return Path(name)
-        # A private server of root knows its folder by a descriptor only (see programs.py). The port tells whether the
-        # process that has this number here is the one of our session.
+        # A private server of root knows its folder by a descriptor only (see
+        # programs.py). The port tells whether the process that has this number here is
+        # the one of our session.
         if name and name.startswith("/proc/self/fd/"):
             folder = Path(f"/proc/{process}/cwd").readlink()
             port = (folder / "postmaster.pid").read_text().splitlines()[3]

@@ -1,6 +1,7 @@
-"""The server that a standby follows, reached over the replication protocol by a role that may only replicate.
+"""The server that a standby follows, reached by a role that may only replicate.
 
-The protocol needs REPLICATION and no database. Facts: PostgreSQL, "Streaming Replication Protocol".
+The protocol needs REPLICATION and no database. Facts: PostgreSQL, "Streaming Replication
+Protocol".
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Identity:
         timeline: Goes up with each promotion.
         lsn: The end of the WAL, in bytes; of a standby, what it has received or replayed.
         major: The major version.
-        standby: Whether it is a standby; None before PostgreSQL 14, which does not report it.
+        standby: Whether it is a standby; None before PostgreSQL 14, which does not report
+            it.
     """
 
     system_identifier: str
@@ -93,8 +95,10 @@ def connect(target: db.Target) -> Upstream:
     """Log in for replication, and identify the server.
 
     Raises:
-        ConnectError: The server refuses the login; the hint says what its administrator runs.
-        UsageError: It is a standby itself, or the connection string names several servers.
+        ConnectError: The server refuses the login; the hint says what its administrator
+            runs.
+        UsageError: It is a standby itself, or the connection string names several
+            servers.
     """
     if "," in db.parse_dsn(target.dsn).get("host", ""):
         raise UsageError("a standby follows one server, and --from names several", "name the primary alone")
@@ -121,7 +125,7 @@ def connect(target: db.Target) -> Upstream:
 
 
 def parameters(conn: Connection) -> dict[str, str]:
-    """Return what libpq used for a connection, for a program or server that gets no environment."""
+    """Return libpq's parameters, for a program or server that gets no environment."""
     used = conn.info.dsn_parameters
     return {name: used[name] for name in _PARAMETERS if used.get(name, "") not in ("", _DEFAULTS.get(name))}
 
@@ -139,11 +143,12 @@ def check_slot_name(name: str) -> None:
 
 @contextmanager
 def reserved_slot(upstream: Upstream, name: str) -> Iterator[None]:
-    """Reserve a slot that no standby uses: it is created if it is missing, and dropped again if the block fails.
+    """Reserve a slot that no standby uses; if it was created, a failure drops it.
 
     Raises:
-        PgOrthancError: Another standby uses it, or it is lost. An error of the block is extended by the name of a
-            slot that stays on the primary, and the statement that drops it.
+        PgOrthancError: Another standby uses it, or it is lost. An error of the block is
+            extended by the name of a slot that stays on the primary, and the statement
+            that drops it.
     """
     check_slot_name(name)
     with db.replication_session(upstream.target) as conn:
@@ -176,7 +181,7 @@ def reserved_slot(upstream: Upstream, name: str) -> Iterator[None]:
 def _with_slot(
     error: PgOrthancError | KeyboardInterrupt, upstream: Upstream, name: str, *, created: bool
 ) -> PgOrthancError:
-    """Drop the slot if it was created; return the error, extended by what has become of the slot."""
+    """Drop a slot that was created; return the error with the state of the slot."""
     failure = error
     if not isinstance(failure, PgOrthancError):
         failure = Interrupted("interrupted", "run it again to start over")
@@ -196,7 +201,7 @@ def _with_slot(
 
 
 def _drop(upstream: Upstream, name: str) -> bool:
-    """Return whether the slot is gone; the primary may be down, or not have noticed yet that the copy has ended."""
+    """Return whether the slot is gone; the primary may be down."""
     deadline = time.monotonic() + _DROP_TIMEOUT_S
     try:
         with db.replication_session(upstream.target, timeout_s=_DROP_TIMEOUT_S) as conn:
@@ -232,10 +237,10 @@ def identify(conn: Connection, timeout_s: float = _ANSWER_TIMEOUT_S) -> Identity
 
 
 def slot_state(conn: Connection, name: str) -> str:
-    """Return the state of a physical slot: absent, free, active, or lost (its WAL was removed).
+    """Return the state of a slot: absent, free, active, or lost (its WAL was removed).
 
-    No command of the protocol reports whether a slot is in use. So this acquires it briefly with a request that
-    cannot succeed.
+    No command of the protocol reports whether a slot is in use. So this acquires it
+    briefly with a request that cannot succeed.
     """
     request = sql.SQL("START_REPLICATION SLOT {} PHYSICAL 0/0 TIMELINE {}")
     try:
@@ -283,7 +288,7 @@ def drop_slot(conn: Connection, name: str, timeout_s: float = _ANSWER_TIMEOUT_S)
 
 
 def fork_lsn(upstream: Upstream, timeline: int) -> int | None:
-    """Return where the WAL of a promoted server left an older timeline; None if it never was on that one."""
+    """Return where a server left an older timeline; None if it never was on it."""
     if upstream.identity.timeline == 1:  # the first timeline has no history file
         return None
     with db.replication_session(upstream.target) as conn:

@@ -1,1 +1,1 @@
-"""PostgreSQL servers that we manage: programs, data folders, the private server, pg_hba.conf."""
+"""PostgreSQL servers on this machine: programs, data folders, pg_hba.conf."""

@@ -1,4 +1,4 @@
-"""A PostgreSQL data folder on this machine: its control file, its settings, and the server that runs in it."""
+"""A PostgreSQL data folder on this machine: control file, settings, files, server."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Cluster:
         return completed
 
     def control(self) -> Control:
-        """Read the control file; that of a running server is as old as its last checkpoint."""
+        """Read the control file, which is as old as the last checkpoint."""
         fields = {}  # in English: `programs` sets the locale
         for line in self.run("pg_controldata", "-D", ".").stdout.splitlines():
             key, _, value = line.partition(":")
@@ -126,7 +126,7 @@ class Cluster:
         return self.run("postgres", "-C", name, "-D", ".", *self._config_options()).stdout.strip()
 
     def set(self, values: Mapping[str, str]) -> None:
-        """Write settings as ALTER SYSTEM does; they take effect with a start or a reload."""
+        """Write settings as ALTER SYSTEM does, for the next start or reload."""
         file = self.path / _AUTO_CONFIGURATION
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         others = [s for s in lines if re.split(r"[\s=]", s.strip(), maxsplit=1)[0] not in values]
@@ -135,9 +135,10 @@ class Cluster:
 
     @cached_property
     def external_config_file(self) -> str:
-        """Return the configuration file if it is outside the folder, as with Debian; else empty.
+        """Return the configuration file outside the folder, as with Debian; else empty.
 
-        Known from the last command line, and read once, because pg_rewind and a copy remove it.
+        Known from the last command line, and read once, because pg_rewind and a copy
+        remove it.
         """
         if (self.path / "postgresql.conf").exists():
             return ""
@@ -163,7 +164,7 @@ class Cluster:
         return self.path / name
 
     def write_new(self, name: str, content: str) -> bool:
-        """Create a file (mode 0600); return False, and change nothing, if the name exists."""
+        """Create a file (mode 0600); return False if the name exists."""
         with self._new_file(content) as temporary:
             try:  # a link, because a rename would replace the file
                 os.link(temporary, self.path / name, follow_symlinks=False)
@@ -173,7 +174,8 @@ class Cluster:
 
     @contextmanager
     def _new_file(self, content: str) -> Iterator[str]:
-        # A prefix of our own: `PrivateCluster` accepts a folder with such a leftover of a crash.
+        # A prefix of our own: `PrivateCluster` accepts a folder with such a leftover of a
+        # crash.
         handle, temporary = tempfile.mkstemp(prefix="pgorthanc.", dir=self.path)
         try:
             self.account.own(handle)
@@ -197,13 +199,14 @@ class Cluster:
     def invalidate_stale_pids(self) -> None:
         """Replace pids in PostgreSQL's pid files that are not those of its own processes.
 
-        After a crash of the machine or container they may be those of other programs, and PostgreSQL would refuse
-        to start.
+        After a crash of the machine or container they may be those of other programs, and
+        PostgreSQL would refuse to start.
         """
         if not Path("/proc/self/cwd").exists():
             return
-        # No file is removed: PostgreSQL recognizes survivors of an earlier server by the shared memory that
-        # postmaster.pid names. Only the pid becomes one that no process has.
+        # No file is removed: PostgreSQL recognizes survivors of an earlier server by the
+        # shared memory that postmaster.pid names. Only the pid becomes one that no
+        # process has.
         for file in [self.path / "postmaster.pid", *self.path.glob(".s.PGSQL.*.lock")]:
             if not file.exists():
                 continue
@@ -245,7 +248,7 @@ class Cluster:
             raise PgOrthancError(f"the server in {self.path} does not start: {reason}", hint)
 
     def _run_pg_ctl_start(self, log: Path, options: str, timeout_s: float) -> str | None:
-        """Return None if the server accepts connections, else the last error in its log."""
+        """Start it; return None if it accepts connections, else the last log error."""
         offset = log.stat().st_size if log.exists() else 0
         arguments = ["start", "-w", "-t", f"{timeout_s:.0f}", "-D", "."]
         arguments += ["-l", f"./{log.relative_to(self.path)}"]
@@ -262,7 +265,8 @@ class Cluster:
     def stop(self, wait_s: float = _TIMEOUT_S) -> None:
         """Stop the server if it runs, and wait until it has ended.
 
-        PostgreSQL's "fast" shutdown sends the rest of the WAL to the standbys that are connected.
+        PostgreSQL's "fast" shutdown sends the rest of the WAL to the standbys that are
+        connected.
         """
         if self.pid() is not None:
             seconds = str(max(int(wait_s), 1))
@@ -270,7 +274,8 @@ class Cluster:
 
     def endpoint(self) -> tuple[int, str]:
         """Return the port and the folder of the socket of the running server."""
-        # PostgreSQL, "src/include/utils/pidfile.h": pid, folder, start time, port, folder of the socket, …
+        # PostgreSQL, "src/include/utils/pidfile.h": pid, folder, start time, port, folder
+        # of the socket, …
         lines = (self.path / "postmaster.pid").read_text().splitlines()
         return int(lines[3]), str(self.path / lines[4])
 
@@ -287,12 +292,12 @@ class Cluster:
 
 
 def is_too_long_for_socket(folder: str | Path) -> bool:
-    """Return whether PostgreSQL cannot create, or libpq not reach, a socket in the folder."""
+    """Return whether the path of a socket in the folder would be too long."""
     return len(os.fsencode(Path(folder) / ".s.PGSQL.65535")) > _SOCKET_PATH_BYTES
 
 
 def system_identifier(folder: Path) -> str:
-    """Return the first eight bytes of the control file as a number; empty if it cannot be read."""
+    """Return the system identifier from the control file; empty if it cannot be read."""
     with suppress(OSError), open(folder / "global" / "pg_control", "rb") as file:
         return str(int.from_bytes(file.read(8), sys.byteorder))
     return ""

@@ -1,7 +1,9 @@
 """Private PostgreSQL servers, which need no administrator.
 
-`attach` starts a server for one command and stops it when the last user leaves. `start` keeps one up for other
-programs, such as an Orthanc, on TCP with a password; `attach` then uses the same server and does not stop it.
+`attach` starts a server for one command and stops it when the last user leaves. `start`
+keeps one up for other programs, such as an Orthanc, on TCP with a password; `attach` then
+uses the same server and does not stop it. Longer than other modules, because all of them
+share one way to lock the folder and to undo what failed.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ class ServerStatus:
         state: running, stopped, or absent (no server was ever created in the folder).
         version: Of PostgreSQL; of a stopped server only the major one.
         port: Of TCP, and of the name of the socket.
-        keep: Whether it stays up until `stop`; else the last command that uses it stops it.
+        keep: Whether it stays up until `stop`; else the last command that uses it stops
+            it.
         listen: The TCP address; empty while only the socket is open.
         sessions: Number of clients that are connected.
         databases: Their sizes in bytes.
@@ -94,16 +97,18 @@ class ServerStatus:
 
 @contextmanager
 def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> Iterator[db.Target]:
-    """Yield the database of a private server, which is started if it does not run; the last user stops it.
+    """Yield the database of a private server; start it, and stop it after the last user.
 
     Args:
         directory: The folder of the server; missing or empty at first use.
         create: Create a server that is missing; else nothing is created.
-        superuser: Log in as the superuser, to the database postgres. Else as the folder's role (orthanc), which
-            owns the folder's database (orthanc) and has no other rights.
+        superuser: Log in as the superuser, to the database postgres. Else as the folder's
+            role (orthanc), which owns the folder's database (orthanc) and has no other
+            rights.
 
     Raises:
-        PgOrthancError: No suitable PostgreSQL; or the folder is another account's, damaged, or on a full disk.
+        PgOrthancError: No suitable PostgreSQL; or the folder is another account's,
+            damaged, or on a full disk.
     """
     folder = PrivateCluster(directory)
     if not create and not folder.exists():
@@ -145,14 +150,16 @@ def start(
     password: str | None = None,
     show_password: bool = False,
 ) -> RunningServer:
-    """Keep a server up for other programs, on TCP with SCRAM, with a role and the database that it owns.
+    """Keep a server up for other programs, on TCP, with a role and its database.
 
-    Omitted settings keep their values; at first: a free port, 127.0.0.1, the role orthanc, a database of the
-    role's name, a generated password.
+    Omitted settings keep their values; at first: a free port, 127.0.0.1, the role
+    orthanc, a database of the role's name, a generated password.
 
     Raises:
-        InUseError: It would have to be restarted for a new address or port, and commands are attached to it.
-        PgOrthancError: As `attach`; or the port is in use, or the database belongs to another role.
+        InUseError: It would have to be restarted for a new address or port, and commands
+            are attached to it.
+        PgOrthancError: As `attach`; or the port is in use, or the database belongs to
+            another role.
     """
     folder = PrivateCluster(directory)
     missing = _missing(folder.path)
@@ -165,7 +172,8 @@ def start(
         if not was_running or (restart and not (before.keep and before.port == settings.port)):
             settings = replace(settings, port=_free_port(settings))
         with _undone_on_failure(folder, before, halt=not was_running):
-            # A running server keeps its address until role, database and password are ready.
+            # A running server keeps its address until role, database and password are
+            # ready.
             names = replace(before, database=settings.database, role=settings.role)
             folder.save(names if was_running else settings)
             folder.ensure_running()
@@ -180,14 +188,14 @@ def start(
 
 
 def _missing(path: Path) -> list[Path] | None:
-    """Return the folders to create, the innermost first: none if it exists and is empty; None if it is in use."""
+    """Return the folders to create, innermost first; None if it exists with content."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     return missing if missing or not any(path.iterdir()) else None
 
 
 @contextmanager
 def _nothing_left_on_failure(folder: PrivateCluster, missing: list[Path] | None) -> Iterator[None]:
-    """If the block fails, leave no trace of it in a folder that was missing or empty; under `exclusive()`."""
+    """If the block fails, empty a folder that was empty or missing before."""
     created = missing is not None and not folder.exists()  # another process may have been quicker
     try:
         yield
@@ -235,7 +243,7 @@ def _endpoint(settings: ServerSettings) -> tuple[str, int | None]:
 
 
 def _free_port(settings: ServerSettings) -> int:
-    """Return the port of the settings, or a free one, which then stays: Orthancs are configured for it."""
+    """Return the port of the settings, or a free one, which then never changes."""
     try:
         host = _host(settings)
         family, kind, _, _, address = socket.getaddrinfo(host, settings.port or 0, type=socket.SOCK_STREAM)[0]
@@ -305,7 +313,7 @@ def status(directory: Path) -> ServerStatus:
 
 
 def _ensure_database(folder: PrivateCluster) -> None:
-    """Create the folder's role and database if they are missing: both every time, as a crash may separate them."""
+    """Create role and database if missing: both every time, as a crash may part them."""
     if folder.starts_as_standby:  # it has them, and their passwords, from its primary
         return
     settings = folder.settings()
@@ -327,7 +335,7 @@ def _ensure_database(folder: PrivateCluster) -> None:
 
 
 def _set_password(folder: PrivateCluster, password: str | None) -> None:
-    """Set the password of the role, and write it to a file; the server receives only the SCRAM verifier."""
+    """Set the role's password, and write it to a file; the server gets a verifier."""
     if folder.starts_as_standby:
         return
     settings, file = folder.settings(), folder.path / _PASSWORD_FILE
@@ -394,7 +402,7 @@ def _host(settings: ServerSettings) -> str:
 
 @contextmanager
 def _superuser_session(folder: PrivateCluster, *, readonly: bool = False) -> Iterator[Connection]:
-    """Open a session of the superuser, and wait for a server that is still recovering from a crash."""
+    """Open a session of the superuser; wait while the server recovers from a crash."""
     target = replace(folder.target(superuser=True), retries=600, retry_interval_s=0.5)
     with db.session(target, autocommit=True, readonly=readonly, need_schema=False) as conn:
         yield conn

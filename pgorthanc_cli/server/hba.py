@@ -1,6 +1,7 @@
 """pg_hba.conf: the rules as the server reads them, and which of them matches a client.
 
-Facts: PostgreSQL, "The pg_hba.conf File". `hba_file` reads and edits the bytes of one file.
+Facts: PostgreSQL, "The pg_hba.conf File". `hba_file` reads and edits the bytes of one
+file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class IndeterminateMatch(PgOrthancError):
-    """Whether a line matches depends on something that only the server knows; the message names the line."""
+    """Whether a line matches depends on something that only the server knows."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Rule:
         file: The file of the line; empty if the server does not report it.
         line: Number of its (first) line, from 1.
         kind: local, host, hostssl, hostnossl, hostgssenc or hostnogssenc.
-        databases: Names and keywords; a quoted name that could be read as a keyword keeps its quotes.
+        databases: Names and keywords; a quoted name that could be read as a keyword keeps
+            its quotes.
         roles: Likewise.
-        address: An address with its length (10.0.0.0/8), a name, all, samehost or samenet; None for local.
+        address: An address with its length (10.0.0.0/8), a name, all, samehost or
+            samenet; None for local.
         method: trust, reject, md5, scram-sha-256, ...
         options: Such as `clientcert=verify-full`.
     """
@@ -71,10 +74,12 @@ class Client:
     Attributes:
         role: The requested role.
         database: The requested database; none with `replication=True`.
-        address: Its address, as inet_client_addr() reports it; None through a Unix socket.
+        address: Its address, as inet_client_addr() reports it; None through a Unix
+            socket.
         encryption: none, tls or gss.
         groups: The roles that this one is a member of, see `groups`.
-        replication: Whether it is a physical replication connection, such as pg_basebackup's.
+        replication: Whether it is a physical replication connection, such as
+            pg_basebackup's.
         server: The server's address of the connection, if known.
     """
 
@@ -88,10 +93,11 @@ class Client:
 
 
 def rules(conn: Connection) -> list[Rule]:
-    """Return the current lines of the files, in their order, without those that have errors (see `errors`).
+    """Return the current lines of the files in order, without those that have errors.
 
     Raises:
-        psycopg2.errors.InsufficientPrivilege: The role may not see `pg_hba_file_rules`; superusers may.
+        psycopg2.errors.InsufficientPrivilege: The role may not see `pg_hba_file_rules`;
+        superusers may.
     """
     file = "file_name" if conn.server_version >= 160000 else _HBA_FILE
     order = "rule_number" if conn.server_version >= 160000 else "line_number"
@@ -115,14 +121,14 @@ def rules(conn: Connection) -> list[Rule]:
 
 
 def errors(conn: Connection) -> list[str]:
-    """Return what the server does not understand in the current files, and would not load."""
+    """Return the errors in the current files, which the server would not load."""
     query = """SELECT format('line %s: %s', line_number, error) FROM pg_catalog.pg_hba_file_rules
                WHERE error IS NOT NULL ORDER BY line_number"""
     return [text for (text,) in db.rows(conn, query)]
 
 
 def groups(conn: Connection, role: str) -> frozenset[str]:
-    """Return the roles that a role is a member of, directly or not, itself included: the meaning of `+group`."""
+    """Return all roles that a role is a member of, itself included, as for `+group`."""
     query = """WITH RECURSIVE member (oid) AS (
                    SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s
                    UNION SELECT m.roleid FROM pg_catalog.pg_auth_members m JOIN member ON m.member = member.oid
@@ -131,7 +137,7 @@ def groups(conn: Connection, role: str) -> frozenset[str]:
 
 
 def match(lines: Iterable[Rule], client: Client) -> Rule | None:
-    """Return the line that decides for a client, the first that matches; None: the server refuses the client.
+    """Return the first line that matches a client; None: the server refuses it.
 
     Raises:
         IndeterminateMatch: A line before it names `samenet`, or names in another file.
@@ -209,7 +215,7 @@ def _is_address(rule: Rule, address: Address, server: str | None) -> bool:
 
 
 def _has_name(address: Address, name: str) -> bool:
-    """Compare names as the server does: look up the name of the address, and the addresses of that name."""
+    """Look up the address's name, and that name's addresses, as the server does."""
     try:
         host = socket.gethostbyaddr(str(address))[0].lower()
         addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
@@ -220,7 +226,7 @@ def _has_name(address: Address, name: str) -> bool:
 
 
 def cidr(address: str | None, mask: str | None) -> str | None:
-    """Return an address with the length of its netmask, such as 10.0.0.0/8; a name as it is."""
+    """Return an address with its prefix length, such as 10.0.0.0/8; a name unchanged."""
     if address is None or mask is None:
         return address
     return f"{address}/{int(ipaddress.ip_address(mask)).bit_count()}"

@@ -1,7 +1,7 @@
 """One pg_hba.conf file, to the byte: its rules, and the change of exactly one line.
 
-Facts: PostgreSQL, "The pg_hba.conf File"; for quotes, commas and continued lines the behaviour of the server's own
-tokenizer, compared with `pg_hba_file_rules` by the tests.
+Facts: PostgreSQL, "The pg_hba.conf File"; for quotes, commas and continued lines the
+behaviour of the server's own tokenizer, compared with `pg_hba_file_rules` by the tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONTINUATION = re.compile(rb"\\\r?\n")
 
 @dataclass(frozen=True)
 class _Line:
-    """A line with its continuation lines: its position in the file, and the positions of its fields in it."""
+    """A line with its continuations; `start` and fields are positions in the file."""
 
     number: int
     start: int
@@ -39,7 +39,7 @@ class _Line:
 
     @property
     def method(self) -> int:
-        """Return which field is the method; the netmask of an address may be a field of its own."""
+        """Return which field is the method; a netmask may be a field of its own."""
         if self.words(0)[0] == "local":
             return 3
         return 5 if _is_ip(self.words(3)[0]) else 4
@@ -53,7 +53,7 @@ class _Token:
 
 
 def parse(content: bytes, file: str = "") -> list[Rule]:
-    """Return the rules of one file, without following includes; other lines are skipped."""
+    """Return the rules of one file; includes are not followed."""
     return [_rule(line, file) for line in _lines(content)]
 
 
@@ -89,8 +89,9 @@ def _lines(content: bytes) -> Iterator[_Line]:
 
 
 def _fields(line: bytes) -> Iterator[tuple[_Token, ...]]:
-    """Yield the tokens of each field; a comma continues the field, whatever blanks follow it."""
-    # The tokenizer sees the line without its continuations; `offsets` leads back to the positions in the file.
+    """Yield the tokens of each field; a comma continues it, whatever blanks follow."""
+    # The tokenizer sees the line without its continuations; `offsets` leads back to the
+    # positions in the file.
     skipped: set[int] = set()
     for continuation in _CONTINUATION.finditer(line):
         skipped.update(range(*continuation.span()))
@@ -147,7 +148,8 @@ class Edit:
         """Restore the file; the backup stays.
 
         Raises:
-            PgOrthancError: Another program has changed the file since, or it cannot be written.
+            PgOrthancError: Another program has changed the file since, or it cannot be
+                written.
         """
         if _read(self.path) != self._written:
             raise PgOrthancError(
@@ -163,7 +165,8 @@ def set_method(path: Path, rule: Rule, method: str) -> Edit:
     The server uses the old lines until it reloads.
 
     Raises:
-        PgOrthancError: The line of that number is not this rule, or the file cannot be read or written.
+        PgOrthancError: The line of that number is not this rule, or the file cannot be
+            read or written.
     """
     content = _read(path)
     line = next((line for line in _lines(content) if line.number == rule.line), None)
@@ -202,7 +205,7 @@ def _edit(path: Path, content: bytes, position: tuple[int, int], old: bytes, new
 
 
 def _outline(rule: Rule) -> tuple[object, ...]:
-    """Return what a rule read from the file and one from the server, which loses quotes, have in common."""
+    """Return what does not depend on quotes, which the server does not report."""
     return rule.kind, rule.address, rule.method
 
 
@@ -214,7 +217,7 @@ def _read(path: Path) -> bytes:
 
 
 def _back_up(path: Path) -> Path:
-    """Copy the file with its owner and mode, or return an earlier copy of the same content.
+    """Copy the file with owner and mode, or return an earlier copy of that content.
 
     include_dir ignores the name of the copy.
     """
@@ -231,7 +234,7 @@ def _back_up(path: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace the file, whole or not at all, with its owner and mode; a symlink still names the same file."""
+    """Replace the file, whole or not at all, with owner and mode, through a symlink."""
     real = path.resolve()
     _sweep(real)
     new = real.with_name(f"{real.name}.{os.getpid()}.new")
@@ -256,7 +259,7 @@ def _sweep(path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Return whether another process has that pid; our own may be that of a run that was killed."""
+    """Return whether another process has that pid; our own may be one of a dead run."""
     if pid == os.getpid():
         return False
     try:

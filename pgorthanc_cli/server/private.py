@@ -1,8 +1,10 @@
-"""The data folder of a private server: who uses it, how it is created, and how its server starts and stops.
+"""The data folder of a private server: its users, its creation, its start and stop.
 
-The folder is PostgreSQL's data folder; our own files in it are called `pgorthanc.*`. Who uses it is known from
-locks that the kernel drops when a process ends, however it ends (flock), and whether its server runs is known
-from its socket: a file that claims either is not believed.
+The folder is PostgreSQL's data folder; our own files in it are called `pgorthanc.*`. Who
+uses it is known from locks that the kernel drops when a process ends, however it ends
+(flock), and whether its server runs is known from its socket: a file that claims either
+is not believed. Longer than other modules, because locks, creation and start of the one
+class depend on each other.
 """
 
 from __future__ import annotations
@@ -46,13 +48,15 @@ _LOG_MAX_BYTES = 10_000_000
 _TIMEOUT_S = 300.0  # a start after a crash replays up to max_wal_size; a stop writes all dirty buffers
 _SURVIVORS_S = 10.0  # what a killed server or pg_ctl left behind ends, or becomes ready, within that time
 
-# The first match wins. Whoever may enter the folder (mode 0700) could also read a password in it, and the data:
-# so the socket in it asks for none. TCP asks for one, and the superuser has none.
+# The first match wins. Whoever may enter the folder (mode 0700) could also read a
+# password in it, and the data: so the socket in it asks for none. TCP asks for one, and
+# the superuser has none.
 _HBA = """\
 local all all trust
 host all all all scram-sha-256
 """
-# STATEMENT and DETAIL lines would carry patient data into the log. 200: three Orthancs of 50 connections each.
+# STATEMENT and DETAIL lines would carry patient data into the log. 200: three Orthancs of
+# 50 connections each.
 _CONFIGURATION = """
 # Set by pgorthanc when it made this folder. Changes here, and those of ALTER SYSTEM, are kept.
 max_connections = 200
@@ -85,7 +89,8 @@ def open_cluster(directory: Path) -> Cluster:
     """Return the data folder of any PostgreSQL on this machine; nothing is written.
 
     Raises:
-        PgOrthancError: It is not a data folder, belongs to another account, or its version is not installed.
+        PgOrthancError: It is not a data folder, belongs to another account, or its
+            version is not installed.
     """
     path = Path(os.path.realpath(directory))
     version = path / "PG_VERSION"
@@ -107,7 +112,7 @@ def open_cluster(directory: Path) -> Cluster:
 
 
 class PrivateCluster(Cluster):
-    """The folder of a private server, which may not exist yet. Every change runs under `exclusive()`."""
+    """The folder of a private server. Every change runs under `exclusive()`."""
 
     def __init__(self, directory: Path) -> None:
         """Inspect a folder; nothing is written.
@@ -122,7 +127,7 @@ class PrivateCluster(Cluster):
 
     @cached_property
     def programs(self) -> Programs:
-        """Return the programs of the folder's version; of the best one if it has no data yet."""
+        """Return the programs of the folder's version; of the best without data."""
         major = self.major if self.exists() else None
         return programs.usable_by(self.account, programs.find(major))
 
@@ -142,7 +147,8 @@ class PrivateCluster(Cluster):
                 self.path.chmod(0o700)
             lock = self._open_lock(LOCK_FILE)
         try:
-            # On its own descriptor each time: the lock also excludes other threads of this process.
+            # On its own descriptor each time: the lock also excludes other threads of
+            # this process.
             fcntl.flock(lock, fcntl.LOCK_EX)
             with translated(self.path):
                 yield
@@ -155,7 +161,7 @@ class PrivateCluster(Cluster):
         return handle
 
     def join(self) -> int:
-        """Become a user, under `exclusive()`; return a lock that lasts until its descriptor is closed."""
+        """Become a user, under `exclusive()`; closing the descriptor ends that."""
         user = self._open_lock(_USERS_FILE)
         fcntl.flock(user, fcntl.LOCK_SH)
         return user
@@ -189,7 +195,8 @@ class PrivateCluster(Cluster):
     def socket_folder(self) -> str:
         """Return the folder of the socket as a host for libpq.
 
-        Where its own path is too long for a socket, or would be a list for libpq, this is a symlink to it.
+        Where its own path is too long for a socket, or would be a list for libpq, this is
+        a symlink to it.
         """
         if not is_too_long_for_socket(self.path) and "," not in str(self.path):
             return str(self.path)
@@ -208,7 +215,7 @@ class PrivateCluster(Cluster):
         return str(link)
 
     def target(self, *, superuser: bool = False) -> db.Target:
-        """Return the folder's own role on its own database, through the socket; or the superuser."""
+        """Return the login of the folder's role, or of the superuser, by the socket."""
         settings = self.settings()
         user, database = (SUPERUSER, "postgres") if superuser else (settings.role, settings.database)
         dsn = make_dsn(
@@ -232,7 +239,7 @@ class PrivateCluster(Cluster):
     # Server
 
     def listener_pid(self) -> int | None:
-        """Return the process that listens on the socket, None if none does, 0 if it is in another container.
+        """Return the process that listens on the socket; 0 if it is in another container.
 
         Unlike a pid file, this holds even after a crash of the machine.
         """
@@ -243,7 +250,7 @@ class PrivateCluster(Cluster):
         return self.pid() if pid is None else pid
 
     def ensure_running(self) -> None:
-        """Create the server if it is missing, and start it if it does not run; under `exclusive()`."""
+        """Create the server if missing, and start it if stopped; under `exclusive()`."""
         if self.listener_pid() is not None:
             return
         if not self.exists():
@@ -285,8 +292,9 @@ class PrivateCluster(Cluster):
     def _wait_until_ended(self, pid: int, wait_s: float) -> None:
         deadline = time.monotonic() + wait_s
         file = self.path / "postmaster.pid"
-        # A server removes its pid file last; one that was killed leaves it, but no longer listens. The process,
-        # too, has to end: else the file system could not be unmounted yet.
+        # A server removes its pid file last; one that was killed leaves it, but no longer
+        # listens. The process, too, has to end: else the file system could not be
+        # unmounted yet.
         while (file.exists() and self.listener_pid() is not None) or is_server_process(str(pid), self.path):
             if time.monotonic() > deadline:
                 raise PgOrthancError(f"the server (pid {pid}) does not stop", f"its log: {self.path / 'log'}")
@@ -295,7 +303,8 @@ class PrivateCluster(Cluster):
     def _start(self) -> None:
         settings, log = self.settings(), self.path / "log"
         listen = settings.listen if settings.keep else ""
-        # The socket lies in the folder by the relative name: length and characters of its path do not matter.
+        # The socket lies in the folder by the relative name: length and characters of its
+        # path do not matter.
         port = settings.port or DEFAULT_PORT
         options = f"-c unix_socket_directories=. -c listen_addresses={listen} -c port={port}"
         deadline = time.monotonic() + _SURVIVORS_S
@@ -306,7 +315,8 @@ class PrivateCluster(Cluster):
             reason = self._run_pg_ctl_start(log, options, _TIMEOUT_S)
             if reason is None or self.listener_pid() is not None:
                 return
-            # Processes of a server that was killed are still ending; or another pg_ctl is still starting it.
+            # Processes of a server that was killed are still ending; or another pg_ctl is
+            # still starting it.
             survivors = "shared memory block" in reason or "postmaster.pid" in reason
             if not survivors or time.monotonic() > deadline:
                 raise PgOrthancError(
@@ -318,13 +328,14 @@ class PrivateCluster(Cluster):
     # Creation
 
     def _create(self) -> None:
-        """Create the data in a subfolder, then move them up; the next call repairs a crash at any point."""
+        """Create the data in a subfolder, then move them up; a later call repairs a crash."""
         complete = self.path / _COMPLETE_DATA
         if not complete.exists():
             _refuse_content(self.path, RESTORE)
             for partial in self.path.glob(f"{_NEW_DATA}*"):
                 shutil.rmtree(partial, ignore_errors=True)
-            # A new name every time: the initdb of a caller that was killed may still be writing.
+            # A new name every time: the initdb of a caller that was killed may still be
+            # writing.
             new = Path(tempfile.mkdtemp(prefix=_NEW_DATA, dir=self.path))
             self.account.own(new)
             self._initdb(new)
@@ -337,7 +348,8 @@ class PrivateCluster(Cluster):
         self._sync_folder()
 
     def _initdb(self, new: Path) -> None:
-        # Text sorts by code point (C), which no library update changes; upper and lower know all of Unicode.
+        # Text sorts by code point (C), which no library update changes; upper and lower
+        # know all of Unicode.
         options = ["--username", SUPERUSER, "--encoding=UTF8", "--auth=trust", "--locale=C"]
         if self.programs.version >= (17, 0):
             options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
@@ -383,7 +395,7 @@ def _refuse_content(path: Path, hint: str) -> None:
 
 
 def _owner(path: Path) -> Account:
-    """Return the owner of a folder; root gives an empty folder of its own to a service account."""
+    """Return the owner of a folder; for root's own folder that is a service account."""
     me = os.geteuid()
     owner = Account(me, os.getegid())
     if path.exists():

@@ -1,4 +1,4 @@
-"""The PostgreSQL processes of this machine, recognized by their working directory (/proc) or by their socket."""
+"""PostgreSQL processes on this machine, known by working directory or socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_server_process(pid: str, folder: Path) -> bool:
 
 
 def server_processes(folder: Path) -> list[int]:
-    """Return the processes of the server of a folder; its children may outlive it (Linux)."""
+    """Return the processes of a folder's server; children may outlive it (Linux)."""
     pids = []
     for entry in _postgres_processes():
         with suppress(OSError):
@@ -33,7 +33,7 @@ def server_processes(folder: Path) -> list[int]:
 
 
 def running_folders() -> Iterator[Path]:
-    """Yield the data folder of each server on this machine that this account may see (Linux)."""
+    """Yield the data folder of each server that this account may see (Linux)."""
     seen = set()
     for entry in _postgres_processes():
         with suppress(OSError):
@@ -68,7 +68,7 @@ def is_postgres_of(pid: str, uid: int) -> bool:
 
 
 def socket_peer(socket_folder: str, port: int) -> int | None:
-    """Return the process that listens on a socket: 0 if it is in another container (Linux).
+    """Return the process that listens on a socket; 0 if in another container (Linux).
 
     None on other systems.
 

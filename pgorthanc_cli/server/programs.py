@@ -1,8 +1,9 @@
-"""PostgreSQL's own programs: finding them, and running them as an ordinary account when the caller is root.
+"""PostgreSQL's own programs: find them, and run them as an ordinary account.
 
-PostgreSQL refuses to run as root, so root uses an ordinary account. That account may reach neither the
-data folder nor the programs (a clone and its virtual environment in /root, which is 0700): the folder is handed
-over as an open file descriptor, and the programs are copied to a folder that every account can read.
+PostgreSQL refuses to run as root, so root uses an ordinary account. That account may
+reach neither the data folder nor the programs (a clone and its virtual environment in
+/root, which is 0700): the folder is handed over as an open file descriptor, and the
+programs are copied to a folder that every account can read.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SYSTEM_FOLDERS = (
 
 @dataclass(frozen=True)
 class Programs:
-    """One installation of PostgreSQL: its folder with initdb, pg_ctl and postgres; `version` as in (15, 18)."""
+    """The folder of one PostgreSQL's programs, and its version, as in (15, 18)."""
 
     bin: Path
     version: tuple[int, int]
@@ -79,7 +80,7 @@ class Account:
             return "/"
 
     def own(self, path: Path | int) -> None:
-        """Make the account the owner of a folder or open file that this process created; only root needs to."""
+        """Make the account the owner of something that root has created."""
         if self.is_other:
             os.chown(path, self.uid, self.gid)
 
@@ -117,7 +118,7 @@ def service_account() -> Account:
 
 
 def installed() -> Iterator[Programs]:
-    """Yield every PostgreSQL of this machine: those of the system, then those of the wheel, newest first.
+    """Yield every PostgreSQL here: the system's, then the wheel's, newest first.
 
     PGORTHANC_PGBIN restricts the search to one folder.
     """
@@ -160,7 +161,8 @@ def _not_found(major: int | None, rejected: list[Programs]) -> PgOrthancError:
 def _system_folders() -> Iterator[Path]:
     pg_config = shutil.which("pg_config")
     if pg_config:
-        # Where PATH has only the client programs, as with Debian's wrappers, pg_config knows the folder.
+        # Where PATH has only the client programs, as with Debian's wrappers, pg_config
+        # knows the folder.
         answer = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False)
         yield Path(answer.stdout.strip() or "/")
     yield from (Path(folder) for folder in os.get_exec_path() if folder)
@@ -175,7 +177,7 @@ def _wheel_folders() -> Iterator[Path]:
 
 
 def _inspect(folder: Path) -> Programs | None:
-    """Return the programs of a folder; None when one is missing (a client-only package) or does not run."""
+    """Return the programs of a folder; None if one is missing or does not run."""
     if not all(os.access(folder / name, os.X_OK) for name in _NEEDED):
         return None
     try:
@@ -196,7 +198,7 @@ def run(programs: Programs, name: str, arguments: Sequence[str], folder: Path, a
 
 
 def last_error_line(text: str) -> str:
-    """Return the line that says why a program of PostgreSQL failed, without time and severity."""
+    """Return the line that says why a program failed, without time and severity."""
     lines = [line for line in text.splitlines() if line.strip()]
     for mark in ("No space left on device", "PANIC:", "FATAL:", "error:", "could not"):
         for line in reversed(lines):
@@ -211,9 +213,10 @@ def started(
 ) -> Iterator[subprocess.Popen[str]]:
     """Start a program as the account; kill it if the block fails.
 
-    In `arguments`, `.` stands for the folder and `./NAME` for something in it, by a path that the account can use.
-    The program gets its own session: Ctrl-C on the terminal is for the caller, not for the server. Nothing of
-    the PG* environment reaches it, and it writes English, so that its messages can be recognized.
+    In `arguments`, `.` stands for the folder and `./NAME` for something in it, by a path
+    that the account can use. The program gets its own session: Ctrl-C on the terminal is
+    for the caller, not for the server. Nothing of the PG* environment reaches it, and it
+    writes English, so that its messages can be recognized.
     """
     environment = {
         name: value
@@ -222,7 +225,8 @@ def started(
     }
     if account.is_other:
         environment["HOME"] = account.home
-    # Opened by root, inherited by the program: it reaches the folder whatever its parents allow.
+    # Opened by root, inherited by the program: it reaches the folder whatever its parents
+    # allow.
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         path = _path_for(folder, account, handle)
@@ -257,11 +261,12 @@ def _expand(path: str, argument: str) -> str:
 
 
 def _path_for(folder: Path, account: Account, handle: int) -> str:
-    """Return the path of the folder, or its open descriptor if the account cannot use the path.
+    """Return the path of the folder, or of its descriptor if the account cannot use it.
 
     All processes of the server inherit the descriptor.
     """
-    # pg_ctl puts the path between double quotes of a shell command, in which these characters are special.
+    # pg_ctl puts the path between double quotes of a shell command, in which these
+    # characters are special.
     if account.reaches(folder) and not set(str(folder)) & set('"$`\\'):
         return str(folder)
     if sys.platform != "linux":
@@ -273,7 +278,7 @@ def _path_for(folder: Path, account: Account, handle: int) -> str:
 
 
 def usable_by(account: Account, programs: Programs) -> Programs:
-    """Return programs that the account can run: the given ones, or a copy (about 30 MB, made once).
+    """Return programs that the account can run: these, or a copy (30 MB, once).
 
     Raises:
         PgOrthancError: The account cannot run the copy either.
@@ -298,7 +303,7 @@ def _runs(programs: Programs, account: Account) -> bool:
 
 
 def _copied(prefix: Path) -> Path:
-    """Return a copy of one PostgreSQL, with the libraries that the wheel keeps beside its package."""
+    """Return a copy of one PostgreSQL, with the libraries beside the wheel's package."""
     stamp = (prefix / "bin" / "postgres").stat()
     key = hashlib.sha256(f"{prefix} {stamp.st_mtime_ns} {stamp.st_size}".encode()).hexdigest()[:16]
     base = _cache_folder()

@@ -28,7 +28,7 @@ class Loss:
 
 
 def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
-    """Return what a stopped server has written after a position, whether it was stopped or killed.
+    """Return what a server that was stopped or killed has written after a position.
 
     Raises:
         PgOrthancError: The WAL after that position was removed, or cannot be read.
@@ -38,9 +38,9 @@ def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
     if f"could not find a valid record after {format_lsn(lsn)}" in dump.stderr:
         return Loss(0, 0)
     commits = len(_COMMIT.findall(dump.stdout))
-    # pg_waldump reads to the last whole record, and its error message then names the position. If that record is
-    # the last one of a segment, and the server was killed before it created the next segment, the message names
-    # the missing file instead.
+    # pg_waldump reads to the last whole record, and its error message then names the
+    # position. If that record is the last one of a segment, and the server was killed
+    # before it created the next segment, the message names the missing file instead.
     if missing := _MISSING_SEGMENT.search(dump.stderr):
         end = _end_of_segments(cluster, missing[1])
         if end is not None and end >= lsn:
@@ -56,10 +56,10 @@ def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
 
 
 def _end_of_segments(cluster: Cluster, missing: str) -> int | None:
-    """Return where the WAL ends, if the missing segment follows the newest one; None if it was removed.
+    """Return the end of the WAL if the missing segment follows the newest, else None.
 
-    The name of a segment is timeline, high and low part of its number, 8 hexadecimal digits each (PostgreSQL,
-    "WAL Internals").
+    The name of a segment is timeline, high and low part of its number, 8 hexadecimal
+    digits each (PostgreSQL, "WAL Internals").
     """
     segments = [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
     newest = max(segments, key=lambda path: path.name[8:], default=None)

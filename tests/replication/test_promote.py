@@ -17,7 +17,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
-from pgorthanc_cli.replication import fence
+from pgorthanc_cli.replication import probe
 from pgorthanc_cli.replication.promote import connection_uri
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL
 from pgorthanc_cli.server.private import open_cluster
@@ -162,13 +162,13 @@ def listener(port: int) -> Iterator[None]:
 
 
 def test_probe(pair: Site) -> None:
-    assert fence.probe("127.0.0.1", pair.primary.port) == fence.ANSWERS
-    assert fence.probe(str(pair.primary.folder), pair.primary.port) == fence.ANSWERS
+    assert probe.probe("127.0.0.1", pair.primary.port) == probe.ANSWERS
+    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.ANSWERS
     pair.primary.stop()
-    assert fence.probe("127.0.0.1", pair.primary.port) == fence.REFUSES
-    assert fence.probe(str(pair.primary.folder), pair.primary.port) == fence.REFUSES
-    assert list(fence.endpoints("host=a,b port=1,2")) == [("a", 1), ("b", 2)]
-    assert list(fence.endpoints("host=a,b port=1")) == [("a", 1), ("b", 1)]
+    assert probe.probe("127.0.0.1", pair.primary.port) == probe.REFUSES
+    assert probe.probe(str(pair.primary.folder), pair.primary.port) == probe.REFUSES
+    assert list(probe.endpoints("host=a,b port=1,2")) == [("a", 1), ("b", 2)]
+    assert list(probe.endpoints("host=a,b port=1")) == [("a", 1), ("b", 1)]
 
 
 # The standby
