@@ -1,4 +1,7 @@
-"""A base backup of a primary: pg_basebackup copies it, pg_verifybackup verifies it."""
+"""The copy of a primary: pg_basebackup creates it, pg_verifybackup verifies it.
+
+When it runs as a standby, Orthanc's index on it is compared with the primary's.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,30 @@ import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pgorthanc_cli.errors import PgOrthancError
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import db
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, RevisionError
 from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.replication.password import conninfo_for
+from pgorthanc_cli.replication.survey import local_address
 from pgorthanc_cli.replication.upstream import Upstream
+from pgorthanc_cli.schema.status import status
 from pgorthanc_cli.server import programs
-from pgorthanc_cli.server.cluster import space_hint
+from pgorthanc_cli.server.cluster import Cluster, space_hint
 from pgorthanc_cli.server.programs import Account, Programs, last_error_line
 
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+IndexCounts = dict[str, int | str | None]
+
+SAME, NOT_COMPARED = "none", "not compared"
+_COUNTED = ("revision", "patients", "studies", "series", "instances")
 _KILL_TIMEOUT_S = 5.0  # a killed process, if the disk is slow
 _PROGRESS = re.compile(r"^\s*(\d+)/(\d+) kB \(")
 _OTHER_PROCESS = re.compile(
@@ -115,3 +132,79 @@ def _verify(path: Path, account: Account, installed: Programs) -> bool:
             "look at the disk of this machine",
         )
     return verification.returncode == 0  # negative: it crashed, as that of one wheel does at every start
+
+
+# The comparison
+
+
+def compare_index(cluster: Cluster, database: db.Target | None) -> tuple[IndexCounts | None, str]:
+    """Return the standby's index counts, and how they differ from the primary's."""
+    if database is None:
+        return None, NOT_COMPARED
+    address = local_address(cluster.listen_addresses())
+    try:
+        return compare(database, at(database, address, cluster.endpoint()[0]))
+    except (ConnectError, RevisionError) as error:
+        return None, f"{NOT_COMPARED}: {error.message}"
+
+
+def at(target: db.Target, host: str, port: int) -> db.Target:
+    """Return the same database and login on another server."""
+    parameters = db.parse_dsn(target.dsn)
+    for name in ("hostaddr", "target_session_attrs"):
+        parameters.pop(name, None)
+    dsn = make_dsn(**{**parameters, "host": host, "hostaddr": "", "port": str(port)})
+    return replace(target, dsn=dsn)
+
+
+def compare(primary: db.Target, standby: db.Target, *, wait_s: float = 60.0) -> tuple[IndexCounts, str]:
+    """Return the standby's index counts, and how they differ: `none` if they do not.
+
+    While another session writes, the two are compared until they agree, up to `wait_s`
+    seconds.
+
+    Raises:
+        ConnectError: One of them refuses the login.
+        RevisionError: The primary holds no index.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        with db.session(primary, readonly=True) as conn:
+            expected = _counts(conn, primary.schema)
+            conn.commit()
+            lsn = db.value(conn, "SELECT pg_current_wal_lsn()::text")
+        wait_for_replay(standby, lsn, max(deadline - time.monotonic(), 1.0))
+        with db.session(standby, readonly=True) as conn:
+            actual = _counts(conn, standby.schema)
+        if actual == expected:
+            return actual, SAME
+        if time.monotonic() > deadline:
+            differences = [
+                f"{name} {expected[name]} there and {count} here"
+                for name, count in actual.items()
+                if count != expected[name]
+            ]
+            return actual, ", ".join(differences)
+
+
+def _counts(conn: Connection, schema: str) -> IndexCounts:
+    index = status(conn, schema)
+    return {name: getattr(index, name) for name in _COUNTED}
+
+
+def wait_for_replay(standby: db.Target, lsn: str, timeout_s: float) -> None:
+    """Wait until a standby has replayed the WAL up to a position.
+
+    Raises:
+        PgOrthancError: It has not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    with db.session(standby, readonly=True, autocommit=True, need_schema=False) as conn:
+        while not db.value(conn, "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", lsn):
+            if time.monotonic() > deadline:
+                reached = db.value(conn, "SELECT pg_last_wal_replay_lsn()::text")
+                raise PgOrthancError(
+                    f"the standby has replayed its log up to {reached} after {timeout_s:.0f} s, wanted {lsn}",
+                    "its log says why; pgorthanc replication status shows the lag",
+                )
+            time.sleep(0.05)

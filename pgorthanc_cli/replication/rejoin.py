@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
-from pgorthanc_cli.replication import basebackup, comparison, mark, standby, upstream
+from pgorthanc_cli.replication import basebackup, mark, standby, upstream
 from pgorthanc_cli.replication.password import conninfo_for
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
@@ -60,7 +60,7 @@ class Rejoined:
     lost_bytes: int
     lost_commits: int
     streaming: bool
-    index: comparison.IndexCounts | None
+    index: basebackup.IndexCounts | None
     difference: str
     kept: str
 
@@ -119,7 +119,7 @@ def rejoin(
         standby.wait_until_streaming(source, slot, cluster)
     # Last: until it follows, the mark keeps it from being promoted.
     mark.clear(cluster)
-    index, difference = comparison.compare_index(cluster, administrator if start else None)
+    index, difference = basebackup.compare_index(cluster, administrator if start else None)
     return Rejoined(
         directory=str(cluster.path),
         method=method,

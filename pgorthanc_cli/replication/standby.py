@@ -15,7 +15,6 @@ from psycopg2.extensions import make_dsn
 from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import basebackup, upstream
-from pgorthanc_cli.replication.comparison import IndexCounts, compare_index
 from pgorthanc_cli.replication.password import PASSFILE, standby_pgpass_line
 from pgorthanc_cli.replication.survey import networks
 from pgorthanc_cli.replication.upstream import Upstream
@@ -102,7 +101,7 @@ class Standby:
     verified: bool
     checksums: bool
     streaming: bool
-    index: IndexCounts | None
+    index: basebackup.IndexCounts | None
     difference: str
     next: tuple[str, ...]
 
@@ -147,7 +146,7 @@ def create(
     if options.start:
         cluster.start()
         wait_until_streaming(source, options.slot, cluster)
-    index, difference = compare_index(cluster, database if options.start else None)
+    index, difference = basebackup.compare_index(cluster, database if options.start else None)
     return Standby(
         directory=str(path),
         version=".".join(map(str, installed.version)),

@@ -9,7 +9,7 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, replication
-from pgorthanc_cli.replication.comparison import at
+from pgorthanc_cli.replication.basebackup import at
 from pgorthanc_cli.server import embedded
 from tests.interop import files, lifecycle
 from tests.interop.archive import Archive

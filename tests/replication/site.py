@@ -16,7 +16,7 @@ from typing import Any
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks, replication
-from pgorthanc_cli.replication.comparison import wait_for_replay
+from pgorthanc_cli.replication.basebackup import wait_for_replay
 from pgorthanc_cli.replication.standby import SOCKET_FOLDER
 from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.private import open_cluster

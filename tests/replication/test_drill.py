@@ -13,7 +13,7 @@ import pytest
 
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.replication.comparison import compare
+from pgorthanc_cli.replication.basebackup import compare
 from pgorthanc_cli.schema import verify
 from pgorthanc_cli.server import programs
 from tests.replication.site import Site, answer, crash, ids
