@@ -118,15 +118,15 @@ class Site:
 
     # Steps
 
-    def prepared(self, **asked: Any) -> replication.Prepared:
-        wanted = replication.Requirements(**{"allow": ("127.0.0.1",), **asked})
-        return replication.prepare(self.administrator, wanted, passfile=self.passfile)
+    def prepared(self, **options: Any) -> replication.Prepared:
+        requirements = replication.Requirements(**{"allow": ("127.0.0.1",), **options})
+        return replication.prepare(self.administrator, requirements, passfile=self.passfile)
 
-    def standby(self, folder: Path | None = None, **wanted: Any) -> replication.Standby:
+    def standby(self, folder: Path | None = None, **options: Any) -> replication.Standby:
         return replication.create(
             folder or self.folder,
             self.login,
-            replication.StandbyOptions(**{"port": self.port, **wanted}),
+            replication.StandbyOptions(**{"port": self.port, **options}),
             database=self.orthanc(self.primary.port),
         )
 

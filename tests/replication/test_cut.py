@@ -94,9 +94,9 @@ def slots(site: Site) -> str:
 
 def failing(site: Site, middle: Way, slot: str, act: Callable[[], None]) -> PgOrthancError:
     """Make a standby through the middle box, and act when the first bytes have come."""
-    wanted = replication.StandbyOptions(slot=slot, port=site.port)
+    options = replication.StandbyOptions(slot=slot, port=site.port)
     with pytest.raises(PgOrthancError) as failure:
-        replication.create(site.folder, login(site, middle), wanted, report=lambda _: act())
+        replication.create(site.folder, login(site, middle), options, report=lambda _: act())
     assert not site.folder.exists()
     return failure.value
 

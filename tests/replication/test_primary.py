@@ -22,9 +22,9 @@ NewSite = Callable[..., Site]
 ROLE = replication.ROLE
 
 
-def planned(site: Site, **asked: object) -> replication.PrimaryPlan:
+def planned(site: Site, **options: object) -> replication.PrimaryPlan:
     with db.session(site.administrator, autocommit=True, readonly=True, need_schema=False) as conn:
-        return replication.plan(conn, replication.Requirements(**{"allow": ("127.0.0.1",), **asked}))  # type: ignore[arg-type]
+        return replication.plan(conn, replication.Requirements(**{"allow": ("127.0.0.1",), **options}))  # type: ignore[arg-type]
 
 
 def items(plan: replication.PrimaryPlan, state: str) -> dict[str, PlanItem]:
@@ -80,7 +80,7 @@ def test_lines_that_let_everybody_in_are_named_and_stay(new_site: NewSite) -> No
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         ({"allow": ("0.0.0.0/0",)}, "every machine"),
         ({"allow": ("::/0",)}, "every machine"),
@@ -90,9 +90,9 @@ def test_lines_that_let_everybody_in_are_named_and_stay(new_site: NewSite) -> No
         ({"limit": "much"}, "wanted a size"),
     ],
 )
-def test_what_makes_no_sense_or_opens_too_much_is_refused(asked: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        replication.Requirements(**asked).check()  # type: ignore[arg-type]
+def test_what_makes_no_sense_or_opens_too_much_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replication.Requirements(**options).check()  # type: ignore[arg-type]
 
 
 def test_a_login_without_rights_sees_less_and_changes_nothing(site: Site) -> None:

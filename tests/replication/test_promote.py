@@ -31,8 +31,8 @@ BOTH_WAYS = pytest.mark.parametrize("by_folder", [False, pytest.param(True, mark
 
 
 def promote(site: Site, fence: Fence, **options: object) -> replication.Promoted:
-    with replication.by_sql(site.standby_administrator()) as way:
-        return replication.promote(way, fence, **options)  # type: ignore[arg-type]
+    with replication.by_sql(site.standby_administrator()) as candidate:
+        return replication.promote(candidate, fence, **options)  # type: ignore[arg-type]
 
 
 def written(site: Site, number: int) -> None:
@@ -184,10 +184,10 @@ def test_promoted_twice(pair: Site, by_folder: bool) -> None:
 
 
 @contextmanager
-def frozen(way: Proxy) -> Iterator[None]:
+def frozen(middle: Proxy) -> Iterator[None]:
     """From now on nothing is forwarded any more, and nobody is told."""
-    way.idle_s = 0
-    wait_until(lambda: all(link.dead for link in way._links))
+    middle.idle_s = 0
+    wait_until(lambda: all(link.dead for link in middle._links))
     yield
 
 
@@ -205,10 +205,10 @@ def test_a_way_that_freezes_ends_with_the_time(pair: Site) -> None:
         began = time.monotonic()
         with (
             pytest.raises(ConnectError, match="has not answered within 1 s; nothing was promoted"),
-            replication.by_sql(through) as way,
+            replication.by_sql(through) as candidate,
             frozen(middle),
         ):
-            replication.promote(way, DOWN, wait_s=1)
+            replication.promote(candidate, DOWN, wait_s=1)
         with pytest.raises(ConnectError, match="timeout"), replication.by_sql(through, wait_s=1):
             pass
         assert time.monotonic() - began < 15
@@ -225,16 +225,16 @@ def test_a_way_that_freezes_during_the_promotion_leaves_a_doubt(
         dsn = make_dsn(
             host="127.0.0.1", port=middle.port, user="postgres", password="of:postgres", dbname="orthanc"
         )
-        with replication.by_sql(db.Target(dsn)) as way:
-            go_on = way.promote
+        with replication.by_sql(db.Target(dsn)) as candidate:
+            go_on = candidate.promote
 
             def frozen_first(within_s: float) -> None:
                 with frozen(middle):
                     go_on(within_s)
 
-            monkeypatch.setattr(way, "promote", frozen_first)
+            monkeypatch.setattr(candidate, "promote", frozen_first)
             with pytest.raises(PgOrthancError, match="may go on, or be done") as refused:
-                replication.promote(way, Fence(pair.primary.data), wait_s=10)
+                replication.promote(candidate, Fence(pair.primary.data), wait_s=10)
     assert "do not promote another standby" in str(refused.value.hint)
     assert '"promoting": true' in (pair.primary.data / "pgorthanc.fenced").read_text()
 
@@ -246,9 +246,9 @@ def test_a_login_that_may_not(pair: Site) -> None:
     watcher = db.Target(pair.standby_administrator().dsn.replace("user=postgres", "user=watcher"))
     with (
         pytest.raises(PgOrthancError, match="may not see which server") as refused,
-        replication.by_sql(watcher) as way,
+        replication.by_sql(watcher) as candidate,
     ):
-        replication.promote(way, DOWN)
+        replication.promote(candidate, DOWN)
     assert "--dir" in str(refused.value.hint)
 
 

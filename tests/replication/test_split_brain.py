@@ -174,8 +174,8 @@ def test_a_second_standby_is_not_promoted_with_the_same_folder(pair: Site, stopp
         assert (found["folder"], found["timeline"], found["promoting"]) == (str(pair.folder), 1, True)
         # A primary that was itself promoted: the second standby follows it now.
         open_cluster(second).stop()
-        with replication.by_sql(pair.standby_administrator()) as way:
-            way.create_slot("second", 10)
+        with replication.by_sql(pair.standby_administrator()) as candidate:
+            candidate.create_slot("second", 10)
         repointed(second, port, to=pair.port, slot="second")
         (pair.primary.data / mark.MARK).rename(pair.primary.folder / mark.MARK)
         by_folder = replication.by_folder(second)
@@ -188,13 +188,13 @@ def test_a_second_standby_is_not_promoted_with_the_same_folder(pair: Site, stopp
         with pytest.raises(PgOrthancError, match="the folder of this server, was fenced at"):
             replication.promote(replication.by_folder(pair.primary.data), DOWN)
         with (
-            replication.by_sql(pair.administrator) as way,
+            replication.by_sql(pair.administrator) as candidate,
             pytest.raises(PgOrthancError, match="the folder of this server, was fenced at"),
         ):
-            replication.promote(way, DOWN)
+            replication.promote(candidate, DOWN)
         socket = db.Target(f"host={second}/{SOCKET_FOLDER} port={port} user=postgres dbname=orthanc")
-        with replication.by_sql(socket) as way:
-            last = replication.promote(way, Fence(pair.folder))
+        with replication.by_sql(socket) as candidate:
+            last = replication.promote(candidate, Fence(pair.folder))
         assert (last.timeline_before, last.timeline, last.lost_commits) == (2, 3, 0)
 
 

@@ -117,9 +117,9 @@ def test_it_asks_everybody_for_a_password_if_the_primary_keeps_its_configuration
 # Refusals: nothing is left behind, and each says what to do
 
 
-def refused(site: Site, **wanted: Any) -> PgOrthancError:
+def refused(site: Site, **options: Any) -> PgOrthancError:
     with pytest.raises(PgOrthancError) as error:
-        site.standby(**wanted)
+        site.standby(**options)
     assert error.value.hint
     return error.value
 
