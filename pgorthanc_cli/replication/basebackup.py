@@ -131,7 +131,8 @@ def _verify(path: Path, account: Account, installed: Programs) -> bool:
             f"the copy in {path} is damaged: {last_error_line(verification.stderr)}",
             "look at the disk of this machine",
         )
-    return verification.returncode == 0  # negative: it crashed, as that of one wheel does at every start
+    # Negative: it crashed, as that of one wheel does at every start.
+    return verification.returncode == 0
 
 
 # The comparison

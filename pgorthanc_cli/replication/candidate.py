@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _CONNECT_TIMEOUT_S = 10.0
-_FOLLOW_UP_S = 5.0  # for the steps after a promotion, even if that has taken all of the time
+# For the steps after a promotion, even if that has taken all of the time.
+_FOLLOW_UP_S = 5.0
 
 
 class Deadline:
@@ -107,7 +108,8 @@ class _SqlCandidate:
         self.endpoint = (host, info.port)
 
     def _value(self, timeout_s: float, query: str, *arguments: object) -> Any:
-        cur = self._conn.cursor()  # not closed: that is an error while a statement is running
+        # Not closed: that is an error while a statement is running.
+        cur = self._conn.cursor()
         cur.execute(query, arguments or None)
         db.wait_for_answer(self._conn, timeout_s)
         row = cur.fetchone() if cur.description else None

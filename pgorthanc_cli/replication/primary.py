@@ -152,7 +152,8 @@ def _restart(folder: Path) -> None:
 
 def _test(target: db.Target, requirements: Requirements, secret: str | None) -> tuple[PrimaryPlan, str]:
     """Return the current plan, and whether the login works (if there is a secret)."""
-    patient = replace(target, retries=100, retry_interval_s=0.1)  # the server may just have been restarted
+    # The server may just have been restarted.
+    patient = replace(target, retries=100, retry_interval_s=0.1)
     with db.session(patient, autocommit=True, need_schema=False) as conn:
         after = plan(conn, requirements)
         if secret is None:

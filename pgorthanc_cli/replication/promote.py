@@ -83,7 +83,8 @@ def promote(
     others = [endpoint for endpoint in upstreams if endpoint != candidate.endpoint]
     with _fenced_folder(candidate, fence, standby, deadline) as (claim, loss):
         reason = proof(others, fence, standby, candidate.command)
-        if claim:  # before the request: if this process dies now, the promotion may have begun
+        # Before the request: if this process dies now, the promotion may have begun.
+        if claim:
             claim.promoting()
         with _translated(candidate, deadline, requested=True):
             candidate.promote(deadline.remaining_s())

@@ -243,11 +243,13 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
     )  # pg_rewind's crash recovery refuses to start with it
     file = cluster.external_config_file
     config = [f"--config-file={file}"] if file and cluster.major >= 15 else []
-    cluster.invalidate_stale_pids()  # pg_rewind refuses to work where a server seems to run
+    # pg_rewind refuses to work where a server seems to run.
+    cluster.invalidate_stale_pids()
     _save(cluster.path)
     with conninfo_for(cluster.account, parameters, password) as conninfo:
         cluster.run("pg_rewind", "--target-pgdata", ".", "--source-server", conninfo, *config)
-    for entry in _site_entries(cluster.path):  # those of the new primary, which pg_rewind has copied
+    # Those of the new primary, which pg_rewind has copied.
+    for entry in _site_entries(cluster.path):
         remove(entry)
     saved = _saved(cluster.path)
     for entry in list(saved.iterdir()):

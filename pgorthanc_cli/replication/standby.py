@@ -235,7 +235,8 @@ def _emptied_on_failure(path: Path, account: programs.Account) -> Iterator[None]
 def _configure(
     cluster: Cluster, source: Upstream, options: StandbyOptions, allowed: Sequence[hba.Network]
 ) -> None:
-    if not (cluster.path / "postgresql.conf").exists():  # that of the primary is outside of its folder
+    # That of the primary is outside of its folder.
+    if not (cluster.path / "postgresql.conf").exists():
         settings = "".join(f"{name} = {value}\n" for name, value in cluster.control().settings.items())
         cluster.write("postgresql.conf", _CONFIGURATION + settings)
         cluster.write("pg_ident.conf", "")

@@ -22,10 +22,13 @@ from pgorthanc_cli.server.wal import format_lsn
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_OLDEST_READ_ONLY = 3  # the revision of plugin 7.0, the first one that knows ReadOnly (SCHEMA.md 9)
+# The revision of plugin 7.0, the first one that knows ReadOnly (SCHEMA.md 9).
+_OLDEST_READ_ONLY = 3
 _CONNECT_TIMEOUT = "5"  # seconds: a host that is down does not delay the others for long
-_SUSPICIOUS_BYTES = 2**20  # received, but not replayed: a standby that works replays as much immediately
-_REPLY_TIMEOUT_S = 12.0  # an idle standby replies every 10 s (wal_receiver_status_interval)
+# Received, but not replayed: a standby that works replays as much immediately.
+_SUSPICIOUS_BYTES = 2**20
+# An idle standby replies every 10 s (wal_receiver_status_interval).
+_REPLY_TIMEOUT_S = 12.0
 
 _STANDBYS = """
     SELECT coalesce(application_name, ''),

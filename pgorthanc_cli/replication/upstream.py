@@ -105,9 +105,8 @@ def connect(target: db.Target) -> Upstream:
     try:
         with db.replication_session(target) as conn:
             identity = identify(conn)
-            used = parameters(
-                conn
-            )  # from PGHOST, a service file, … too: the standby's server has none of these
+            # From PGHOST, a service file, … too: the standby's server has none of these.
+            used = parameters(conn)
             password = conn.info.password or ""
     except ConnectError as error:
         raise type(error)(

@@ -26,7 +26,8 @@ RESTORE = "restore the folder from a backup, or name a new one"
 
 _AUTO_CONFIGURATION = "postgresql.auto.conf"
 _TIMEOUT_S = 600.0  # a start replays up to max_wal_size; a stop writes all dirty buffers
-_SOCKET_PATH_BYTES = 103  # sun_path has 104 bytes (108 on Linux), one of them for the final NUL
+# sun_path has 104 bytes (108 on Linux), one of them for the final NUL.
+_SOCKET_PATH_BYTES = 103
 _FULL_DISK_BYTES = 32_000_000  # two WAL segments: with less, PostgreSQL stops
 _NO_PID = 2**31 - 1  # beyond every pid_max
 _PARAMETERS = {
@@ -211,7 +212,8 @@ class Cluster:
             if not file.exists():
                 continue
             pid, _, rest = file.read_text().partition("\n")
-            with suppress(PermissionError):  # of another account: PostgreSQL itself ignores it
+            # Of another account: PostgreSQL itself ignores it.
+            with suppress(PermissionError):
                 if not is_server_process(pid, self.path):
                     self.write(file.name, f"{_NO_PID}\n{rest}")
 

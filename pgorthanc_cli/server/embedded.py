@@ -118,7 +118,8 @@ def attach(directory: Path, *, superuser: bool = False, create: bool = True) -> 
         )
     missing = _missing(folder.path)
     with folder.exclusive(), _nothing_left_on_failure(folder, missing):
-        user = folder.join()  # before the start: from now on no other user stops the server
+        # Before the start: from now on no other user stops the server.
+        user = folder.join()
         try:
             folder.ensure_running()
             _ensure_database(folder)
@@ -196,7 +197,8 @@ def _missing(path: Path) -> list[Path] | None:
 @contextmanager
 def _nothing_left_on_failure(folder: PrivateCluster, missing: list[Path] | None) -> Iterator[None]:
     """If the block fails, empty a folder that was empty or missing before."""
-    created = missing is not None and not folder.exists()  # another process may have been quicker
+    # Another process may have been quicker.
+    created = missing is not None and not folder.exists()
     try:
         yield
     except BaseException:

@@ -38,15 +38,17 @@ from pgorthanc_cli.server.cluster import (
 from pgorthanc_cli.server.processes import is_server_process, socket_peer
 from pgorthanc_cli.server.programs import Account, Programs, last_error_line
 
-SUPERUSER = "pgorthanc"  # not postgres: sites call Orthanc's own role that, and it need not be a superuser
+# Not postgres: sites call Orthanc's own role that, and it need not be a superuser.
+SUPERUSER = "pgorthanc"
 DEFAULT_PORT = 5432  # only names the socket while TCP is closed
 LOCK_FILE = "pgorthanc.lock"  # marks the folder of a private server
 
 _USERS_FILE, _SETTINGS_FILE = "pgorthanc.users", "pgorthanc.json"
 _NEW_DATA, _COMPLETE_DATA = "pgorthanc.new.", "pgorthanc.ready"
 _LOG_MAX_BYTES = 10_000_000
-_TIMEOUT_S = 300.0  # a start after a crash replays up to max_wal_size; a stop writes all dirty buffers
-_SURVIVORS_S = 10.0  # what a killed server or pg_ctl left behind ends, or becomes ready, within that time
+# A start after a crash replays up to max_wal_size; a stop writes all dirty buffers.
+_TIMEOUT_S = 300.0
+_SURVIVORS_S = 10.0  # what a killed server or pg_ctl left behind ends within that time
 
 # The first match wins. Whoever may enter the folder (mode 0700) could also read a
 # password in it, and the data: so the socket in it asks for none. TCP asks for one, and
@@ -328,7 +330,7 @@ class PrivateCluster(Cluster):
     # Creation
 
     def _create(self) -> None:
-        """Create the data in a subfolder, then move them up; a later call repairs a crash."""
+        """Create the data in a subfolder, then move them; a later call repairs a crash."""
         complete = self.path / _COMPLETE_DATA
         if not complete.exists():
             _refuse_content(self.path, RESTORE)

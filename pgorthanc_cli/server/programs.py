@@ -171,7 +171,8 @@ def _system_folders() -> Iterator[Path]:
 
 
 def _wheel_folders() -> Iterator[Path]:
-    spec = importlib.util.find_spec(_WHEEL)  # not imported: the package's import has side effects
+    # Not imported: the package's import has side effects.
+    spec = importlib.util.find_spec(_WHEEL)
     for location in (spec and spec.submodule_search_locations) or ():
         yield from Path(location).glob("pginstall*/bin")
 
