@@ -1,8 +1,8 @@
-"""Public ids that occur more than once, and how their rows become one.
+"""Find public ids that occur more than once, and merge their rows.
 
-Below revision 2 nothing keeps two writers from storing the same patient, study, series or instance twice, and the
-step to revision 2 makes public ids unique. Nothing is thrown away unseen: what only one of the rows has moves to the
-row that stays; what differs, and each file that no row names any more, is reported.
+Below revision 2 nothing prevents two writers from storing the same patient, study, series or instance twice, and the
+step to revision 2 makes public ids unique. Nothing is dropped silently: what only one of the rows has moves to the
+remaining row; what differs, and each file that no row refers to any more, is reported.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import RevisionError
 
@@ -27,29 +28,7 @@ _FIND = """
         LEFT JOIN index.resources parent ON parent.internalid = resource.parentid
         GROUP BY resource.publicid ORDER BY 2, 1"""
 
-# Which row stays: the one with most below it, as then the fewest rows change; among instances one that has its DICOM
-# file; then the oldest one. UNION, not UNION ALL: a damaged tree may have a circle.
-_PAIRS = """
-    CREATE TEMPORARY TABLE pgorthanc_merge ON COMMIT DROP AS
-    WITH RECURSIVE repeated AS (
-        SELECT internalid, publicid, resourcetype FROM resources
-            WHERE publicid IN (SELECT publicid FROM resources GROUP BY publicid HAVING count(*) > 1)
-    ), tree (root, id) AS (
-        SELECT internalid, internalid FROM repeated
-        UNION
-        SELECT root, child.internalid FROM tree JOIN resources child ON child.parentid = tree.id
-    ), ranked AS (
-        SELECT repeated.*, row_number() OVER (
-                PARTITION BY publicid
-                ORDER BY size.number DESC, (dicom.id IS NULL), internalid) AS place
-            FROM repeated
-            JOIN (SELECT root, count(*) AS number FROM tree GROUP BY root) size ON size.root = internalid
-            LEFT JOIN attachedfiles dicom ON dicom.id = internalid AND dicom.filetype = 1
-    )
-    SELECT loser.internalid AS loser, survivor.internalid AS survivor, publicid, loser.resourcetype, loser.place
-        FROM ranked loser JOIN ranked survivor USING (publicid) WHERE loser.place > 1 AND survivor.place = 1"""
-
-# Tables whose rows belong to a resource: what tells its rows apart, what they say, and which of them never move.
+# Tables whose rows belong to a resource: their key, their values, and which of the rows never move.
 # The files 1 to 3 and the metadata 14 and 17 describe one DICOM file: they stay with theirs.
 _BELONGINGS = {
     "maindicomtags": (("taggroup", "tagelement"), ("value",), "false"),
@@ -85,7 +64,7 @@ _LABELS = {
 
 _CHILDREN = """
     UPDATE resources SET parentid = survivor FROM pg_temp.pgorthanc_merge WHERE parentid = loser"""
-# A study without a patient (see revision 2's createinstance of the plugin) finds it again in its double.
+# A study without a patient (see revision 2's createinstance of the plugin) gets that of its duplicate.
 _PARENTS = """
     UPDATE resources SET parentid = known.parentid FROM (
         SELECT DISTINCT ON (survivor) survivor, lost.parentid
@@ -94,7 +73,7 @@ _PARENTS = """
         WHERE internalid = survivor AND resources.parentid IS NULL"""
 _CHANGES = "UPDATE changes SET internalid = survivor FROM pg_temp.pgorthanc_merge WHERE internalid = loser"
 
-# What a downgrade from revision 5 keeps aside about a file goes with it: without it an advanced storage loses the file.
+# What a downgrade from revision 5 keeps aside about a file moves with it: an advanced storage loses the file without it.
 _KEPT = "pgorthanc_kept_customdata"
 _FORGET_KEPT = """
     DELETE FROM pgorthanc_kept_customdata kept USING pg_temp.pgorthanc_merge, attachedfiles file
@@ -105,24 +84,13 @@ _MOVE_KEPT = """
             AND NOT EXISTS (
                 SELECT FROM pgorthanc_kept_customdata own WHERE own.id = survivor AND own.filetype = kept.filetype)"""
 
-# A patient without a row in the recycling order is protected. Of doubles that disagree, the protection counts:
-# losing it could cost the patient's files. Else the latest place is that of the last use.
-_PATIENTS = """
-    CREATE TEMPORARY TABLE pgorthanc_patients ON COMMIT DROP AS
-    SELECT survivor, patient, publicid, bool_or(ranks.seq IS NULL) OVER same AS isprotected,
-           bool_or(ranks.seq IS NOT NULL) OVER same AS isordered, max(ranks.seq) OVER same AS seq
-        FROM (SELECT survivor, loser AS patient, publicid FROM pg_temp.pgorthanc_merge WHERE resourcetype = 0
-              UNION SELECT survivor, survivor, publicid FROM pg_temp.pgorthanc_merge WHERE resourcetype = 0) one
-        LEFT JOIN (SELECT patientid, max(seq) AS seq FROM patientrecyclingorder GROUP BY patientid) ranks
-            ON ranks.patientid = patient
-        WINDOW same AS (PARTITION BY survivor)"""
 _PROTECTED = (
     """SELECT DISTINCT publicid FROM pg_temp.pgorthanc_patients WHERE isprotected AND isordered ORDER BY 1"""
 )
 _LEAVE_ORDER = """
     DELETE FROM patientrecyclingorder ranked USING pg_temp.pgorthanc_patients known
         WHERE patientid = patient AND (isprotected OR ranked.seq < known.seq)"""
-_KEEP_PLACE = """
+_KEEP_POSITION = """
     UPDATE patientrecyclingorder SET patientid = survivor FROM pg_temp.pgorthanc_patients
         WHERE patientid = patient AND patient <> survivor"""
 
@@ -136,7 +104,7 @@ _COUNT = """
               UNION ALL SELECT 0, sum(coalesce(compressedsize, 0)) FROM pg_temp.pgorthanc_surplus
               UNION ALL SELECT 1, sum(coalesce(uncompressedsize, 0)) FROM pg_temp.pgorthanc_surplus) fewer
         WHERE key = fewer.counter AND fewer.number IS NOT NULL"""
-# Two rows may name the same file: it is none too many while one of them stays.
+# Two rows may refer to the same file: it is not surplus while one of them stays.
 _UNNAMED = """
     SELECT DISTINCT uuid, publicid, filetype FROM pg_temp.pgorthanc_surplus gone
         WHERE NOT EXISTS (SELECT FROM attachedfiles kept WHERE kept.uuid = gone.uuid) ORDER BY 2, 3, 1"""
@@ -168,7 +136,7 @@ class Duplicate:
     obstacle: str | None
 
     def __str__(self) -> str:
-        """As a message names it."""
+        """Return the duplicate as a message names it."""
         return f"{self.level} {self.public_id} {self.rows} times" + (
             f" ({self.obstacle})" if self.obstacle else ""
         )
@@ -176,7 +144,7 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Differing:
-    """What the rows of one public id said differently; the row that stayed has the last word.
+    """A difference between the rows of one public id; the value of the remaining row counts.
 
     Attributes:
         public_id: Orthanc's identifier.
@@ -189,13 +157,13 @@ class Differing:
     what: tuple[str, ...]
 
     def __str__(self) -> str:
-        """As a report names it."""
+        """Return the difference as a report names it."""
         return f"{self.level} {self.public_id}: {', '.join(self.what)}"
 
 
 @dataclass(frozen=True)
 class SurplusFile:
-    """A file, or a large object, of the storage area that no row of the index names any more."""
+    """A file, or a large object, of the storage area that no row of the index refers to any more."""
 
     uuid: str
     public_id: str
@@ -204,13 +172,13 @@ class SurplusFile:
 
 @dataclass(frozen=True)
 class Merged:
-    """What `merge` did.
+    """The result of a merge.
 
     Attributes:
         merged: The public ids that were not unique.
-        removed: How many rows went, by level.
-        moved: How many rows of other tables moved to the row that stayed, by table.
-        differing: What was not the same in all rows; that of the row that stayed was kept.
+        removed: How many rows were removed, by level.
+        moved: How many rows of other tables moved to the remaining row, by table.
+        differing: What was not the same in all rows; the value of the remaining row was kept.
         surplus_files: What to remove from the storage area once the transaction is committed.
         protected: Patients of which only some rows were protected from recycling; they are protected now.
     """
@@ -224,21 +192,22 @@ class Merged:
 
 
 def find(conn: Connection) -> list[Duplicate]:
-    """The public ids that occur more than once, patients first. Reads all of resources; writes nothing."""
-    with conn.cursor() as cur:
-        cur.execute(_FIND)
-        return [
-            Duplicate(public_id, _level(level), number, _obstacle(levels, parents))
-            for public_id, level, number, levels, parents in cur.fetchall()
-        ]
+    """Return the public ids that occur more than once, patients first. Reads all of resources; writes nothing."""
+    result = []
+    for public_id, level, number, levels, parents in db.rows(conn, _FIND):
+        obstacle = "below different parents" if parents > 1 else None
+        if levels > 1:
+            obstacle = "of different levels"
+        result.append(Duplicate(public_id, _level(level), number, obstacle))
+    return result
 
 
 def merge(conn: Connection) -> Merged:
-    """Make one row of all rows that share a public id, in the transaction of the caller.
+    """Merge all rows that share a public id, in the transaction of the caller.
 
     The row with the most below it stays. Children, changes, labels, and the tags, metadata and attachments that it
     lacks move to it. Statistics and recycling order are right afterwards. The caller makes sure that no Orthanc
-    works on the database, and commits; until then writers wait.
+    uses the database, and commits; until then writers wait.
 
     Args:
         conn: A connection whose search_path is the schema of an index below revision 2.
@@ -258,23 +227,27 @@ def merge(conn: Connection) -> Merged:
             f"LOCK TABLE resources, patientrecyclingorder, changes, {', '.join(_owned(tables))}"
             " IN SHARE ROW EXCLUSIVE MODE"
         )
-        found = find(conn)
-        _refuse_obstacles(found)
-        if not found:
+        repeated = find(conn)
+        _refuse_obstacles(repeated)
+        if not repeated:
             return Merged((), {}, {}, (), (), ())
         # Their triggers would count one row after the other, and delete a parent between two of its children.
-        enable = _commands(cur, "ENABLE")
-        for statement in _commands(cur, "DISABLE"):
+        enable = _trigger_statements(cur, "ENABLE")
+        for statement in _trigger_statements(cur, "DISABLE"):
             cur.execute(statement)
-        result = _merge(cur, tuple(found), tables)
+        result = _merge(cur, tuple(repeated), tables)
         for statement in enable:
             cur.execute(statement)
-    _prove(conn)
+    if left := find(conn):
+        raise RevisionError(
+            f"{len(left)} public ids still occur more than once, as {left[0]}: nothing may be committed",
+            "stop every Orthanc that uses this database, then run the same command again",
+        )
     return result
 
 
-def _merge(cur: Cursor, found: tuple[Duplicate, ...], tables: set[str]) -> Merged:
-    cur.execute(_PAIRS)
+def _merge(cur: Cursor, repeated: tuple[Duplicate, ...], tables: set[str]) -> Merged:
+    cur.execute(db.statement(__package__, "duplicate_pairs.sql"))
     cur.execute("CREATE INDEX ON pg_temp.pgorthanc_merge (loser)")
     cur.execute("ANALYZE pg_temp.pgorthanc_merge")
     removed = dict(
@@ -288,15 +261,15 @@ def _merge(cur: Cursor, found: tuple[Duplicate, ...], tables: set[str]) -> Merge
         cur.execute(_FORGET_KEPT)
         moved[_KEPT] = _changed(cur, _MOVE_KEPT)
     differing = _differing(cur)
-    cur.execute(_PATIENTS)
+    cur.execute(db.statement(__package__, "duplicate_patients.sql"))
     protected = tuple(name for (name,) in _rows(cur, _PROTECTED))
-    for statement in (_LEAVE_ORDER, _KEEP_PLACE, _SURPLUS):
+    for statement in (_LEAVE_ORDER, _KEEP_POSITION, _SURPLUS):
         cur.execute(statement)
     if "globalintegers" in tables:
         cur.execute(_COUNT)
     _remove(cur)
     return Merged(
-        merged=found,
+        merged=repeated,
         removed={_level(level): number for level, number in removed.items()},
         moved={table: number for table, number in moved.items() if number},
         differing=differing,
@@ -306,7 +279,7 @@ def _merge(cur: Cursor, found: tuple[Duplicate, ...], tables: set[str]) -> Merge
 
 
 def _remove(cur: Cursor) -> None:
-    """Delete the rows that were merged: by then nothing may be below them, for it would go with them."""
+    """Delete the rows that were merged; a resource below one of them would be deleted as well."""
     ((below,),) = _rows(cur, _STILL_PARENTS)
     if below:
         raise RevisionError(
@@ -315,29 +288,14 @@ def _remove(cur: Cursor) -> None:
     cur.execute(_REMOVE)
 
 
-def _prove(conn: Connection) -> None:
-    left = find(conn)
-    if left:
-        raise RevisionError(
-            f"{len(left)} public ids still occur more than once, as {left[0]}: nothing may be committed",
-            "stop every Orthanc that uses this database, then run the same command again",
-        )
-
-
-def _refuse_obstacles(found: Sequence[Duplicate]) -> None:
-    stuck = [duplicate for duplicate in found if duplicate.obstacle]
+def _refuse_obstacles(repeated: Sequence[Duplicate]) -> None:
+    stuck = [duplicate for duplicate in repeated if duplicate.obstacle]
     if stuck:
         more = f" and {len(stuck) - 5} more" if len(stuck) > 5 else ""
         raise RevisionError(
             f"these duplicate public ids cannot be merged: {'; '.join(map(str, stuck[:5]))}{more}",
             "delete one of each in Orthanc (DELETE /patients/{id}, /studies/{id} ...), then run it again",
         )
-
-
-def _obstacle(levels: int, parents: int) -> str | None:
-    if levels > 1:
-        return "of different levels"
-    return "below different parents" if parents > 1 else None
 
 
 def _differing(cur: Cursor) -> tuple[Differing, ...]:
@@ -347,7 +305,7 @@ def _differing(cur: Cursor) -> tuple[Differing, ...]:
 
 
 def _statement(template: str, table: str) -> str:
-    """A statement for one of the tables whose rows belong to a resource."""
+    """Return a statement for one of the tables whose rows belong to a resource."""
     keys, values, fixed = _BELONGINGS[table]
     name, label = _LABELS.get(table, ("", ""))
 
@@ -367,7 +325,7 @@ def _statement(template: str, table: str) -> str:
 
 
 def _owned(tables: set[str]) -> list[str]:
-    """Plugins before 5.0 have no labels."""
+    """Return the tables whose rows belong to a resource: plugins before 5.0 have no labels."""
     return [table for table in _BELONGINGS if table in tables]
 
 
@@ -377,8 +335,8 @@ def _tables(cur: Cursor) -> set[str]:
     return {name for (name,) in _rows(cur, query)}
 
 
-def _commands(cur: Cursor, action: str) -> list[str]:
-    """The statements that switch the triggers of both tables, all that are on now."""
+def _trigger_statements(cur: Cursor, action: str) -> list[str]:
+    """Return the statements that enable or disable all triggers of both tables that are enabled now."""
     return [statement for (statement,) in _rows(cur, _TRIGGERS.format(action=action))]
 
 
