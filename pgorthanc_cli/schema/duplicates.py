@@ -73,7 +73,7 @@ _PARENTS = """
         WHERE internalid = survivor AND resources.parentid IS NULL"""
 _CHANGES = "UPDATE changes SET internalid = survivor FROM pg_temp.pgorthanc_merge WHERE internalid = loser"
 
-# What a downgrade from revision 5 keeps aside about a file moves with it: an advanced storage loses the file without it.
+# A downgrade from revision 5 keeps customdata aside; it moves with its file, as an advanced storage needs it.
 _KEPT = "pgorthanc_kept_customdata"
 _FORGET_KEPT = """
     DELETE FROM pgorthanc_kept_customdata kept USING pg_temp.pgorthanc_merge, attachedfiles file
