@@ -239,14 +239,14 @@ def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...
     from pgorthanc_cli.config import ConfigurationError, database
     from pgorthanc_cli.config.orthanc import validate
 
-    try:
-        orthanc = validate(Path("the configuration"), deployment.document)
-    except ConfigurationError:
-        return ()
     if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return ()
-    # Only this configuration counts here, and a server that is down is a problem to report at once.
-    target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
+    try:
+        orthanc = validate(Path("the configuration"), deployment.document)
+        # Only this configuration counts here, and a server that is down is a problem to report at once.
+        target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
+    except (ConfigurationError, UsageError):  # among the problems of the document itself
+        return ()
     return database.problems(deployment, replace(target, retries=0))
 
 

@@ -24,6 +24,7 @@ Keys = tuple[str, ...]
 # A default may be in quotes; a bare one holds no quote. Anything else is no variable to Orthanc and stays as it is.
 _QUOTED = re.compile(r""":-(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)")\}""")
 MOST = 100  # problems of one kind that are listed one by one
+_LONGEST_NAME = 100  # characters of a variable's name that a message repeats
 
 
 class ConfigurationError(UsageError):
@@ -40,7 +41,7 @@ class Problem:
             `warning`: it starts, but probably not as intended; `info`: worth knowing.
         message: The actual and the expected value; never a password.
         hint: The fix.
-        location: File and line, or variable.
+        place: File and line, or variable.
     """
 
     key: str
@@ -284,7 +285,11 @@ def _unset(source: Source) -> list[Problem]:
         before = bisect.bisect_left(starts, position) - 1
         return before >= 0 and position <= comments[before][1]
 
-    missing = [(name, position) for name, position in source.unset if not commented(position)]
+    missing = [
+        (name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...", position)
+        for name, position in source.unset
+        if not commented(position)
+    ]
     problems = [
         Problem(
             "", "error", f"the environment variable {name} is not set, and Orthanc puts nothing in its place",

@@ -390,6 +390,23 @@ def test_check_looks_at_the_database_that_the_configuration_names(
     assert result.exit_code == 6
 
 
+def test_a_uri_that_libpq_refuses_is_one_problem_among_others(write: Callable[..., Path]) -> None:
+    path = write({"EnableIndex": True, "ConnectionUri": "postgresql://h/d?nope=1", "Lok": True})
+    result = CliRunner().invoke(cli.main, ["config", "check", "--config", str(path), "--json"])
+    problems = {problem["key"]: problem["message"] for problem in json.loads(result.stdout)["problems"]}
+    assert 'invalid URI query parameter: "nope"' in problems["PostgreSQL.ConnectionUri"]
+    assert 'did you mean "Lock"?' in problems["PostgreSQL.Lok"]
+    assert result.exit_code == 6
+
+
+def test_the_name_of_a_variable_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "orthanc.json"
+    path.write_text('{"Name": "' + "${" * 100_000 + '}"}')
+    result = CliRunner().invoke(cli.main, ["status", "--config", str(path)])
+    assert "is not set" in result.stderr
+    assert len(result.stderr) < 1000
+
+
 @pytest.mark.parametrize(
     ("change", "code", "line"), [({}, 0, "OK"), ({"Hosst": 1}, 1, "WARNING"), ({"Port": ""}, 2, "CRITICAL")]
 )
