@@ -1,9 +1,10 @@
-"""How a client logs in, what that means for Orthanc's plugin, and the move of one role to another method."""
+"""How a role authenticates, which releases of Orthanc's plugin can, and moving one role to another method."""
 
 from pgorthanc_cli.authentication.examine import check
-from pgorthanc_cli.authentication.model import Fixed, Plugin, Report, SslMode, Tls
-from pgorthanc_cli.authentication.move import METHODS, Plan, fix, plan, steps
+from pgorthanc_cli.authentication.model import LoginReport, MethodChanged, PluginVerdict, SslMode, Tls
+from pgorthanc_cli.authentication.move import METHODS, MethodPlan, fix, manual_steps, plan
 
 __all__ = [
-    "METHODS", "Fixed", "Plan", "Plugin", "Report", "SslMode", "Tls", "check", "fix", "plan", "steps",
+    "METHODS", "LoginReport", "MethodChanged", "MethodPlan", "PluginVerdict", "SslMode", "Tls", "check", "fix",
+    "manual_steps", "plan",
 ]  # fmt: skip

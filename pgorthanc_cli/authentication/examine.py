@@ -1,4 +1,4 @@
-"""What a server asks of this client: its first answers, a login, every sslmode. Nothing is changed."""
+"""Examine a login: the server's first answers, a login attempt, every sslmode. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 from psycopg2.extensions import libpq_version, make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.authentication import server, verdict
-from pgorthanc_cli.authentication.model import Report, SslMode, Tls
+from pgorthanc_cli.authentication import server_side, verdict
+from pgorthanc_cli.authentication.model import LoginReport, SslMode, Tls
 from pgorthanc_cli.constants import SSLMODES
-from pgorthanc_cli.db import wire
+from pgorthanc_cli.db import transport, wire
 from pgorthanc_cli.errors import ConnectError
 from pgorthanc_cli.server import hba
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# libpq sends no password then, whatever .pgpass and PGPASSWORD hold: no login fails, no counter of failures moves.
+# With these libpq sends no password, whatever .pgpass and PGPASSWORD hold: no login fails, and nothing that counts
+# failed logins locks the role.
 _NO_PASSWORD = {"password": "", "passfile": "/dev/null/none"}
 _REQUIRE_AUTH_SINCE = 160000
 _TLS_FAILURE = re.compile(r"certificate|SSL error")
@@ -33,23 +34,25 @@ _UNMET = re.compile(r"authentication method requirement|channel binding")
 
 @dataclass(frozen=True)
 class Probe:
-    """The first answers of a server, in plain text and within TLS (None: there is none, and why).
+    """The first answers of a server, in plain text and within TLS.
 
-    `distrust` says why libpq breaks off with sslmode=require, if it does: with a root certificate at hand it then
-    verifies the server. With sslmode=prefer it goes on in plain text.
+    Attributes:
+        encrypted: None: the server offers no TLS, `no_tls` says why.
+        distrust: Why libpq refuses the server's certificate with sslmode=require, which it verifies if there is a
+            root certificate. With sslmode=prefer it then continues in plain text.
     """
 
-    client: wire.Client
+    client: transport.Client
     sslmode: str
     plain: wire.Answer
     encrypted: wire.Answer | None
-    handshake: wire.Handshake | None
+    handshake: transport.Handshake | None
     no_tls: str
     distrust: str
 
     @property
     def answer(self) -> wire.Answer:
-        """The one that counts for the sslmode of the target, as libpq goes about it."""
+        """The answer that libpq gets with the target's sslmode."""
         if self.encrypted is None or self.sslmode == "disable":
             return self.plain
         if self.sslmode == "allow" and not self.plain.refuses:
@@ -60,13 +63,13 @@ class Probe:
         return self.encrypted
 
     def is_encrypted(self, sslmode: str) -> bool:
-        """Whether a connection of that sslmode would be."""
+        """Return whether a connection with this sslmode is encrypted."""
         return replace(self, sslmode=sslmode).answer is self.encrypted
 
 
 @dataclass(frozen=True)
 class Login:
-    """A try to log in as the target says."""
+    """The outcome of a login attempt: a connection or an error."""
 
     conn: Connection | None
     error: ConnectError | None
@@ -74,72 +77,76 @@ class Login:
 
     @property
     def outcome(self) -> str:
-        """As `Report.login`."""
+        """The outcome as in `LoginReport.login`."""
         if self.conn:
             return "works"
         return "password needed" if isinstance(self.error, db.PasswordRequired) else "refused"
 
 
-def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | None = None) -> Report:
-    """How a client logs in, and what that means for Orthanc.
+def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | None = None) -> LoginReport:
+    """Return how a client logs in, and which releases of Orthanc's plugin can do so.
 
     Args:
-        target: The login that is examined.
+        target: The login to examine.
         admin: Another login to the same server, which may see more.
-        plugin: Only this release of the plugin counts for the verdict, as in `3.2`.
+        plugin: Judge only this release of the plugin, as in `3.2`.
 
     Raises:
         ConnectError: The server cannot be reached, or `admin` is refused. A refusal of the target is a result.
-        UsageError: `plugin` is no release.
+        UsageError: `plugin` is not a release.
     """
     releases = verdict.releases(plugin)
     target = replace(target, retries=0)
-    found = probe(target)
-    with login_as_asked(target, found) as login, informed(login, admin) as conn:
-        seen = server.look(conn, hba_client(login, found)) if conn else server.Seen()
-        proved = server.logged_in_by(login.conn) if login.conn else None
-        method = _method(found, seen, proved)
-        if seen.stored is None and login.conn and login.conn.info.used_password:
-            seen = replace(seen, stored=verdict.stored_by(method))
-        tls = _tls(found, login)
-    inside = found.encrypted
-    report = Report(
-        role=found.client.role,
-        server=f"{found.client.host}:{found.client.port}",
+    answers = probe(target)
+    with log_in_as_required(target, answers) as login, admin_session(login, admin) as conn:
+        server = server_side.ServerSide()
+        if conn:
+            server = server_side.inspect(conn, hba_client(login, answers))
+        proved = server_side.logged_in_by(login.conn) if login.conn else None
+        method = _method(answers, server, proved)
+        if server.stored is None and login.conn and login.conn.info.used_password:
+            server = replace(server, stored=verdict.stored_by(method))
+        tls = _tls(answers, login)
+    after_tls = answers.encrypted.method if answers.encrypted else None
+    if answers.answer is answers.encrypted:
+        after_tls = method
+    report = LoginReport(
+        role=answers.client.role,
+        server=f"{answers.client.host}:{answers.client.port}",
         login=login.outcome,
         refusal=login.error.message if login.error and login.outcome == "refused" else "",
         method=method,
-        before_tls=method if found.answer is found.plain else found.plain.method,
-        after_tls=None if inside is None else method if found.answer is inside else inside.method,
+        before_tls=method if answers.answer is answers.plain else answers.plain.method,
+        after_tls=after_tls,
         tls=tls,
         channel_binding=login.binding,
-        sslmodes=() if found.client.is_local else tuple(_sslmodes(target, found, login)),
-        stored=seen.stored,
-        password_encryption=seen.password_encryption,
-        valid_until=seen.valid_until,
-        hba_line=place(seen.rule) if seen.rule else None,
+        sslmodes=() if answers.client.is_local else tuple(_sslmodes(target, answers, login)),
+        stored=server.stored,
+        password_encryption=server.password_encryption,
+        valid_until=server.valid_until,
+        hba_line=location(server.rule) if server.rule else None,
         libpq=".".join(map(str, divmod(libpq_version(), 10000))),
     )
-    return verdict.judged(report, seen, login.error.hint if login.error else None, releases)
+    return verdict.judged(report, server, login.error.hint if login.error else None, releases)
 
 
 def probe(target: db.Target) -> Probe:
-    """The first answers of the server.
+    """Return the first answers of the server.
 
     Raises:
         ConnectError: It cannot be reached.
     """
     parameters = db.effective_parameters(target)
-    client = wire.client(parameters)
+    client = transport.Client.of(parameters)
     encrypted = handshake = None
     no_tls = "through a socket of the machine there is no TLS" if client.is_local else ""
     try:
-        plain = wire.ask(client, tls=False)
+        plain = wire.first_answer(client, tls=False)
         if not client.is_local:
             try:
-                handshake = wire.handshake(client)
+                handshake = transport.tls_handshake(client)
                 encrypted = _within_tls(client)
-            except wire.NoTls as reason:
+            except transport.TlsUnavailable as reason:
                 no_tls = str(reason)
     except OSError as error:
         raise ConnectError(
@@ -154,23 +161,22 @@ def probe(target: db.Target) -> Probe:
     return Probe(client, sslmode, plain, encrypted, handshake, no_tls, distrust)
 
 
-def _within_tls(client: wire.Client) -> wire.Answer:
-    """The first answer within TLS, which is possible without a certificate of the client."""
+def _within_tls(client: transport.Client) -> wire.Answer:
     try:
-        return wire.ask(client, tls=True)
-    except wire.NoTls as reason:  # the server breaks off because of the client's certificate
+        return wire.first_answer(client, tls=True)
+    except transport.TlsUnavailable as reason:  # TLS works without a client certificate, see `handshake`
         return wire.Answer("cert", wire.Refusal("", "", str(reason)))
 
 
-def place(rule: hba.Rule) -> str:
-    """A line of pg_hba.conf as reports name it."""
+def location(rule: hba.Rule) -> str:
+    """Return file, number and text of a line of pg_hba.conf."""
     return f"{rule.file or 'pg_hba.conf'}:{rule.line}: {rule}"
 
 
 @contextmanager
-def login_as_asked(target: db.Target, found: Probe) -> Iterator[Login]:
-    """Log in by the method that the server has asked for, and by no other."""
-    login = _try_login(target, found)
+def log_in_as_required(target: db.Target, answers: Probe) -> Iterator[Login]:
+    """Log in by the method that the server has required, and by no other."""
+    login = _try_login(target, answers)
     try:
         yield login
     finally:
@@ -178,12 +184,12 @@ def login_as_asked(target: db.Target, found: Probe) -> Iterator[Login]:
             login.conn.close()
 
 
-def _try_login(target: db.Target, found: Probe) -> Login:
-    method = found.answer.method
+def _try_login(target: db.Target, answers: Probe) -> Login:
+    method = answers.answer.method
     offers_binding = method.endswith("-plus")
-    given = db.parse_dsn(target.dsn)
-    asked = _requirements(method)
-    tries = [asked, {}] if not asked.keys() & given.keys() else [{}]
+    required = _requirements(method)
+    overridden = required.keys() & db.parse_dsn(target.dsn).keys()
+    tries = [{}] if overridden else [required, {}]
     for extra in tries:
         binding = "not offered" if not offers_binding else "used" if "channel_binding" in extra else "offered"
         try:
@@ -197,34 +203,37 @@ def _try_login(target: db.Target, found: Probe) -> Login:
 
 
 def _requirements(method: str) -> dict[str, str]:
-    """What makes libpq log in by that method only."""
+    """Return libpq's parameters that allow this method alone."""
     if libpq_version() < _REQUIRE_AUTH_SINCE:
         return {}
     plain = method.removesuffix("-plus")
-    words = {"trust": "none", **{name: name for name in ("password", "md5", "gss", "sspi", "scram-sha-256")}}
-    binding = {"channel_binding": "require"} if plain != method else {}
-    return {"require_auth": words[plain], **binding} if plain in words else {}
+    if plain not in ("trust", "password", "md5", "gss", "sspi", "scram-sha-256"):
+        return {}
+    parameters = {"require_auth": "none" if plain == "trust" else plain}
+    if plain != method:
+        parameters["channel_binding"] = "require"
+    return parameters
 
 
 def with_parameters(target: db.Target, more: Mapping[str, str]) -> db.Target:
-    """The same target with other parameters of libpq."""
+    """Return the target with other parameters of libpq."""
     return replace(target, dsn=make_dsn(**{**db.parse_dsn(target.dsn), **more}))
 
 
-def hba_client(login: Login, found: Probe) -> hba.Client:
-    """The client as the server sees it, or where it cannot be asked, as this machine does."""
+def hba_client(login: Login, answers: Probe) -> hba.Client:
+    """Return the client as the server sees it; without a login, as this machine does."""
     client = hba.Client(
-        found.client.role,
-        found.client.database,
-        found.answer.address,
-        encryption="tls" if found.answer is found.encrypted else "none",
+        answers.client.role,
+        answers.client.database,
+        answers.answer.address,
+        encryption="tls" if answers.answer is answers.encrypted else "none",
     )
-    return server.as_seen(login.conn, client) if login.conn else client
+    return server_side.as_seen(login.conn, client) if login.conn else client
 
 
 @contextmanager
-def informed(login: Login, admin: db.Target | None) -> Iterator[Connection | None]:
-    """The administrator's session, else the login's own; None: there is neither.
+def admin_session(login: Login, admin: db.Target | None) -> Iterator[Connection | None]:
+    """Yield the administrator's session, else the login's own; None: there is neither.
 
     Raises:
         ConnectError: The administrator's login is refused.
@@ -241,83 +250,85 @@ def informed(login: Login, admin: db.Target | None) -> Iterator[Connection | Non
         yield conn
 
 
-def _method(found: Probe, seen: server.Seen, proved: str | None) -> str:
-    """The word of pg_hba.conf: the server's answer alone does not tell peer, ident and certificates from trust."""
-    asked = found.answer.method
-    known = proved or (seen.rule.method if seen.rule else None)
-    if found.answer.refuses:
-        return known if seen.rule and known and server.explains(seen.rule, asked) else asked
-    if asked != "trust":
-        return asked
+def _method(answers: Probe, server: server_side.ServerSide, proved: str | None) -> str:
+    """Return the method of pg_hba.conf."""
+    method = answers.answer.method
+    known = proved or (server.rule.method if server.rule else None)
+    if answers.answer.refuses:
+        explained = server.rule and server_side.explains(server.rule, method)
+        return known if known and explained else method
+    if method != "trust":
+        return method
+    # The protocol does not distinguish peer, ident and certificates from trust.
     if known in ("trust", "peer", "ident", "cert"):
         return known
-    if found.client.is_local:
+    if answers.client.is_local:
         return "trust or peer"
-    return "trust or cert" if found.client.certificate and found.answer is found.encrypted else "trust"
+    return "trust or cert" if answers.client.certificate and answers.answer is answers.encrypted else "trust"
 
 
-def _tls(found: Probe, login: Login) -> Tls:
-    if found.handshake is None:
-        return Tls(used=False if login.conn else None, offered=False, detail=found.no_tls)
-    protocol, cipher = found.handshake.protocol, found.handshake.cipher
+def _tls(answers: Probe, login: Login) -> Tls:
+    if answers.handshake is None:
+        return Tls(used=False if login.conn else None, offered=False, detail=answers.no_tls)
+    protocol, cipher = answers.handshake.protocol, answers.handshake.cipher
     info = login.conn.info if login.conn else None
     if info and info.ssl_in_use:
         protocol = info.ssl_attribute("protocol") or protocol
         cipher = info.ssl_attribute("cipher") or cipher
-    used = info.ssl_in_use if info else found.answer is found.encrypted
-    detail = "" if used else found.distrust or found.no_tls
+    used = info.ssl_in_use if info else answers.answer is answers.encrypted
+    detail = "" if used else answers.distrust or answers.no_tls
     tls = Tls(used=used, offered=True, protocol=protocol, cipher=cipher, detail=detail)
-    shown = found.handshake.certificate
-    if shown is None:
+    certificate = answers.handshake.certificate
+    if certificate is None:
         return replace(tls, detail="the server's certificate cannot be read")
     return replace(
         tls,
-        subject=shown.subject,
-        issuer=shown.issuer,
-        names=shown.names,
-        not_before=shown.not_before,
-        expires=shown.not_after,
-        days_left=(shown.not_after - datetime.now(timezone.utc)).days,
-        self_signed=shown.subject == shown.issuer,
+        subject=certificate.subject,
+        issuer=certificate.issuer,
+        names=certificate.names,
+        not_before=certificate.not_before,
+        expires=certificate.not_after,
+        days_left=(certificate.not_after - datetime.now(timezone.utc)).days,
+        self_signed=certificate.subject == certificate.issuer,
     )
 
 
-def _sslmodes(target: db.Target, found: Probe, login: Login) -> Iterator[SslMode]:
-    root = wire.root_certificate(db.effective_parameters(target))
-    refused = _refused(target, found, login) if login.outcome == "refused" else {}
+def _sslmodes(target: db.Target, answers: Probe, login: Login) -> Iterator[SslMode]:
+    root = transport.root_certificate(db.effective_parameters(target))
+    refused = _refused(target, answers, login) if login.outcome == "refused" else {}
     verifies = {"require": "authority" if root != "system" and Path(root).is_file() else "nothing"}
     verifies |= {"verify-ca": "authority", "verify-full": "authority and host name"}
     for sslmode in SSLMODES:
-        detail = _obstacle(target, sslmode) or refused.get(found.is_encrypted(sslmode), "")
+        detail = _obstacle(target, sslmode) or refused.get(answers.is_encrypted(sslmode), "")
         yield SslMode(
             sslmode=sslmode,
             works=not detail,
-            encrypted=None if detail else found.is_encrypted(sslmode),
+            encrypted=None if detail else answers.is_encrypted(sslmode),
             verifies=verifies.get(sslmode, "nothing"),
             detail=detail,
         )
 
 
-def _refused(target: db.Target, found: Probe, login: Login) -> dict[bool, str]:
-    """Why the password is refused without TLS (False) and with it (True), where the server asks for one.
+def _refused(target: db.Target, probe: Probe, login: Login) -> dict[bool, str]:
+    """Return why the password is refused without TLS (False) and with it (True), where the server asks for one.
 
-    What the login has proved is not tried again: each failure counts where failures are counted.
+    An attempt with the same outcome is not repeated: a server may lock a role after some failures.
     """
-    answers = {False: found.plain, True: found.encrypted}
-    used = found.answer is found.encrypted
+    answers = {False: probe.plain, True: probe.encrypted}
+    used = probe.answer is probe.encrypted
     refused = {used: login.error.message if login.error else ""}
-    mine, other = answers[used], answers[not used]
-    if mine and other and not (mine.refuses or other.refuses):
-        if mine.method.removesuffix("-plus") == other.method.removesuffix("-plus"):
+    first, second = answers[used], answers[not used]
+    if first and second and not (first.refuses or second.refuses):
+        if first.method.removesuffix("-plus") == second.method.removesuffix("-plus"):
             refused[not used] = refused[used]
         else:
-            again = {"sslmode": "disable" if used else "require"}
-            refused[not used] = _try(with_parameters(target, again))
+            other_sslmode = {"sslmode": "disable" if used else "require"}
+            refused[not used] = _login_error(with_parameters(target, other_sslmode))
     return refused
 
 
-def _try(target: db.Target) -> str:
-    """Why a login is refused; empty if it works."""
+def _login_error(target: db.Target) -> str:
+    """Return why a login is refused, empty if it works."""
     try:
         db.connect(target).close()
     except ConnectError as error:
@@ -326,7 +337,7 @@ def _try(target: db.Target) -> str:
 
 
 def _obstacle(target: db.Target, sslmode: str) -> str:
-    """Why libpq does not even get to the question for the password; empty if it does."""
+    """Return why libpq fails before it is asked for a password, empty if it does not."""
     try:
         db.connect(with_parameters(target, {"sslmode": sslmode, **_NO_PASSWORD}), readonly=True).close()
     except db.PasswordRequired:

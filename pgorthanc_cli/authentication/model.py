@@ -1,4 +1,4 @@
-"""What a check of the login finds."""
+"""Results of a check of a login, and of a change of its method."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from datetime import datetime
 
 
 @dataclass(frozen=True)
-class Plugin:
-    """A release of Orthanc's plugin, and whether it can log in as this role.
+class PluginVerdict:
+    """Whether a release of Orthanc's plugin can log in as this role.
 
     Attributes:
-        release: `up to 3.2`, `3.3 and later`, or the one that was asked for.
-        works: None where that depends on the machine on which Orthanc runs.
+        release: `up to 3.2`, `3.3 and later`, or the one given with --plugin.
+        works: None if that depends on the machine on which Orthanc runs.
         why: The reason, and what that release needs in its configuration.
     """
 
@@ -23,13 +23,13 @@ class Plugin:
 
 @dataclass(frozen=True)
 class SslMode:
-    """One sslmode, tried with libpq up to the question for the password; no password is sent.
+    """The outcome of one sslmode, tried with libpq up to the request for a password; no password is sent.
 
     Attributes:
-        sslmode: libpq's word.
-        works: Whether the login works that way; without a password, whether the server would let it try.
-        encrypted: Whether the connection is; None if there is none.
-        verifies: What libpq makes sure of: `nothing`, `authority` or `authority and host name`.
+        sslmode: One of `constants.SSLMODES`.
+        works: Whether the login works; without a password, whether the server would ask for it.
+        encrypted: Whether the connection is encrypted; None if there is none.
+        verifies: What libpq verifies: `nothing`, `authority` or `authority and host name`.
         detail: Why it does not work.
     """
 
@@ -45,18 +45,18 @@ class Tls:
     """TLS between this machine and the server.
 
     Attributes:
-        used: Whether the login, as it was asked for, is encrypted; None if none was possible.
-        offered: Whether the server offers it.
+        used: Whether the login with the target's sslmode is encrypted; None if there was none.
+        offered: Whether the server offers TLS.
         protocol: Such as TLSv1.3; None without TLS.
         cipher: The cipher suite.
-        subject: Whom the server's certificate is for.
-        issuer: Who signed it.
-        names: The host names and addresses that it is for.
+        subject: The subject of the server's certificate.
+        issuer: Its issuer.
+        names: Its host names and addresses.
         not_before: UTC.
         expires: UTC.
-        days_left: Until it expires, negative afterwards.
+        days_left: Days until it expires, negative afterwards.
         self_signed: Whether subject and issuer are the same.
-        detail: Why there is no TLS, or why sslmode=prefer makes no use of it.
+        detail: Why there is no TLS, or why sslmode=prefer does not use it.
     """
 
     used: bool | None
@@ -73,7 +73,6 @@ class Tls:
     detail: str = ""
 
     def __str__(self) -> str:
-        """As the table shows it."""
         if not self.offered:
             return f"not offered: {self.detail}"
         lines = [f"{'used' if self.used else 'offered, not used'}: {self.protocol}, {self.cipher}"]
@@ -81,42 +80,39 @@ class Tls:
         if self.expires is not None:
             kind = "self-signed" if self.self_signed else f"signed by {self.issuer}"
             lines.append(f"certificate for {self.subject} ({', '.join(self.names) or 'no names'}), {kind}")
-            left = (
-                f"{self.days_left} days left"
-                if self.days_left is not None and self.days_left >= 0
-                else "EXPIRED"
-            )
+            valid = self.days_left is not None and self.days_left >= 0
+            left = f"{self.days_left} days left" if valid else "EXPIRED"
             lines.append(f"valid until {self.expires:%Y-%m-%d %H:%M} UTC: {left}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Report:
-    """How this client logs in, and what that means for Orthanc.
+class LoginReport:
+    """How this client logs in, and which releases of Orthanc's plugin can do so.
 
     Attributes:
-        role: The role that was examined.
+        role: The role that logs in.
         server: Host and port, or the folder of the socket.
         login: `works`, `password needed` (none was given), or `refused`.
         refusal: The reason, if refused; else empty.
-        method: What the server asks on the connection as it was asked for; a word of pg_hba.conf, also
-            scram-sha-256-plus (with channel binding), `no line` (no line lets this client in; `reject` where a line
-            can be seen that says so), `refused` (for another reason than a line), `trust or peer` and `trust or
-            cert` (it cannot be seen which).
-        before_tls: What it asks in plain text.
-        after_tls: What it asks within TLS; None without TLS.
+        method: The method that the server requires with the target's sslmode, as in pg_hba.conf; also
+            scram-sha-256-plus (with channel binding), `no line` (no line matches this client; `reject` if a
+            visible line rejects it), `refused` (for another reason), `trust or peer` and `trust or cert` (the
+            protocol does not distinguish them).
+        before_tls: The method in plain text.
+        after_tls: The method within TLS; None without TLS.
         tls: Encryption and certificate.
         channel_binding: `used`, `offered` or `not offered`.
-        sslmodes: Each sslmode, tried; empty through a socket, where there is no TLS.
-        stored: Kind of the stored password: scram-sha-256, md5, none; None: not to be seen.
-        password_encryption: Of new passwords of the session that was looked with.
-        valid_until: When the password expires, `never`; None: not to be seen.
-        hba_line: The line that decides: file:number: line; None: not to be seen.
+        sslmodes: The outcome of each sslmode; empty on a UNIX socket, where there is no TLS.
+        stored: Kind of the stored password: scram-sha-256, md5, none; None: hidden from us.
+        password_encryption: The setting in the session that inspected the server.
+        valid_until: When the password expires, `never`; None: hidden from us.
+        hba_line: The line of pg_hba.conf that matches: file:number: line; None: hidden from us.
         libpq: Version of libpq in this program.
         plugins: The verdict for each release.
-        plugin: The release in use, as far as that is known, else the latest one: the one that counts.
+        plugin: The release that decides the exit code: the one in use if known, else the latest.
         remedies: What to do, the best first.
-        notes: What could not be seen, and which right is missing; what else is worth knowing.
+        notes: What is hidden from us and which privilege is missing; other remarks.
     """
 
     role: str
@@ -134,14 +130,14 @@ class Report:
     valid_until: str | None
     hba_line: str | None
     libpq: str
-    plugins: tuple[Plugin, ...] = ()
+    plugins: tuple[PluginVerdict, ...] = ()
     plugin: str = "latest"
     remedies: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
-        """Whether it goes through a socket of the machine."""
+        """Whether the connection is a UNIX socket."""
         return self.server.startswith(("/", "@"))
 
     @property
@@ -156,19 +152,19 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class MethodChanged:
     """What `fix` has changed.
 
     Attributes:
         role: The role.
-        wanted: md5 or scram-sha-256.
+        wanted: The target method, md5 or scram-sha-256.
         stored_before: Kind of the stored password before.
         stored: Kind of the stored password now.
-        method_before: What the server asked before.
-        method: What it asks now; a login with it has worked.
-        hba_line: The line as it is now; None: no line had to be changed.
-        backup: Copy of pg_hba.conf as it was before; None: it was not changed.
-        notes: What was left as it is, and why.
+        method_before: The method that the server required before.
+        method: The method that it requires now; a login with it has worked.
+        hba_line: The changed line of pg_hba.conf; None: no line had to be changed.
+        backup: Copy of pg_hba.conf before the change; None: it was not changed.
+        notes: What was not changed, and why.
     """
 
     role: str

@@ -1,8 +1,9 @@
 """Move one role to md5 or SCRAM: its stored password and the one line of pg_hba.conf that decides for it.
 
-The password stays what it is: the server gets it as a verifier, made here. A line `md5` serves both kinds of stored
-passwords, so it is written before an md5 password is stored, and `scram-sha-256` after a SCRAM one: who knows the new
-method can log in at every moment. A login proves the result; if it fails, everything is put back.
+The password stays the same: the server gets a new verifier, computed here. A line with `md5` accepts both kinds of
+stored passwords, so it is written before an md5 password is stored, and a line with `scram-sha-256` after a SCRAM
+password: a client that knows the new method can log in at any time. A login verifies the result; if it fails,
+everything is rolled back.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password
 
 from pgorthanc_cli import db
-from pgorthanc_cli.authentication import examine, server, verifier
-from pgorthanc_cli.authentication.model import Fixed
-from pgorthanc_cli.authentication.server import value
+from pgorthanc_cli.authentication import examine, server_side
+from pgorthanc_cli.authentication.model import MethodChanged
+from pgorthanc_cli.authentication.server_side import value
+from pgorthanc_cli.db.scram import verifier_matches
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.server import hba, hba_file
 
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 METHODS = {"md5": "md5", "scram": "scram-sha-256"}
 _RELOAD_TIMEOUT_S = 20.0
 _RECONNECT_TRIES = 30
-# A verifier is a secret, too: with that of md5 one can log in. So it stays out of the server's log and statistics.
-_SILENT = {
+# A verifier is a secret, too (one can log in with an md5 verifier): keep it out of the server's log and statistics.
+_UNLOGGED = {
     "client_min_messages": "error",  # the warning of PostgreSQL 18 about md5; psycopg2 may lose a Ctrl-C over a notice
     "log_statement": "none",
     "log_min_duration_statement": "-1",
@@ -40,21 +42,20 @@ _SILENT = {
     "log_transaction_sample_rate": "0",
     "pg_stat_statements.track_utility": "off",
 }
-_BY_HAND = "do the steps by hand: pgorthanc check-auth --fix {} --print"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What has to be done; made by `plan`, shown by `steps`, done by `fix`.
+class MethodPlan:
+    """How to move a role to another method: `plan` makes it, `manual_steps` prints it, `fix` executes it.
 
     Attributes:
         client: The login, as the server sees it.
-        wanted: md5 or scram-sha-256.
-        method: What the server asks now.
-        stored: Kind of the stored password now; None: not to be seen.
-        rule: The line that decides now; None: not to be seen.
+        wanted: The target method, md5 or scram-sha-256.
+        method: The method that the server requires now.
+        stored: Kind of the stored password now; None: hidden from us.
+        rule: The line of pg_hba.conf that matches now; None: hidden from us.
         changes_line: Whether another method has to be written into it.
-        notes: What is left as it is, and why; what could not be seen.
+        notes: What is not changed, and why; what is hidden from us.
     """
 
     client: hba.Client
@@ -66,21 +67,17 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
-    def word(self) -> str:
-        """The wanted method as the command line names it."""
-        return next(word for word, method in METHODS.items() if method == self.wanted)
-
-    @property
     def changes(self) -> list[str]:
-        """What `fix` would do, in few words."""
+        """A summary of what `fix` would do."""
         now = f"now {self.stored}" if self.stored else "the present kind cannot be seen"
-        password = f"the same password of role {self.client.role} is stored as {self.wanted}, {now}"
-        line = f"the method becomes {self.wanted}: {examine.place(self.rule)}" if self.rule else ""
-        return [password, *([line] if line and self.changes_line else []), *self.notes]
+        changes = [f"the same password of role {self.client.role} is stored as {self.wanted}, {now}"]
+        if self.rule and self.changes_line:
+            changes.append(f"the method becomes {self.wanted}: {examine.location(self.rule)}")
+        return [*changes, *self.notes]
 
 
-def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Plan:
-    """What has to be done to move a role; nothing is changed.
+def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> MethodPlan:
+    """Plan how to move a role to another method; nothing is changed.
 
     Args:
         target: The login of the role.
@@ -91,38 +88,42 @@ def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> P
         ConnectError: The server cannot be reached, or the administrator's login is refused.
     """
     target = replace(target, retries=0)
-    found = examine.probe(target)
-    with examine.login_as_asked(target, found) as login, examine.informed(login, admin) as conn:
-        client = examine.hba_client(login, found)
-        seen = server.look(conn, client) if conn else server.Seen()
-        rule, method = seen.rule, METHODS[wanted]
-        needed = rule is None or rule.method != method
-        others = _others_with_md5(conn, rule, client.role) if conn and rule and needed and seen.stored else []
-    keeps = bool(others) and method != "md5"
-    return Plan(
+    answers = examine.probe(target)
+    with (
+        examine.log_in_as_required(target, answers) as login,
+        examine.admin_session(login, admin) as conn,
+    ):
+        client = examine.hba_client(login, answers)
+        server = server_side.inspect(conn, client) if conn else server_side.ServerSide()
+        rule, method = server.rule, METHODS[wanted]
+        changes_line = rule is None or rule.method != method
+        notes = list(server.notes)
+        if conn and rule and server.stored and changes_line and method != "md5":
+            others = _others_with_md5(conn, rule, client.role)
+            if others:
+                changes_line = False
+                notes.append(_why_unchanged(rule, others))
+    return MethodPlan(
         client,
         method,
-        found.answer.method,
-        seen.stored,
+        answers.answer.method,
+        server.stored,
         rule,
-        changes_line=needed and not keeps,
-        notes=(*seen.notes, *([_why_kept(rule, others)] if rule and keeps else [])),
+        changes_line=changes_line,
+        notes=tuple(notes),
     )
 
 
 def _others_with_md5(conn: Connection, rule: hba.Rule, role: str) -> list[str]:
-    """Other roles for which the line may decide, and which SCRAM would lock out."""
-    with db.translate_errors(conn), conn.cursor() as cur:
-        cur.execute(
-            """SELECT rolname FROM pg_catalog.pg_authid
-               WHERE rolcanlogin AND starts_with(rolpassword, 'md5') AND rolname <> %s ORDER BY rolname""",
-            (role,),
-        )
-        names = [name for (name,) in cur.fetchall()]
+    """Return other roles that the line may match and that SCRAM would lock out."""
+    query = """SELECT rolname FROM pg_catalog.pg_authid
+               WHERE rolcanlogin AND starts_with(rolpassword, 'md5') AND rolname <> %s ORDER BY rolname"""
+    with db.translate_errors(conn):
+        names = [name for (name,) in db.rows(conn, query, role)]
     return [name for name in names if hba.is_for(rule, name, hba.groups(conn, name))]
 
 
-def _why_kept(rule: hba.Rule, others: list[str]) -> str:
+def _why_unchanged(rule: hba.Rule, others: list[str]) -> str:
     names = ", ".join([*others[:5], "..."] if len(others) > 5 else others)
     return (
         f"line {rule.line} of pg_hba.conf stays at {rule.method}, which serves both kinds of passwords: it also is for "
@@ -130,9 +131,9 @@ def _why_kept(rule: hba.Rule, others: list[str]) -> str:
     )
 
 
-def steps(planned: Plan) -> list[str]:
-    """The same, for an administrator to do by hand; no password is in it."""
-    role = '"' + planned.client.role.replace('"', '""') + '"'
+def manual_steps(planned: MethodPlan) -> list[str]:
+    """Return the steps of a plan for psql; they hold no password."""
+    role = db.quote_ident(planned.client.role)
     password = [
         f"ALTER ROLE {role} SET password_encryption = '{planned.wanted}';",
         f"SET password_encryption = '{planned.wanted}';",
@@ -150,7 +151,7 @@ def steps(planned: Plan) -> list[str]:
     ]
 
 
-def _line_steps(planned: Plan) -> list[str]:
+def _line_steps(planned: MethodPlan) -> list[str]:
     if not planned.changes_line:
         return []
     client, rule = planned.client, planned.rule
@@ -168,8 +169,8 @@ def _line_steps(planned: Plan) -> list[str]:
     return [*change, "SELECT pg_reload_conf();"]
 
 
-def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Fixed:
-    """Move a role to `md5` or `scram`, prove it with a login, and put everything back if that fails.
+def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> MethodChanged:
+    """Move a role to `md5` or `scram`, verify it with a login, and roll everything back if that fails.
 
     Args:
         target: The login of the role, with its password.
@@ -178,29 +179,29 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Fi
 
     Raises:
         UsageError: No password is known.
-        ConnectError: The server cannot be reached, or the login failed afterwards: everything was put back.
+        ConnectError: The server cannot be reached, or the login failed afterwards: everything was rolled back.
         PgOrthancError: There is no superuser, the password is not that of the role, or the line of pg_hba.conf
             cannot be seen, cannot be reached, or asks for no password. Nothing was changed.
     """
     target = replace(target, retries=0)
     planned = plan(target, wanted, admin=admin)
-    found = examine.probe(target)
+    answers = examine.probe(target)
     with (
-        examine.login_as_asked(target, found) as login,
-        examine.informed(login, admin) as session,
+        examine.log_in_as_required(target, answers) as login,
+        examine.admin_session(login, admin) as session,
     ):
         password = _password(target, login)
         conn, rule = _check_first(session, planned)
         stored = _check_password(conn, planned, password)
         edit = None
-        with _undone_on_failure(conn, admin or target) as undo:
+        with _rollback_on_failure(conn, admin or target) as undo:
             if planned.changes_line and planned.wanted == "md5":
                 edit = _change_line(conn, rule, planned.wanted, undo)
             _set_password(conn, planned, stored, password, undo)
             if planned.changes_line and planned.wanted != "md5":
                 edit = _change_line(conn, rule, planned.wanted, undo)
-            method = _prove(target, planned.wanted)
-    return Fixed(
+            method = _verify_login(target, planned.wanted)
+    return MethodChanged(
         role=planned.client.role,
         wanted=planned.wanted,
         stored_before=planned.stored,
@@ -213,15 +214,13 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Fi
     )
 
 
-# Before anything is changed
-
-
-def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hba.Rule]:
-    """Make sure that everything is known and within reach."""
-    role, by_hand = planned.client.role, _BY_HAND.format(planned.word)
-    if conn is None or not value(
-        conn, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
-    ):
+def _check_first(conn: Connection | None, planned: MethodPlan) -> tuple[Connection, hba.Rule]:
+    """Check that a plan can be executed, before anything is changed; return the superuser's session and the line."""
+    role = planned.client.role
+    option = next(option for option, method in METHODS.items() if method == planned.wanted)
+    by_hand = f"do the steps by hand: pgorthanc check-auth --fix {option} --print"
+    is_superuser = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
+    if conn is None or not value(conn, is_superuser):
         raise PgOrthancError(
             f"moving role {role} to {planned.wanted} takes a superuser's login",
             f"name it with --admin; or {by_hand}",
@@ -235,12 +234,12 @@ def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hb
     if rule.method not in METHODS.values():
         raise PgOrthancError(
             f"the line that decides for role {role} has the method {rule.method}, wanted md5 or scram-sha-256: "
-            f"{examine.place(rule)}",
+            f"{examine.location(rule)}",
             f"put a line with {planned.wanted} for this role above it; then SELECT pg_reload_conf()",
         )
-    if not server.explains(rule, planned.method):
+    if not server_side.explains(rule, planned.method):
         raise PgOrthancError(
-            f"who answers asks for {planned.method}, which is not what {examine.place(rule)} says",
+            f"who answers asks for {planned.method}, which is not what {examine.location(rule)} says",
             "if a pooler stands between, connect to the server itself",
         )
     if planned.changes_line:
@@ -249,9 +248,9 @@ def _check_first(conn: Connection | None, planned: Plan) -> tuple[Connection, hb
 
 
 def _check_file(conn: Connection, rule: hba.Rule, by_hand: str) -> None:
-    """Make sure that the file here is the server's own, and that a reload brings nothing else."""
+    """Check that the file on this machine is the server's, and that a reload changes nothing else."""
     broken = hba.errors(conn)
-    if broken or server.has_unloaded_rules(conn):
+    if broken or server_side.has_unloaded_rules(conn):
         raise PgOrthancError(
             f"{rule.file} {'has errors: ' + '; '.join(broken) if broken else 'was changed, and is not loaded yet'}",
             "look at it, and load it: SELECT pg_reload_conf(); then run it again",
@@ -275,9 +274,9 @@ def _check_file(conn: Connection, rule: hba.Rule, by_hand: str) -> None:
 
 
 def _password(target: db.Target, login: examine.Login) -> str:
-    """The one that the login has used, or would use."""
-    known = login.conn.info.password if login.conn else ""
-    password = known or db.effective_parameters(target).get("password", "")
+    """Return the password that the login has used, or would use."""
+    used = login.conn.info.password if login.conn else ""
+    password = used or db.effective_parameters(target).get("password", "")
     if not password:
         raise UsageError(
             "the password of the role has to be set again, and none is given",
@@ -286,11 +285,11 @@ def _password(target: db.Target, login: examine.Login) -> str:
     return password
 
 
-def _check_password(conn: Connection, planned: Plan, password: str) -> str | None:
-    """What is stored for the role, made of this password: it would be a change of the password otherwise."""
+def _check_password(conn: Connection, planned: MethodPlan, password: str) -> str | None:
+    """Return the stored verifier of the role, after checking that it is one of this password."""
     role = planned.client.role
     stored: str | None = value(conn, "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s", role)
-    if stored and not verifier.matches(stored, role, password):
+    if stored and not verifier_matches(stored, role, password):
         raise PgOrthancError(
             f"the password given is not that of role {role}; nothing was changed",
             "give the password that Orthanc uses, or change it first; -v tells where each value came from",
@@ -298,15 +297,12 @@ def _check_password(conn: Connection, planned: Plan, password: str) -> str | Non
     return stored
 
 
-# Changes, each with the way back
-
-
 _Undo = list[Callable[["Connection"], object]]
 
 
 @contextmanager
-def _undone_on_failure(conn: Connection, superuser: db.Target) -> Iterator[_Undo]:
-    """What the block puts on the list is called if it fails, the last first, with a new session if this one is lost."""
+def _rollback_on_failure(conn: Connection, superuser: db.Target) -> Iterator[_Undo]:
+    """Yield a list for undo steps; if the block fails they run, the last first."""
     undo: _Undo = []
     try:
         yield undo
@@ -328,6 +324,7 @@ def _undone_on_failure(conn: Connection, superuser: db.Target) -> Iterator[_Undo
 def _undo(undo: _Undo, conn: Connection, superuser: db.Target) -> None:
     with ExitStack() as stack:
         if conn.closed and undo:
+            # The session is lost, such as by a restart of the server: a new one rolls back.
             patient = replace(superuser, retries=_RECONNECT_TRIES, retry_interval_s=1)
             conn = stack.enter_context(db.session(patient, autocommit=True, need_schema=False))
         for step in undo:
@@ -337,7 +334,7 @@ def _undo(undo: _Undo, conn: Connection, superuser: db.Target) -> None:
 def _change_line(conn: Connection, rule: hba.Rule, method: str, undo: _Undo) -> hba_file.Edit:
     edit = hba_file.set_method(Path(rule.file), rule, method)
     undo.append(lambda conn: _put_line_back(conn, edit))
-    if hba.errors(conn) or (rule.line, method) not in {(seen.line, seen.method) for seen in hba.rules(conn)}:
+    if hba.errors(conn) or (rule.line, method) not in {(each.line, each.method) for each in hba.rules(conn)}:
         raise PgOrthancError(
             f"the server does not see {edit.path}:{edit.line} as it was written: {edit.after}"
         )
@@ -351,7 +348,8 @@ def _put_line_back(conn: Connection, edit: hba_file.Edit) -> None:
 
 
 def _reload(conn: Connection) -> None:
-    """Have the server load pg_hba.conf, and wait: new connections come after the session has heard of it."""
+    """Have the server load pg_hba.conf, and wait until it has."""
+    # This session learns of the reload no earlier than the postmaster, which decides about new connections.
     before = value(conn, "SELECT pg_conf_load_time()")
     value(conn, "SELECT pg_reload_conf()")
     deadline = time.monotonic() + _RELOAD_TIMEOUT_S
@@ -361,8 +359,10 @@ def _reload(conn: Connection) -> None:
         time.sleep(0.02)
 
 
-def _set_password(conn: Connection, planned: Plan, stored: str | None, password: str, undo: _Undo) -> None:
-    """Store the password in the other kind, and have later ones of this role stored so, too."""
+def _set_password(
+    conn: Connection, planned: MethodPlan, stored: str | None, password: str, undo: _Undo
+) -> None:
+    """Store the password in the target's kind, and make that the default for later passwords of this role."""
     role = planned.client.role
     setting = value(
         conn,
@@ -379,7 +379,7 @@ def _set_password(conn: Connection, planned: Plan, stored: str | None, password:
 
 
 def _store(conn: Connection, role: str, stored: str | None, encryption: str | None) -> None:
-    with _silent_transaction(conn) as cur:
+    with _unlogged_transaction(conn) as cur:
         alter = sql.SQL("ALTER ROLE {} ").format(sql.Identifier(role))
         cur.execute(alter + sql.SQL("PASSWORD %s"), (stored,))
         if encryption is None:
@@ -389,11 +389,11 @@ def _store(conn: Connection, role: str, stored: str | None, encryption: str | No
 
 
 @contextmanager
-def _silent_transaction(conn: Connection) -> Iterator[Cursor]:
+def _unlogged_transaction(conn: Connection) -> Iterator[Cursor]:
     with db.translate_errors(conn), conn.cursor() as cur:
         cur.execute("BEGIN")
         try:
-            for setting in _SILENT.items():
+            for setting in _UNLOGGED.items():
                 cur.execute("SELECT set_config(%s, %s, true)", setting)
             yield cur
             cur.execute("COMMIT")
@@ -403,15 +403,15 @@ def _silent_transaction(conn: Connection) -> Iterator[Cursor]:
             raise
 
 
-def _prove(target: db.Target, wanted: str) -> str:
-    """Log in, by the wanted method and by no other; the method as the server has asked for it.
+def _verify_login(target: db.Target, wanted: str) -> str:
+    """Log in by the target method and no other, and return the method that the server required.
 
     Raises:
         ConnectError: The login fails.
     """
-    found = examine.probe(target)
-    method = found.answer.method
-    with examine.login_as_asked(target, found) as login:
+    answers = examine.probe(target)
+    method = answers.answer.method
+    with examine.log_in_as_required(target, answers) as login:
         if login.error:
             raise ConnectError(f"the login failed after the change: {login.error.message}", login.error.hint)
     if method.removesuffix("-plus") != wanted:

@@ -1,7 +1,7 @@
-"""What a way to log in means for each release of Orthanc's plugin, and what to do about it.
+"""Which releases of Orthanc's plugin can log in by a method, and what to do about it.
 
 The releases up to 3.2 carry libpq 9.6, which knows neither SCRAM nor channel binding (PostgreSQL 10 and 11
-brought them) and says `authentication method 10 not supported`.
+brought them) and reports `authentication method 10 not supported`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pgorthanc_cli.authentication.model import Plugin, Report
-from pgorthanc_cli.authentication.server import Seen, explains
+from pgorthanc_cli.authentication.model import LoginReport, PluginVerdict
+from pgorthanc_cli.authentication.server_side import ServerSide, explains
+from pgorthanc_cli.db import quote_ident
 from pgorthanc_cli.errors import UsageError
 
 _SCRAM_SINCE = (3, 3)
-_TOLD_DAYS = 30  # before a certificate expires
+_EXPIRES_SOON_DAYS = 30
 _REFUSALS = ("reject", "no line", "refused")
 _PASSWORDS = ("password", "md5", "scram-sha-256", "scram-sha-256-plus")
 _LOOPBACK = ("127.", "::1:", "localhost:")
@@ -38,10 +39,10 @@ _ALL = (Release("up to 3.2", knows_scram=False), Release("3.3 and later", knows_
 
 
 def releases(plugin: str | None) -> tuple[Release, ...]:
-    """All releases, or the one that is asked for.
+    """Return all releases, or the one given.
 
     Raises:
-        UsageError: It is none, such as `new`.
+        UsageError: It is not a release, such as `new`.
     """
     if plugin is None:
         return _ALL
@@ -54,23 +55,23 @@ def releases(plugin: str | None) -> tuple[Release, ...]:
 
 
 def stored_by(method: str) -> str | None:
-    """The kind of the stored password that a login with a password proves; the method `password` proves none."""
-    plain = method.removesuffix("-plus")
+    """Return the kind of the stored password that a successful login proves, None if it proves none."""
+    plain = method.removesuffix("-plus")  # the method `password` works with both kinds
     return plain if plain in ("md5", "scram-sha-256") else None
 
 
-def judged(report: Report, seen: Seen, hint: str | None, of: Sequence[Release]) -> Report:
-    """The report with its verdict; `hint` says what to do about a refused login."""
+def judged(report: LoginReport, server: ServerSide, hint: str | None, of: Sequence[Release]) -> LoginReport:
+    """Return the report with verdicts, remedies and notes; `hint` is that of a refused login."""
     return replace(
         report,
-        plugins=tuple(Plugin(release.name, *_judge(release, report)) for release in of),
+        plugins=tuple(PluginVerdict(release.name, *_judge(release, report)) for release in of),
         plugin=of[0].name if len(of) == 1 else "latest",
-        remedies=tuple(_remedies(report, seen, hint, of)),
-        notes=(*_notes(report, seen, of), *seen.notes),
+        remedies=tuple(_remedies(report, server, hint, of)),
+        notes=(*_notes(report, server, of), *server.notes),
     )
 
 
-def _judge(release: Release, report: Report) -> tuple[bool | None, str]:
+def _judge(release: Release, report: LoginReport) -> tuple[bool | None, str]:
     if report.method in _REFUSALS:
         return False, f"the server refuses this client: {report.refusal}"
     if report.method.startswith("scram") and not release.knows_scram:
@@ -84,8 +85,8 @@ def _judge(release: Release, report: Report) -> tuple[bool | None, str]:
     return True, "; ".join([f"knows {report.method.removesuffix('-plus')}", *_needs(report)])
 
 
-def _needs(report: Report) -> Iterator[str]:
-    """What has to stand in Orthanc's configuration for it."""
+def _needs(report: LoginReport) -> Iterator[str]:
+    """Yield what Orthanc's configuration needs."""
     if report.method in ("cert", "trust or cert"):
         yield "needs ConnectionUri with sslcert and sslkey"
     elif report.before_tls in _REFUSALS and report.after_tls not in (*_REFUSALS, None):
@@ -94,8 +95,10 @@ def _needs(report: Report) -> Iterator[str]:
         yield 'the server wants no TLS here: "EnableSsl": false'
 
 
-def _remedies(report: Report, seen: Seen, hint: str | None, of: Sequence[Release]) -> Iterator[str]:
-    yield from _ways_in(report, seen, hint)
+def _remedies(
+    report: LoginReport, server: ServerSide, hint: str | None, of: Sequence[Release]
+) -> Iterator[str]:
+    yield from _login_remedies(report, server, hint)
     works = report.login == "works"
     if works and report.method.startswith("scram") and not of[-1].knows_scram:
         yield "upgrade the plugin to 3.3 or later: it knows SCRAM, and nothing else has to change"
@@ -119,21 +122,21 @@ def _remedies(report: Report, seen: Seen, hint: str | None, of: Sequence[Release
     yield from _tls_remedies(report)
 
 
-def _ways_in(report: Report, seen: Seen, hint: str | None) -> Iterator[str]:
-    """For a login that does not work: what is plainly wrong, then what libpq's text suggests."""
+def _login_remedies(report: LoginReport, server: ServerSide, hint: str | None) -> Iterator[str]:
+    """Yield remedies for a login that fails: problems seen on the server, then the hint of the error."""
     if report.login == "works":
         return
-    role = '"' + report.role.replace('"', '""') + '"'
-    if seen.expired:
+    role = quote_ident(report.role)
+    if server.expired:
         yield (
             f"the password has expired ({report.valid_until}); as administrator: "
             f"ALTER ROLE {role} VALID UNTIL 'infinity'"
         )
-    if not seen.role_exists:
+    if not server.role_exists:
         yield f"there is no such role; as administrator: CREATE ROLE {role} LOGIN; then in psql: \\password {role}"
     elif report.method in _PASSWORDS and report.stored == "none":
         yield f"the role has no password; as administrator, in psql: \\password {role}"
-    if report.stored == "md5" and seen.rule and seen.rule.method == "scram-sha-256":
+    if report.stored == "md5" and server.rule and server.rule.method == "scram-sha-256":
         yield (
             "pg_hba.conf wants SCRAM, and the stored password is md5: run pgorthanc check-auth --fix scram, which "
             "sets the same password again (or --fix md5 for a plugin up to 3.2)"
@@ -142,22 +145,22 @@ def _ways_in(report: Report, seen: Seen, hint: str | None) -> Iterator[str]:
         yield hint
 
 
-def _tls_remedies(report: Report) -> Iterator[str]:
+def _tls_remedies(report: LoginReport) -> Iterator[str]:
     tls = report.tls
     if tls.offered and tls.used is False and not report.server.startswith(_LOOPBACK):
         yield (
             "nothing is encrypted although the server offers TLS: use ConnectionUri with sslmode=verify-full and "
             'sslrootcert, or at least "EnableSsl": true'
         )
-    if tls.days_left is not None and tls.days_left < _TOLD_DAYS:
+    if tls.days_left is not None and tls.days_left < _EXPIRES_SOON_DAYS:
         what = "has expired" if tls.days_left < 0 else f"expires in {tls.days_left} days"
         yield f"the server's certificate {what}: have it renewed, then SELECT pg_reload_conf()"
 
 
-def _notes(report: Report, seen: Seen, of: Sequence[Release]) -> Iterator[str]:
-    if seen.rule and not explains(seen.rule, report.method):
+def _notes(report: LoginReport, server: ServerSide, of: Sequence[Release]) -> Iterator[str]:
+    if server.rule and not explains(server.rule, report.method):
         yield (
-            f"line {seen.rule.line} of pg_hba.conf does not explain why {report.method} is asked: a pooler stands "
+            f"line {server.rule.line} of pg_hba.conf does not explain why {report.method} is asked: a pooler stands "
             "between, or the server works with an older file"
         )
     if report.tls.offered:
@@ -171,13 +174,13 @@ def _notes(report: Report, seen: Seen, of: Sequence[Release]) -> Iterator[str]:
             for old in of
             if not old.knows_scram
         )
-    if seen.looker is None:
+    if server.viewer is None:
         yield (
             "without a login nothing is known of the stored password and pg_hba.conf; --admin names another login "
             "that may see them"
         )
         return
     if report.stored is None:
-        yield f"the kind of the stored password is hidden from role {seen.looker}: it takes a superuser (--admin)"
-    if not seen.sees_rules:
-        yield f"pg_hba.conf is hidden from role {seen.looker}: it takes a superuser (--admin)"
+        yield f"the kind of the stored password is hidden from role {server.viewer}: it takes a superuser (--admin)"
+    if not server.sees_rules:
+        yield f"pg_hba.conf is hidden from role {server.viewer}: it takes a superuser (--admin)"

@@ -12,7 +12,7 @@ from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import ConnectError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.authentication import Report
+    from pgorthanc_cli.authentication import LoginReport
     from pgorthanc_cli.config import Resolved
     from pgorthanc_cli.db import Target
 
@@ -110,14 +110,14 @@ def _fix(call: Call, target: Target, method: str, admin: Target | None, *, print
 
     planned = authentication.plan(target, method, admin=admin)
     if printed:
-        output.text("\n".join(authentication.steps(planned)))
+        output.text("\n".join(authentication.manual_steps(planned)))
         return
     role = planned.client.role
     upgrade_options.confirm(f"Move role {role} to {planned.wanted}?", planned.changes, yes=yes, needed=True)
     call.emit(authentication.fix(target, method, admin=admin))
 
 
-def _nagios(call: Call, report: Report) -> NoReturn:
+def _nagios(call: Call, report: LoginReport) -> NoReturn:
     days = report.tls.days_left
     figures = {} if days is None else {"certificate_days": f"{days};{_WARN_DAYS}:;0:"}
     said = f"role {report.role} logs in by {report.method}"

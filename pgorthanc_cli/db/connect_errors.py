@@ -1,9 +1,9 @@
-"""Why a connection failed: one clear error, with what to do about it.
+"""Why a connection failed: one clear error with a hint.
 
-psycopg2 carries no SQLSTATE when a connection fails, only libpq's text. What libpq itself says in it is English
-whatever the locale, because Python leaves LC_MESSAGES at "C"; `_Cause.pattern` recognises that. What the server says
-follows its own lc_messages, which nothing can change before the login. So the server is asked once more over the
-start-up protocol (`wire`), for the SQLSTATE and the routine that refused: `_Cause.states`.
+psycopg2 has no SQLSTATE for a failed connection, only libpq's text. libpq's own messages in it are always English,
+because Python leaves LC_MESSAGES at "C"; `_Cause.pattern` matches them. The server's messages follow its lc_messages,
+which nothing can change before the login. So we connect once more with the start-up protocol (`wire`), for the
+SQLSTATE and the routine that refused: `_Cause.states`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pgorthanc_cli.db import wire
+from pgorthanc_cli.db import transport, wire
+from pgorthanc_cli.db.safe_session import quote_ident
+from pgorthanc_cli.db.transport import Client
 from pgorthanc_cli.errors import ConnectError
 
 Resolve = Callable[[Mapping[str, str]], Mapping[str, str]]
@@ -24,7 +26,7 @@ class PasswordRequired(ConnectError):
 
 
 class MissingDatabase(ConnectError):
-    """The server is there and lets us in, but has no database of that name."""
+    """The server accepts the login, but has no database of that name."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,19 @@ class _Cause:
     """A reason for a failed connection.
 
     Attributes:
-        summary: What the user reads first, before libpq's own text.
-        hint: What to do; `{role}` and `{database}` are those of the connection, as SQL writes them.
-        pattern: What libpq's own text says then.
-        states: The SQLSTATEs (or their classes) with which the server refuses then, where it matters with the
-            routine that refused.
-        heals: Whether the same call may succeed in a few seconds, without any action.
-        error: The class raised.
+        summary: The beginning of the error message, before libpq's own text.
+        hint: What to do; `{role}` and `{database}` are those of the connection, quoted for SQL.
+        pattern: Matches libpq's own text.
+        states: The server's SQLSTATEs or their classes, with the routine that refused if that matters.
+        transient: Whether the same call may succeed in a few seconds, without any action.
+        error: The class to raise.
     """
 
     summary: str
     hint: str
     pattern: str = ""
     states: tuple[str, ...] = ()
-    heals: bool = False
+    transient: bool = False
     error: type[ConnectError] = ConnectError
 
 
@@ -72,7 +73,7 @@ _REFUSES_CLIENT = _Cause(
     "the server refuses this client",
     "the administrator adds or changes the line for this client, role and database in pg_hba.conf",
 )
-_UNTOLD = _Cause(
+_LOGIN_REFUSED = _Cause(
     "login refused",
     "check the password of role {role}, that the role exists and may log in, and that the database exists; "
     "-v tells where each value came from",
@@ -80,11 +81,11 @@ _UNTOLD = _Cause(
 _GONE = _Cause(
     "the server refused a moment ago, and no longer does",
     "run the same command again",
-    heals=True,
+    transient=True,
 )
 
-# The first one that fits any part of the text counts. With several hosts a permanent reason goes before one that
-# heals: a wrong password is not tried again because another host was down. A read-only server comes last: the
+# The first one that fits any part of the text counts. With several hosts a permanent reason goes before a
+# transient one: a wrong password is not tried again because another host was down. A read-only server comes last: the
 # writable one may be starting.
 _CAUSES = (
     _Cause(
@@ -148,7 +149,7 @@ _CAUSES = (
         r"authentication method .* not supported|SCRAM authentication requires"
         r"|authentication method requirement|channel binding (?:is )?required",
     ),
-    _UNTOLD,
+    _LOGIN_REFUSED,
     _Cause(
         "the server refuses a parameter of the connection",
         "check options and client_encoding of the connection, and ALTER ROLE {role} SET ...; "
@@ -187,35 +188,35 @@ _CAUSES = (
         "the server cannot be reached",
         "the name service does not answer: try again, or give an address with --host",
         r"Temporary failure in name resolution",
-        heals=True,
+        transient=True,
     ),
     _Cause("unknown host", "check --host; -v tells where it came from", r"could not translate host name"),
     _Cause(
         "the server is not ready",
         "wait until it has started; a standby answers so for ever while hot_standby is off",
         states=("57P03", "57P01", "57P02"),
-        heals=True,
+        transient=True,
     ),
     _Cause(
         "the server has too many connections",
         "close some, or raise max_connections or the limit of the role or database (CONNECTION LIMIT); "
         "an Orthanc holds up to IndexConnectionsCount of them",
         states=("53300",),
-        heals=True,
+        transient=True,
     ),
     _GONE,
     _Cause(
         "the server does not answer",
         "check --host and --port, and the firewalls on the way",
         r"timeout expired|timed out",
-        heals=True,
+        transient=True,
     ),
     _Cause(
         "the server cannot be reached",
         "check --host and --port, and that the server runs and listens there (listen_addresses)",
         r"Connection refused|No such file or directory|No route to host|Network is (?:unreachable|down)"
         r"|Host is down|closed the connection unexpectedly|Connection reset by peer",
-        heals=True,
+        transient=True,
     ),
     _Cause(
         "the server is a standby or read-only, and the DSN asks for one that can be written to",
@@ -230,8 +231,8 @@ _CAUSES = (
 )  # fmt: skip
 _OTHER = _Cause("the connection failed", "-v tells where each value of the connection came from")
 
-# How libpq begins to speak of a server, and how the server's own words begin: severity, colon, two blanks.
-_PLACE = re.compile(
+# How libpq introduces an attempt, and how a message of the server begins: severity, colon, two blanks.
+_ENDPOINT = re.compile(
     r'connection to server (?:at "(?P<host>[^"]*)"(?: \((?P<address>[^)]*)\))?, port (?P<port>\d+)'
     r'|on socket "(?P<socket>[^"]*)") failed: '
 )
@@ -240,64 +241,70 @@ _VERIFY_EXPIRED, _VERIFY_NOT_YET_VALID = 10, 9  # X509_V_ERR_CERT_HAS_EXPIRED, X
 
 
 def explain(text: str, resolve: Resolve) -> tuple[ConnectError, bool]:
-    """Return the error to raise for a failed connection, and whether it may heal by itself.
+    """Return the error to raise for a failed connection, and whether its cause is transient.
 
     Args:
-        text: What libpq says.
-        resolve: Gives libpq's effective parameters when some are replaced by others, see `db.effective_parameters`.
+        text: libpq's text.
+        resolve: Returns libpq's effective parameters with some replaced, see `db.effective_parameters`.
     """
     attempts = list(_attempts(text))
     causes: list[tuple[_Cause, Mapping[str, str]]] = [
         (cause, {})
-        for words, place in attempts
+        for message, _ in attempts
         for cause in _CAUSES
-        if cause.pattern and not _BY_SERVER.match(words) and re.search(cause.pattern, words)
+        if cause.pattern and not _BY_SERVER.match(message) and re.search(cause.pattern, message)
     ]
-    refused = [place for words, place in attempts if _BY_SERVER.match(words)]
-    for place in {tuple(sorted(place.items())): place for place in refused}.values():
-        causes.extend(_asked(resolve, place, again=refused.count(place) > 1))
-    cause, parameters = min(causes, key=lambda found: _CAUSES.index(found[0]), default=(_OTHER, {}))
-    names = {
-        key: _quoted(parameters.get(name, "")) for key, name in {"role": "user", "database": "dbname"}.items()
-    }
-    summary, hint = cause.summary, cause.hint.format_map(names)
+    refused = [endpoint for message, endpoint in attempts if _BY_SERVER.match(message)]
+    for endpoint in {tuple(sorted(endpoint.items())): endpoint for endpoint in refused}.values():
+        causes.extend(_causes_of_refusal(resolve, endpoint, again=refused.count(endpoint) > 1))
+    cause, parameters = min(causes, key=lambda each: _CAUSES.index(each[0]), default=(_OTHER, {}))
+    summary = cause.summary
+    hint = cause.hint.format(
+        role=quote_ident(parameters.get("user", "")),
+        database=quote_ident(parameters.get("dbname", "")),
+    )
     if cause is _CERTIFICATE:
         summary, hint = _certificate_reason(attempts, resolve, hint)
-    return cause.error(f"{summary}: {_one_line(text)}", hint), cause.heals
+    return cause.error(f"{summary}: {_one_line(text)}", hint), cause.transient
 
 
 def _attempts(text: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """What libpq says of each attempt, and the parameters that lead to the same place again."""
-    places = list(_PLACE.finditer(text))
-    if not places:
+    """Split libpq's text into the message of each attempt and the parameters of its endpoint."""
+    matches = list(_ENDPOINT.finditer(text))
+    if not matches:
         yield text, {}
         return
-    for place, following in zip(places, [*places[1:], None], strict=True):
-        words = text[place.end() : following.start() if following else None]
-        if place["socket"]:
-            folder, _, port = place["socket"].rpartition("/.s.PGSQL.")
-            yield words, {"host": folder, "hostaddr": "", "port": port}
+    for match, following in zip(matches, [*matches[1:], None], strict=True):
+        message = text[match.end() : following.start() if following else None]
+        if match["socket"]:
+            folder, _, port = match["socket"].rpartition("/.s.PGSQL.")
+            yield message, {"host": folder, "hostaddr": "", "port": port}
         else:
-            yield words, {"host": place["host"], "hostaddr": place["address"] or "", "port": place["port"]}
+            address = match["address"] or ""
+            yield message, {"host": match["host"], "hostaddr": address, "port": match["port"]}
 
 
-def _asked(
-    resolve: Resolve, place: Mapping[str, str], *, again: bool
+def _causes_of_refusal(
+    resolve: Resolve, endpoint: Mapping[str, str], *, again: bool
 ) -> Iterator[tuple[_Cause, Mapping[str, str]]]:
-    """Why the server at a place refuses; `again`: libpq has tried it with TLS and without."""
+    """Yield why the server at an endpoint refuses; `again`: libpq has tried it with TLS and without."""
     try:
-        parameters = resolve(place)
-        who = wire.client(parameters)
+        parameters = resolve(endpoint)
+        client = Client.of(parameters)
     except ConnectError:
         yield _GONE, {}
         return
-    for tls in _encryptions(parameters, who)[: 2 if again else None]:
+    # libpq's order of TLS (True) and plain text
+    orders = {"disable": [False], "allow": [False, True], "prefer": [True, False]}
+    order = [False] if client.is_local else orders.get(parameters.get("sslmode", "prefer"), [True])
+    for tls in order:
         try:
-            refusal = wire.log_in(who, wire.context(who, parameters) if tls else None)
-        except wire.NoTls:
+            context = transport.libpq_context(client, parameters) if tls else None
+            refusal = wire.log_in(client, context)
+        except transport.TlsUnavailable:
             continue
-        except wire.Unknown:
-            yield _UNTOLD, parameters
+        except wire.CannotLogIn:
+            yield _LOGIN_REFUSED, parameters
             return
         except OSError:
             yield _GONE, parameters
@@ -305,51 +312,38 @@ def _asked(
         if refusal is None:
             yield _GONE, parameters
             return
-        yield _cause(refusal, who, tls=tls), parameters
+        yield _cause(refusal, client, tls=tls), parameters
         if refusal.sqlstate == "28P01" or not again:
             return  # the password is wrong in any case, and each try may count
 
 
-def _encryptions(parameters: Mapping[str, str], who: wire.Client) -> list[bool]:
-    """In which order libpq tries TLS (True) and plain text."""
-    orders = {"disable": [False], "allow": [False, True], "prefer": [True, False]}
-    return [False] if who.is_local else orders.get(parameters.get("sslmode", "prefer"), [True])
-
-
-def _cause(refusal: wire.Refusal, who: wire.Client, *, tls: bool) -> _Cause:
-    """The cause that a refusal stands for."""
+def _cause(refusal: wire.Refusal, client: Client, *, tls: bool) -> _Cause:
     state = f"{refusal.sqlstate} {refusal.routine}"
     if state == f"28000 {wire.BY_HBA}":
-        if not wire.names_client(refusal, who):
+        if not wire.names_client(refusal, client):
             return _CLIENT_CERTIFICATE
-        other = _REFUSES_CLIENT if who.is_local else _NEEDS_PLAIN if tls else _NEEDS_TLS
-        return other if not who.is_local and _is_welcome(who, tls=not tls) else _REFUSES_CLIENT
-    for wanted in (state, refusal.sqlstate, refusal.sqlstate[:2]):
-        found = next((cause for cause in _CAUSES if wanted in cause.states), None)
-        if found:
-            return found
-    return _UNTOLD if refusal.sqlstate.startswith("28") else _OTHER
+        if client.is_local or not _may_try(client, tls=not tls):
+            return _REFUSES_CLIENT
+        return _NEEDS_PLAIN if tls else _NEEDS_TLS
+    for key in (state, refusal.sqlstate, refusal.sqlstate[:2]):
+        matches = [cause for cause in _CAUSES if key in cause.states]
+        if matches:
+            return matches[0]
+    return _LOGIN_REFUSED if refusal.sqlstate.startswith("28") else _OTHER
 
 
-def _is_welcome(who: wire.Client, *, tls: bool) -> bool:
-    """Whether the server lets this client try to log in with or without TLS."""
+def _may_try(client: Client, *, tls: bool) -> bool:
+    """Return whether the server lets this client try to log in, with TLS or without."""
     try:
-        answer = wire.ask(who, tls=tls)
-    except (wire.NoTls, OSError):
+        answer = wire.first_answer(client, tls=tls)
+    except (transport.TlsUnavailable, OSError):
         return False
     return answer.method not in ("no line", "refused")
 
 
-def _quoted(name: str) -> str:
-    """As SQL writes an identifier."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _one_line(text: str) -> str:
-    """The text without libpq's own hints, which are indented; each line once (several addresses or TLS modes).
-
-    The text is empty where psycopg2 cannot decode a translated message in another encoding.
-    """
+    """Return libpq's text without its hints, which are indented, and each line once."""
+    # Lines repeat for several addresses or TLS modes. psycopg2 leaves the text empty if it cannot decode it.
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\t")]
     return "; ".join(dict.fromkeys(lines)) or "the server's words cannot be shown, they are not UTF-8"
 
@@ -357,12 +351,11 @@ def _one_line(text: str) -> str:
 def _certificate_reason(
     attempts: list[tuple[str, dict[str, str]]], resolve: Resolve, hint: str
 ) -> tuple[str, str]:
-    """What exactly is wrong with the certificate, which libpq does not say: asked with Python's own TLS."""
-    place = next((place for words, place in reversed(attempts) if not _BY_SERVER.match(words)), {})
+    """Return summary and hint for a certificate that fails verification; libpq does not say why, Python does."""
+    failed = [endpoint for message, endpoint in attempts if not _BY_SERVER.match(message)]
     try:
-        parameters = resolve(place)
-        who = wire.client(parameters)
-        wire.verify(who, parameters)
+        parameters = resolve(failed[-1] if failed else {})
+        transport.verify_certificate(Client.of(parameters), parameters)
     except ssl.SSLCertVerificationError as error:
         if error.verify_code == _VERIFY_EXPIRED:
             return (
@@ -375,6 +368,6 @@ def _certificate_reason(
                 "compare the clocks of this machine and the server",
             )
         return f"{_CERTIFICATE.summary} ({error.verify_message})", hint
-    except (OSError, ConnectError, wire.NoTls):
-        pass  # the plain reason must do
+    except (OSError, ConnectError, transport.TlsUnavailable):
+        pass  # then libpq's own reason must do
     return _CERTIFICATE.summary, hint

@@ -12,7 +12,7 @@ from psycopg2 import sql
 from psycopg2.extensions import encrypt_password, make_dsn
 
 from pgorthanc_cli import db
-from pgorthanc_cli.authentication import verifier
+from pgorthanc_cli.db.scram import verifier_matches
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, UsageError
 from pgorthanc_cli.replication import password, upstream
 from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, plan
@@ -308,7 +308,7 @@ def _test_login(conn: Connection, target: db.Target, role: str, secret: str, aft
         query = "SELECT rolpassword FROM pg_catalog.pg_authid WHERE rolname = %s"
         stored = db.value(conn, query, role) or ""
         tried = asks_for_password(host, conn.info.port, role)
-        if (tried or _requires_password(after)) and not verifier.matches(stored, role, secret):
+        if (tried or _requires_password(after)) and not verifier_matches(stored, role, secret):
             raise PgOrthancError(
                 f"role {role} cannot log in: {error.message}",
                 "the password was changed elsewhere: give the role a new one with --new-password",

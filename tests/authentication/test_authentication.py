@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import authentication, cli, db
-from pgorthanc_cli.authentication import verifier
+from pgorthanc_cli.db.scram import verifier_matches
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from tests.support import auth_servers
 from tests.support.auth_servers import HBA, PASSWORD, SERVERS, admin, load, target
@@ -277,8 +277,8 @@ def test_a_password_is_recognised_by_what_the_server_stores(server: Server, kind
         "CREATE ROLE some_role PASSWORD '{}'".format(password.replace("'", "''")),
         "SELECT rolpassword FROM pg_authid WHERE rolname = 'some_role'",
     )
-    assert verifier.matches(stored, "some_role", password)
-    assert not verifier.matches(stored, "some_role", password + "x")
+    assert verifier_matches(stored, "some_role", password)
+    assert not verifier_matches(stored, "some_role", password + "x")
 
 
 # The command

@@ -209,14 +209,16 @@ def test_an_odd_name(server: Server) -> None:
     odd = db.Target(make_dsn(login(server, "x").dsn, user=name))
     try:
         assert authentication.fix(odd, "md5", admin=admin(server)).method == "md5"
-        steps = authentication.steps(authentication.plan(odd, "scram", admin=admin(server)))
+        steps = authentication.manual_steps(authentication.plan(odd, "scram", admin=admin(server)))
         assert '\\password "or""th anc"' in steps
     finally:
         server.sql('DROP ROLE "or""th anc"')
 
 
 def test_the_steps_open_no_line_that_is_closed(server: Server) -> None:
-    steps = authentication.steps(authentication.plan(login(server, "reject"), "scram", admin=admin(server)))
+    steps = authentication.manual_steps(
+        authentication.plan(login(server, "reject"), "scram", admin=admin(server))
+    )
     [line] = [step for step in steps if "needs a line" in step]
     assert ", above line 6, which says reject, that is for role reject_role," in line
 
@@ -227,7 +229,7 @@ def test_the_steps_by_hand(server: Server, wanted: str, chief: bool) -> None:
     before = state(server)
     role = "scram" if wanted == "md5" else "md5"
     planned = authentication.plan(login(server, role), wanted, admin=admin(server) if chief else None)
-    steps = authentication.steps(planned)
+    steps = authentication.manual_steps(planned)
     assert state(server) == before
     method = authentication.METHODS[wanted]
     assert f"SET password_encryption = '{method}';" in steps

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import authentication
-from pgorthanc_cli.authentication import Report
+from pgorthanc_cli.authentication import LoginReport
 from tests.support import auth_servers
 from tests.support.auth_servers import PASSWORD, admin, target
 from tests.support.real_servers import Pair, Server, certificate
@@ -57,7 +57,7 @@ def show(server: Server) -> Iterator[Callable[[str], None]]:
     change("good")
 
 
-def modes(found: Report) -> dict[str, tuple[bool, bool | None, str]]:
+def modes(found: LoginReport) -> dict[str, tuple[bool, bool | None, str]]:
     return {mode.sslmode: (mode.works, mode.encrypted, mode.verifies) for mode in found.sslmodes}
 
 
@@ -178,7 +178,7 @@ def test_certificates(
 
 
 def test_a_client_certificate(server: Server, authority: Pair, tmp_path: Path) -> None:
-    def with_client(pair: Pair) -> Report:
+    def with_client(pair: Pair) -> LoginReport:
         path = tmp_path / "client.pem"
         path.write_bytes(pair.certificate_pem + pair.key_pem)
         path.chmod(0o600)

@@ -24,22 +24,22 @@ _KIND = """CASE WHEN rolpassword IS NULL THEN 'none' WHEN starts_with(rolpasswor
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What could be seen; None: what could not.
+class ServerSide:
+    """What the server shows of a login; None: hidden from us.
 
     Attributes:
-        looker: The role that looked; None: nobody could.
-        role_exists: Whether there is such a role at all.
+        viewer: The role of the session that asked; None: there was no session.
+        role_exists: Whether the role exists.
         stored: Kind of the stored password.
-        password_encryption: As the session has it.
+        password_encryption: The setting in that session.
         valid_until: When the password expires: ISO 8601, or `never`.
-        expired: Whether it has.
-        rule: The line of pg_hba.conf that decides; also None if there is none.
-        sees_rules: Whether pg_hba.conf could be seen.
-        notes: What makes this doubtful.
+        expired: Whether it has expired.
+        rule: The line of pg_hba.conf that matches; also None if none does.
+        sees_rules: Whether the session may read pg_hba_file_rules.
+        notes: Reasons to doubt this.
     """
 
-    looker: str | None = None
+    viewer: str | None = None
     role_exists: bool = True
     stored: str | None = None
     password_encryption: str | None = None
@@ -50,21 +50,22 @@ class Seen:
     notes: tuple[str, ...] = ()
 
 
-def look(conn: Connection, client: hba.Client) -> Seen:
-    """What this session may see of another role's login, or of its own."""
+def inspect(conn: Connection, client: hba.Client) -> ServerSide:
+    """Return what a session sees of a client's login, which may be its own."""
     notes: list[str] = []
     encryption = value(conn, "SELECT current_setting('password_encryption')")
-    row = _row(
-        conn,
-        """SELECT coalesce(to_char(nullif(rolvaliduntil, 'infinity') AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
-                           'never'), coalesce(rolvaliduntil <= now(), false)
+    with db.translate_errors(conn):
+        row = db.row(
+            conn,
+            """SELECT coalesce(to_char(nullif(rolvaliduntil, 'infinity') AT TIME ZONE 'UTC',
+                                       'YYYY-MM-DD"T"HH24:MI:SS"Z"'), 'never'), coalesce(rolvaliduntil <= now(), false)
            FROM pg_catalog.pg_roles WHERE rolname = %s""",
-        client.role,
-    )
+            client.role,
+        )
     valid_until, expired = row or (None, False)
     sees_rules = _sees_rules(conn)
-    return Seen(
-        looker=conn.info.user,
+    return ServerSide(
+        viewer=conn.info.user,
         role_exists=row is not None,
         stored=_stored(conn, client.role),
         password_encryption="md5" if encryption == "on" else encryption,
@@ -77,7 +78,7 @@ def look(conn: Connection, client: hba.Client) -> Seen:
 
 
 def explains(rule: hba.Rule, method: str) -> bool:
-    """Whether the line is why the client is asked for that; if not, somebody else answers, such as a pooler."""
+    """Return whether a line of pg_hba.conf leads to this method; if not, a pooler may be answering."""
     asked = method.removesuffix("-plus")
     return asked in ("refused", *_ASKED.get(rule.method, (asked,))) or (
         asked == "cert" and any(option.startswith("clientcert") for option in rule.options)
@@ -85,11 +86,11 @@ def explains(rule: hba.Rule, method: str) -> bool:
 
 
 def logged_in_by(conn: Connection) -> str | None:
-    """The method of pg_hba.conf that this session has come in by; None: the server does not say (before 16)."""
+    """Return the method by which a session authenticated; None before PostgreSQL 16, which does not show it."""
     if conn.server_version < 160000:
         return None
-    found: str = value(conn, "SELECT coalesce(split_part(system_user, ':', 1), 'trust')")
-    return found
+    method: str = value(conn, "SELECT coalesce(split_part(system_user, ':', 1), 'trust')")
+    return method
 
 
 def _stored(conn: Connection, role: str) -> str | None:
@@ -106,7 +107,7 @@ def _sees_rules(conn: Connection) -> bool:
 
 
 def _rule(conn: Connection, client: hba.Client, notes: list[str]) -> hba.Rule | None:
-    """The line that decides, and notes on what makes it doubtful."""
+    """Return the line that matches the client; add reasons to doubt it to the notes."""
     notes.extend(
         f"pg_hba.conf has an error, and the server would not load it: {error}" for error in hba.errors(conn)
     )
@@ -120,7 +121,7 @@ def _rule(conn: Connection, client: hba.Client, notes: list[str]) -> hba.Rule | 
 
 
 def has_unloaded_rules(conn: Connection) -> bool:
-    """Whether pg_hba.conf is newer than what the server works with, if we may ask."""
+    """Return whether pg_hba.conf has changed since the server loaded it; False if we may not ask."""
     if not value(conn, "SELECT has_function_privilege('pg_catalog.pg_stat_file(text)', 'EXECUTE')"):
         return False
     stat = "(pg_stat_file(setting)).modification > date_trunc('second', pg_conf_load_time())"
@@ -128,23 +129,19 @@ def has_unloaded_rules(conn: Connection) -> bool:
 
 
 def value(conn: Connection, query: str, *arguments: object) -> Any:
-    """The first value of the first row; None if there is no row.
+    """Return the first value of the first row, None if there is no row.
 
     Raises:
-        PgOrthancError: The server refuses it.
+        PgOrthancError: The server refuses the query.
     """
-    row = _row(conn, query, *arguments)
-    return row[0] if row else None
-
-
-def _row(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...] | None:
-    with db.translate_errors(conn), conn.cursor() as cur:
-        cur.execute(query, arguments or None)
-        return cur.fetchone()
+    with db.translate_errors(conn):
+        return db.value(conn, query, *arguments)
 
 
 def as_seen(conn: Connection, client: hba.Client) -> hba.Client:
-    """The client with the addresses and the database that the server knows of its session."""
-    row = _row(conn, "SELECT host(inet_client_addr()), host(inet_server_addr()), current_database()")
+    """Return the client with the addresses and the database that the server shows for its session."""
+    query = "SELECT host(inet_client_addr()), host(inet_server_addr()), current_database()"
+    with db.translate_errors(conn):
+        row = db.row(conn, query)
     address, reached, database = row or (None, None, client.database)
     return replace(client, address=address, server=reached, database=database)
