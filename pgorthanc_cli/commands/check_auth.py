@@ -113,7 +113,9 @@ def _fix(call: Call, target: Target, method: str, admin: Target | None, *, print
         output.text("\n".join(authentication.manual_steps(planned)))
         return
     role = planned.client.role
-    upgrade_options.confirm(f"Move role {role} to {planned.wanted}?", planned.changes, yes=yes, needed=True)
+    upgrade_options.confirm(
+        f"Move role {role} to {planned.target_method}?", planned.changes, yes=yes, needed=True
+    )
     call.emit(authentication.fix(target, method, admin=admin))
 
 

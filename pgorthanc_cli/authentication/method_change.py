@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from psycopg2.extensions import encrypt_password
 
 from pgorthanc_cli import db
 from pgorthanc_cli.authentication import examine, server_side
+from pgorthanc_cli.authentication.method_plan import METHODS, MethodPlan, plan
 from pgorthanc_cli.authentication.model import MethodChanged
 from pgorthanc_cli.authentication.server_side import value
 from pgorthanc_cli.db.scram import verifier_matches
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
-METHODS = {"md5": "md5", "scram": "scram-sha-256"}
 _RELOAD_TIMEOUT_S = 20.0
 _RECONNECT_TRIES = 30
 # A verifier is a secret, too (one can log in with an md5 verifier): keep it out of the server's log and statistics.
@@ -44,137 +44,12 @@ _UNLOGGED = {
 }
 
 
-@dataclass(frozen=True)
-class MethodPlan:
-    """How to move a role to another method: `plan` makes it, `manual_steps` prints it, `fix` executes it.
-
-    Attributes:
-        client: The login, as the server sees it.
-        wanted: The target method, md5 or scram-sha-256.
-        method: The method that the server requires now.
-        stored: Kind of the stored password now; None: hidden from us.
-        rule: The line of pg_hba.conf that matches now; None: hidden from us.
-        changes_line: Whether another method has to be written into it.
-        notes: What is not changed, and why; what is hidden from us.
-    """
-
-    client: hba.Client
-    wanted: str
-    method: str
-    stored: str | None
-    rule: hba.Rule | None
-    changes_line: bool
-    notes: tuple[str, ...]
-
-    @property
-    def changes(self) -> list[str]:
-        """A summary of what `fix` would do."""
-        now = f"now {self.stored}" if self.stored else "the present kind cannot be seen"
-        changes = [f"the same password of role {self.client.role} is stored as {self.wanted}, {now}"]
-        if self.rule and self.changes_line:
-            changes.append(f"the method becomes {self.wanted}: {examine.location(self.rule)}")
-        return [*changes, *self.notes]
-
-
-def plan(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> MethodPlan:
-    """Plan how to move a role to another method; nothing is changed.
-
-    Args:
-        target: The login of the role.
-        wanted: `md5` or `scram`.
-        admin: The login of a superuser; None: the target's own.
-
-    Raises:
-        ConnectError: The server cannot be reached, or the administrator's login is refused.
-    """
-    target = replace(target, retries=0)
-    answers = examine.probe(target)
-    with (
-        examine.log_in_as_required(target, answers) as login,
-        examine.admin_session(login, admin) as conn,
-    ):
-        client = examine.hba_client(login, answers)
-        server = server_side.inspect(conn, client) if conn else server_side.ServerSide()
-        rule, method = server.rule, METHODS[wanted]
-        changes_line = rule is None or rule.method != method
-        notes = list(server.notes)
-        if conn and rule and server.stored and changes_line and method != "md5":
-            others = _others_with_md5(conn, rule, client.role)
-            if others:
-                changes_line = False
-                notes.append(_why_unchanged(rule, others))
-    return MethodPlan(
-        client,
-        method,
-        answers.answer.method,
-        server.stored,
-        rule,
-        changes_line=changes_line,
-        notes=tuple(notes),
-    )
-
-
-def _others_with_md5(conn: Connection, rule: hba.Rule, role: str) -> list[str]:
-    """Return other roles that the line may match and that SCRAM would lock out."""
-    query = """SELECT rolname FROM pg_catalog.pg_authid
-               WHERE rolcanlogin AND starts_with(rolpassword, 'md5') AND rolname <> %s ORDER BY rolname"""
-    with db.translate_errors(conn):
-        names = [name for (name,) in db.rows(conn, query, role)]
-    return [name for name in names if hba.is_for(rule, name, hba.groups(conn, name))]
-
-
-def _why_unchanged(rule: hba.Rule, others: list[str]) -> str:
-    names = ", ".join([*others[:5], "..."] if len(others) > 5 else others)
-    return (
-        f"line {rule.line} of pg_hba.conf stays at {rule.method}, which serves both kinds of passwords: it also is for "
-        f"roles with an md5 password ({names})"
-    )
-
-
-def manual_steps(planned: MethodPlan) -> list[str]:
-    """Return the steps of a plan for psql; they hold no password."""
-    role = db.quote_ident(planned.client.role)
-    password = [
-        f"ALTER ROLE {role} SET password_encryption = '{planned.wanted}';",
-        f"SET password_encryption = '{planned.wanted}';",
-        f"\\password {role}",
-        "-- psql asks for the password, the same as before, and sends a verifier of it only",
-    ]
-    line = _line_steps(planned)
-    ordered = [*line, *password] if planned.wanted == "md5" else [*password, *line]
-    notes = [f"-- {note}" for note in planned.notes]
-    return [
-        "-- in psql, as a superuser; nothing is dropped, and all data stay:",
-        *notes,
-        *ordered,
-        "-- then prove it: pgorthanc check-auth",
-    ]
-
-
-def _line_steps(planned: MethodPlan) -> list[str]:
-    if not planned.changes_line:
-        return []
-    client, rule = planned.client, planned.rule
-    if rule and rule.method in METHODS.values():
-        change = [
-            f"-- line {rule.line} of {rule.file or 'pg_hba.conf'} is:  {rule}",
-            f"-- write into it:  {replace(rule, method=planned.wanted)}",
-        ]
-    else:
-        above = f", above line {rule.line}, which says {rule.method}," if rule else ""
-        change = [
-            f"-- pg_hba.conf (SHOW hba_file) needs a line{above} that is for role {client.role}, database "
-            f"{client.database}, address {client.address or 'local'}, with the method {planned.wanted}"
-        ]
-    return [*change, "SELECT pg_reload_conf();"]
-
-
-def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> MethodChanged:
+def fix(target: db.Target, to: str, *, admin: db.Target | None = None) -> MethodChanged:
     """Move a role to `md5` or `scram`, verify it with a login, and roll everything back if that fails.
 
     Args:
         target: The login of the role, with its password.
-        wanted: `md5` or `scram`.
+        to: `md5` or `scram`.
         admin: The login of a superuser; None: the target's own.
 
     Raises:
@@ -184,7 +59,7 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Me
             cannot be seen, cannot be reached, or asks for no password. Nothing was changed.
     """
     target = replace(target, retries=0)
-    planned = plan(target, wanted, admin=admin)
+    planned = plan(target, to, admin=admin)
     answers = examine.probe(target)
     with (
         examine.log_in_as_required(target, answers) as login,
@@ -195,17 +70,17 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Me
         stored = _check_password(conn, planned, password)
         edit = None
         with _rollback_on_failure(conn, admin or target) as undo:
-            if planned.changes_line and planned.wanted == "md5":
-                edit = _change_line(conn, rule, planned.wanted, undo)
+            if planned.changes_line and planned.target_method == "md5":
+                edit = _change_line(conn, rule, planned.target_method, undo)
             _set_password(conn, planned, stored, password, undo)
-            if planned.changes_line and planned.wanted != "md5":
-                edit = _change_line(conn, rule, planned.wanted, undo)
-            method = _verify_login(target, planned.wanted)
+            if planned.changes_line and planned.target_method != "md5":
+                edit = _change_line(conn, rule, planned.target_method, undo)
+            method = _verify_login(target, planned.target_method)
     return MethodChanged(
         role=planned.client.role,
-        wanted=planned.wanted,
+        wanted=planned.target_method,
         stored_before=planned.stored,
-        stored=planned.wanted,
+        stored=planned.target_method,
         method_before=planned.method,
         method=method,
         hba_line=f"{edit.path}:{edit.line}: {edit.after}" if edit else None,
@@ -217,12 +92,12 @@ def fix(target: db.Target, wanted: str, *, admin: db.Target | None = None) -> Me
 def _check_first(conn: Connection | None, planned: MethodPlan) -> tuple[Connection, hba.Rule]:
     """Check that a plan can be executed, before anything is changed; return the superuser's session and the line."""
     role = planned.client.role
-    option = next(option for option, method in METHODS.items() if method == planned.wanted)
+    option = next(option for option, method in METHODS.items() if method == planned.target_method)
     by_hand = f"do the steps by hand: pgorthanc check-auth --fix {option} --print"
     is_superuser = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
     if conn is None or not value(conn, is_superuser):
         raise PgOrthancError(
-            f"moving role {role} to {planned.wanted} takes a superuser's login",
+            f"moving role {role} to {planned.target_method} takes a superuser's login",
             f"name it with --admin; or {by_hand}",
         )
     db.allow_writes(conn, path=db.SAFE_SEARCH_PATH)
@@ -235,7 +110,7 @@ def _check_first(conn: Connection | None, planned: MethodPlan) -> tuple[Connecti
         raise PgOrthancError(
             f"the line that decides for role {role} has the method {rule.method}, wanted md5 or scram-sha-256: "
             f"{examine.location(rule)}",
-            f"put a line with {planned.wanted} for this role above it; then SELECT pg_reload_conf()",
+            f"put a line with {planned.target_method} for this role above it; then SELECT pg_reload_conf()",
         )
     if not server_side.explains(rule, planned.method):
         raise PgOrthancError(
@@ -372,10 +247,10 @@ def _set_password(
         role,
     )
     new = stored
-    if planned.stored != planned.wanted:
-        new = encrypt_password(password, role, scope=conn, algorithm=planned.wanted)
+    if planned.stored != planned.target_method:
+        new = encrypt_password(password, role, scope=conn, algorithm=planned.target_method)
     undo.append(lambda conn: _store(conn, role, stored, setting))
-    _store(conn, role, new, planned.wanted)
+    _store(conn, role, new, planned.target_method)
 
 
 def _store(conn: Connection, role: str, stored: str | None, encryption: str | None) -> None:
@@ -403,7 +278,7 @@ def _unlogged_transaction(conn: Connection) -> Iterator[Cursor]:
             raise
 
 
-def _verify_login(target: db.Target, wanted: str) -> str:
+def _verify_login(target: db.Target, expected: str) -> str:
     """Log in by the target method and no other, and return the method that the server required.
 
     Raises:
@@ -414,6 +289,6 @@ def _verify_login(target: db.Target, wanted: str) -> str:
     with examine.log_in_as_required(target, answers) as login:
         if login.error:
             raise ConnectError(f"the login failed after the change: {login.error.message}", login.error.hint)
-    if method.removesuffix("-plus") != wanted:
-        raise ConnectError(f"the server asks for {method} after the change, wanted {wanted}")
+    if method.removesuffix("-plus") != expected:
+        raise ConnectError(f"the server asks for {method} after the change, wanted {expected}")
     return method
