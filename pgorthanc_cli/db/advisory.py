@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from pgorthanc_cli.db.safe_session import alone
+from pgorthanc_cli.db.safe_session import first_row_alone, rows
 from pgorthanc_cli.errors import InUseError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ LOCK_INDEX = 42
 LOCK_STORAGE = 43
 LOCK_DATABASE_SETUP = 44
 LOCK_CREATE_INSTANCE = 45
-# Ours: whoever brings the index to another revision, in whatever phase, holds it. Orthanc does not know it.
+# Ours: held during all phases of an upgrade or downgrade. Orthanc does not know it.
 LOCK_TRANSITION = 0x50474F52
 LOCK_NAMES = {
     LOCK_INDEX: "index",
@@ -46,7 +46,6 @@ class LockHolder:
     state: str | None
 
     def __str__(self) -> str:
-        """As errors name it."""
         since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
         return (
             f"pid {self.pid}, application {self.application or 'without a name'}, "
@@ -55,46 +54,42 @@ class LockHolder:
 
 
 def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
-    """Who holds Orthanc's advisory locks in this database, read from pg_locks: no lock is tried."""
-    wanted = list(locks or LOCK_NAMES)
-    with conn.cursor() as cur:
-        cur.execute(
-            """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr),
-                      a.backend_start, a.state
-               FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-               WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted
-                 AND l.database = (SELECT oid FROM pg_catalog.pg_database
-                     WHERE datname = pg_catalog.current_database())
-                 AND l.objid::bigint = ANY(%s) ORDER BY 1, 2""",
-            (wanted,),
-        )
-        return [LockHolder(*row) for row in cur.fetchall()]
+    """Return the holders of these advisory locks in this database, of all if none is given; tries no lock."""
+    query = """SELECT l.objid::bigint, l.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr),
+                  a.backend_start, a.state
+           FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+           WHERE l.locktype = 'advisory' AND l.classid = 0 AND l.objsubid = 1 AND l.granted
+             AND l.database = (SELECT oid FROM pg_catalog.pg_database
+                 WHERE datname = pg_catalog.current_database())
+             AND l.objid::bigint = ANY(%s) ORDER BY 1, 2"""
+    return [LockHolder(*row) for row in rows(conn, query, list(locks or LOCK_NAMES))]
 
 
 @contextmanager
 def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterator[None]:
-    """Hold one of Orthanc's advisory locks, tried every 0.5 s as Orthanc does it.
+    """Hold one of Orthanc's advisory locks for a block; tried every 0.5 s, as Orthanc does.
 
-    Taken and released in transactions of its own: what the connection has open is committed first, and what
-    the block leaves uncommitted is rolled back. A lost connection has lost the lock, too; no second error then.
+    The lock is taken and released in transactions of its own: an open transaction is committed first, and what
+    the block leaves uncommitted is rolled back.
 
     Raises:
-        InUseError: Somebody else still holds it after `wait_s` seconds; the message says who.
+        InUseError: Another session still holds it after `wait_s` seconds; the message names it.
     """
     conn.commit()
     deadline = time.monotonic() + wait_s
-    while not alone(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s::bigint)", lock)[0]:
+    while not first_row_alone(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s::bigint)", lock)[0]:
         if time.monotonic() >= deadline:
-            who = "; ".join(str(h) for h in lock_holders(conn, lock)) or "a session that has just ended"
+            holders = "; ".join(map(str, lock_holders(conn, lock))) or "a session that has just ended"
             conn.rollback()
             raise InUseError(
-                f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {who}",
+                f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {holders}",
                 "stop that Orthanc, or wait until its work is done; then run the same command again",
             )
         time.sleep(0.5)
     try:
         yield
     finally:
+        # The server has released the lock of a lost connection; its error is raised by the block already.
         with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
             conn.rollback()
-            alone(conn, "SELECT pg_catalog.pg_advisory_unlock(%s::bigint)", lock)
+            first_row_alone(conn, "SELECT pg_catalog.pg_advisory_unlock(%s::bigint)", lock)

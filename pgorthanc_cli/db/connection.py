@@ -1,6 +1,6 @@
-"""The one way to a PostgreSQL server: targets, connections, advisory locks.
+"""Connections to PostgreSQL: targets, sessions, and checks of the server when a session opens.
 
-`psycopg2.connect` is called here and nowhere else, and driver errors are translated at this border.
+`psycopg2.connect` is called here and nowhere else, and driver errors leave these functions translated.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
-from psycopg2 import extensions, sql
+from psycopg2 import extensions
 from psycopg2.extensions import POLL_OK, POLL_READ, make_dsn
 
 from pgorthanc_cli.db import connect_errors, libpq, planted
-from pgorthanc_cli.db.safe_session import SAFE_SEARCH_PATH, Session, alone
-from pgorthanc_cli.db.statement_errors import place, translate_errors
+from pgorthanc_cli.db.safe_session import SAFE_SEARCH_PATH, Session, first_row_alone, quote_ident
+from pgorthanc_cli.db.statement_errors import endpoint, translate_errors
 from pgorthanc_cli.errors import ConnectError, UsageError
 
 if TYPE_CHECKING:
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 # Firewalls and load balancers drop silent connections after 4 to 6 minutes; libpq's default is 2 hours.
 KEEPALIVE = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
-# What is sent into a cut network is not acknowledged; without this the kernel gives up after about 15 minutes.
-# It is 60 s then, as long as it takes the probes to find that an idle connection is cut.
+# Data sent into a cut network is never acknowledged; by default the kernel gives up after about 15 minutes. 60 s is as
+# long as the probes above need to notice that an idle connection is cut.
 _USER_TIMEOUT = {"tcp_user_timeout": "60000"}
-# A server that takes the connection and says nothing would keep libpq waiting for ever, deaf to Ctrl-C.
+# libpq would wait for ever, deaf to Ctrl-C, for a server that accepts the connection and never answers.
 CONNECT_TIMEOUT = {"connect_timeout": "30"}
 
-# Python's text is sent as UTF-8, so each session says so: PGCLIENTENCODING, a service file, a URI, ALTER ROLE and
+# Python's text is sent as UTF-8, so each session declares it: PGCLIENTENCODING, a service file, a URI, ALTER ROLE and
 # ALTER DATABASE would make the server take it for another encoding. Text of the index: see encoding.py.
-_TEXT = {"client_encoding": "UTF8"}
+_CLIENT_ENCODING = {"client_encoding": "UTF8"}
 
-# libpq's parameters that are never shown, and what is shown instead.
+# libpq's parameters that are never printed, and what is printed instead.
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 MASK = "***"
 
@@ -57,16 +57,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, repr=False)
 class Target:
-    """Where an Orthanc database is and how to log in; picklable, and its text never shows the password.
+    """An Orthanc database and how to log in; picklable, and its text never shows the password.
 
     Attributes:
-        dsn: A libpq connection string (keyword/value or URI); what it leaves out, libpq takes from its own
-            environment, service file and .pgpass.
+        dsn: A libpq connection string (keyword/value or URI); libpq takes the rest from its environment,
+            service file and .pgpass.
         schema: The PostgreSQL namespace of the index, in its exact case.
-        retries: How often to try again while the server cannot be reached (MaximumConnectionRetries).
-        retry_interval_s: Seconds between two tries (ConnectionRetryInterval).
+        retries: Further attempts while the server cannot be reached (MaximumConnectionRetries).
+        retry_interval_s: Seconds between two attempts (ConnectionRetryInterval).
         application: The command, as in `pgorthanc import`; the application_name unless DSN, PGAPPNAME or the
-            service file gives one.
+            service file sets one.
     """
 
     dsn: str
@@ -76,40 +76,39 @@ class Target:
     application: str = "pgorthanc"
 
     def parameters(self) -> dict[str, str]:
-        """Return the DSN as keywords and values, with our defaults where it says nothing.
-
-        With a service file there is none of them: a parameter given here would override the file's. The client
-        encoding is always UTF8, whatever is given.
-        """
-        given = parse_dsn(self.dsn)
+        """Return the parameters of the DSN, completed by our defaults; the client encoding is always UTF8."""
+        dsn = parse_dsn(self.dsn)
         defaults = {"fallback_application_name": self.application}
-        if "service" not in given and not os.environ.get("PGSERVICE"):
-            told = any(name.startswith("keepalives") for name in given)
-            defaults |= KEEPALIVE if told else {**KEEPALIVE, **_USER_TIMEOUT}
-            defaults |= {} if os.environ.get("PGCONNECT_TIMEOUT") else CONNECT_TIMEOUT
-        return {**defaults, **given, **_TEXT}
+        # A default given here would override the parameter of a service file.
+        if "service" not in dsn and not os.environ.get("PGSERVICE"):
+            defaults |= KEEPALIVE
+            if not any(name.startswith("keepalives") for name in dsn):
+                defaults |= _USER_TIMEOUT
+            if not os.environ.get("PGCONNECT_TIMEOUT"):
+                defaults |= CONNECT_TIMEOUT
+        return {**defaults, **dsn, **_CLIENT_ENCODING}
 
     def with_password(self, password: str) -> Target:
-        """The same target, logging in with that password."""
+        """Return the target with a password."""
         return replace(self, dsn=make_dsn(**{**parse_dsn(self.dsn), "password": password}))
 
     def __str__(self) -> str:
-        """As errors and prompts name it."""
-        shown = {name: MASK if name in SECRETS else value for name, value in parse_dsn(self.dsn).items()}
-        return f"{make_dsn(**shown)} schema={self.schema}".strip()
+        parameters = parse_dsn(self.dsn)
+        masked = {name: MASK if name in SECRETS else value for name, value in parameters.items()}
+        return f"{make_dsn(**masked)} schema={self.schema}".strip()
 
     def __repr__(self) -> str:
-        """As tracebacks name it, without the password, too."""
+        # Tracebacks print it: it must not show the password either.
         return f"Target({self})"
 
 
 def parse_dsn(dsn: str, origin: str = "the connection string") -> dict[str, str]:
-    """A connection string, keyword/value or URI, as libpq understands it; `origin` names it in errors.
+    """Return the parameters of a connection string (keyword/value or URI); `origin` names it in errors.
 
     Raises:
-        UsageError: libpq does not understand it, or it holds a bare @ or / that libpq misunderstands.
+        UsageError: libpq cannot parse it, or misinterprets a bare @ or / in it.
     """
-    if "\0" in dsn:  # libpq would ignore what follows
+    if "\0" in dsn:  # libpq would ignore the rest
         raise UsageError(f"{origin} contains a NUL character", "remove it")
     try:
         parameters: dict[str, str] = extensions.parse_dsn(dsn)
@@ -124,7 +123,8 @@ def parse_dsn(dsn: str, origin: str = "the connection string") -> dict[str, str]
 
 
 def _without_quoted(reason: str, dsn: str) -> str:
-    """Libpq's complaint without what it quotes, unless that is the name of a parameter and no part of a password."""
+    """Return libpq's error message without what it quotes, which may be part of a password."""
+    # Quoting is harmless where it must be the name of a parameter.
     uri = re.fullmatch(r"\w+://(?:[^?]*@[^?@]*|[^?:@]*(?::\d+)?/[^?:@]*)\?[^@]*", dsn)
     option = r'invalid (?:URI query parameter:|connection option) "\w+"'
     if re.fullmatch(option, reason) and (uri or not re.search("pass|://", dsn, re.IGNORECASE)):
@@ -133,37 +133,37 @@ def _without_quoted(reason: str, dsn: str) -> str:
 
 
 def connect(target: Target, *, autocommit: bool = False, readonly: bool = False) -> Session:
-    """Open a connection for statements that run nobody else's code and leave nothing behind, see `safe_session`.
+    """Open a connection that is safe from planted objects, see `safe_session`.
 
-    With `readonly` search_path is PostgreSQL's own schema, in transactions that read and are complete in themselves;
-    else it is exactly the target's schema (as the plugin >= 10.0 sets it). Neither the schema needs to exist nor
-    the server to be writable: `session` checks both.
+    With `readonly` search_path is PostgreSQL's own schema, in read-only transactions; else it is exactly the target's
+    schema (as the plugin >= 10.0 sets it). The schema need not exist, nor the server be writable: `session` checks
+    both.
 
     Raises:
-        ConnectError: The server cannot be reached or refuses the login; never shows the password. Or a pooler
-            gives each transaction to another session, and this connection may write.
+        ConnectError: The server cannot be reached or refuses the login; never shows the password. Or the
+            connection may write, and a pooler shares its sessions between clients.
         PasswordRequired: The server asks for a password and none was given.
-        MissingDatabase: There is no such database.
+        MissingDatabase: The database does not exist.
     """
     conn = _open(target)
     with _closed_on_failure(conn), translate_errors(conn):
         if not readonly:
             allow_writes(conn)
-        conn.autocommit = autocommit or (readonly and conn.pooled)  # some poolers take no BEGIN
+        conn.autocommit = autocommit or (readonly and conn.pooled)  # some poolers refuse BEGIN
     return conn
 
 
 def _open(target: Target) -> Session:
-    """An autocommit connection that reads."""
+    """Open an autocommit connection that reads."""
 
-    def begin(dsn: str) -> Session:
+    def attempt(dsn: str) -> Session:
         return psycopg2.connect(dsn, connection_factory=Session)
 
-    conn: Session = _connect_patiently(target, begin)
+    conn: Session = _connect_with_retries(target, attempt)
     with _closed_on_failure(conn), translate_errors(conn):
         conn.target = target
-        if conn.encoding != _TEXT["client_encoding"]:  # a pooler that does not pass parameters on
-            conn.set_client_encoding(_TEXT["client_encoding"])
+        if conn.encoding != _CLIENT_ENCODING["client_encoding"]:  # the pooler ignores start-up parameters
+            conn.set_client_encoding(_CLIENT_ENCODING["client_encoding"])
         conn.prepare(target.schema)
     return conn
 
@@ -178,10 +178,10 @@ def _closed_on_failure(conn: Connection) -> Iterator[None]:
 
 
 def allow_writes(conn: Connection, *, path: str | None = None) -> None:
-    """Make a connection that reads one that writes: search_path becomes the target's schema, or `path`.
+    """Turn a connection that reads into one that writes, with search_path the target's schema, or `path`.
 
     Raises:
-        ConnectError: A pooler gives each transaction to another session.
+        ConnectError: A pooler shares its sessions between clients.
     """
     session = cast("Session", conn)
     _require_own_session(session)
@@ -190,21 +190,21 @@ def allow_writes(conn: Connection, *, path: str | None = None) -> None:
 
 def _require_own_session(conn: Session) -> None:
     if conn.pooled:
-        from pgorthanc_cli.db import pooler  # it is a user of this module
+        from pgorthanc_cli.db import pooler  # imports this module
 
         pooler.require_own_session(conn)
 
 
 def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
-    """Open a connection in psycopg2's asynchronous mode, for work that must never wait for the network.
+    """Open a connection in psycopg2's asynchronous mode, for work that must never hang on the network.
 
-    No statement is sent, search_path stays the server's: behind a pooler the session may be somebody else's next.
+    No statement is sent, and search_path stays the server's: behind a pooler the next client may get the session.
 
     Raises:
         ConnectError: As `connect`; also no login within `timeout_s` seconds.
     """
 
-    def begin(dsn: str) -> Connection:
+    def attempt(dsn: str) -> Connection:
         conn: Connection = psycopg2.connect(dsn, async_=True)
         try:
             wait_for_answer(conn, timeout_s)
@@ -213,67 +213,69 @@ def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:
             raise psycopg2.OperationalError("timeout expired") from None
         return conn
 
-    conn: Connection = _connect_patiently(target, begin)
+    conn: Connection = _connect_with_retries(target, attempt)
     return conn
 
 
 def effective_parameters(target: Target) -> dict[str, str]:
-    """What libpq makes of a target: with its environment, service file, .pgpass and defaults.
+    """Return the parameters that libpq uses, with its environment, service file, .pgpass and defaults.
 
-    `host` is always among it, `password` where one is known. Reaches for the server and leaves before the first word.
+    `host` is always among them, `password` if one is known. Opens a socket to the server, and sends nothing.
 
     Raises:
-        ConnectError: No host of that name, no such socket, no such service.
+        ConnectError: The host, the socket or the service does not exist.
     """
-    conn = _connect_patiently(replace(target, retries=0), lambda dsn: psycopg2.connect(dsn, async_=True))
+    conn = _connect_with_retries(replace(target, retries=0), lambda dsn: psycopg2.connect(dsn, async_=True))
     try:
         info = conn.info
-        place = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
-        found = {**place, **info.dsn_parameters, "password": info.password or ""}
-        del found["client_encoding"]  # ours
+        basic = {"host": info.host, "port": str(info.port), "user": info.user, "dbname": info.dbname}
+        parameters = {**basic, **info.dsn_parameters, "password": info.password or ""}
+        del parameters["client_encoding"]  # ours
     finally:
         conn.close()
-    # Before the login psycopg2 has U+FFFD for all that is not ASCII; then the text that libpq has read counts.
+    # Before the login psycopg2 decodes as ASCII: U+FFFD stands for other characters of what libpq has read.
     variables = {"user": "PGUSER", "dbname": "PGDATABASE", "password": "PGPASSWORD"}
     written = {name: os.environ.get(variable, "") for name, variable in variables.items()} | parse_dsn(
         target.dsn
     )
-    exact = {name: written.get(name, "") if "\ufffd" in value else value for name, value in found.items()}
-    return {name: value for name, value in exact.items() if value}
+    for name, value in parameters.items():
+        if "\ufffd" in value:
+            parameters[name] = written.get(name, "")
+    return {name: value for name, value in parameters.items() if value}
 
 
-def _effective_at(target: Target, place: Mapping[str, str]) -> dict[str, str]:
-    """What libpq makes of a target at one of its servers."""
-    return effective_parameters(replace(target, dsn=make_dsn(**{**parse_dsn(target.dsn), **place})))
+def _effective_at(target: Target, endpoint: Mapping[str, str]) -> dict[str, str]:
+    """Return the effective parameters of a target with several servers at one of them."""
+    return effective_parameters(replace(target, dsn=make_dsn(**{**parse_dsn(target.dsn), **endpoint})))
 
 
 def wait_for_answer(conn: Connection, timeout_s: float) -> None:
-    """Wait until an asynchronous connection has done what it was asked.
+    """Wait until an asynchronous connection has finished its login or statement.
 
     Raises:
-        TimeoutError: It has not within that many seconds.
+        TimeoutError: It has not within `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
     while (state := conn.poll()) != POLL_OK:
-        waiting = [conn.fileno()]
-        reads, writes = (waiting, []) if state == POLL_READ else ([], waiting)
+        descriptors = [conn.fileno()]
+        reads, writes = (descriptors, []) if state == POLL_READ else ([], descriptors)
         if not any(select.select(reads, writes, [], max(deadline - time.monotonic(), 0))):
             raise TimeoutError(f"no answer within {timeout_s:g} s")
 
 
-def _connect_patiently(target: Target, begin: Callable[[str], Any] = psycopg2.connect) -> Any:
-    """Try `retries` times more, but only after failures that heal by themselves."""
+def _connect_with_retries(target: Target, attempt: Callable[[str], Any]) -> Any:
+    """Call `attempt` with the DSN, and again up to `retries` times while the failure is transient."""
     libpq.refuse_pipes(parameters := target.parameters())
     for left in range(target.retries, -1, -1):
         try:
             with libpq.overheard():
-                return begin(make_dsn(**parameters))
+                return attempt(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)
-        except UnicodeDecodeError as error:  # before the login the server writes in an encoding of its own
+        except UnicodeDecodeError as error:  # before the login the server uses its own encoding
             text = error.object.decode("utf-8", "replace")
-        failure, heals = connect_errors.explain(text, partial(_effective_at, target))
-        if not heals or not left:
+        failure, transient = connect_errors.explain(text, partial(_effective_at, target))
+        if not transient or not left:
             raise failure
         _log.warning("%s; next try in %g s, %d left", failure, target.retry_interval_s, left)
         time.sleep(target.retry_interval_s)
@@ -284,18 +286,18 @@ def _connect_patiently(target: Target, begin: Callable[[str], Any] = psycopg2.co
 def session(
     target: Target, *, autocommit: bool = False, readonly: bool = False, need_schema: bool = True
 ) -> Iterator[Session]:
-    """A connection for the length of a block; driver errors leave it translated.
+    """Open a connection for a block; driver errors leave it translated.
 
     Args:
         target: The database.
         autocommit: Whether each statement is a transaction of its own.
-        readonly: The block only reads; a standby will do.
-        need_schema: The schema has to exist. Without it a session that writes has nothing to do with the index,
-            and PostgreSQL's own schema alone in search_path.
+        readonly: Whether the block only reads; a standby suffices.
+        need_schema: Whether the schema must exist. A session that writes without it has only PostgreSQL's own
+            schema in search_path.
 
     Raises:
         ConnectError: As `connect`; also a missing schema, a read-only server, a lost connection.
-        RevisionError: The block writes, and the schema holds objects that would run with the rights of the role.
+        RevisionError: The block writes, and the schema holds planted objects, see `planted`.
         PgOrthancError: The server refuses a statement.
     """
     conn = _open(target)
@@ -318,12 +320,12 @@ def session(
 
 @contextmanager
 def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[Connection]:
-    """A connection that speaks the streaming replication protocol: no SQL, but SHOW, IDENTIFY_SYSTEM and slots.
+    """Open a connection with the streaming replication protocol: SHOW, IDENTIFY_SYSTEM and slots, but no SQL.
 
-    It is asynchronous: a network that freezes never keeps it, or Ctrl-C, waiting; see `finish`.
+    It is asynchronous, so a frozen network never blocks Ctrl-C; see `wait_for_answer`.
 
     Raises:
-        ConnectError: As `connect_async`; pg_hba.conf decides by a line for the database `replication`.
+        ConnectError: As `connect_async`; pg_hba.conf needs a line for the database `replication`.
     """
     dsn = make_dsn(**{**parse_dsn(target.dsn), "replication": "true"})
     conn = connect_async(replace(target, dsn=dsn), timeout_s=timeout_s)
@@ -332,7 +334,7 @@ def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[
             yield conn
     except TimeoutError as error:
         raise ConnectError(
-            f"the server {place(conn)} does not answer: {error}",
+            f"the server {endpoint(conn)} does not answer: {error}",
             "check the server and the network, then run the same command again",
         ) from None
     finally:
@@ -340,12 +342,12 @@ def replication_session(target: Target, *, timeout_s: float = 30.0) -> Iterator[
 
 
 def check_writable(conn: Connection) -> None:
-    """Make sure that the server takes changes.
+    """Check that the server is writable.
 
     Raises:
         ConnectError: It is a standby, or its sessions are read-only by default.
     """
-    standby, readonly, primary = alone(
+    standby, readonly, primary = first_row_alone(
         conn,
         """SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'),
                   (SELECT pg_catalog.format('%s:%s', sender_host, sender_port)
@@ -355,25 +357,24 @@ def check_writable(conn: Connection) -> None:
         return
     what = "is a standby (in recovery)" if standby else "is read-only (default_transaction_read_only is on)"
     raise ConnectError(
-        f"the server {place(conn)} {what}, and this command writes",
+        f"the server {endpoint(conn)} {what}, and this command writes",
         f"name the primary{f', {primary},' if primary else ''} with --host, "
         "or list all hosts in the URI beside target_session_attrs=read-write",
     )
 
 
 def check_schema(conn: Connection, schema: str) -> None:
-    """Make sure that a namespace is there and may be used.
+    """Check that a schema exists and may be used.
 
     Raises:
         ConnectError: It does not exist, or the role has no USAGE on it.
     """
     query = """SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                FROM pg_catalog.pg_namespace n WHERE n.nspname = %s"""
-    row = alone(conn, query, schema)
+    row = first_row_alone(conn, query, schema)
     if row and row[0]:
         return
-    quoted = sql.Identifier(schema).as_string(conn)
-    role = sql.Identifier(conn.info.user).as_string(conn)
+    quoted, role = quote_ident(schema), quote_ident(conn.info.user)
     if row:
         raise ConnectError(
             f"role {role} may not use schema {quoted}", f"GRANT USAGE ON SCHEMA {quoted} TO {role};"

@@ -1,13 +1,14 @@
-"""What `db.connect` returns: a connection whose statements run nobody else's code and leave nothing behind.
+"""The session that `db.connect` returns: its statements run no planted code and leave no settings behind.
 
-Whoever may create objects in the schema of an index can create a function or an operator that fits a call better
-than PostgreSQL's own, and it would run with our rights (CVE-2018-1058); pg_catalog first in search_path does not
-help. So a session that reads has PostgreSQL's own schema in search_path, and no other: our SQL names the tables of
-the index as `index.resources`, and `index.` becomes the schema of the target (`index_schema()` its name). Sessions that
-write have the schema in search_path, because the scripts and the plugin's trigger functions name none: see `planted`.
+A role that may create objects in the schema of an index can create a function or an operator that matches a call
+better than PostgreSQL's own, and it would run with our rights (CVE-2018-1058), even with pg_catalog first in
+search_path. So a session that reads has only PostgreSQL's own schema in search_path: our SQL writes the tables of the
+index as `index.resources`, and `index.` is replaced by the schema of the target (`index_schema()` by its name).
+Sessions that write have the schema in search_path, because the scripts and the plugin's trigger functions name none:
+see `planted`.
 
-Behind a pooler the session belongs to another client after each transaction. So a session that reads sets nothing
-for longer than a transaction, and sends its settings together with the first statement of each one.
+Behind a pooler another client gets the session after each transaction. So a session that reads has no setting that
+outlives a transaction: it sends its settings together with the first statement of each one.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SAFE_SEARCH_PATH = "pg_catalog, pg_temp"
-# Objects of pg_temp may be called by their bare names only where nothing else has that name.
-OWN = f"SET LOCAL search_path = {SAFE_SEARCH_PATH}; "
-# A policy's functions run with the rights of the reader, and rows that a policy hides would be missing silently. A
-# session or a prepared transaction may keep a table locked for ever (ALTER TABLE, VACUUM FULL): say so, do not wait.
+# A name without schema means an object of pg_temp only if pg_catalog has none of that name.
+_SET_SAFE_PATH = f"SET LOCAL search_path = {SAFE_SEARCH_PATH}; "
+# A row security policy runs functions with the reader's rights, and silently hides rows. A session or a prepared
+# transaction may keep a table locked for ever (ALTER TABLE, VACUUM FULL): report it, do not wait.
 READ_PREAMBLE = (
     "SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; "
-    f"SET LOCAL lock_timeout = '10s'; {OWN}"
+    f"SET LOCAL lock_timeout = '10s'; {_SET_SAFE_PATH}"
 )
-# Since the minor releases of August 2024: what was a table when we looked cannot become a view (CVE-2024-7348).
-NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; "
+# In the minor releases since August 2024: nobody can replace a table by a view between our check and the query
+# (CVE-2024-7348).
+_NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; "
 
-# Qualified, without operators: it runs with whatever search_path the server gives.
-_WHERE_WE_ARE = """SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'),
+# Qualified and without operators: it is safe with any search_path of the server.
+_SESSION_STATE = """SELECT pg_catalog.pg_backend_pid(), pg_catalog.current_setting('search_path'),
     pg_catalog.current_setting('restrict_nonsystem_relation_kind', true),
     pg_catalog.current_setting('session_replication_role')"""
 
@@ -57,14 +59,14 @@ class Session(psycopg2.extensions.connection):
     """A connection that knows the schema of its index.
 
     Attributes:
-        target: The `db.Target` that it leads to.
+        target: The `db.Target` of the connection.
         schema: The PostgreSQL namespace that `index.` stands for.
-        preamble: Statements that precede the first one of each transaction; empty: none.
-        process: The process of the server that serves us, whatever a pooler said at the login.
-        pooled: Another process than the one promised at the login serves us: a pooler stands in between.
+        preamble: Statements sent before the first one of each transaction; empty: none.
+        process: The pid of the server process that serves us; a pooler reports another one at the login.
+        pooled: Whether these pids differ: there is a pooler in between.
         path: The search_path of our statements, quoted.
-        nothing_planted: What the schema was like when `planted` last found nothing in it.
-        restored: The search_path to leave behind in a pooler's session; None: we never changed it.
+        nothing_planted: The digest of the schema when `planted` last accepted it.
+        restored: The search_path to restore in a pooler's session when closing; None: never changed.
     """
 
     target: Any = None
@@ -88,19 +90,19 @@ class Session(psycopg2.extensions.connection):
         return self.get_transaction_status() == TRANSACTION_STATUS_IDLE
 
     def prepare(self, schema: str) -> None:
-        """Make it an autocommit session that reads."""
+        """Set up an autocommit session that reads."""
         self.schema = schema
         self.autocommit = True
         with self.cursor() as cur:
-            cur.execute(_WHERE_WE_ARE)
+            cur.execute(_SESSION_STATE)
             self.process, self._path_before, restricts, triggers = cur.fetchone() or ()
         self._fires_triggers = triggers != "replica"
         self.pooled = self.process != self.info.backend_pid
         self.path = SAFE_SEARCH_PATH
-        self.preamble = READ_PREAMBLE + (NO_VIEWS if restricts is not None else "")
+        self.preamble = READ_PREAMBLE + (_NO_VIEWS if restricts is not None else "")
 
     def write(self, path: str | None) -> None:
-        """Make an autocommit session that reads one that writes, with that search_path, or its schema.
+        """Turn an autocommit session that reads into one that writes, with this search_path, or its schema.
 
         Raises:
             ConnectError: The triggers of the index would not run, and this role may not change that.
@@ -117,7 +119,7 @@ class Session(psycopg2.extensions.connection):
         if self._fires_triggers:
             return
         try:
-            if self.pooled:  # another client's next
+            if self.pooled:  # the next client would get the setting
                 raise psycopg2.errors.InsufficientPrivilege
             with self.cursor() as cur:
                 cur.execute("SET session_replication_role = origin")
@@ -131,25 +133,25 @@ class Session(psycopg2.extensions.connection):
         self._fires_triggers = True
 
     def begin(self) -> None:
-        """Begin a transaction with the preamble, unless one is open or each statement is one of its own."""
+        """Begin a transaction with the preamble, unless one is open or the session is in autocommit mode."""
         if self.preamble and self.idle and not self.autocommit:
             with self.cursor() as cur:
                 cur.execute("SELECT")
 
     def __enter__(self) -> Self:
-        """Begin a block that is committed, except where each statement reads for itself."""
-        return self if self._each_for_itself else super().__enter__()
+        """Begin a block that is committed at its end; an autocommit session that reads needs no transaction."""
+        return self if self._reads_in_autocommit else super().__enter__()
 
     def __exit__(self, *failure: Any) -> None:
-        if not self._each_for_itself:
+        if not self._reads_in_autocommit:
             super().__exit__(*failure)
 
     @property
-    def _each_for_itself(self) -> bool:
+    def _reads_in_autocommit(self) -> bool:
         return bool(self.preamble) and bool(self.autocommit)
 
     def close(self) -> None:
-        """Close the connection; what was set in a pooler's session is put back first."""
+        """Close the connection; restore the settings of a pooler's session first."""
         if self.restored is not None and not self.closed:
             before, self.restored = self.restored, None
             with suppress(psycopg2.Error):
@@ -180,20 +182,20 @@ class Cursor(psycopg2.extensions.cursor):
 
 
 def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
-    """Return a query with the schema for `index.`, and its name for `index_schema()`.
+    """Return a query with `index.` replaced by the schema, and `index_schema()` by its name.
 
     Args:
-        query: Text, or composed of parts; bytes are complete already. Nothing is replaced in literals and identifiers.
+        query: Text or a composed query; literals and identifiers of the latter, and bytes, stay as they are.
         schema: The namespace.
-        escape: Whether psycopg2 will look for placeholders in it.
+        escape: Whether psycopg2 will look for placeholders in the result.
     """
     escaped = schema.replace("\\", "\\\\").replace("'", "''")
-    words = {"index.": f"{quote_ident(schema)}.", "index_schema()": f"E'{escaped}'::pg_catalog.name"}
+    replacements = {"index.": f"{quote_ident(schema)}.", "index_schema()": f"E'{escaped}'::pg_catalog.name"}
     if escape:
-        words = {marker: word.replace("%", "%%") for marker, word in words.items()}
+        replacements = {marker: text.replace("%", "%%") for marker, text in replacements.items()}
 
     def replaced(text: str) -> str:
-        return _INDEX.sub(lambda marker: words[marker[0]], text)
+        return _INDEX.sub(lambda marker: replacements[marker[0]], text)
 
     if isinstance(query, str):
         return replaced(query)
@@ -257,22 +259,22 @@ def value(conn: Connection, query: str | sql.Composable, *arguments: object) -> 
 
 
 def backend_pid(conn: Connection) -> int:
-    """Return the process of the server that serves a connection; a pooler promises another one at the login."""
+    """Return the pid of the server process that serves a connection, also behind a pooler."""
     return conn.process if isinstance(conn, Session) else conn.info.backend_pid
 
 
 def trusted_rows(conn: Connection, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-    """Return all rows of a query whose names mean PostgreSQL's own objects, whatever search_path the session has."""
-    return _within(conn, OWN, "", query, arguments)
+    """Return all rows of a query whose names refer to PostgreSQL's own objects, with any search_path."""
+    return _within(conn, _SET_SAFE_PATH, "", query, arguments)
 
 
 def described_rows(conn: Connection, schema: str, query: str, *arguments: object) -> list[tuple[Any, ...]]:
-    """Return all rows of a query that has the server describe objects (pg_get_indexdef, format_type, ...).
+    """Return all rows of a query with functions that describe objects (pg_get_indexdef, format_type, ...).
 
-    The names of the query mean PostgreSQL's own objects; what it describes is named as a session does it that has the
-    schema in search_path. A cursor is resolved when it is declared, and it describes when it is fetched from.
+    The names in the query refer to PostgreSQL's own objects, but the descriptions are relative to the schema.
+    PostgreSQL resolves names when a cursor is declared, and calls the functions when it is fetched.
     """
-    declare = f"{OWN}DECLARE pgorthanc NO SCROLL CURSOR FOR "
+    declare = f"{_SET_SAFE_PATH}DECLARE pgorthanc NO SCROLL CURSOR FOR "
     fetch = f"; SET LOCAL search_path = {quote_ident(schema)}, pg_temp; FETCH ALL FROM pgorthanc"
     return _within(conn, declare, fetch, query, arguments, "CLOSE pgorthanc; ")
 
@@ -280,24 +282,21 @@ def described_rows(conn: Connection, schema: str, query: str, *arguments: object
 def _within(
     conn: Connection, before: str, after: str, query: str, arguments: tuple[object, ...], closing: str = ""
 ) -> list[tuple[Any, ...]]:
-    """Run a query between other statements, all in one transaction, and put search_path back."""
+    """Run a query between other statements, all in one transaction, and restore search_path."""
     path = getattr(conn, "path", "") or value(conn, "SELECT pg_catalog.current_setting('search_path')")
+    named = len(arguments) == 1 and isinstance(arguments[0], dict)
+    passed: Any = arguments[0] if named else arguments or None
     with conn.cursor() as cur:
         text = addressed(query, getattr(conn, "schema", "public"), escape=bool(arguments))
-        cur.execute(before.encode() + cur.mogrify(text, _passed(arguments)) + after.encode())
-        found = cur.fetchall()
+        cur.execute(before.encode() + cur.mogrify(text, passed) + after.encode())
+        result = cur.fetchall()
         if conn.info.transaction_status == TRANSACTION_STATUS_INTRANS:
             cur.execute(f"{closing}SET LOCAL search_path = {path}")
-    return found
+    return result
 
 
-def _passed(arguments: tuple[object, ...]) -> Any:
-    """Named arguments come as one dict."""
-    return arguments[0] if len(arguments) == 1 and isinstance(arguments[0], dict) else arguments or None
-
-
-def alone(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...]:
-    """The first row, empty if there is none, in a transaction of its own unless one is open."""
+def first_row_alone(conn: Connection, query: str, *arguments: object) -> tuple[Any, ...]:
+    """Return the first row, empty if there is none, in a transaction of its own unless one is open."""
     idle = conn.info.transaction_status == TRANSACTION_STATUS_IDLE
     first = row(conn, query, *arguments)
     if idle:

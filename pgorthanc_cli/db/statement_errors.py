@@ -1,4 +1,4 @@
-"""Statements that the server refused: driver errors made into ours, with what to do, and without a value of a row."""
+"""Errors of statements: psycopg2's exceptions become ours, with a hint and without the values of a row."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg2
-from psycopg2 import sql
 from psycopg2.extensions import TRANSACTION_STATUS_UNKNOWN
 
+from pgorthanc_cli.db.safe_session import quote_ident
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
 
 if TYPE_CHECKING:
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 _LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
 _NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untranslatable character
-_SEVERITY = re.compile(r"\S+:  ")  # how a text of the server begins, in whatever language
-# The commands that only read, by the application_name of their sessions.
-_READING = re.compile(
+_SEVERITY = re.compile(r"\S+:  ")  # the beginning of a server's message in any language
+# application_name of the commands that only read.
+_READING_COMMANDS = re.compile(
     r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status)"
 )
-_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
-_WRITE = (
+_GRANT_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
+_GRANT_WRITE = (
     "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}; "
     "GRANT SELECT, USAGE, UPDATE ON ALL SEQUENCES IN SCHEMA {schema} TO {role}; "
     "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};"
@@ -36,7 +36,7 @@ _WHO_LOCKS = "SELECT pid, relation::regclass FROM pg_locks WHERE mode = 'AccessE
 
 @contextmanager
 def translate_errors(conn: Connection, schema: str | None = None) -> Iterator[None]:
-    """Driver errors leave the block as ours, without DETAIL and statement, which may hold patient data.
+    """Translate driver errors of a block, without DETAIL and statement, which may hold patient data.
 
     Raises:
         ConnectError: The connection is lost.
@@ -49,8 +49,8 @@ def translate_errors(conn: Connection, schema: str | None = None) -> Iterator[No
 
 
 def primary_message(error: psycopg2.Error) -> str:
-    """What the server says in one line; never the values of a row, which may be patient data."""
-    if error.pgcode in _NO_SUCH_CHARACTER:  # it quotes the bytes
+    """Return the server's message on one line, without values of a row, which may be patient data."""
+    if error.pgcode in _NO_SUCH_CHARACTER:  # the message quotes the bytes
         encoding = error.cursor.connection.info.parameter_status("server_encoding") if error.cursor else None
         return f"this database (encoding {encoding or 'unknown'}) cannot store a character of the text"
     primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
@@ -62,15 +62,17 @@ def primary_message(error: psycopg2.Error) -> str:
 def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> PgOrthancError:
     state = error.pgcode or ""
     primary = primary_message(error)
-    # Without a SQLSTATE it is libpq that complains, and not about `conn` if a block works with two connections.
-    # A server that is killed may make it a bare DatabaseError; of what the server says about a large object
-    # nothing but the text is passed on.
-    lost = (psycopg2.OperationalError, psycopg2.InterfaceError)
-    about_object = _SEVERITY.match(str(error)) and conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
-    gone = not (state or about_object) and (isinstance(error, lost) or type(error) is psycopg2.DatabaseError)
-    if conn.closed or gone or state.startswith(_LOST):
+    # An error without SQLSTATE comes from libpq: the connection is lost (which may be another one than `conn` if a
+    # block uses two). A killed server may cause a bare DatabaseError.
+    classes = (psycopg2.OperationalError, psycopg2.InterfaceError)
+    from_libpq = not state and (isinstance(error, classes) or type(error) is psycopg2.DatabaseError)
+    # psycopg2 drops the SQLSTATE of errors of large objects; their text is still the server's.
+    usable = conn.info.transaction_status != TRANSACTION_STATUS_UNKNOWN
+    if from_libpq and usable and _SEVERITY.match(str(error)):
+        from_libpq = False
+    if conn.closed or from_libpq or state.startswith(_LOST):
         return ConnectError(
-            f"the connection to {place(conn)} was lost: {primary}",
+            f"the connection to {endpoint(conn)} was lost: {primary}",
             "see whether the server still runs (its log says what happened), then run the same command again",
         )
     return PgOrthancError(
@@ -80,22 +82,22 @@ def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = Non
 
 
 def error_hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
-    """Return what to do about a statement that the server refused."""
+    """Return the hint for a statement that the server refused, None if there is none."""
     return _hint(error.pgcode or "", primary_message(error), conn, schema)
 
 
 def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
     if state == "42501":
-        role = sql.Identifier(conn.info.user).as_string(conn)
+        role = quote_ident(conn.info.user)
         denied = re.match(r"permission denied for (table|sequence|function) \S+", primary)
         if not denied or schema is None:
             return f"log in as its owner, or as a role that may do this: role {role} may not"
-        reads = getattr(conn, "preamble", "") or _READING.match(
+        reads = getattr(conn, "preamble", "") or _READING_COMMANDS.match(
             conn.info.parameter_status("application_name") or ""
         )
-        grants = _READ if reads and denied[1] != "function" else _WRITE
+        grants = _GRANT_READ if reads and denied[1] != "function" else _GRANT_WRITE
         kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
-        name = sql.Identifier(schema).as_string(conn)
+        name = quote_ident(schema)
         return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
     if state == "55P03":
         return (
@@ -111,6 +113,6 @@ def _hint(state: str, primary: str, conn: Connection, schema: str | None = None)
     return None
 
 
-def place(conn: Connection) -> str:
-    """Name the server of a connection."""
+def endpoint(conn: Connection) -> str:
+    """Return host and port of a connection."""
     return f"{conn.info.host or 'local socket'}:{conn.info.port}"
