@@ -1,4 +1,4 @@
-"""Every error that a user may meet, each with the exit code that the command line gives it."""
+"""Errors for users, each class with its exit code."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import ClassVar
 
 
 class PgOrthancError(Exception):
-    """Something failed, and the message says what; `hint` says what to do next.
+    """A failure: the message is the fact, the hint the next step.
 
-    Messages and hints never contain passwords, and patient data only where the user asked for it.
+    Both never contain passwords, and patient data only where the user asked for it.
     """
 
     exit_code: ClassVar[int] = 1
@@ -20,13 +20,13 @@ class PgOrthancError(Exception):
 
 
 class UsageError(PgOrthancError):
-    """The request itself is wrong: options that contradict each other, a value out of range."""
+    """Wrong usage: contradicting options, a value out of range."""
 
     exit_code = 2
 
 
 class ConnectError(PgOrthancError):
-    """The server cannot be reached, or it refuses the login."""
+    """The server cannot be reached, or refuses the login."""
 
     exit_code = 3
 
@@ -38,7 +38,7 @@ class RevisionError(PgOrthancError):
 
 
 class InUseError(PgOrthancError):
-    """Somebody works on the database: the message says who (pid, application, address, since)."""
+    """Another session uses the database; the message names it (pid, application, address, since)."""
 
     exit_code = 5
 
@@ -50,6 +50,6 @@ class PartialFailure(PgOrthancError):
 
 
 class Interrupted(PgOrthancError):
-    """Ctrl-C or SIGTERM; everything counted is committed, and running again goes on."""
+    """Ctrl-C or SIGTERM; everything counted is committed, and the same command continues."""
 
     exit_code = 130

@@ -1,4 +1,4 @@
-"""Create and replace files safely: whole or not at all, and unreadable for others where they hold names or secrets."""
+"""Reading, creating and replacing files safely: never half a file, never readable for others by accident."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
 PRIVATE = 0o600
-_LEASE_S, _LEASE_LOOK_S = 5.0, 0.05
-# setgroups(2) by machine: unlike libc's function, the system call changes one thread only
+_LEASE_S, _LEASE_POLL_S = 5.0, 0.05
+# The number of setgroups(2) by machine: unlike libc's function, the system call changes one thread only.
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
 _libc = ctypes.PyDLL(None)
-LARGEST = 64_000_000  # bytes of a file that is read whole: no configuration, list or password comes near it
-# What a shell hands over (`<(pass show orthanc)`, `/dev/stdin`): a pipe, but one that already has a writer.
-_HANDED_OVER = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
+LARGEST = 64_000_000  # bytes; far more than any configuration, list or password
+# Pipes that already have a writer: `<(pass show orthanc)`, `/dev/stdin`.
+_OPEN_PIPES = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 _KINDS = {
     stat.S_IFIFO: "a named pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFDIR: "a folder",
     stat.S_IFSOCK: "a socket",
@@ -33,17 +33,17 @@ _KINDS = {
 
 
 class NotRegularFile(OSError):
-    """A folder, a pipe, a device or a socket has the name of a file."""
+    """The path is a folder, a pipe, a device or a socket."""
 
 
 def open_to_read(path: str | Path) -> int:
-    """Open a file for reading, and never wait for a writer; return the descriptor.
+    """Open a file for reading without waiting for a writer; return the descriptor.
 
     Raises:
         OSError: It cannot be opened.
-        UsageError: It is not a regular file, and no pipe that a shell has handed over.
+        UsageError: It is neither a regular file nor a pipe that the shell has opened.
     """
-    if str(path).startswith(_HANDED_OVER):
+    if str(path).startswith(_OPEN_PIPES):
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     try:
         return open_regular(path)
@@ -61,26 +61,26 @@ def read(path: str | Path, *, limit: int = LARGEST) -> bytes:
     with os.fdopen(open_to_read(path), "rb") as stream:
         content = stream.read(limit + 1)
     if len(content) > limit:
-        said = (
-            f"{printable(str(path))} is larger than {limit / 1e6:g} MB, so it is not what this option reads"
+        raise UsageError(
+            f"{printable(str(path))} is larger than {limit / 1e6:g} MB, so it is not what this option reads",
+            "name the right file",
         )
-        raise UsageError(said, "name the right file")
     return content
 
 
 @contextmanager
 def replacing(path: str | Path, *, mode: int = PRIVATE) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the place of `path` when the block ends without an error.
+    """Open a new file that replaces `path` when the block ends without an error.
 
-    The content is synced before the rename; a reader sees the old file or the new one, whole. A device or a pipe
-    (`/dev/stdout`) is written directly, because replacing it would be wrong.
+    The content is synced before the rename, so a reader sees either the old file or the new one. A device or a pipe
+    (`/dev/stdout`) is written directly instead of being replaced.
 
     Args:
         path: The file to create or replace; its folder must exist.
         mode: Permissions of the new file, independent of the umask.
 
     Raises:
-        PgOrthancError: The file cannot be written; the message names it, and nothing of the new one is left.
+        PgOrthancError: The file cannot be written; the temporary file is removed.
     """
     final = Path(path)
     try:
@@ -118,9 +118,9 @@ def replace(path: str | Path, content: str | bytes, *, mode: int = PRIVATE) -> N
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | None = None) -> int:
-    """Open a regular file to read, without waiting for anybody; return its descriptor.
+    """Open a regular file for reading without blocking; return its descriptor.
 
-    A FIFO, a device or a socket that has taken the place of a file would stop the program for ever, or do something.
+    Opening a FIFO in place of a file would block for ever, and opening a device can have side effects.
 
     Args:
         path: The file; relative to `folder` if that is given.
@@ -128,8 +128,8 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
         folder: Descriptor of a folder.
 
     Raises:
-        NotRegularFile: It is something else.
-        OSError: It cannot be opened, or another program keeps a lease on it.
+        NotRegularFile: It is not a regular file.
+        OSError: It cannot be opened, or another program does not release its lease.
     """
     flags |= os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     deadline = time.monotonic() + _LEASE_S
@@ -137,10 +137,10 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
         try:
             descriptor = os.open(path, flags, dir_fd=folder)
             break
-        except BlockingIOError:  # Samba or an NFS server gives back its lease now
+        except BlockingIOError:  # Samba or an NFS server holds a lease, and releases it now
             if time.monotonic() >= deadline:
                 raise OSError(errno.EBUSY, "another program is writing to it") from None
-            time.sleep(_LEASE_LOOK_S)
+            time.sleep(_LEASE_POLL_S)
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind == stat.S_IFREG:
         return descriptor
@@ -149,15 +149,15 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
 
 
 class OwnerRights:
-    """What root may do within the block is what the owner of a folder may do; nothing changes for other users.
+    """A context in which root has no more rights to files than the owner of a folder; a no-op for other users.
 
-    Only file systems see it (setfsuid(2)), and only in this thread: connections and other files stay root's. What is
-    created belongs to the owner from the start, so no owner ever has to be changed, and a link or a name that the
-    owner has planted leads nowhere that the owner could not go alone. Blocks may be nested.
+    Only file systems see it (setfsuid(2)), and only in this thread: connections and other files stay root's. New files
+    belong to the owner from the start, so their owner never has to be changed, and a link or a name that the owner has
+    planted gives access to nothing that the owner could not access alone. Blocks may be nested.
     """
 
     def __init__(self, uid: int, gid: int) -> None:
-        """Of the owner and group of that folder."""
+        """Take the ids of the folder's owner and group."""
         self.uid = uid
         self.gid = gid
         self._local = threading.local()
@@ -178,10 +178,10 @@ class OwnerRights:
 
 
 def _become(uid: int, gid: int, groups: list[int] | None) -> list[int] | None:
-    """Change what the file systems take this thread for; None leaves the groups. Returns the groups that it had.
+    """Set the file system ids and the groups of this thread (None: keep the groups); return its former groups.
 
     Raises:
-        PgOrthancError: This system or this container does not let root do that.
+        PgOrthancError: This system or this container does not allow it.
     """
     before = None if groups is None else os.getgroups()
     try:
@@ -201,7 +201,7 @@ def _become(uid: int, gid: int, groups: list[int] | None) -> list[int] | None:
 
 
 def _set_groups(groups: list[int]) -> bool:
-    """Set the supplementary groups of this thread; libc's function would change all threads."""
+    """Set the supplementary groups of this thread, False if that fails."""
     number = _SETGROUPS.get(platform.machine())
     if number is None:
         os.setgroups(groups)

@@ -1,4 +1,4 @@
-"""Text from outside (file names, DICOM values, messages of servers), made harmless for terminals, logs and lists."""
+"""Escaping of text from outside (file names, DICOM values, server messages) for terminals, logs and lists."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with everything that a terminal would obey or hide as an escape sequence.
+    r"""Return a text on one line, with control and invisible characters as escape sequences.
 
-    Bytes of a file name that are not UTF-8 (Python's surrogateescape) become ``\xNN``; the backslash itself is
-    doubled, so that the result names exactly one text.
+    Bytes of a file name that are not UTF-8 (Python's surrogateescape) become ``\xNN``; backslashes are doubled, so
+    that two different texts never look the same.
     """
     if text.isprintable() and "\\" not in text:
         return text
@@ -32,9 +32,9 @@ def shortened(items: Iterable[object], limit: int, separator: str = "; ") -> str
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines, as `printable`, but with its line breaks and backslashes.
+    """Return a text as `printable` does, but keep line breaks and backslashes.
 
-    The last line of defence where text is shown: what it escapes, its source should have escaped.
+    The last line of defence before output; text from outside should be escaped where it is formatted.
     """
     if text.isprintable():
         return text

@@ -268,7 +268,7 @@ def _connect_with_retries(target: Target, attempt: Callable[[str], Any]) -> Any:
     libpq.refuse_pipes(parameters := target.parameters())
     for left in range(target.retries, -1, -1):
         try:
-            with libpq.overheard():
+            with libpq.log_messages():
                 return attempt(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)

@@ -1,8 +1,7 @@
-"""What libpq does beside its work: it reads files that others name, and prints on the terminal.
+"""Side effects of libpq while it connects: it opens files, and prints to stderr.
 
-Both happen while a connection is made. A named pipe among the files would stop the program for ever, and what is
-printed (the permissions of ~/.pgpass, a collation that has changed, what a login trigger says) would appear in the
-middle of a report, in whatever shape.
+A named pipe among the files would block the program for ever. The printed messages (permissions of ~/.pgpass, a
+collation version mismatch, notices of a login trigger) would appear unescaped in the middle of a report.
 """
 
 from __future__ import annotations
@@ -27,32 +26,34 @@ _FILES = {
 _MESSAGE = re.compile(r"^(?=\S+: )(?!(?:DETAIL|HINT|CONTEXT|LOCATION): )", re.MULTILINE)
 
 _log = logging.getLogger(__name__)
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def refuse_pipes(parameters: Mapping[str, str]) -> None:
-    """Make sure that libpq does not wait for the writer of a named pipe.
+    """Refuse files that libpq would block on: it opens a named pipe and waits for the writer.
 
     Raises:
         UsageError: A file that libpq would read is not a regular file.
     """
-    named = {word: parameters.get(word) or os.environ.get(variable) for word, variable in _FILES.items()}
+    files = {name: parameters.get(name) or os.environ.get(variable) for name, variable in _FILES.items()}
     if parameters.get("service") or os.environ.get("PGSERVICE"):
         home = Path.home() / ".pg_service.conf"
-        named["service file"] = os.environ.get("PGSERVICEFILE") or str(home)
-    for what, path in named.items():
+        files["service file"] = os.environ.get("PGSERVICEFILE") or str(home)
+    for what, path in files.items():
         try:
             mode = os.stat(path).st_mode if path else stat.S_IFREG
         except (OSError, ValueError):
-            continue  # libpq says what is wrong with it
+            continue  # libpq reports the problem
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-            said = f"the {what} {printable(str(path))} is not a regular file"
-            raise UsageError(said, "name a regular file; -v tells where each value came from")
+            raise UsageError(
+                f"the {what} {printable(str(path))} is not a regular file",
+                "name a regular file; -v tells where each value came from",
+            )
 
 
 @contextmanager
-def overheard() -> Iterator[None]:
-    """Log what libpq prints within the block, each text once, instead of letting it onto the terminal."""
+def log_messages() -> Iterator[None]:
+    """Log what libpq prints during the block, each message once, instead of letting it reach the terminal."""
     if _stderr is None:
         yield
         return
@@ -61,26 +62,25 @@ def overheard() -> Iterator[None]:
         yield
     finally:
         for text in _messages(_stderr.give_back()):
-            if (
-                text not in _said and multiprocessing.parent_process() is None
-            ):  # a worker's parent has said it
-                _said.add(text)
+            # The parent of a worker process has logged the same message.
+            if text not in _logged and multiprocessing.parent_process() is None:
+                _logged.add(text)
                 _log.warning("%s", text)
 
 
 def _messages(printed: str) -> Iterator[str]:
-    """Each message on one line, with the one who says it."""
+    """Yield each message on one line, with its source."""
     for message in filter(None, map(str.strip, _MESSAGE.split(printed))):
-        # The server writes two spaces behind its severity, in any language; libpq writes one.
-        kind = re.match(r"\S+:(?P<server>  | )", message)
-        who = "the server warns" if kind and kind["server"] == "  " else "libpq warns"
-        said = message[kind.end() :] if kind else message
-        lines = (re.sub(r"^[A-Z]+:  ", "", line.strip()) for line in said.splitlines())
-        yield printable(f"{who}: {'; '.join(filter(None, lines))}")
+        # After the severity the server writes two spaces, in any language; libpq writes one.
+        severity = re.match(r"\S+:(?P<spaces>  | )", message)
+        source = "the server warns" if severity and severity["spaces"] == "  " else "libpq warns"
+        text = message[severity.end() :] if severity else message
+        lines = (re.sub(r"^[A-Z]+:  ", "", line.strip()) for line in text.splitlines())
+        yield printable(f"{source}: {'; '.join(filter(None, lines))}")
 
 
 class _Stderr:
-    """C's `stderr`, exchanged for a buffer while somebody connects; Python's own is not touched."""
+    """C's `stderr`, replaced by a buffer while any thread connects; Python's `sys.stderr` is not affected."""
 
     def __init__(self, libc: ctypes.CDLL) -> None:
         self._libc = libc
@@ -93,7 +93,7 @@ class _Stderr:
         self._stream: int | None = None
 
     def take(self) -> None:
-        """From now on the buffer gets it."""
+        """Redirect `stderr` to the buffer."""
         with self._lock:
             if self._stream is None:
                 self._stream = self._libc.open_memstream(ctypes.byref(self._text), ctypes.byref(self._size))
@@ -103,7 +103,7 @@ class _Stderr:
             self._users += 1
 
     def give_back(self) -> str:
-        """What has come since; the last one to call it puts the real `stderr` back."""
+        """Return the text written since `take`; the last user restores the real `stderr`."""
         with self._lock:
             stream = ctypes.c_void_p(self._stream)
             self._libc.fflush(stream)
@@ -116,12 +116,12 @@ class _Stderr:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library if it is GNU's, where `stderr` is a variable; elsewhere libpq prints as it does."""
+    """Return the C library if it is GNU's, where `stderr` is a variable; elsewhere messages are not caught."""
     try:
-        known = os.confstr("CS_GNU_LIBC_VERSION")
+        version = os.confstr("CS_GNU_LIBC_VERSION")
     except (ValueError, OSError):
         return None
-    return ctypes.CDLL(None) if known else None
+    return ctypes.CDLL(None) if version else None
 
 
 _libc = _glibc()
