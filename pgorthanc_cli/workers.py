@@ -1,10 +1,10 @@
-"""Worker processes: each has a pipe of its own, and a piece of work at a time.
+"""Worker processes, each with a pipe of its own and one call at a time.
 
-They are forked where that is safe, which takes no time; else they are new processes (0.2 s).
+They are forked where that is safe, which is immediate; else they are spawned (0.2 s).
 
-concurrent.futures has one pipe for the answers of all processes: when one is killed while it answers, the parent
-waits for the rest of that answer for ever. Here the pipe ends with its process, whatever it was doing. And nobody is
-waited for longer than a few seconds once the work is to end: who is asked to stop and does not, is killed.
+concurrent.futures has one pipe for the results of all processes: if one is killed while it sends a result, the parent
+waits for the rest of it for ever. Here the pipe ends with its process. And the end of a run never takes longer than a
+few seconds: a process that does not stop when asked is killed.
 """
 
 from __future__ import annotations
@@ -18,50 +18,52 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgorthanc_cli.errors import PgOrthancError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
 
-KIND_S = 1.0  # what takes no longer is still done when the run is to end
-GRACE_S = 2.0  # for what a worker has in hand when it is asked to stop
-_LOOK_S = 0.2
-_LAST_S = 1.0  # for the end of a killed process: one that hangs in the kernel does not end
+T = TypeVar("T")
+
+FINISH_S = 1.0  # a call that takes no longer is still finished after a stop
+GRACE_S = 2.0  # for the running calls of workers after `halt`
+_POLL_S = 0.2
+_KILL_S = 1.0  # for the end of a killed process; one that hangs in the kernel does not end
 
 
 class Stopped(Exception):
-    """The work was given up, because the run is to end."""
+    """A call was given up because of a stop."""
 
 
 class Checkpoint:
-    """Called now and then in long work: ends it by Stopped, once an event has been set for `KIND_S`."""
+    """Called regularly in long work: raises Stopped once an event has been set for `FINISH_S`."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
         self._seen = 0.0
 
     def __call__(self) -> None:
-        """Raise Stopped if it is time."""
+        """Raise Stopped if the time is up."""
         if self._stop.is_set():
             self._seen = self._seen or time.monotonic()
-            if time.monotonic() - self._seen > KIND_S:
+            if time.monotonic() - self._seen > FINISH_S:
                 raise Stopped
 
 
-class Pool:
-    """Processes, or this one if there is none; see `pool`."""
+class Pool(Generic[T]):
+    """Worker processes, or this process if there are none; see `pool`."""
 
-    def __init__(self, call: Callable[..., Any], stop: threading.Event) -> None:
-        """`call` does the work; `stop` says that the run is to end."""
+    def __init__(self, call: Callable[..., T], stop: threading.Event) -> None:
+        """Take the function that does the work, and the event that ends the run."""
         self.call = call
         self.stop = stop
-        self.checkpoint = Checkpoint(stop)  # for work of this process itself
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Any] | None] = queue.SimpleQueue()
+        self.checkpoint = Checkpoint(stop)  # for work in this process
+        self._queue: queue.SimpleQueue[tuple[Future[T], Any] | None] = queue.SimpleQueue()
         self._processes: list[_Process] = []
         self._halted = threading.Event()
         self._deadline = 0.0
@@ -80,36 +82,36 @@ class Pool:
         for process in self._processes:
             threading.Thread(target=self._attend, args=(process,), name="worker", daemon=True).start()
 
-    def submit(self, *arguments: Any, **options: Any) -> Future[Any]:
-        """Have `call(*arguments, **options)` done by a process that has nothing else to do.
+    def submit(self, *arguments: Any, **options: Any) -> Future[T]:
+        """Run `call(*arguments, **options)` in a free process.
 
-        The future raises what was raised there, Stopped, or PgOrthancError if the process was killed.
+        The future raises the exception of the call, Stopped, or PgOrthancError if the process was killed.
         """
-        future: Future[Any] = Future()
+        future: Future[T] = Future()
         if self._processes:
             self._queue.put((future, (arguments, options)))
             return future
         try:
             future.set_result(self.call(*arguments, **options))
-        except Exception as error:  # noqa: BLE001 - as a thread does it: raised by future.result()
+        except Exception as error:  # noqa: BLE001 - raised by future.result()
             future.set_exception(error)
         return future
 
-    def result(self, future: Future[Any]) -> Any:
-        """The result of a future; waits for `GRACE_S` and little more once the run is to end.
+    def result(self, future: Future[T]) -> T:
+        """Return the result of a future; after a stop wait little longer than `GRACE_S` for it.
 
         Raises:
-            Stopped: The work was given up.
-            PgOrthancError: The process was killed; and whatever the work raised.
+            Stopped: The call was given up.
+            PgOrthancError: The process was killed.
         """
         while True:
             try:
-                return future.result(timeout=_LOOK_S)
+                return future.result(timeout=_POLL_S)
             except CancelledError:
                 raise Stopped from None
-            except NotYet:
+            except FutureTimeoutError:
                 if future.done():
-                    continue  # it has just come; or the work itself timed out, which the next turn raises
+                    continue  # done just now; or the call itself raised TimeoutError, raised by the next turn
             if self.stop.is_set():
                 self.halt()
             if self._halted.is_set() and self._overdue():
@@ -124,15 +126,15 @@ class Pool:
                 process.halt()
 
     def _overdue(self) -> bool:
-        """Kill what should have stopped; whether even that was in vain."""
+        """Kill processes that should have stopped; return whether they still run after that."""
         late = time.monotonic() - self._deadline
         if late > 0:
             for process in self._processes:
                 process.kill()
-        return late > _LAST_S
+        return late > _KILL_S
 
     def close(self) -> None:
-        """End all processes: at once those that have nothing to do, the others as `halt` does."""
+        """End all processes: idle ones immediately, the others as `halt` does."""
         if any(process.busy for process in self._processes):
             self.halt()
         for _ in self._processes:
@@ -142,7 +144,7 @@ class Pool:
             process.join(max(0.0, deadline - time.monotonic()))
 
     def _attend(self, process: _Process) -> None:
-        """Hand out one piece of work after the other."""
+        """Send one call after the other to a process."""
         while (item := self._queue.get()) is not None:
             future, message = item
             if self._halted.is_set() or not future.set_running_or_notify_cancel():
@@ -158,40 +160,41 @@ class Pool:
 @contextmanager
 def pool(
     jobs: int,
-    call: Callable[..., Any],
+    call: Callable[..., T],
     stop: threading.Event | None = None,
     *,
     inline: bool = False,
     fork: bool = False,
-) -> Iterator[Pool]:
-    """Processes that do `call` with what `Pool.submit` gets.
+) -> Iterator[Pool[T]]:
+    """Start worker processes that run `call` with the arguments of `Pool.submit`.
 
-    Enter it before anything is opened that a forked process must not share: connections, locks.
+    Enter it before opening anything that a forked process must not share: connections, locks.
 
     Args:
-        jobs: How many.
-        call: A function of a module; what it gets and returns is pickled.
-        stop: Says that the run is to end.
-        inline: A single job is done by this process.
-        fork: Fork where that is safe.
+        jobs: The number of processes.
+        call: A function of a module; its arguments and results are pickled.
+        stop: Ends the run when set.
+        inline: With one job, run the calls in this process.
+        fork: Fork where that is safe: on Linux, while this process has one thread.
 
     Raises:
         PgOrthancError: No processes can be started.
     """
-    made = Pool(call, stop or threading.Event())
+    workers = Pool(call, stop or threading.Event())
     try:
         if not (inline and jobs == 1):
-            made.start(jobs, fork=fork and sys.platform == "linux" and threading.active_count() == 1)
-        yield made
+            workers.start(jobs, fork=fork and sys.platform == "linux" and threading.active_count() == 1)
+        yield workers
     finally:
-        made.close()
+        workers.close()
 
 
 class _Process:
-    """One worker process, started at once."""
+    """One worker process."""
 
     def __init__(self, call: Callable[..., Any], others: Sequence[_Process], *, fork: bool) -> None:
-        """`others` were started before."""
+        """Start the process; `others` were started before."""
+        # A fork inherits our ends of all pipes. It must close them: a pipe ends when its last copy is closed.
         context = multiprocessing.get_context("fork") if fork else multiprocessing.get_context("spawn")
         self.busy = False
         self._pipe, end = context.Pipe()
@@ -200,48 +203,47 @@ class _Process:
         arguments = (call, end, halted, ours if fork else [])
         self._process = context.Process(target=_serve, args=arguments)
         self._process.start()
-        end.close()  # so that the pipe ends with the process
+        end.close()  # then the pipe ends with the process
         halted.close()
 
     def ask(self, message: object) -> Any:
-        """Have something done.
+        """Send a call and return its result.
 
         Raises:
-            PgOrthancError: The process was killed; and whatever the work raised.
+            PgOrthancError: The process was killed.
         """
         self.busy = True
         try:
             self._pipe.send(message)
-            answer = self._pipe.recv()
+            result = self._pipe.recv()
         except (EOFError, OSError) as error:
             raise _killed() from error
         self.busy = False
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     def halt(self) -> None:
-        """Ask it to stop what it does."""
+        """Ask the process to stop its call."""
         self._halt.close()
 
     def kill(self) -> None:
-        """End it, whatever it does."""
+        """Kill the process."""
         with suppress(ValueError):
             self._process.kill()
 
     def close(self) -> None:
-        """Let it end; it has nothing to do."""
+        """Let an idle process end."""
         self._pipe.close()
 
-    def join(self, patience_s: float) -> None:
-        """Wait for its end; kill it if that takes too long."""
-        self._process.join(patience_s)
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of the process; kill it after `timeout_s` seconds."""
+        self._process.join(timeout_s)
         if self._process.exitcode is None:
             self.kill()
-            self._process.join(_LAST_S)
-        if (
-            self._process.exitcode is None
-        ):  # it hangs in the kernel: the interpreter must not wait for it either
+            self._process.join(_KILL_S)
+        # It hangs in the kernel: multiprocessing must not wait for it either when the interpreter exits.
+        if self._process.exitcode is None:
             with suppress(AttributeError):
                 multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
 
@@ -263,15 +265,16 @@ checkpoint = Checkpoint(_halted)
 
 
 def at_halt(action: Callable[[], object]) -> None:
-    """Have something done, in another thread, when this worker is asked to stop: such as cancelling a query."""
+    """Register an action, run in another thread when this worker is asked to stop, such as cancelling a query."""
     _at_halt.append(action)
 
 
 def _serve(call: Callable[..., Any], pipe: Pipe, halted: Pipe, inherited: Iterable[Pipe]) -> None:
-    """What a worker process does: arguments in, results (or what was raised) out. It ends with the pipe.
+    """Run a worker process: receive arguments, send results or exceptions, until the pipe ends.
 
-    Signals are for the parent. `inherited` are ends of pipes that belong to it, which a fork has copied.
+    `inherited` are the parent's ends of pipes, which a fork has copied.
     """
+    # Signals of a terminal reach all processes; the parent decides.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     for other in inherited:
@@ -291,7 +294,10 @@ def _answer(call: Callable[..., Any], arguments: Sequence[Any], options: dict[st
 
 
 def _watch(halted: Pipe) -> None:
-    """A parent that was killed -9 cannot say so: a worker would finish its work, and store what nobody wants."""
+    """End this process when it is asked to stop, or when the parent has died.
+
+    A parent killed by SIGKILL cannot ask: the worker would finish its call, and store files that nobody records.
+    """
     parent = multiprocessing.parent_process()
     sentinel = [parent.sentinel] if parent else []
     ready = connection.wait([halted, *sentinel])

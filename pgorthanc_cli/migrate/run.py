@@ -113,7 +113,7 @@ class Run:
         self,
         source: Source,
         settings: ConversionSettings,
-        pool: workers.Pool,
+        pool: workers.Pool[Any],
         stack: ExitStack,
         report: Report,
         started: float,
