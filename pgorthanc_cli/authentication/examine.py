@@ -253,15 +253,15 @@ def admin_session(login: Login, admin: db.Target | None) -> Iterator[Connection 
 def _method(answers: Probe, server: server_side.ServerSide, proved: str | None) -> str:
     """Return the method of pg_hba.conf."""
     method = answers.answer.method
-    known = proved or (server.rule.method if server.rule else None)
+    by_server = proved or (server.rule.method if server.rule else None)
     if answers.answer.refuses:
         explained = server.rule and server_side.explains(server.rule, method)
-        return known if known and explained else method
+        return by_server if by_server and explained else method
     if method != "trust":
         return method
     # The protocol does not distinguish peer, ident and certificates from trust.
-    if known in ("trust", "peer", "ident", "cert"):
-        return known
+    if by_server in ("trust", "peer", "ident", "cert"):
+        return by_server
     if answers.client.is_local:
         return "trust or peer"
     return "trust or cert" if answers.client.certificate and answers.answer is answers.encrypted else "trust"

@@ -1,4 +1,4 @@
-"""What the server tells about a role's login to whoever may ask: catalog, settings, the line of pg_hba.conf."""
+"""The server's side of a login: catalog, settings and the line of pg_hba.conf, as far as a session may see them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pgorthanc_cli.server import hba
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# What a client is asked for under each method of pg_hba.conf, as `wire.Answer.method` has it without `-plus`.
-_ASKED = {
+# Method of pg_hba.conf -> methods that the server can then require, as `wire.Answer.method` without `-plus`.
+_REQUIRED = {
     "trust": ("trust",), "peer": ("trust", "peer"), "ident": ("trust", "ident"), "cert": ("trust", "cert"),
     "md5": ("md5", "scram-sha-256"), "scram-sha-256": ("scram-sha-256", ), "reject": ("no line",),
     "gss": ("gss",), "sspi": ("sspi",),
@@ -79,10 +79,10 @@ def inspect(conn: Connection, client: hba.Client) -> ServerSide:
 
 def explains(rule: hba.Rule, method: str) -> bool:
     """Return whether a line of pg_hba.conf leads to this method; if not, a pooler may be answering."""
-    asked = method.removesuffix("-plus")
-    return asked in ("refused", *_ASKED.get(rule.method, (asked,))) or (
-        asked == "cert" and any(option.startswith("clientcert") for option in rule.options)
-    )
+    plain = method.removesuffix("-plus")
+    if plain == "cert" and any(option.startswith("clientcert") for option in rule.options):
+        return True
+    return plain in ("refused", *_REQUIRED.get(rule.method, (plain,)))
 
 
 def logged_in_by(conn: Connection) -> str | None:

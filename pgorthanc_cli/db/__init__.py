@@ -1,4 +1,4 @@
-"""The one way to a PostgreSQL server: targets, connections, sessions, advisory locks, and their errors."""
+"""Access to PostgreSQL, the only room that connects: targets, sessions, advisory locks, and their errors."""
 
 from pgorthanc_cli.db.advisory import (
     LOCK_CREATE_INSTANCE,

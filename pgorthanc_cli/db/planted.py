@@ -2,12 +2,12 @@
 
 The plugin's trigger functions and our scripts name no schema, so a session that writes has the index's
 schema in search_path. A function there whose arguments fit better than those of PostgreSQL's own function
-of that name runs instead, and so does an operator (CVE-2018-1058): with the rights of whoever writes,
-perhaps a superuser's.
+of that name runs instead, and so does an operator (CVE-2018-1058): with the rights of the writing
+session, perhaps a superuser's.
 
 What counts is the owner. An owner who can become our role anyway (the role itself, its members, superusers)
-gains nothing. The owner of the index is trusted with the plugin's functions and triggers, because nobody can
-write to an index without running them; not with anything else. Only a trusted role can create members of
+gains nothing. The owner of the index is trusted with the plugin's functions and triggers, because every
+write to an index runs them; not with anything else. Only a trusted role can create members of
 extensions.
 """
 

@@ -43,7 +43,7 @@ READ_PREAMBLE = (
     "SET LOCAL transaction_read_only = on; SET LOCAL row_security = off; "
     f"SET LOCAL lock_timeout = '10s'; {_SET_SAFE_PATH}"
 )
-# In the minor releases since August 2024: nobody can replace a table by a view between our check and the query
+# In the minor releases since August 2024: a table cannot become a view between our check and the query
 # (CVE-2024-7348).
 _NO_VIEWS = "SET LOCAL restrict_nonsystem_relation_kind = 'view, foreign-table'; "
 

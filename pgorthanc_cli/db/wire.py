@@ -31,7 +31,7 @@ BY_HBA, BY_METHOD, BY_ROLE = "ClientAuthentication", "auth_failed", "InitializeS
 
 
 class CannotLogIn(Exception):
-    """The server asks for something that is not given here, so nothing more becomes known."""
+    """The server asks for a credential that we do not send, so the outcome stays open."""
 
 
 @dataclass(frozen=True)

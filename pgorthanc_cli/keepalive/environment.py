@@ -33,7 +33,7 @@ class Environment:
     """The endpoint of the connections, and what is known to end them or to keep them alive.
 
     Attributes:
-        place: The server's endpoint, `host:port`.
+        endpoint: The server's endpoint, `host:port`.
         tcp: Whether keep-alive applies; it does not on a UNIX socket.
         role: The session's role, quoted for SQL.
         pooler: The mode of a pooler in between, see `pooler.detect`.
@@ -43,7 +43,7 @@ class Environment:
         started: When the server was started.
     """
 
-    place: str
+    endpoint: str
     tcp: bool
     role: str
     pooler: str
@@ -65,7 +65,7 @@ def inspect(target: db.Target) -> Environment:
         rows = async_rows(conn, _SETTINGS, list(_TIMEOUTS))
         settings = {name: value for name, value in rows if name.startswith("tcp")}
         return Environment(
-            place=f"{conn.info.host or 'local socket'}:{conn.info.port}",
+            endpoint=f"{conn.info.host or 'local socket'}:{conn.info.port}",
             tcp=tcp,
             role=db.quote_ident(conn.info.user),
             pooler=pooler_mode,

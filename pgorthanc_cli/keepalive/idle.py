@@ -53,7 +53,7 @@ class IdleConnection:
 
     def __init__(self, conn: Connection, age_s: float, probes: Probes) -> None:
         self._conn = conn
-        self._cursor = conn.cursor()  # psycopg2 drops the answer if nobody holds the cursor
+        self._cursor = conn.cursor()  # psycopg2 drops the result of a cursor without references
         self._age_s = age_s
         self._probes = probes
         self._since = time.monotonic()
@@ -66,7 +66,7 @@ class IdleConnection:
         del conn.notices[:]
 
     def close(self) -> None:
-        """Close the connection; what is known stays."""
+        """Close the connection and keep its state."""
         self.age = self.state()
         self._conn.close()
 
@@ -97,7 +97,7 @@ class IdleConnection:
             self._finish("alive", f"answered in {(time.monotonic() - self._used_at) * 1000:.0f} ms")
 
     def state(self) -> Age:
-        """Return what is known now."""
+        """Return the outcome, `pending` if there is none yet."""
         return self.age or self._age("pending", "the test was ended before")
 
     def _end(self) -> tuple[Outcome, str] | None:

@@ -38,7 +38,7 @@ _END_SESSIONS = """SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.p
 
 
 class Trial:
-    """One test; `result` returns what is known, also after an interruption of `run`."""
+    """One test; `result` may be called after an interruption of `run`, too."""
 
     def __init__(self, target: db.Target, plan: TrialPlan) -> None:
         """Inspect the environment; nothing is left open.
@@ -76,7 +76,7 @@ class Trial:
             self._pass(self._again, advised, probes[1:], self._plan.ages_s[-1:], report)
 
     def result(self) -> TrialResult:
-        """Return what is known now."""
+        """Return the outcomes until now, and conclusions from them."""
         ages, again = self._ages(self._first), self._ages(self._again)
         conclusions = verdict.judge(ages, again, self._tried)
         client = conclusions.advised_from("client") if self._environment.tcp else None
@@ -87,7 +87,7 @@ class Trial:
         if self._unreachable:
             advice.append("The server cannot be reached any more.")
         return TrialResult(
-            place=self._environment.place,
+            place=self._environment.endpoint,
             ages=ages,
             limit_s=conclusions.limit_s,
             parameters=parameters,
