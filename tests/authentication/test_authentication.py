@@ -36,8 +36,8 @@ def no_libpq_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """One of each release of PostgreSQL, and some that speak another language."""
     given = {"language": request.param} if isinstance(request.param, str) else {"major": request.param}
-    with auth_servers.server(**given) as made:
-        yield made
+    with auth_servers.server(**given) as cluster:
+        yield cluster
 
 
 @pytest.mark.parametrize(
@@ -65,21 +65,21 @@ def test_every_method(
     old_plugin: bool,
     new_plugin: bool,
 ) -> None:
-    found = authentication.check(target(server, role, password=PASSWORD), admin=admin(server))
+    report = authentication.check(target(server, role, password=PASSWORD), admin=admin(server))
 
-    assert (found.method, found.stored, found.login) == (method, stored, login)
-    assert (found.before_tls, found.after_tls, found.tls.offered) == (method, None, False)
-    assert [(plugin.release, plugin.works) for plugin in found.plugins] == [
+    assert (report.method, report.stored, report.login) == (method, stored, login)
+    assert (report.before_tls, report.after_tls, report.tls.offered) == (method, None, False)
+    assert [(plugin.release, plugin.works) for plugin in report.plugins] == [
         ("up to 3.2", old_plugin),
         ("3.3 and later", new_plugin),
     ]
     place = f"{server.data}/pg_hba.conf:{line}: host all "
-    assert found.hba_line is None if line is None else (found.hba_line or "").startswith(place)
-    assert found.valid_until == ("2020-02-02T02:02:02Z" if role == "late" else "never")
-    assert found.password_encryption == "scram-sha-256"
-    assert bool(found.refusal) == (login == "refused")
-    assert "drop" not in " ".join((*found.remedies, *found.notes)).lower().replace("nothing is dropped", "")
-    assert PASSWORD not in repr(found)
+    assert report.hba_line is None if line is None else (report.hba_line or "").startswith(place)
+    assert report.valid_until == ("2020-02-02T02:02:02Z" if role == "late" else "never")
+    assert report.password_encryption == "scram-sha-256"
+    assert bool(report.refusal) == (login == "refused")
+    assert "drop" not in " ".join((*report.remedies, *report.notes)).lower().replace("nothing is dropped", "")
+    assert PASSWORD not in repr(report)
 
 
 @pytest.mark.parametrize(
@@ -99,33 +99,33 @@ def test_every_method(
     ],
 )
 def test_the_first_remedy(server: Server, role: str, first: str) -> None:
-    found = authentication.check(target(server, role, password=PASSWORD), admin=admin(server))
-    assert found.remedies[0].startswith(first)
+    report = authentication.check(target(server, role, password=PASSWORD), admin=admin(server))
+    assert report.remedies[0].startswith(first)
 
 
 def test_the_remedies_for_an_old_plugin_are_in_order(server: Server) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD), plugin="3.2")
-    upgrade, move = found.remedies
+    report = authentication.check(target(server, "scram", password=PASSWORD), plugin="3.2")
+    upgrade, move = report.remedies
     assert upgrade.startswith("upgrade the plugin")
     assert "--fix md5" in move
-    assert "authentication method 10 not supported" in found.plugins[0].why
+    assert "authentication method 10 not supported" in report.plugins[0].why
     assert authentication.check(target(server, "scram", password=PASSWORD), plugin="10.3").remedies == ()
 
 
 def test_an_old_plugin_that_nobody_uses_is_a_note(server: Server) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD))
-    assert (found.plugin, found.works_for_plugin, found.remedies) == ("latest", True, ())
-    assert any(note.startswith("plugins up to 3.2 cannot log in this way") for note in found.notes)
+    report = authentication.check(target(server, "scram", password=PASSWORD))
+    assert (report.plugin, report.works_for_plugin, report.remedies) == ("latest", True, ())
+    assert any(note.startswith("plugins up to 3.2 cannot log in this way") for note in report.notes)
 
 
 @pytest.mark.parametrize("role", ["scram", "md5", "missing"])
 def test_a_wrong_password_works_in_no_way(server: Server, role: str) -> None:
     before = (server.folder / "log").stat().st_size
-    found = authentication.check(target(server, role, password="wr0ng"))
-    assert (found.login, found.works_for_plugin) == ("refused", False)
-    assert [mode.sslmode for mode in found.sslmodes if mode.works] == []
-    assert all(mode.detail for mode in found.sslmodes)
-    told = " ".join((*found.remedies, *found.notes))
+    report = authentication.check(target(server, role, password="wr0ng"))
+    assert (report.login, report.works_for_plugin) == ("refused", False)
+    assert [mode.sslmode for mode in report.sslmodes if mode.works] == []
+    assert all(mode.detail for mode in report.sslmodes)
+    told = " ".join((*report.remedies, *report.notes))
     assert "check the password of role" in told
     assert "md5" not in told.replace('"md5_role"', "")
     assert (server.folder / "log").read_bytes()[before:].count(b"FATAL") <= 2  # libpq's try, and ours
@@ -133,15 +133,15 @@ def test_a_wrong_password_works_in_no_way(server: Server, role: str) -> None:
 
 def test_a_line_for_another_password_is_told_from_a_wrong_one(server: Server) -> None:
     """The stored password is md5: plain text would do, if there were TLS with SCRAM."""
-    found = authentication.check(target(server, "wrong", password=PASSWORD), admin=admin(server))
-    assert [mode.works for mode in found.sslmodes] == [False] * 6
+    report = authentication.check(target(server, "wrong", password=PASSWORD), admin=admin(server))
+    assert [mode.works for mode in report.sslmodes] == [False] * 6
 
 
 def test_without_rights_it_tells_what_is_hidden(server: Server) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD))
-    assert found.stored == "scram-sha-256"  # the login has proved it
-    assert found.hba_line is None
-    assert found.notes[-1] == "pg_hba.conf is hidden from role scram_role: it takes a superuser (--admin)"
+    report = authentication.check(target(server, "scram", password=PASSWORD))
+    assert report.stored == "scram-sha-256"  # the login has proved it
+    assert report.hba_line is None
+    assert report.notes[-1] == "pg_hba.conf is hidden from role scram_role: it takes a superuser (--admin)"
     hidden = authentication.check(target(server, "password", password=PASSWORD))
     assert hidden.stored is None
     assert hidden.notes[0].startswith("the kind of the stored password is hidden from role password_role")
@@ -152,10 +152,10 @@ def test_without_rights_it_tells_what_is_hidden(server: Server) -> None:
 )
 def test_without_a_password_it_tells_the_method(server: Server, role: str, method: str) -> None:
     before = (server.folder / "log").stat().st_size
-    found = authentication.check(target(server, role))
-    assert (found.method, found.login, found.refusal) == (method, "password needed", "")
-    assert found.notes[0].startswith("without a login nothing is known")
-    assert [mode.works for mode in found.sslmodes] == [True, True, True, False, False, False]
+    report = authentication.check(target(server, role))
+    assert (report.method, report.login, report.refusal) == (method, "password needed", "")
+    assert report.notes[0].startswith("without a login nothing is known")
+    assert [mode.works for mode in report.sslmodes] == [True, True, True, False, False, False]
     said = (server.folder / "log").read_bytes()[before:].decode()
     assert "FATAL" not in said  # nothing that counts as a failed login
 
@@ -174,9 +174,9 @@ def test_nothing_is_changed(server: Server) -> None:
 
 
 def test_a_socket_has_no_tls(server: Server) -> None:
-    found = authentication.check(db.Target(server.place))
-    assert (found.method, found.login, found.tls.offered, found.sslmodes) == ("trust", "works", False, ())
-    assert (found.hba_line or "").endswith("pg_hba.conf:1: local all all trust")
+    report = authentication.check(db.Target(server.place))
+    assert (report.method, report.login, report.tls.offered, report.sslmodes) == ("trust", "works", False, ())
+    assert (report.hba_line or "").endswith("pg_hba.conf:1: local all all trust")
 
 
 def test_peer_is_told_from_trust(server: Server) -> None:
@@ -188,13 +188,13 @@ def test_peer_is_told_from_trust(server: Server) -> None:
     load(server, f"local all {account}_too peer map=too\n" + content)
     try:
         me = db.Target(make_dsn(server.place, user=f"{account}_too"))
-        found = authentication.check(me, admin=admin(server))
-        assert (found.method, found.login) == ("peer", "works")
-        assert [plugin.works for plugin in found.plugins] == [None, None]
+        report = authentication.check(me, admin=admin(server))
+        assert (report.method, report.login) == ("peer", "works")
+        assert [plugin.works for plugin in report.plugins] == [None, None]
         alone = authentication.check(me).method
-        assert alone == ("peer" if server.found.version >= (16, 0) else "trust or peer")
+        assert alone == ("peer" if server.programs.version >= (16, 0) else "trust or peer")
         other = authentication.check(db.Target(make_dsn(server.place, user="md5_role")))
-        assert other.method == ("trust" if server.found.version >= (16, 0) else "trust or peer")
+        assert other.method == ("trust" if server.programs.version >= (16, 0) else "trust or peer")
     finally:
         load(server, content)
         server.sql(f'DROP ROLE "{account}_too"')
@@ -208,11 +208,11 @@ def test_several_servers(server: Server) -> None:
 
 def test_who_answers_is_not_who_knows(server: Server) -> None:
     """As with a pooler: the administrator's session is on another server."""
-    with auth_servers.server(server.found.version[0]) as other:
+    with auth_servers.server(server.programs.version[0]) as other:
         asked = target(server, "password", password=PASSWORD)
         load(other, HBA.replace("trust_role all trust", "trust_role,password_role all md5"))
-        found = authentication.check(asked, admin=admin(other))
-        assert "does not explain why password is asked" in found.notes[0]
+        report = authentication.check(asked, admin=admin(other))
+        assert "does not explain why password is asked" in report.notes[0]
         with pytest.raises(
             PgOrthancError, match=r"who answers asks for password, which is not what .*:2: host"
         ):
@@ -225,11 +225,11 @@ def test_changes_of_the_file_that_are_not_loaded(server: Server) -> None:
     try:
         path.write_bytes(content + b"local all nobody trust\n")
         os.utime(path, (2e9, 2e9))
-        found = authentication.check(target(server, "scram", password=PASSWORD), admin=admin(server))
+        report = authentication.check(target(server, "scram", password=PASSWORD), admin=admin(server))
     finally:
         path.write_bytes(content)
         os.utime(path, (1e9, 1e9))
-    assert any("changed after the server loaded it" in note for note in found.notes)
+    assert any("changed after the server loaded it" in note for note in report.notes)
 
 
 def test_the_administrator_is_refused(server: Server) -> None:

@@ -25,8 +25,8 @@ from tests.support.real_servers import Server, wait_until
 
 @pytest.fixture(scope="module", params=MAJORS)
 def running(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with auth_servers.server(request.param) as made:
-        yield made
+    with auth_servers.server(request.param) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ def test_to_md5_and_back(server: Server) -> None:
     assert done.backup
     assert Path(done.backup).read_text() == HBA
     assert done.hba_line == f"{server.data}/pg_hba.conf:5: {lines(server)[4]}"
-    found = authentication.check(login(server, "scram"))
-    assert (found.works_everywhere, found.password_encryption) == (True, "md5")
+    report = authentication.check(login(server, "scram"))
+    assert (report.works_everywhere, report.password_encryption) == (True, "md5")
 
     server.sql("ALTER ROLE wrong_role PASSWORD NULL")  # no other role with md5 on that line
     back = authentication.fix(login(server, "scram"), "scram", admin=admin(server))
@@ -89,7 +89,7 @@ def test_to_md5_and_back(server: Server) -> None:
 
 
 def test_a_line_of_a_file_that_is_included(server: Server) -> None:
-    if server.found.version < (16, 0):
+    if server.programs.version < (16, 0):
         return  # include came with 16
     server.write("more.conf", HBA)
     load(server, "include more.conf\n")

@@ -31,10 +31,10 @@ def authority() -> Pair:
 
 @pytest.fixture(scope="module")
 def server(authority: Pair) -> Iterator[Server]:
-    with auth_servers.server(authority=authority) as made:
-        if not made.has_tls:
-            pytest.skip(f"{made.found} was built without OpenSSL: no TLS server to test against")
-        yield made
+    with auth_servers.server(authority=authority) as cluster:
+        if not cluster.has_tls:
+            pytest.skip(f"{cluster.programs} was built without OpenSSL: no TLS server to test against")
+        yield cluster
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def show(server: Server) -> Iterator[Callable[[str], None]]:
     change("good")
 
 
-def modes(found: LoginReport) -> dict[str, tuple[bool, bool | None, str]]:
-    return {mode.sslmode: (mode.works, mode.encrypted, mode.verifies) for mode in found.sslmodes}
+def modes(report: LoginReport) -> dict[str, tuple[bool, bool | None, str]]:
+    return {mode.sslmode: (mode.works, mode.encrypted, mode.verifies) for mode in report.sslmodes}
 
 
 def test_every_sslmode(server: Server, root: str) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD, sslrootcert=root))
+    report = authentication.check(target(server, "scram", password=PASSWORD, sslrootcert=root))
 
-    assert modes(found) == {
+    assert modes(report) == {
         "disable": (True, False, "nothing"),
         "allow": (True, False, "nothing"),
         "prefer": (True, True, "nothing"),
@@ -72,30 +72,30 @@ def test_every_sslmode(server: Server, root: str) -> None:
         "verify-ca": (True, True, "authority"),
         "verify-full": (True, True, "authority and host name"),
     }
-    assert (found.method, found.before_tls, found.after_tls) == (
+    assert (report.method, report.before_tls, report.after_tls) == (
         "scram-sha-256-plus",
         "scram-sha-256",
         "scram-sha-256-plus",
     )
-    assert found.channel_binding == "used"
-    assert found.tls.used
-    assert (found.tls.protocol, found.tls.subject, found.tls.issuer) == (
+    assert report.channel_binding == "used"
+    assert report.tls.used
+    assert (report.tls.protocol, report.tls.subject, report.tls.issuer) == (
         "TLSv1.3",
         "CN=localhost",
         "CN=authority",
     )
-    assert found.tls.cipher
-    assert found.tls.names == ("localhost", "127.0.0.1")
-    assert (found.tls.days_left, found.tls.self_signed) == (89, False)
-    assert found.tls.not_before
-    assert found.tls.expires
-    assert found.tls.not_before < datetime.now(timezone.utc) < found.tls.expires
+    assert report.tls.cipher
+    assert report.tls.names == ("localhost", "127.0.0.1")
+    assert (report.tls.days_left, report.tls.self_signed) == (89, False)
+    assert report.tls.not_before
+    assert report.tls.expires
+    assert report.tls.not_before < datetime.now(timezone.utc) < report.tls.expires
 
 
 def test_require_does_not_verify(server: Server) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD, sslmode="require"))
-    assert modes(found)["require"] == (True, True, "nothing")
-    assert found.notes[0].startswith(
+    report = authentication.check(target(server, "scram", password=PASSWORD, sslmode="require"))
+    assert modes(report)["require"] == (True, True, "nothing")
+    assert report.notes[0].startswith(
         'sslmode=require ("EnableSsl": true) encrypts, but does not verify the server'
     )
 
@@ -109,36 +109,36 @@ def test_require_does_not_verify(server: Server) -> None:
     ],
 )
 def test_the_method_is_that_of_the_sslmode(server: Server, sslmode: str, method: str, used: bool) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD, sslmode=sslmode))
-    assert (found.method, found.tls.used, found.login) == (method, used, "works")
-    assert found.channel_binding == ("used" if used else "not offered")
+    report = authentication.check(target(server, "scram", password=PASSWORD, sslmode=sslmode))
+    assert (report.method, report.tls.used, report.login) == (method, used, "works")
+    assert report.channel_binding == ("used" if used else "not offered")
 
 
 def test_channel_binding_that_the_client_does_not_want(server: Server) -> None:
-    found = authentication.check(target(server, "scram", password=PASSWORD, channel_binding="disable"))
-    assert (found.login, found.channel_binding) == ("works", "offered")
+    report = authentication.check(target(server, "scram", password=PASSWORD, channel_binding="disable"))
+    assert (report.login, report.channel_binding) == ("works", "offered")
 
 
 def test_a_line_for_tls_only(server: Server) -> None:
-    found = authentication.check(target(server, "tls", password=PASSWORD), admin=admin(server))
-    assert (found.before_tls, found.after_tls, found.login) == ("no line", "scram-sha-256-plus", "works")
-    assert modes(found)["disable"][:2] == (False, None)
-    assert modes(found)["allow"][:2] == (True, True)
-    assert '"EnableSsl": true' in found.plugins[1].why
-    assert ": hostssl all tls_role all scram-sha-256" in (found.hba_line or "")
+    report = authentication.check(target(server, "tls", password=PASSWORD), admin=admin(server))
+    assert (report.before_tls, report.after_tls, report.login) == ("no line", "scram-sha-256-plus", "works")
+    assert modes(report)["disable"][:2] == (False, None)
+    assert modes(report)["allow"][:2] == (True, True)
+    assert '"EnableSsl": true' in report.plugins[1].why
+    assert ": hostssl all tls_role all scram-sha-256" in (report.hba_line or "")
     refused = authentication.check(target(server, "tls", password=PASSWORD, sslmode="disable"))
     assert (refused.login, refused.method) == ("refused", "no line")
 
 
 def test_a_line_without_tls_only(server: Server) -> None:
-    found = authentication.check(target(server, "plain", password=PASSWORD), admin=admin(server))
-    assert (found.before_tls, found.after_tls, found.login, found.tls.used) == (
+    report = authentication.check(target(server, "plain", password=PASSWORD), admin=admin(server))
+    assert (report.before_tls, report.after_tls, report.login, report.tls.used) == (
         "md5",
         "no line",
         "works",
         False,
     )
-    assert '"EnableSsl": false' in found.plugins[0].why
+    assert '"EnableSsl": false' in report.plugins[0].why
 
 
 @pytest.mark.parametrize(
@@ -160,21 +160,21 @@ def test_certificates(
     fails: str,
 ) -> None:
     show(name)
-    found = authentication.check(
+    report = authentication.check(
         target(server, "scram", password=PASSWORD, sslrootcert=root, sslmode="prefer")
     )
 
-    assert (found.tls.days_left, found.tls.self_signed, found.tls.issuer) == (days, self_signed, issuer)
-    full = found.sslmodes[-1]
+    assert (report.tls.days_left, report.tls.self_signed, report.tls.issuer) == (days, self_signed, issuer)
+    full = report.sslmodes[-1]
     assert full.works == (not fails)
     assert full.detail.startswith(fails)
-    told = [remedy for remedy in found.remedies if remedy.startswith("the server's certificate")]
+    told = [remedy for remedy in report.remedies if remedy.startswith("the server's certificate")]
     assert bool(told) == (name != "good")
-    assert (found.tls.used, found.method.endswith("-plus")) == (not fails, not fails)  # prefer falls back
-    assert modes(found)["prefer"] == (True, not fails, "nothing")
-    assert found.tls.detail.startswith(fails)
-    assert ("EXPIRED" in str(found.tls)) == (name == "expired")
-    assert ("self-signed" in str(found.tls)) == self_signed
+    assert (report.tls.used, report.method.endswith("-plus")) == (not fails, not fails)  # prefer falls back
+    assert modes(report)["prefer"] == (True, not fails, "nothing")
+    assert report.tls.detail.startswith(fails)
+    assert ("EXPIRED" in str(report.tls)) == (name == "expired")
+    assert ("self-signed" in str(report.tls)) == self_signed
 
 
 def test_a_client_certificate(server: Server, authority: Pair, tmp_path: Path) -> None:
@@ -206,11 +206,11 @@ def test_a_password_and_a_client_certificate(server: Server, chief: bool) -> Non
     try:
         auth_servers.load(server, "hostssl all scram_role all scram-sha-256 clientcert=verify-ca\n" + content)
         given = target(server, "scram", password=PASSWORD, sslmode="require")
-        found = authentication.check(given, admin=admin(server) if chief else None)
+        report = authentication.check(given, admin=admin(server) if chief else None)
     finally:
         auth_servers.load(server, content)
-    assert (found.method, found.login) == ("scram-sha-256" if chief else "cert", "refused")
-    assert found.remedies[0].startswith("set sslcert and sslkey")
+    assert (report.method, report.login) == ("scram-sha-256" if chief else "cert", "refused")
+    assert report.remedies[0].startswith("set sslcert and sslkey")
 
 
 @pytest.mark.parametrize("method", ["md5", "reject"])
@@ -220,11 +220,11 @@ def test_what_tls_would_change_is_tried(server: Server, method: str) -> None:
     try:
         lines = f"hostssl all md5_role all scram-sha-256\nhostnossl all md5_role all {method}\n"
         auth_servers.load(server, lines + content)
-        found = authentication.check(target(server, "md5", password=PASSWORD, sslmode="require"))
+        report = authentication.check(target(server, "md5", password=PASSWORD, sslmode="require"))
     finally:
         auth_servers.load(server, content)
-    assert (found.login, found.after_tls) == ("refused", "scram-sha-256-plus")
-    assert {mode.sslmode for mode in found.sslmodes if mode.works} == (
+    assert (report.login, report.after_tls) == ("refused", "scram-sha-256-plus")
+    assert {mode.sslmode for mode in report.sslmodes if mode.works} == (
         {"disable", "allow"} if method == "md5" else set()
     )
 
@@ -235,11 +235,11 @@ def test_a_refusal_without_tls_gets_the_hint_of_tls(server: Server, kind: str) -
     try:
         if kind == "reject":
             auth_servers.load(server, "hostnossl all tls_role all reject\n" + content)
-        found = authentication.check(target(server, "tls", password=PASSWORD, sslmode="disable"))
+        report = authentication.check(target(server, "tls", password=PASSWORD, sslmode="disable"))
     finally:
         auth_servers.load(server, content)
-    assert found.refusal.startswith("the server refuses connections without TLS: ")
-    assert "--sslmode verify-full" in found.remedies[0]
+    assert report.refusal.startswith("the server refuses connections without TLS: ")
+    assert "--sslmode verify-full" in report.remedies[0]
 
 
 def test_gss(server: Server) -> None:
@@ -247,9 +247,9 @@ def test_gss(server: Server) -> None:
     try:
         auth_servers.load(server, "host all none_role all gss\n" + content)
         if server.sql("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL") != "0":
-            pytest.skip(f"{server.found} was built without GSSAPI")
-        found = authentication.check(target(server, "none"), admin=admin(server))
+            pytest.skip(f"{server.programs} was built without GSSAPI")
+        report = authentication.check(target(server, "none"), admin=admin(server))
     finally:
         auth_servers.load(server, content)
-    assert (found.method, found.before_tls, found.login) == ("gss", "gss", "refused")
-    assert found.tls.detail == ""
+    assert (report.method, report.before_tls, report.login) == ("gss", "gss", "refused")
+    assert report.tls.detail == ""

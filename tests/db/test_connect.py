@@ -30,7 +30,6 @@ host all md5_role 127.0.0.1/32 md5
 host all rejected_role 127.0.0.1/32 reject
 host all trusted_role,postgres,missing_role,few_role 127.0.0.1/32 trust
 """
-
 TLS_HBA = """
 hostssl all tls_role 127.0.0.1/32 trust
 hostssl all cert_role 127.0.0.1/32 cert
@@ -55,13 +54,13 @@ def authority() -> Pair:
 @pytest.fixture(scope="module", params=localized.PARAMETERS)
 def server(authority: Pair, request: pytest.FixtureRequest) -> Iterator[Server]:
     """Every test runs against a server of each language: nothing may depend on its words."""
-    made = localized.Localized(request.param, HBA, "max_connections = 20\nmax_wal_senders = 6\n")
+    cluster = localized.Localized(request.param, HBA, "max_connections = 20\nmax_wal_senders = 6\n")
     try:
-        made.create()
-        if made.has_tls:
-            _give_certificates(made, authority)
-        made.start()
-        made.sql(
+        cluster.create()
+        if cluster.has_tls:
+            _give_certificates(cluster, authority)
+        cluster.start()
+        cluster.sql(
             "CREATE DATABASE closed ALLOW_CONNECTIONS false",
             "CREATE DATABASE private",
             "REVOKE CONNECT ON DATABASE private FROM PUBLIC",
@@ -73,9 +72,9 @@ def server(authority: Pair, request: pytest.FixtureRequest) -> Iterator[Server]:
             "SET password_encryption = 'md5'",
             make_role("md5_role"),
         )
-        yield made
+        yield cluster
     finally:
-        made.remove()
+        cluster.remove()
 
 
 def make_role(name: str) -> str:
@@ -174,9 +173,8 @@ def test_peer_refuses(server: Server) -> None:
 @pytest.mark.parametrize("given", ["connect_timeout=2", ""])
 def test_silent_server(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit in the DSN there is one of ours."""
-    monkeypatch.setattr(
-        "pgorthanc_cli.db.connection.CONNECT_TIMEOUT", {"connect_timeout": "2" if not given else "299"}
-    )
+    ours = {"connect_timeout": "2" if not given else "299"}
+    monkeypatch.setattr("pgorthanc_cli.db.connection.CONNECT_TIMEOUT", ours)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -191,7 +189,7 @@ def test_silent_server(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def tls(server: Server, authority: Pair, tmp_path: Path) -> Iterator[Callable[[str], str]]:
     """Makes the server show a certificate; the DSN for it, which trusts the authority and wants the host's name."""
     if not server.has_tls:
-        pytest.skip(f"{server.found} was built without OpenSSL: no TLS server to test against")
+        pytest.skip(f"{server.programs} was built without OpenSSL: no TLS server to test against")
     trusted = tmp_path / "root.pem"
     trusted.write_bytes(authority.certificate_pem)
 
@@ -270,11 +268,11 @@ def test_client_certificate(tls: Callable[[str], str], authority: Pair, tmp_path
 @pytest.fixture(scope="module")
 def standby(server: Server) -> Iterator[Server]:
     assert isinstance(server, localized.Localized)
-    made = localized.Localized(server.language, HBA, "")
+    cluster = localized.Localized(server.language, HBA, "")
     try:
-        yield made.copy_of(server).start()
+        yield cluster.copy_of(server).start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 def test_standby_takes_no_writes(standby: Server) -> None:
@@ -311,11 +309,11 @@ def test_read_only_by_default(server: Server) -> None:
 def starting(server: Server) -> Iterator[Server]:
     """A server that answers `the database system is not accepting connections` until it is promoted."""
     assert isinstance(server, localized.Localized)
-    made = localized.Localized(server.language, HBA, "hot_standby = off\n")
+    cluster = localized.Localized(server.language, HBA, "hot_standby = off\n")
     try:
-        yield made.copy_of(server).start()
+        yield cluster.copy_of(server).start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 class OnFirstWarning(logging.Handler):

@@ -40,15 +40,15 @@ _numbers = count(1)
 @pytest.fixture
 def database(admin: Connection, server_dsn: str) -> Iterator[MakeDatabase]:
     """Makes databases that are dropped after the test."""
-    made: list[str] = []
+    names: list[str] = []
 
     def make(place: Place) -> db.Target:
-        made.append(f"pgorthanc_text_{os.getpid()}_{next(_numbers)}")
-        return create(server_dsn, made[-1], place)
+        names.append(f"pgorthanc_text_{os.getpid()}_{next(_numbers)}")
+        return create(server_dsn, names[-1], place)
 
     yield make
     with admin.cursor() as cur:
-        for name in made:
+        for name in names:
             cur.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -176,13 +176,13 @@ COMMANDS = [
 
 def exit_codes(target: db.Target, folder: Path, **environment: str) -> dict[str, int]:
     folder.mkdir()
-    found = {}
+    exit_codes = {}
     for line in COMMANDS:
         name, *words = line.format(folder=folder).split()
         result = pgorthanc(name, *words, "--uri", target.dsn, **environment)
         assert result.exception is None or isinstance(result.exception, SystemExit), (line, result.exception)
-        found[line] = result.exit_code
-    return found
+        exit_codes[line] = result.exit_code
+    return exit_codes
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ _numbers = count(1)
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server where each role may log in."""
-    made = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
+    cluster = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
     try:
-        yield made.create().start()
+        yield cluster.create().start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 def create(
@@ -254,8 +254,8 @@ def test_any_name_of_database_role_and_schema(
     for words in READING:
         ended(*words.split(), *there)
     assert verdicts(*there) == plain
-    found = psycopg2.connect(make_dsn(server.place, dbname=name))
-    with closing(found), found.cursor() as cur:
+    holder = psycopg2.connect(make_dsn(server.place, dbname=name))
+    with closing(holder), holder.cursor() as cur:
         cur.execute(
             "SELECT DISTINCT schemaname::text, tableowner::text FROM pg_tables WHERE tablename = 'resources'"
         )
@@ -269,8 +269,8 @@ def test_a_schema_of_that_name_is_not_the_schema_of_the_role(server: Server) -> 
     with db.session(target, autocommit=True) as conn, conn.cursor() as cur:
         cur.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(role)))
     result = CliRunner().invoke(cli.main, ["init", "--uri", target.dsn, "--schema", "$user", "--json"])
-    made = rows(target, "SELECT schemaname::text FROM pg_tables WHERE tablename = 'resources'")
-    assert made in ([("$user",)] if result.exit_code == 0 else [],), (result.output, made)
+    schemas = rows(target, "SELECT schemaname::text FROM pg_tables WHERE tablename = 'resources'")
+    assert schemas in ([("$user",)] if result.exit_code == 0 else [],), (result.output, schemas)
 
 
 # --- passwords -----------------------------------------------------------------------------------

@@ -38,8 +38,8 @@ class Attacked:
 
     def invoke(self, *words: object, owner: bool = False) -> Result:
         target = self.owner if owner else self.root
-        found = [str(word) for word in words]
-        return CliRunner().invoke(cli.main, [*found, "--uri", target.dsn, "--schema", target.schema])
+        arguments = [str(word) for word in words]
+        return CliRunner().invoke(cli.main, [*arguments, "--uri", target.dsn, "--schema", target.schema])
 
     @property
     def calls(self) -> int:
@@ -53,43 +53,43 @@ class Attacked:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    made = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "track_functions = all\n")
+    cluster = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "track_functions = all\n")
     try:
-        made.create().start()
-        made.sql("CREATE ROLE orthanc LOGIN", "CREATE ROLE eve", "CREATE ROLE mallory LOGIN IN ROLE eve")
-        yield made
+        cluster.create().start()
+        cluster.sql("CREATE ROLE orthanc LOGIN", "CREATE ROLE eve", "CREATE ROLE mallory LOGIN IN ROLE eve")
+        yield cluster
     finally:
-        made.remove()
+        cluster.remove()
 
 
 def database(server: Server, name: str, schema: str, revision: int) -> Attacked:
     server.sql(f"CREATE DATABASE {name} OWNER orthanc")
     dsn = make_dsn(server.place, dbname=name)
-    found = Attacked(
+    attacked = Attacked(
         db.Target(dsn, schema=schema), db.Target(make_dsn(dsn, user="orthanc"), schema=schema), revision
     )
     quoted = '"' + schema.replace('"', '""') + '"'
     with closing(psycopg2.connect(dsn)) as conn, conn, conn.cursor() as cur:
         cur.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted}; GRANT ALL ON SCHEMA {quoted} TO orthanc")
-    init(found.owner)
-    run(found.owner, *FILL, "SELECT setval('changes_seq_seq', (SELECT max(seq) FROM changes))")
+    init(attacked.owner)
+    run(attacked.owner, *FILL, "SELECT setval('changes_seq_seq', (SELECT max(seq) FROM changes))")
     if revision < 10:
-        upgrade.downgrade(found.owner, to=revision)
-    return found
+        upgrade.downgrade(attacked.owner, to=revision)
+    return attacked
 
 
 @pytest.fixture(scope="module", params=PLACES, ids=lambda place: str(place[1]))
 def attacked(server: Server, request: pytest.FixtureRequest) -> Attacked:
     """Planted everything, and search_path of role and database led there, too."""
     schema, revision = request.param
-    found = database(server, f"attacked_{revision}", schema, revision)
-    hostile.plant(found.root.dsn, schema)
+    attacked = database(server, f"attacked_{revision}", schema, revision)
+    hostile.plant(attacked.root.dsn, schema)
     quoted = '"' + schema.replace('"', '""') + '"'
     server.sql(
         f"ALTER DATABASE attacked_{revision} SET search_path = {quoted}, pg_catalog",
         f"ALTER ROLE postgres IN DATABASE attacked_{revision} SET search_path = {quoted}, pg_catalog",
     )
-    return found
+    return attacked
 
 
 @pytest.fixture
@@ -135,14 +135,14 @@ READING = {
 def test_reading_commands_run_nothing_that_is_planted(attacked: Attacked, words: str, tmp_path: Path) -> None:
     before = attacked.calls
     given = words.format(revision=attacked.revision, tmp=tmp_path, real=samples.REAL).split()
-    shown = attacked.invoke(*given)
-    assert "planted code runs" not in shown.output
-    assert shown.exit_code in READING[words], shown.output
+    result = attacked.invoke(*given)
+    assert "planted code runs" not in result.output
+    assert result.exit_code in READING[words], result.output
     assert attacked.calls == before
     if words.startswith("doctor"):
-        assert "foreign-code" in shown.output
+        assert "foreign-code" in result.output
     if words.startswith("verify") and "--repair" not in words:
-        assert "it may run in place of PostgreSQL's" in shown.output
+        assert "it may run in place of PostgreSQL's" in result.output
 
 
 WRITING = (
@@ -162,10 +162,10 @@ def test_writing_commands_refuse_and_name_what_is_planted(
 ) -> None:
     sqliteindex.create(tmp_path / "index")
     before = attacked.calls
-    shown = attacked.invoke(*words.format(tmp=tmp_path, real=samples.REAL).split(), owner=owner)
-    assert shown.exit_code == 4, shown.output
-    assert "of role eve" in shown.output
-    assert "DROP " in shown.output
+    result = attacked.invoke(*words.format(tmp=tmp_path, real=samples.REAL).split(), owner=owner)
+    assert result.exit_code == 4, result.output
+    assert "of role eve" in result.output
+    assert "DROP " in result.output
     assert attacked.calls == before
     assert not (tmp_path / "area").exists() or not any((tmp_path / "area").iterdir())
 

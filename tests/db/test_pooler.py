@@ -39,7 +39,7 @@ def test_no_pooler(behind: str, empty: db.Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool_mode", "settings", "found"),
+    ("pool_mode", "settings", "mode"),
     [
         ("session", {}, "session"),
         pytest.param("session", {"default_pool_size": 1}, "session", marks=pytest.mark.once),
@@ -50,10 +50,10 @@ def test_no_pooler(behind: str, empty: db.Target) -> None:
         ("statement", {}, "transaction"),
     ],
 )
-def test_pgbouncer(behind: str, pool_mode: str, settings: dict[str, int], found: str) -> None:
+def test_pgbouncer(behind: str, pool_mode: str, settings: dict[str, int], mode: str) -> None:
     with bouncer(behind, pool_mode, **settings) as dsn:
         _fill_the_pool(dsn, settings.get("min_pool_size", 0))
-        assert pooler.detect(db.Target(dsn)).mode == found
+        assert pooler.detect(db.Target(dsn)).mode == mode
 
 
 def _fill_the_pool(dsn: str, size: int) -> None:
@@ -191,10 +191,10 @@ def _session_state(client: Connection) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("words", READING)
 def test_a_check_leaves_nothing_behind(pool: str, words: str, tmp_path: Path) -> None:
     before = left_behind(pool, 2)
-    shown = invoke(pool, tmp_path, words)
-    assert shown.exit_code in (0, 1, 6), shown.output
-    assert shown.exit_code == 0 or words.startswith(("doctor", "check-", "replication", "keepalive")), (
-        shown.output
+    result = invoke(pool, tmp_path, words)
+    assert result.exit_code in (0, 1, 6), result.output
+    assert result.exit_code == 0 or words.startswith(("doctor", "check-", "replication", "keepalive")), (
+        result.output
     )
     assert left_behind(pool, 2) == before
 
@@ -213,9 +213,9 @@ def test_what_writes_refuses_a_shared_session(archive: str, mode: str, words: st
     sqliteindex.create(tmp_path / "index")
     with bouncer(archive, mode, default_pool_size=2) as dsn:
         before = left_behind(dsn, 2)
-        shown = invoke(dsn, tmp_path, words)
-        assert shown.exit_code == 3, shown.output
-        said = " ".join(shown.output.split())
+        result = invoke(dsn, tmp_path, words)
+        assert result.exit_code == 3, result.output
+        said = " ".join(result.output.split())
         assert f"PgBouncer answers at 127.0.0.1:{psycopg2.extensions.parse_dsn(dsn)['port']}" in said
         assert f"127.0.0.1:{psycopg2.extensions.parse_dsn(archive)['port']} as the pooler sees it" in said
         assert left_behind(dsn, 2) == before
@@ -228,8 +228,8 @@ def test_a_pooler_in_session_mode_gets_its_sessions_back_as_they_were(archive: s
         before = left_behind(dsn, 4)
         assert ("search_path", "information_schema") in [pair for state in before for pair in state]
         for words in ("import --storage-dir {tmp}/area {real}", "init", "verify schema --repair --apply"):
-            shown = invoke(dsn, tmp_path, words)
-            assert shown.exit_code == 0, shown.output
+            result = invoke(dsn, tmp_path, words)
+            assert result.exit_code == 0, result.output
             assert left_behind(dsn, 4) == before
 
 
@@ -243,8 +243,8 @@ def test_idle_sessions_of_a_pooler_are_no_clients(behind: str, tmp_path: Path) -
             (dsn, "upgrade --yes"),
             (archive, "downgrade --to 6 --yes"),
         ):
-            shown = invoke(place, tmp_path, words)
-            assert shown.exit_code == 0, shown.output
+            result = invoke(place, tmp_path, words)
+            assert result.exit_code == 0, result.output
         with closing(_client(dsn)) as orthanc:
             orthanc.cursor().execute("SELECT 1")
             refused = invoke(dsn, tmp_path, "upgrade --yes")
@@ -264,8 +264,8 @@ def test_idle_sessions_that_may_be_a_pooler_s_are_named(behind: str, tmp_path: P
         with closing(_client(make_dsn(dsn, dbname="pgbouncer"))) as console:
             console.cursor().execute("RECONNECT reconnected")
         wait_until(lambda: len(schemas.rows(db.Target(archive), IDLE)) == 0)
-        shown = invoke(dsn, tmp_path, "downgrade --to 6 --yes")
-        assert shown.exit_code == 0, shown.output
+        result = invoke(dsn, tmp_path, "downgrade --to 6 --yes")
+        assert result.exit_code == 0, result.output
 
 
 IDLE = "SELECT pid FROM pg_stat_activity WHERE datname = 'reconnected' AND pid <> pg_backend_pid()"

@@ -76,7 +76,7 @@ def test_the_verdict(
     program: Program, server: Server, tmp_path: Path, role: str, encrypted: bool, code: int
 ) -> None:
     if not server.has_tls:
-        pytest.skip(f"{server.found} was built without OpenSSL")
+        pytest.skip(f"{server.programs} was built without OpenSSL")
     found = archive(program, server, role, tmp_path, EnableSsl=encrypted)
     assert check(found, server).exit_code == code
     assert starts(found) == (code == 0)

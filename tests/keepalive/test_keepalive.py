@@ -30,19 +30,19 @@ from tests.support.real_servers import LOCALHOST, Server, certificate, wait_unti
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    made = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "max_connections = 30\n")
+    cluster = Server("local all all trust\nhost all all 127.0.0.1/32 trust\n", "max_connections = 30\n")
     try:
-        made.create()
-        if made.has_tls:
+        cluster.create()
+        if cluster.has_tls:
             pair = certificate("localhost", names=LOCALHOST)
-            made.write("server.pem", pair.certificate_pem + pair.key_pem)
-            made.write(
+            cluster.write("server.pem", pair.certificate_pem + pair.key_pem)
+            cluster.write(
                 "postgresql.auto.conf",
                 "ssl = on\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.pem'\n",
             )
-        yield made.start()
+        yield cluster.start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 @pytest.fixture
@@ -136,11 +136,11 @@ def test_faster_probes_that_fail_as_well_are_not_recommended(server: Server) -> 
 def test_probes_more_often_than_silence_is_survived_do_not_count(tried_s: int, faster_s: int | None) -> None:
     """As behind a proxy with a limit of 90 s, tried with the ages of a minute and more."""
     tried = KeepAlive.every(tried_s, 10, 3)
-    found = verdict.judge(tuple(behind_a_proxy(90.2)), (), tried)
-    assert found.limit_s == (60, 90.2)
-    assert (found.advised.idle_s if found.advised else None) == faster_s
-    assert found.futile == (faster_s is None)
-    assert (found.advised_from("client"), found.advised_from("server")) == (None, None)
+    conclusions = verdict.judge(tuple(behind_a_proxy(90.2)), (), tried)
+    assert conclusions.limit_s == (60, 90.2)
+    assert (conclusions.advised.idle_s if conclusions.advised else None) == faster_s
+    assert conclusions.futile == (faster_s is None)
+    assert (conclusions.advised_from("client"), conclusions.advised_from("server")) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_the_servers_own_limits_are_named(
 
 @pytest.fixture(scope="module", params=["German", pytest.param("Japanese", marks=pytest.mark.once)])
 def foreign(request: pytest.FixtureRequest) -> Iterator[Server]:
-    made = Localized(request.param, "local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
+    cluster = Localized(request.param, "local all all trust\nhost all all 127.0.0.1/32 trust\n", "")
     try:
-        yield made.create().start()
+        yield cluster.create().start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])

@@ -28,19 +28,19 @@ IDLE_S = 2.5
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[MiddleBox]:
-    with middle_box(IDLE_S) as made:
-        yield made
+    with middle_box(IDLE_S) as box:
+        yield box
 
 
 @pytest.fixture(scope="module")
 def server(box: MiddleBox) -> Iterator[Server]:
-    made = Server(
+    cluster = Server(
         f"local all all trust\nhost all all {CLIENT}/32 trust\n", f"listen_addresses = '{SERVER}'\n"
     )
     try:
-        yield made.create().start()
+        yield cluster.create().start()
     finally:
-        made.remove()
+        cluster.remove()
 
 
 def keepalive_test(
@@ -57,14 +57,14 @@ def keepalive_test(
 
 
 def test_probes_keep_the_router_from_forgetting(box: MiddleBox, server: Server) -> None:
-    code, found = keepalive_test(box, server, "keepalives_idle=1 keepalives_interval=1", "--ages", "1s,5s")
+    code, result = keepalive_test(box, server, "keepalives_idle=1 keepalives_interval=1", "--ages", "1s,5s")
     assert code == 6
-    assert [(age["age_s"], age["probes"], age["outcome"]) for age in found["ages"]] == [
+    assert [(age["age_s"], age["probes"], age["outcome"]) for age in result["ages"]] == [
         (1, "none", "alive"), (1, "client", "alive"), (1, "server", "alive"),
         (5, "none", "dropped"), (5, "client", "alive"), (5, "server", "alive"),
     ]  # fmt: skip
-    assert found["limit_s"] == [1, 5]
-    assert found["passed"] == ["client", "server"]
+    assert result["limit_s"] == [1, 5]
+    assert result["passed"] == ["client", "server"]
     kept = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgorthanc keepalive-test'"
     wait_until(lambda: server.sql(kept) == "0")  # the server heard nothing of the end either
 
@@ -73,13 +73,13 @@ def test_probes_that_come_too_late_notice_the_loss_and_faster_ones_prevent_it(
     box: MiddleBox, server: Server
 ) -> None:
     late = "keepalives_idle=3 keepalives_interval=1 keepalives_count=1"
-    code, found = keepalive_test(box, server, late, "--ages", "2s,5.5s", "--confirm")
+    code, result = keepalive_test(box, server, late, "--ages", "2s,5.5s", "--confirm")
     assert code == 6
-    silent, client, server_side = (age for age in found["ages"] if age["age_s"] == 5.5)
+    silent, client, server_side = (age for age in result["ages"] if age["age_s"] == 5.5)
     assert (silent["outcome"], silent["noticed_s"] >= 1) == ("dropped", True)
     assert (client["outcome"], client["noticed_s"]) == ("dropped", 0)
     assert 3.5 < client["idle_s"] < 5.4
     assert server_side["outcome"] == "dropped"  # the word that it is gone was lost, too
     assert "given up by this machine's kernel" in client["detail"]
-    assert found["parameters"]["keepalives_idle"] == 1
-    assert found["confirmed"] is True
+    assert result["parameters"]["keepalives_idle"] == 1
+    assert result["confirmed"] is True

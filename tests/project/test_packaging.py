@@ -56,17 +56,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: Sequence[str | Path], cwd: Path) -> dict[str, object]:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+    document: dict[str, object] = json.loads(done.stdout)
+    return document
 
 
 def test_init_and_status_from_the_wheel(installed: Path, empty: db.Target, tmp_path: Path) -> None:
-    made = run([installed, "init", "--uri", empty.dsn, "--json"], tmp_path)
-    assert (made["revision"], made["created"]) == (10, True)
+    created = run([installed, "init", "--uri", empty.dsn, "--json"], tmp_path)
+    assert (created["revision"], created["created"]) == (10, True)
     assert run([installed, "status", "--uri", empty.dsn, "--json"], tmp_path)["revision"] == 10
 
 
 def test_a_bare_checkout_works(empty: db.Target) -> None:
     """`python -m pgorthanc_cli` in the checkout, with the scripts where they are in the repository."""
-    made = run([sys.executable, "-m", "pgorthanc_cli", "init", "--uri", empty.dsn, "--json"], ROOT)
-    assert made["created"] is True
+    created = run([sys.executable, "-m", "pgorthanc_cli", "init", "--uri", empty.dsn, "--json"], ROOT)
+    assert created["created"] is True

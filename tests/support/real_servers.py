@@ -46,9 +46,9 @@ class Server:
     """A server in a folder of its own; `place` is its DSN through the socket, `tcp` that through 127.0.0.1."""
 
     def __init__(self, hba: str, settings: str, major: int | None = None) -> None:
-        self.found = programs.find(major)
+        self.programs = programs.find(major)
         self.account = programs.service_account() if os.geteuid() == 0 else _myself()
-        self.found = programs.usable_by(self.account, self.found)
+        self.programs = programs.usable_by(self.account, self.programs)
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="pgorthanc-server-", dir="/tmp"))
         self.account.own(self.folder)
@@ -69,7 +69,7 @@ class Server:
         return bool(self.run("postgres", "-C", "ssl_library", "-D", str(self.data)).stdout.strip())
 
     def run(self, name: str, *arguments: str) -> programs.Completed:
-        done = programs.run(self.found, name, arguments, self.folder, self.account)
+        done = programs.run(self.programs, name, arguments, self.folder, self.account)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
         return done
 
