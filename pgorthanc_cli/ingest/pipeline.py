@@ -146,7 +146,7 @@ def _open_journal(conn: Connection, settings: Settings, stack: ExitStack) -> jou
 class _Team:
     """Processes that prepare batches, or this one if there is a single job."""
 
-    def __init__(self, processes: Pool, *, jobs: int) -> None:
+    def __init__(self, processes: Pool[Any], *, jobs: int) -> None:
         self.jobs = jobs
         self._pool = processes
         self._submit: Callable[..., Future[Any]] = processes.submit
