@@ -124,11 +124,11 @@ def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ance
     return ancestors
 
 
-def _bytes_of(file: File, wanted: frozenset[int]) -> bytes | None:
+def _bytes_of(file: File, selected: frozenset[int]) -> bytes | None:
     """Return these elements as written; None if one is too large or has an odd VR."""
     data, parts = file.data, []
     for tag, vr, start, _, _, _, end in file.elements.values():
-        if tag in wanted:
+        if tag in selected:
             if vr not in _HEADER_BYTES or end - start > _MAX_KEY_VALUE:
                 return None
             parts.append(data[start - _HEADER_BYTES[vr] : end])

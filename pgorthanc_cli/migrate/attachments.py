@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, storage, workers
 from pgorthanc_cli.migrate.model import FileCheck
@@ -23,7 +23,7 @@ _BATCH_FILES = 200
 _BATCH_BYTES = 64 << 20
 
 
-def compare(area: storage.FilesystemArea, attachments: Iterator[Attachment], *, hashes: bool) -> FileCheck:
+def compare(area: storage.Area, attachments: Iterator[Attachment], *, hashes: bool) -> FileCheck:
     """Compare the sizes, and with `hashes` the MD5s; skips what a storage plugin keeps elsewhere."""
     result = FileCheck()
     for attachment in attachments:
@@ -31,14 +31,14 @@ def compare(area: storage.FilesystemArea, attachments: Iterator[Attachment], *, 
             continue
         result.checked += 1
         try:
-            with area.open(attachment.uuid) as stream:
+            with area.open(attachment.uuid, attachment.file_type) as stream:
                 _is_equal(stream, attachment, result, hashes=hashes)
         except OSError as error:
             result.add_problem(attachment.uuid, str(error.strerror), missing=True)
     return result
 
 
-def copy(conn: Connection, area: storage.FilesystemArea, attachments: Iterator[Attachment]) -> FileCheck:
+def copy(conn: Connection, area: storage.Area, attachments: Iterator[Attachment]) -> FileCheck:
     """Copy files into large objects, a few hundred per transaction; skips those of an earlier run.
 
     Every attachment that is neither missing nor differing is stored then.
@@ -57,8 +57,8 @@ def copy(conn: Connection, area: storage.FilesystemArea, attachments: Iterator[A
 
 def _copy_batch(
     conn: Connection,
-    area: storage.FilesystemArea,
-    objects: storage.LargeObjectArea,
+    area: storage.Area,
+    objects: storage.Area,
     batch: list[Attachment],
     result: FileCheck,
 ) -> None:
@@ -75,7 +75,7 @@ def _copy_batch(
                 result.add_problem(attachment.uuid, problem, missing=True)
                 continue
             try:
-                with area.open(attachment.uuid) as stream:
+                with area.open(attachment.uuid, attachment.file_type) as stream:
                     if _is_equal(stream, attachment, result, hashes=True):
                         stream.seek(0)
                         chunks = iter(partial(stream.read, storage.CHUNK_BYTES), b"")
@@ -84,9 +84,10 @@ def _copy_batch(
                 result.add_problem(attachment.uuid, str(error.strerror), missing=True)
 
 
-def _is_equal(stream: BinaryIO, attachment: Attachment, result: FileCheck, *, hashes: bool) -> bool:
+def _is_equal(stream: storage.Stream, attachment: Attachment, result: FileCheck, *, hashes: bool) -> bool:
     """Compare a file with its attachment, and add any difference to the result."""
-    size = os.fstat(stream.fileno()).st_size
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     if size != attachment.size:
         problem = f"{size:,} bytes, the index says {attachment.size:,}"
         result.add_problem(attachment.uuid, problem, missing=False)
