@@ -203,7 +203,7 @@ def test_a_running_orthanc_is_refused_and_a_crashed_one_is_read(archive: Archive
     assert (tmp_path / "index-wal").stat().st_size > 0
     converted = migrating.convert(archive.target, tmp_path / "index", server_identifier=SERVER)
     assert converted.resources["instances"] == counts["CountInstances"] > len(held)
-    migrating.require_index(archive.target, 10)
+    migrating.require_index(archive.target)
 
 
 def test_an_orthanc_that_is_started_on_the_file_meanwhile_can_write_nothing(archive: Archive) -> None:

@@ -168,7 +168,7 @@ def try_it(target: db.Target, path: Path) -> str:
 
 
 def ended_well(target: db.Target, path: Path, converted: migrate.Converted) -> str:
-    migrating.require_index(target, 10)
+    migrating.require_index(target)
     assert converted.verified
     accounted(path, converted)
     return "repaired" if converted.repaired_rows + converted.skipped_rows else "sound"

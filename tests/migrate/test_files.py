@@ -72,7 +72,7 @@ def test_files_are_compared(
         f"131 looked for, {hashed} hashed, 1 missing, {differing} differing, such as "
     )
     assert len(found.examples) == 1 + differing
-    migrating.require_index(empty, 10)  # the index is what it was; the report tells of the files
+    migrating.require_index(empty)  # the index is what it was; the report tells of the files
 
 
 def test_what_an_advanced_storage_keeps_elsewhere_is_passed_over(archive: tuple[Path, Path]) -> None:
@@ -96,7 +96,7 @@ def test_files_become_large_objects(empty: db.Target, archive: tuple[Path, Path]
         empty, "SELECT uuid, compressedsize, compressedhash FROM attachedfiles ORDER BY 1"
     )
     assert rows(empty, "SELECT type, count(*) FROM storagearea GROUP BY 1 ORDER BY 1") == [(0, 1), (1, 130)]
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
 
 
 def test_with_files_missing_there_is_no_index_until_they_are_back(
@@ -117,4 +117,4 @@ def test_with_files_missing_there_is_no_index_until_they_are_back(
     assert (converted.resumed, converted.large_objects) == (True, 131)
     assert rows(empty, "SELECT count(*), count(DISTINCT uuid) FROM storagearea") == [(131, 131)]
     assert rows(empty, "SELECT count(*) FROM pg_largeobject_metadata") == [(131,)]
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)

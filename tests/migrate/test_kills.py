@@ -61,7 +61,7 @@ def test_killed_again_and_again(empty: db.Target, tmp_path: Path, kills: int, re
         while killed < kills and not finished(empty, path, dice.uniform(0.2, 1) * whole_s):
             killed += 1
         assert finished(empty, path, 120, *(["--restart"] if restart else []))
-        migrating.require_index(empty, 10)
+        migrating.require_index(empty)
         assert indexstate.differing(wanted, migrating.state(empty)) == []
 
 

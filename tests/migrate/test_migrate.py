@@ -98,14 +98,14 @@ def test_places_that_do_not_fit_32_bits_are_numbered_anew(empty: db.Target, tmp_
     convert(empty, path)
     assert rows(empty, "SELECT value FROM metadata WHERE type = 19 ORDER BY 1") == [("1",), ("2",)]
     assert rows(empty, "SELECT last_value, is_called FROM patientrecyclingordersequence") == [(2, True)]
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
 
 
 def test_an_empty_index_can_be_converted(empty: db.Target, tmp_path: Path) -> None:
     sqliteindex.create(tmp_path / "index").close()
     converted = convert(empty, tmp_path / "index")
     assert set(converted.resources.values()) == {0}
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
     assert rows(empty, "SELECT last_value, is_called FROM changes_seq_seq") == [(1, False)]
 
 
@@ -284,7 +284,7 @@ def test_a_database_that_an_orthanc_works_with_is_refused(fresh: db.Target, soun
 
 def test_another_schema_with_an_odd_name(target: db.Target, sound: Path) -> None:
     convert(target, sound)
-    migrating.require_index(target, 10)
+    migrating.require_index(target)
     assert indexstate.differing(sqlitestate.expected(sound, SERVER), migrating.state(target)) == []
 
 
@@ -346,7 +346,7 @@ def test_an_interrupted_run_goes_on(empty: db.Target, sound: Path, phase: str) -
     converted = convert(empty, sound)
     assert converted.resumed
     assert converted.verified
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
     assert indexstate.differing(sqlitestate.expected(sound, SERVER), migrating.state(empty)) == []
 
 
@@ -363,7 +363,7 @@ def test_an_unfinished_run_of_another_file_has_to_be_given_up_by_name(
     converted = convert(empty, other, restart=True)
     assert not converted.resumed
     assert converted.resources["instances"] == 130
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
     assert indexstate.differing(sqlitestate.expected(other, SERVER), migrating.state(empty)) == []
 
 
@@ -389,7 +389,7 @@ def test_a_lost_connection_says_so_and_the_next_run_goes_on(
     with pytest.raises(ConnectError, match="was lost"):
         migrate.convert(empty, sound, settings, report=once("copy", end_sessions))
     assert convert(empty, sound).resumed
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
 
 
 # --- the command ---------------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_each_value_by_its_rule(empty: db.Target, damaged: Path) -> None:
     assert named == {
         public_id(damaged, n) for n, case in enumerate(VALUES, 5) if case[1] and "export" not in case[1][0]
     }
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
 
 
 def test_the_check_says_the_same_and_needs_no_database(damaged: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_patient_below_something_becomes_a_patient_again(empty: db.Target, pat
     converted = convert(empty, path)
     assert what(converted.repaired) == ["Resources: a patient below something: it has no parent now"]
     assert converted.skipped == ()
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
 
 
 def test_doubles_become_one_that_has_what_any_of_them_had(empty: db.Target, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_doubles_become_one_that_has_what_any_of_them_had(empty: db.Target, tmp_
         conn.execute("INSERT INTO PatientRecyclingOrder VALUES (70000, 9001)")
         conn.commit()
     converted = convert(empty, path)
-    migrating.require_index(empty, 10)
+    migrating.require_index(empty)
     assert what(converted.repaired) == sorted(
         [
             *["Resources: several have this public id: they were merged"] * 3,

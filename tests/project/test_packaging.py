@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import db
+from tests.support.schemas import CURRENT
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,8 +63,8 @@ def run(command: Sequence[str | Path], cwd: Path) -> dict[str, object]:
 
 def test_init_and_status_from_the_wheel(installed: Path, empty: db.Target, tmp_path: Path) -> None:
     created = run([installed, "init", "--uri", empty.dsn, "--json"], tmp_path)
-    assert (created["revision"], created["created"]) == (10, True)
-    assert run([installed, "status", "--uri", empty.dsn, "--json"], tmp_path)["revision"] == 10
+    assert (created["revision"], created["created"]) == (CURRENT, True)
+    assert run([installed, "status", "--uri", empty.dsn, "--json"], tmp_path)["revision"] == CURRENT
 
 
 def test_a_bare_checkout_works(empty: db.Target) -> None:

@@ -57,7 +57,7 @@ def state(target: db.Target) -> indexstate.State:
         return indexstate.state(conn)
 
 
-def require_index(target: db.Target, revision: int) -> None:
+def require_index(target: db.Target, revision: int = catalog.newest()) -> None:
     """It is what its revision must be, and nothing of the conversion is left."""
     found = snapshot(target)
     with_storage = "table storagearea" in found
