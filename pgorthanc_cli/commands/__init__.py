@@ -94,15 +94,15 @@ nagios_option = _output("--nagios", is_flag=True, help="One line and the exit co
 
 
 class _Warnings(logging.Handler):
-    """What rooms log, such as the tries of `db.connect`: warnings on stderr as all others."""
+    """Shows what rooms log, such as the attempts of `db.connect`, as warnings on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
+        """Show one record."""
         output.warn(record.getMessage())
 
 
 class Call:
-    """One call of a command: its connection options and the way to show its result."""
+    """One call of a command: its connection options, and how to show its result."""
 
     def __init__(
         self, name: str, options: dict[str, Any], *, as_json: bool, quiet: bool, verbose: bool
@@ -118,44 +118,44 @@ class Call:
 
     @contextmanager
     def resolved(self, *, create: bool = False, needed: bool = True) -> Iterator[Resolved]:
-        """The target and the Orthanc configuration that the options and the environment mean.
+        """Yield the target and the Orthanc configuration that options and environment mean.
 
         Args:
             create: Create the private server of --embedded if it is missing.
-            needed: Whether a server is needed at all; else none is started or asked.
+            needed: Whether a server is needed; if not, none is started or connected to.
         """
         from pgorthanc_cli import config
 
         options = dict(self.options)
         embedded_dir = options.pop("embedded")
         if embedded_dir:
-            _refuse_beside_embedded(options)
-        found = config.resolve(application=f"pgorthanc {self.name}", **options)
-        for warning in found.warnings:
+            _refuse_with_embedded(options)
+        settings = config.resolve(application=f"pgorthanc {self.name}", **options)
+        for warning in settings.warnings:
             self.warn(warning)
         if not needed:
-            yield found
+            yield settings
             return
         if not embedded_dir:
-            self._explain(found)
-            yield replace(found, target=_with_password(found.target))
+            self._print_origins(settings)
+            yield replace(settings, target=_with_password(settings.target))
             return
         from pgorthanc_cli.server import embedded
 
         with embedded.attach(Path(embedded_dir), create=create) as server:
-            found = found.at(server.dsn, "--embedded")
-            self._explain(found)
-            yield found
+            settings = settings.at(server.dsn, "--embedded")
+            self._print_origins(settings)
+            yield settings
 
     @contextmanager
     def target(self) -> Iterator[Target]:
-        """The database that the options mean."""
-        with self.resolved() as found:
-            yield found.target
+        """Yield the database that the options mean."""
+        with self.resolved() as settings:
+            yield settings.target
 
     @contextmanager
     def connection(self, *, readonly: bool = False, need_schema: bool = True) -> Iterator[Connection]:
-        """A connection to it; unless `readonly` the server takes changes, and the schema exists if needed."""
+        """Yield a connection to it; unless `readonly` the server takes changes and the schema exists."""
         from pgorthanc_cli import db
 
         with (
@@ -164,19 +164,19 @@ class Call:
         ):
             yield conn
 
-    def _explain(self, found: Resolved) -> None:
-        """With --verbose: where each setting came from."""
-        for setting in found.provenance if self.verbose else ():
-            output.note(str(setting))
+    def _print_origins(self, settings: Resolved) -> None:
+        if self.verbose:
+            for setting in settings.provenance:
+                output.note(str(setting))
 
     def emit(self, result: object) -> None:
-        """Show the result: a table, or JSON. That of a dry run says so first."""
+        """Show the result as a table or JSON; announce that of a dry run."""
         if getattr(result, "dry_run", False) and not self.as_json:
             output.text("Dry run, nothing was changed.\n")
         output.emit(result, as_json=self.as_json)
 
     def watch(self, make: Callable[[], object]) -> None:
-        """Show a result again and again until Ctrl-C."""
+        """Show a result repeatedly until Ctrl-C."""
         output.watch(make, as_json=self.as_json)
 
     def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
@@ -190,7 +190,7 @@ class Call:
             output.warn(message)
 
 
-def _refuse_beside_embedded(options: dict[str, Any]) -> None:
+def _refuse_with_embedded(options: dict[str, Any]) -> None:
     clash = [
         f"--{name}" for name in ("uri", "host", "port", "dbname", "username", "sslmode") if options[name]
     ]
@@ -199,9 +199,9 @@ def _refuse_beside_embedded(options: dict[str, Any]) -> None:
 
 
 def _with_password(target: Target) -> Target:
-    """Ask for the password if the server wants one that nobody gave, and somebody sits at the terminal.
+    """Ask for the password if the server requires one that is not given, and a terminal is attached.
 
-    Tried here and once, because rooms never prompt; any other failure is left to the command itself.
+    Rooms never prompt, so one attempt is made here; any other failure is left to the command.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return target
@@ -210,28 +210,24 @@ def _with_password(target: Target) -> Target:
     try:
         db.connect(replace(target, retries=0), readonly=True).close()
     except db.PasswordRequired:
-        return target.with_password(_prompt(f"Password for {target}"))
+        try:
+            password: str = click.prompt(f"Password for {target}", hide_input=True, err=True)
+        except click.Abort:
+            raise Interrupted("interrupted at the question for the password; nothing was done") from None
+        return target.with_password(password)
     except PgOrthancError:
-        pass
+        return target
     return target
 
 
-def _prompt(question: str) -> str:
-    try:
-        answer: str = click.prompt(question, hide_input=True, err=True)
-    except click.Abort:
-        raise Interrupted("interrupted at the question for the password; nothing was done") from None
-    return answer
-
-
 class List(click.File):
-    """A file that is read line by line; - is standard input. No named pipe, which may wait for its writer for ever."""
+    """A file that is read line by line; - is standard input. Named pipes are refused: their writer may never come."""
 
     def __init__(self) -> None:
         super().__init__("rb")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The opened file."""
+        """Return the opened file."""
         if value == "-":
             return super().convert(value, param, ctx)
         from pgorthanc_cli import files
@@ -284,7 +280,7 @@ class Command(click.Command):
 
 
 def ending_signals() -> list[signal.Signals]:
-    """The signals that end a command; `nohup` has SIGHUP ignored, and that stays so."""
+    """Return the signals that end a command; under `nohup` SIGHUP stays ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -310,7 +306,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
+def stop_on_signal() -> Iterator[threading.Event]:
     """Set the event on Ctrl-C, SIGTERM and SIGHUP, for work that ends at the next safe point; the second interrupts.
 
     Raises:

@@ -104,7 +104,7 @@ def command(
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
     with (
         call.resolved() as resolved,
-        commands.stopping() as stop,
+        commands.stop_on_signal() as stop,
         import_page.refusal_list(refused) as list_refusals,
         output.progress(quiet=call.quiet) as bar,
     ):

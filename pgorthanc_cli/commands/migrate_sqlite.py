@@ -92,7 +92,10 @@ def command(
     _check_report(report)
     settings = migrate.ConversionSettings(large_objects=storage == "postgresql", **options)
     printer = upgrade_options.ProgressPrinter(quiet=call.quiet)
-    with call.resolved(create=not check_only, needed=not check_only) as resolved, commands.stopping() as stop:
+    with (
+        call.resolved(create=not check_only, needed=not check_only) as resolved,
+        commands.stop_on_signal() as stop,
+    ):
         settings = _completed(settings, resolved.orthanc)
         path = _index(index, resolved.orthanc)
 

@@ -113,7 +113,7 @@ def run(call: Call, change: Callable[..., Changed], target: Target, to: int, set
     from pgorthanc_cli.schema import catalog
 
     printer = ProgressPrinter(quiet=call.quiet)
-    with commands.stopping() as stop:
+    with commands.stop_on_signal() as stop:
 
         def report(progress: Progress) -> None:
             if stop.is_set():

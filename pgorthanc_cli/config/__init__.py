@@ -1,8 +1,10 @@
-"""Where the settings come from, and what Orthanc's own configuration says.
+"""Settings of the tool, and Orthanc's own configuration.
 
-`resolve` merges options, environment and Orthanc's configuration into one `db.Target`; `load` reads that
-configuration. What examines and changes it is not imported here, since every command needs only these two:
-`check`, `conninfo`, `container`, `edit`, `live`, `plugins`, `show`.
+`resolve` merges options, environment and Orthanc's configuration into one `db.Target`; `load` reads
+that configuration. Every command needs these two, so that they import little: `jsontext` and
+`documents` read files, `options` and `validation` know the options. For `pgorthanc config`:
+`image` (the container image), `deployment`, `plugins`, `check`, `startup`, `database`, `conninfo`
+and `edit`.
 """
 
 from pgorthanc_cli.config.documents import ConfigurationError

@@ -220,7 +220,7 @@ def test_a_signal_whose_exception_is_swallowed_ends_the_import(
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with commands.stopping():
+        with commands.stop_on_signal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
