@@ -199,7 +199,10 @@ def test_a_check_that_fails_is_unknown_and_the_others_go_on(
     assert "\n" not in checks["clock"].message
     assert checks["clock"].hint or name == "the session ended"
     assert list(checks) == list(before)
-    passing = {name for name in before if before[name] == "OK" and name not in ("clock", "transactions")}
+    # A busy machine changes the measured time of a round trip.
+    varying = {"clock", "transactions", "round-trip"}
+    passing = {name for name in before if before[name] == "OK" and name not in varying}
+    assert checks["round-trip"].status != "UNKNOWN"
     assert {name for name in passing if checks[name].status != "OK"} == set()
 
 
@@ -223,7 +226,7 @@ def test_without_rights_it_says_which_are_missing(stranger: db.Target) -> None:
     assert "check-lock (statements of others): needs pg_read_all_stats" in checks["rights"].message
     assert "upgrade, downgrade: needs to be" in checks["rights"].message
     for check in health.checks:
-        assert check.status in ("OK", "UNKNOWN") or check.name in ("rights", "settings"), check
+        assert check.status in ("OK", "UNKNOWN") or check.name in ("rights", "settings", "round-trip"), check
         assert check.hint or check.status == "OK", check
     assert [name for name in checks if checks[name].status == "UNKNOWN"]
 
