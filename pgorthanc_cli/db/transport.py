@@ -17,7 +17,6 @@ from typing import Any
 
 from pgorthanc_cli.errors import UsageError
 
-_TIMEOUT_S = 10.0
 _SSL_REQUEST = 80877103  # the code of an SSLRequest message
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: an expired certificate can be read, too
 _SHORT_NAMES = {
@@ -55,9 +54,14 @@ class Handshake:
 
 @dataclass(frozen=True)
 class Client:
-    """A client of one server: its endpoint, the login and the client certificate (certificate and key).
+    """A client of one server.
 
-    `name` is the server's name for its certificate.
+    Attributes:
+        host: Address or host name; the folder of a UNIX socket; with @ an abstract socket.
+        certificate: Files of the client certificate and its key.
+        name: The server's name for its certificate.
+        replication: Whether the client asks for physical replication; its database is `replication`.
+        timeout_s: Limit for each step.
     """
 
     host: str
@@ -67,6 +71,8 @@ class Client:
     certificate: tuple[str, str] | None = None
     name: str = ""
     password: str = field(default="", repr=False)
+    replication: bool = False
+    timeout_s: float = 10.0
 
     @classmethod
     def of(cls, parameters: Mapping[str, str]) -> Client:
@@ -112,7 +118,7 @@ def open_socket(client: Client) -> Iterator[socket.socket]:
     """
     if client.is_local:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(_TIMEOUT_S)
+        sock.settimeout(client.timeout_s)
         try:
             # libpq writes an abstract socket with @, the kernel with a NUL character
             sock.connect(f"{client.host.replace('@', chr(0), 1)}/.s.PGSQL.{client.port}")
@@ -120,7 +126,7 @@ def open_socket(client: Client) -> Iterator[socket.socket]:
             sock.close()
             raise
     else:
-        sock = socket.create_connection((client.host, client.port), _TIMEOUT_S)
+        sock = socket.create_connection((client.host, client.port), client.timeout_s)
     with sock:
         yield sock
 
@@ -134,7 +140,7 @@ def encrypt(
     Raises:
         TlsUnavailable: There is no TLS, or the handshake fails.
     """
-    _request_tls(plain)
+    _require_tls(plain)
     try:
         with context.wrap_socket(plain, server_hostname=name) as sock:
             yield sock
@@ -142,9 +148,14 @@ def encrypt(
         raise TlsUnavailable(f"the TLS handshake fails: {error.reason or error}") from None
 
 
-def _request_tls(plain: socket.socket) -> None:
+def request_tls(plain: socket.socket) -> bytes:
+    """Ask the server for TLS; return its answer: S (yes), N (no), E (an error); empty or else: not PostgreSQL."""
     plain.sendall(struct.pack("!II", 8, _SSL_REQUEST))
-    if plain.recv(1) != b"S":
+    return plain.recv(1)
+
+
+def _require_tls(plain: socket.socket) -> None:
+    if request_tls(plain) != b"S":
         raise TlsUnavailable("the server does not offer TLS")
 
 
@@ -200,7 +211,7 @@ def verify_certificate(client: Client, parameters: Mapping[str, str]) -> None:
     """
     context = libpq_context(client, {**parameters, "sslmode": "verify-ca"})
     with open_socket(client) as plain:
-        _request_tls(plain)
+        _require_tls(plain)
         context.wrap_socket(plain).close()
 
 

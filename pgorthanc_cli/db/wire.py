@@ -150,7 +150,8 @@ def _connect(
 
 def _start(sock: socket.socket, stream: IO[bytes], client: Client) -> tuple[bytes, bytes]:
     """Send the start-up message; return the answer: an ErrorResponse (E) or an authentication request (R)."""
-    fields = f"user\0{client.role}\0database\0{client.database}\0\0".encode()
+    replication = "replication\0true\0" if client.replication else ""
+    fields = f"user\0{client.role}\0database\0{client.database}\0{replication}\0".encode()
     sock.sendall(struct.pack("!II", len(fields) + 8, _PROTOCOL) + fields)
     return _receive(stream, expected=b"ER")
 
