@@ -82,6 +82,7 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
 @_report("--report", type=_file, metavar="FILE", help="Write a page about the import (HTML) to FILE.")
 @_report("--report-names", is_flag=True, help="Name patients, folders and files on that page, too.")
+# For tests: small batches give many moments at which an import can be interrupted.
 @_pace("--batch-files", type=click.IntRange(min=1), default=1000, hidden=True)
 def command(
     call: commands.Call,

@@ -114,6 +114,7 @@ class Committer:
             if len(restored) == 1:
                 refusal = FileProblem(restored[0].source.display_name, str(error))
                 return [refusal if isinstance(r, Restored) else r for r in results]
+            # One by one, so that only the unreadable file is refused.
             return [outcome for r in results for outcome in self._put_back([r])]
         return [next(outcomes) if isinstance(r, Restored) else r for r in results]
 
@@ -123,6 +124,8 @@ class Committer:
         for attempt in itertools.count(1):
             try:
                 with self.conn, self.conn.cursor() as cur:
+                    # The lock keeps others from deleting an instance before its object is
+                    # back: nothing would ever remove that object.
                     named = index.still_referenced(cur, attachments, lock=True)
                     absent = index.missing_large_objects(cur, [a.uuid for a in attachments])
                     return [self._put_back_one(r, named, absent, objects) for r in restored]
@@ -178,6 +181,7 @@ class Committer:
         ) as error:
             self.conn.rollback()
             if len(prepared) == 1:
+                # The file is not to blame for a collision: it must not be refused.
                 if isinstance(error, _COLLISIONS):
                     raise
                 self._discard(prepared)
@@ -190,6 +194,8 @@ class Committer:
         for attempt in range(1, _ATTEMPTS):
             try:
                 return self._transaction(prepared)
+            # The last two are collisions too: another writer has inserted the same
+            # patient, or deleted it. If not, the last attempt raises them.
             except (*_COLLISIONS, pg.UniqueViolation, pg.ForeignKeyViolation):
                 self.conn.rollback()
                 _back_off(attempt)
@@ -206,6 +212,7 @@ class Committer:
                 if outcome is not Outcome.KNOWN
                 for a in p.record.attachments
             )
+        # Another file or writer may have stored the instance since the worker checked.
         outcomes = self._compared(prepared, written.outcomes)
         old = self._remove_old(written.removed)
         self._commit()
@@ -213,6 +220,7 @@ class Committer:
             for resource in written.touched:
                 self.touched.pop(resource, None)  # so that it comes last
                 self.touched[resource] = None
+        # Workers had stored these files before it turned out that they are not needed.
         self._discard(known)
         if self.journal and old:
             self.journal.discard(uuid for uuid, _ in written.removed)
@@ -354,6 +362,7 @@ def summarize_batch(results: Sequence[Result], outcomes: Sequence[PreparedOutcom
 
 
 def _indexed_files(results: Sequence[Result], outcomes: Sequence[PreparedOutcome]) -> Iterator[IndexedFile]:
+    # `outcomes` are those of the prepared results only.
     remaining = iter(outcomes)
     for r in results:
         end = next(remaining) if isinstance(r, Prepared) else r

@@ -95,6 +95,7 @@ def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
         before = os.fstat(descriptor)
         if before.st_size > memory_bytes:
             return None
+        # One byte more than expected shows that the file has grown.
         data = os.read(descriptor, before.st_size + 1)
         kind = _packed(data[:_HEAD_BYTES])
         if len(data) != before.st_size or kind == GZIP:
@@ -125,6 +126,7 @@ def _packed(head: bytes) -> bytes:
 def _open_file(source: Source) -> IO[bytes]:
     with ExitStack() as on_failure:
         raw = on_failure.enter_context(os.fdopen(files.open_regular(source.path), "rb", buffering=0))
+        # pread leaves the position where it is.
         kind = _packed(os.pread(raw.fileno(), _HEAD_BYTES, 0))
         if kind == ZIP:
             raise ArchiveError
@@ -257,6 +259,7 @@ class _Copy:
                 self.checkpoint()
                 chunk = stream.read(_CHUNK_BYTES)
             file.flush()
+            # The mapping outlives the descriptor, and the unnamed file lives as long.
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

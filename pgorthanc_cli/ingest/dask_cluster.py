@@ -93,6 +93,7 @@ def import_sources(
             "a cluster imports in pieces, and --stable-changes would log each of them as stable",
             "leave out --stable-changes or --dask",
         )
+    # The tasks are writers of their own: none may take the index lock for itself.
     settings = replace(settings, concurrent=True)
     address = _address(scheduler)
     with _client(address, workers_s) as client, _job(target, settings, address) as job:
@@ -113,6 +114,7 @@ def _client(address: str, timeout_s: float) -> Iterator[Client]:
         client = Client(address, name="pgorthanc import", timeout=timeout_s, set_as_default=False)
     except (OSError, ValueError) as error:
         raise _unreachable(address, str(error) or type(error).__name__) from None
+    # `wait` finds the current client.
     with client, client.as_current():
         yield client
 
@@ -245,6 +247,7 @@ class _Run:
 
     def _drop(self) -> None:
         """Forget the files that no worker imports yet."""
+        # Imports that have begun finish: what they commit must be counted.
         self.client.cancel(list(self.sorting))
         self.sorting.clear()
         self.waiting.clear()
@@ -252,6 +255,7 @@ class _Run:
 
     def _import(self, min_files: int) -> None:
         """Submit buckets of at least `min_files`, the fullest first, each to one task."""
+        # Two tasks of one bucket could collide over the same patient.
         busy = set(self.importing.values())
         sizes = [(len(queue), n) for n, queue in self.waiting.items() if n not in busy]
         fullest = sorted((pair for pair in sizes if pair[0] >= min_files), reverse=True)
@@ -312,6 +316,7 @@ def _buckets(sources: Sequence[Source], count: int) -> list[int]:
     """Return the bucket of each file, by its patient or, if unknown, its path."""
     buckets = []
     for source in sources:
+        # os.fsencode would depend on the locale of the worker.
         key = patient_key(source) or source.path.encode("utf-8", "surrogateescape")
         buckets.append(bucket(key, count))
     return buckets

@@ -84,7 +84,7 @@ class Journal:
                 file.flush()
                 os.fsync(descriptor)
             os.rename(f"{name}.new", f"{name}.json", src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+            os.fsync(folder)  # the rename itself
 
     def forget(self, name: str) -> None:
         """Remove a batch whose rows are committed and whose orphans are gone.
@@ -142,6 +142,7 @@ def open_journal(
         PgOrthancError: The storage folder cannot be written to.
     """
     run = uuid.uuid4().hex
+    # Before the lock file exists: who sees that file must find the session's lock taken.
     if session:
         session.hold(run)
     try:
@@ -196,6 +197,7 @@ def _give_to_owner(area: storage.FilesystemArea) -> None:
 def _chown_tree(folder: int, rights: files.OwnerRights) -> None:
     if os.fstat(folder).st_uid:
         return
+    # From here on no other user can exchange what is in the folder.
     os.fchmod(folder, 0o700)
     for name in os.listdir(folder):
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -204,6 +206,7 @@ def _chown_tree(folder: int, rights: files.OwnerRights) -> None:
                 _chown_tree(inner, rights)
         elif status.st_uid == 0 and stat.S_ISREG(status.st_mode):
             descriptor = files.open_regular(name, os.O_NOFOLLOW, folder=folder)
+            # A second name may be a hard link that was planted to get another file.
             if os.fstat(descriptor).st_nlink == 1:
                 os.fchown(descriptor, rights.uid, rights.gid)
             os.close(descriptor)

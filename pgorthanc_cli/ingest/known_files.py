@@ -73,6 +73,7 @@ class Journal:
                 if instance:
                     versions[source] = _unpack(instance), md5.hex() if md5 else None
             stored = lookup(list(versions.values())) if versions else set()
+            # In their order: later files may repeat the instances of earlier ones.
             for source in chunk:
                 if versions.get(source) in stored:
                     yield source._replace(known=True)
@@ -155,6 +156,7 @@ class Journal:
                 yield source, row
 
     def _key(self, source: Source) -> tuple[int, bytes]:
+        # Paths are stored absolute, but their folders are looked up as they were given.
         folder, name = os.path.split(source.path)
         folder_id = self._folder_ids.get(folder)
         if folder_id is None:
@@ -222,6 +224,7 @@ def _check(path: Path, profile: dicom.Profile) -> list[str]:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise sqlite3.DatabaseError("it is not a regular file")
+            # Before anything else: it names files, and earlier versions left it readable.
             if _is_ours(path):
                 os.fchmod(descriptor, PRIVATE)
         finally:
@@ -282,8 +285,10 @@ def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:
     )
     if tables and application_id != _APPLICATION_ID:
         raise sqlite3.DatabaseError("it is the database of another program")
+    # A second import with this journal fails, and WAL needs no shared memory.
     conn.execute("PRAGMA locking_mode = EXCLUSIVE")
     conn.execute("PRAGMA journal_mode = WAL")
+    # A power cut may lose the last rows, which costs time only.
     conn.execute("PRAGMA synchronous = NORMAL")
     if tables:
         _add_columns(conn)
@@ -295,6 +300,7 @@ def _prepare(conn: sqlite3.Connection, profile: dicom.Profile) -> list[str]:
     identifiers = f"Orthanc {version}, {profile.default_encoding}"
     before = conn.execute("SELECT identifiers FROM about").fetchone()
     with conn:
+        # DefaultEncoding decides how a PatientID is read, and so the public id.
         if before != (identifiers,):
             conn.execute("DELETE FROM files")
         conn.execute("DELETE FROM about")

@@ -66,6 +66,7 @@ class Linker:
                 fcntl.ioctl(new, _FICLONE, descriptor)
 
             self.area.create(uuid, clone)
+        # Again, as the program that writes the source may have begun meanwhile.
         if _unchanged(descriptor, source, head):
             return True
         self.area.delete(uuid)  # another program wrote to it meanwhile
@@ -92,6 +93,7 @@ class Linker:
         self.area.delete(uuid)  # the new file that was to be filled
         if self.link is Link.HARDLINK and error.errno == errno.EMLINK:
             return False  # this file has the maximal number of links
+        # The area and most sources are on the same two file systems: do not try again.
         if self.link is Link.AUTO:
             self.link = Link.COPY
             return False

@@ -301,6 +301,7 @@ class Tally:
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
+        # Counted here, because the lists are cut.
         self._refused += len(batch.refusals)
         self._differing += len(batch.differences)
         total = self._total + replace(batch, items=(), warnings=())

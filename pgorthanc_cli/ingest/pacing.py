@@ -130,6 +130,7 @@ class Hours:
 
     def during(self, sources: Iterator[Source]) -> Iterator[Source]:
         """Yield sources while work is allowed; the rest stays in the iterator."""
+        # The file at hand is finished: the clock is read after it.
         if self.open():
             for source in sources:
                 yield source
@@ -219,6 +220,7 @@ def arrivals(
         arrived = []
         for source in poll():
             before, since = waiting.get(source.path, (None, started))
+            # Size and modification time are part of a source.
             if before != source:
                 since = started
             settled = started - since >= settle_s

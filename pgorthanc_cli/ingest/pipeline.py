@@ -75,6 +75,7 @@ def import_sources(
         team = stack.enter_context(_workers(jobs, stop))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         if not (settings.concurrent or settings.dry_run):
+            # The lock that Orthanc itself takes: it cannot start while the import runs.
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
             report(Batch(warnings=_require_no_orthanc(conn, target.schema)))
         writer = index.Writer(conn, settings.overwrite)
@@ -155,6 +156,7 @@ class _Team:
     def begin(self, work: worker.Work) -> None:
         """Tell all workers what the work is."""
         if self.jobs == 1:
+            # No pickling and no process: the parent works through the same interface.
             self._inline = worker.Worker(work, self._pool.checkpoint)
             self._pool.call = self._inline.prepare
         else:
@@ -205,6 +207,7 @@ class _Pipeline:
         self.stop = stop
         self.report = report
         self.batch_files = settings.batch_files
+        # One transaction never spans two batches, so the batches bound the memory.
         has_objects = isinstance(committer, Committer) and committer.objects
         self.batch_bytes = _OBJECT_BATCH_BYTES if has_objects else BATCH_BYTES
         self.names = (f"{number:08}" for number in itertools.count(1))
@@ -249,6 +252,7 @@ class _Pipeline:
                 if isinstance(first, Archive):
                     self._import_archive(first.source)
         finally:
+            # However it ended: `rest` was stored by a worker and has no row.
             self.committer.forget(name, rest)
 
     def _import_archive(self, source: Source) -> None:

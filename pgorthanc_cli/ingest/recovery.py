@@ -96,6 +96,7 @@ class Recovery:
         except OSError as error:
             return self._warn(run, f"cannot be opened ({error.strerror}) and is left alone")
         try:
+            # Two imports may start at the same time: only one of them cleans up.
             if not runs.try_lock(lock, fcntl.LOCK_EX):
                 return []  # it is alive
             return self._clean_up_locked(run, top, lock)
@@ -134,6 +135,7 @@ class Recovery:
     def _age_s(self, run: str, lock: int, marker: runs.Marker | None, top: int) -> float:
         """Return how long ago a run was last seen alive, by the clock of the storage."""
         own_lock = f"{self.journal.run}.lock"
+        # Touching a file of our own reads the server's clock on a network file system.
         os.utime(own_lock, dir_fd=top, follow_symlinks=False)
         seen = os.fstat(lock).st_mtime
         if marker is None:
@@ -154,6 +156,7 @@ class Recovery:
         except OSError:
             return True  # it had none
         try:
+            # Process ids of another machine or container mean nothing here.
             identities = []
             if marker and marker.visible():
                 content = os.pread(descriptor, 1 << 16, 0).decode("ascii", "replace")
@@ -208,6 +211,7 @@ class Recovery:
     def _set_aside(self, run: str, name: str, damage: DamagedJournalError, folder: int, top: int) -> str:
         """Move a damaged journal away after salvaging its UUIDs; return a warning."""
         same_database = damage.database == self.journal.database
+        # UUIDs are unique, but only the right index knows which of them have a row.
         rows = self._discard_orphans(damage.uuids) if same_database else 0
         with suppress(FileExistsError):
             os.mkdir(SET_ASIDE, 0o700, dir_fd=top)

@@ -95,6 +95,7 @@ class _Import:
         return self.tally.result()
 
     def _done(self, batch: Batch) -> None:
+        # The rows are committed: from now on a rerun need not read these files.
         if self.journal:
             self.journal.add(batch.items)
         self.tally.add(batch)
@@ -117,6 +118,7 @@ class _Import:
             poll_rest=plan.poll_rest,
             max_waiting=plan.max_waiting,
         ):
+            # Starting processes takes longer than importing a few files.
             jobs = 1 if len(arrived) <= SMALL_FILES else plan.jobs
             self._import(journal.seeing(arrived), jobs=jobs)
 
@@ -136,6 +138,7 @@ class _Import:
                     opening = f"{hours.opening():%A %H:%M}"
                     message = f"outside the hours of the schedule: waiting until {opening}"
                     self._done(Batch(warnings=(message,)))
+                # Without a file left, no further run takes the lock.
                 first = next(remaining, None) if hours.wait(self.stop) else None
                 if first is None:
                     return

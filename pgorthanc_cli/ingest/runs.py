@@ -103,6 +103,7 @@ def has_ended(identity: str) -> bool:
     except (ProcessLookupError, ValueError, OverflowError):
         return True
     current_start, state = _start_and_state(pid)
+    # A zombie has released all its files and locks.
     return state == "Z" or bool(current_start and start and current_start != start)
 
 
@@ -179,6 +180,7 @@ class Session:
     def release(self, run: str) -> None:
         """Release a lock; a lost session has lost it anyway."""
         with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
+            # The import may have failed within a transaction.
             self.conn.rollback()
             self._call("SELECT pg_catalog.pg_advisory_unlock(%s, %s)", run)
 

@@ -211,6 +211,7 @@ def _storage_dir(
             "where do the DICOM files go?",
             "give --storage-dir FOLDER, --storage postgresql, or Orthanc's configuration with --config",
         )
+    # Another plugin (S3, Azure, ...) may keep the files, which import cannot write to.
     if storage is None:
         orthanc.require_own_storage()
     return None if orthanc.enable_storage and storage is None else orthanc.storage_directory

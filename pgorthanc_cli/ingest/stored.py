@@ -81,6 +81,7 @@ class Deduplicator:
     def _compare(self, parsed: Parsed, attachments: Sequence[index.StoredAttachment]) -> Comparison | None:
         """Compare a file with its stored instance; return None if it is to be stored."""
         earlier = parsed.source.replaces
+        # The stored content is an earlier version of this very file: replace it.
         if earlier and any(a.uuid == earlier and a.md5 != parsed.md5 for a in attachments):
             return None
         comparison = compare(attachments, len(parsed.data), parsed.md5)
@@ -242,10 +243,12 @@ def _reproduces(attachment: index.StoredAttachment, data: memoryview) -> bool:
         return False
     if hashlib.md5(part, usedforsecurity=False).hexdigest() != attachment.md5:
         return False
+    # A longer file with the same beginning is another file.
     if attachment.file_type == DICOM and len(data) != attachment.size:
         return False
     if attachment.compression_type != ZLIB:
         return attachment.stored_size == attachment.size and attachment.stored_md5 == attachment.md5
+    # zlib's output depends on its version and level: only the same bytes count.
     digest, size = hashlib.md5(usedforsecurity=False), 0
     for piece in encoded(attachment, data):
         digest.update(piece)

@@ -73,6 +73,7 @@ def _walk(
             yield Source(path, size=size, mtime_ns=mtime_ns, problem=problem)
             return
         folder_id = _identity(status)
+        # Importing what is being written would never end.
         if folder_id == storage_id:
             yield Source(path, problem="the storage area itself")
             return
@@ -98,6 +99,7 @@ def listed(stream: BinaryIO) -> Iterator[str]:
     rest = b""
     separator = b"\n"
     while block := os.read(stream.fileno(), 1 << 16):
+        # No path has a NUL, so one decides what the list is.
         if b"\0" in block:
             separator = b"\0"
         *lines, rest = (rest + block).split(separator)

@@ -98,6 +98,7 @@ class Worker:
         results = [self._read(source) for source in sources]
         parsed = [r for r in results if isinstance(r, Parsed)]
         prepared: dict[Parsed, Result] = {**self._deduplicator.known(name, parsed)}
+        # A file may repeat another one of its batch: only the transaction finds that out.
         new = [p for p in parsed if p not in prepared]
         prepared.update(zip(new, self._prepare_new(name, new), strict=True))
         return [prepared[r] if isinstance(r, Parsed) else r for r in results]
@@ -165,7 +166,7 @@ class Worker:
             with journal.area.batch():
                 pairs = zip(parsed, parts, strict=True)
                 return [self._put(p, pieces, unused, journal.area) for p, pieces in pairs]
-        except BaseException as error:
+        except BaseException as error:  # a checkpoint may raise anything
             with suppress(PgOrthancError):  # then the next import does it
                 journal.discard(uuids)
                 journal.forget(name)
@@ -201,7 +202,7 @@ class Worker:
             if len(parsed.data) > self.settings.transfer_bytes:
                 meter.drain()  # only measured: the parent reads it again
             elif isinstance(parsed.data, bytes) and isinstance(meter, _Unchanged):
-                contents.append(parsed.data)
+                contents.append(parsed.data)  # without a copy
             else:
                 contents.append(b"".join(meter))
             name = str(uuid.uuid4())

@@ -99,9 +99,11 @@ def page_writer(
 
 def _create(path: Path, *, private: bool) -> int:
     """Create the file before the work; return its mode, private if it has names."""
+    # The umask can only be read by setting it.
     mask = os.umask(0o077)
     os.umask(mask)
     mode = PRIVATE if private else 0o666 & ~mask
+    # Not truncated: if the import cannot start, an earlier page stays.
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, mode))
     except OSError as error:

@@ -148,6 +148,7 @@ class ImportStatistics:
 
     def _add_file(self, item: IndexedFile) -> None:
         summary = item.summary
+        # Hashes, because millions of identifiers would take too much memory.
         self._patient_hashes.add(hash(summary.patient_id))
         folder = self._row(self.folders, self._folder(item.source.display_name))
         if item.outcome in (Outcome.KNOWN, Outcome.RESTORED):

@@ -31,14 +31,14 @@ def seed() -> str:
 
 @pytest.fixture(scope="session")
 def place() -> Iterator[Site]:
-    with site() as made:
-        yield made
+    with site() as faulty_site:
+        yield faulty_site
 
 
 @pytest.fixture(scope="session")
 def cable() -> Iterator[Network | None]:
-    with network() as made:
-        yield made
+    with network() as cable_:
+        yield cable_
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +46,9 @@ def small_disk(place: Site) -> Iterator[Path | None]:
     """A disk of 64 MB that the server, too, may write to."""
     folder = place.server.folder / "disk"
     folder.mkdir()
-    with disk(folder, 64) as made:
+    with disk(folder, 64) as small_disk_:
         place.server.account.own(folder)
-        yield made
+        yield small_disk_
 
 
 @pytest.fixture
@@ -77,11 +77,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wanted(place: Site, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def expected(
+    place: Site, sources: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[str, Any]]:
     """The index at each revision after an undisturbed import."""
-    found = {}
+    dumps = {}
     for number in REVISIONS:
         with place.database(number, superuser=True) as target:
             folder = tmp_path_factory.mktemp("undisturbed")
-            found[number] = importer.undisturbed(target, [sources], folder)
-    return found
+            dumps[number] = importer.undisturbed(target, [sources], folder)
+    return dumps

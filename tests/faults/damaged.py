@@ -1,4 +1,4 @@
-"""Files that are to be damaged, and some that are made to do harm."""
+"""Files that are to be damaged, and some that do harm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.dicomfile import (
 ITEM = [El(0x00080100, "SH", "C"), El(0x00080104, "LO", "Meaning")]
 
 
-def made(number: int) -> bytes:
+def sound_file(number: int) -> bytes:
     """A file of its own series: all have rows, and no row of one hides that of another."""
     uid = f"1.2.3.{number}"
     elements = [
@@ -45,19 +45,19 @@ def made(number: int) -> bytes:
 def harmful() -> dict[str, bytes]:
     """Name and content of files that ask for a lot of memory, time or depth; none of them is an image."""
     opened = b"\x40\0\x75\x02SQ\0\0\xff\xff\xff\xff\xfe\xff\0\xe0\xff\xff\xff\xff" * 1000
-    found = {"deep": dicom_file(tail=opened)}
+    harmful_files = {"deep": dicom_file(tail=opened)}
     for vr in ("OB", "UN", "SQ", "UT"):
-        found[f"4 GB of {vr}"] = dicom_file(El(0x00204000, vr, b"x", length=0xFFFFFFF0))
-    found["deflated"] = bytes(128) + b"DICM" + meta(DEFLATED) + _zeros(600, -15)
-    found["gzip"] = gzip.compress(b"") + _zeros(200, 31)
-    found["zip"] = _zip({"zeros": bytes(128 << 20)})
-    found["zip in zip"] = _zip({"inner.zip": found["zip"], "inner.gz": found["gzip"]})
+        harmful_files[f"4 GB of {vr}"] = dicom_file(El(0x00204000, vr, b"x", length=0xFFFFFFF0))
+    harmful_files["deflated"] = bytes(128) + b"DICM" + meta(DEFLATED) + _zeros(600, -15)
+    harmful_files["gzip"] = gzip.compress(b"") + _zeros(200, 31)
+    harmful_files["zip"] = _zip({"zeros": bytes(128 << 20)})
+    harmful_files["zip in zip"] = _zip({"inner.zip": harmful_files["zip"], "inner.gz": harmful_files["gzip"]})
     short = bytearray(_zip({"a": bytes(1000)}))
     at = short.rindex(b"PK\1\2") + 20
     struct.pack_into("<II", short, at, 0xFFFFFFF0, 0xFFFFFFF0)
-    found["zip that lies"] = bytes(short)
-    found["zip that ends early"] = found["zip"][: len(found["zip"]) // 2]
-    return found
+    harmful_files["zip that lies"] = bytes(short)
+    harmful_files["zip that ends early"] = harmful_files["zip"][: len(harmful_files["zip"]) // 2]
+    return harmful_files
 
 
 def _zeros(megabytes: int, window: int) -> bytes:

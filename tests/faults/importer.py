@@ -150,16 +150,17 @@ class Archive:
             stored = stored_bytes(area, uuid)
             assert (len(stored), hashlib.md5(stored).hexdigest()) == (size, md5)
 
-    def check_finished(self, wanted: dict[str, Any], *, in_order: bool = True) -> None:
+    def check_finished(self, expected: dict[str, Any], *, in_order: bool = True) -> None:
         """After a run that ended: the index of an undisturbed run, and nothing left over.
 
         Not `in_order`: it does not matter in which order the files were stored.
         """
         self.check_whole()
-        found = dumped(self.target)
+        actual = dumped(self.target)
         if not in_order:
-            found, wanted = ({k: sorted(v) for k, v in each.items()} for each in (found, wanted))
-        assert [name for name in wanted if found[name] != wanted[name]] == []
+            actual = {k: sorted(v) for k, v in actual.items()}
+            expected = {k: sorted(v) for k, v in expected.items()}
+        assert [name for name in expected if actual[name] != expected[name]] == []
         if self.folder is not None:
             check_area(self.target, self.folder)
 
@@ -174,12 +175,12 @@ def check_large_objects(target: db.Target) -> None:
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
     """The worker processes of an import."""
-    found = []
+    pids = []
     for number in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         with suppress(FileNotFoundError):
             if b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes():
-                found.append(int(number))
-    return found
+                pids.append(int(number))
+    return pids
 
 
 def undisturbed(target: db.Target, sources: Sequence[Path], folder: Path) -> dict[str, Any]:

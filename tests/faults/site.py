@@ -77,9 +77,9 @@ def site() -> Iterator[Site]:
     """The server, for the length of the block."""
     server = Server(_HBA, _SETTINGS)
     try:
-        made = Site(server.create().start())
-        made.make_templates()
-        yield made
+        new_site = Site(server.create().start())
+        new_site.make_templates()
+        yield new_site
     finally:
         server.remove()
 

@@ -35,22 +35,22 @@ class Scene:
         return self.process.poll() is not None
 
     def one_of(self, find: Callable[[], list[int]]) -> list[int]:
-        """One of the processes found, as soon as there are any; none if the import has ended."""
-        found: list[int] = []
+        """One of the processes that `find` returns, as soon as there are any; none if the import has ended."""
+        pids: list[int] = []
 
         def there() -> bool:
-            found[:] = find()
-            return bool(found) or self.ended()
+            pids[:] = find()
+            return bool(pids) or self.ended()
 
         wait_until(there, timeout_s=60)
-        return found and [self.random.choice(found)]
+        return pids and [self.random.choice(pids)]
 
     def await_moment(self) -> None:
         """A random one: after so many instances, and then a little later, to meet every part of a batch."""
         before = min(self.archive.stored(), INSTANCES - 1)
-        wanted = self.random.randrange(before, INSTANCES)
-        wait_until(lambda: self.ended() or self.archive.stored() >= wanted, timeout_s=120)
-        time.sleep(self.random.uniform(0, 0.05 if wanted > before else 1.0))
+        target = self.random.randrange(before, INSTANCES)
+        wait_until(lambda: self.ended() or self.archive.stored() >= target, timeout_s=120)
+        time.sleep(self.random.uniform(0, 0.05 if target > before else 1.0))
         assert self.process.poll() in (None, NEVER_MIND), "it ended before it was struck"
 
     def await_work(self) -> None:

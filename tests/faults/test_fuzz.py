@@ -14,7 +14,7 @@ import pytest
 
 from pgorthanc_cli import db
 from tests.dicom.test_fast_paths import mutated
-from tests.faults.damaged import harmful, made
+from tests.faults.damaged import harmful, sound_file
 from tests.support import indexstate
 from tests.support.importing import check_area
 
@@ -37,8 +37,8 @@ def imported(target: db.Target, area: Path, sources: Path) -> dict[str, int]:
     with db.session(target) as conn:
         assert indexstate.problems(conn) == []
     check_area(target, area)
-    found: dict[str, int] = json.loads(run.stdout)
-    return found
+    outcomes: dict[str, int] = json.loads(run.stdout)
+    return outcomes
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.once)])
@@ -47,7 +47,7 @@ def test_damaged_files(fresh: db.Target, tmp_path: Path, count: int) -> None:
     archive = tmp_path / "in.zip"
     with zipfile.ZipFile(archive, "w") as members:
         for number in range(count):
-            members.writestr(f"{number}.dcm", mutated(made(number), random))
+            members.writestr(f"{number}.dcm", mutated(sound_file(number), random))
     report = imported(fresh, tmp_path / "area", archive)
     assert report["imported"] + report["known"] + report["refused"] == count
     assert report["imported"] > count // 4
@@ -65,9 +65,9 @@ def test_damaged_archives(fresh: db.Target, tmp_path: Path) -> None:
             whole, "w", random.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
         ) as members:
             for member in range(3):
-                members.writestr(f"{member}.dcm", made(number * 3 + member))
+                members.writestr(f"{member}.dcm", sound_file(number * 3 + member))
         whole.write_bytes(mutated(whole.read_bytes(), random))
-        packed = mutated(gzip.compress(made(1000 + number)), random)
+        packed = mutated(gzip.compress(sound_file(1000 + number)), random)
         (folder / f"{number}.gz").write_bytes(packed)
     report = imported(fresh, tmp_path / "area", folder)
     assert report["imported"] > 150
@@ -80,7 +80,7 @@ def test_files_that_are_made_to_do_harm(fresh: db.Target, tmp_path: Path) -> Non
     folder.mkdir()
     for name, content in harmful().items():
         (folder / name).write_bytes(content)
-    (folder / "good").write_bytes(made(1))
+    (folder / "good").write_bytes(sound_file(1))
     report = imported(fresh, tmp_path / "area", folder)
     assert report["imported"] == 1
     assert report["refused"] >= len(harmful())

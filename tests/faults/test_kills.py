@@ -17,7 +17,7 @@ from tests.faults.strikes import FAULTS, NEVER_MIND, Scene
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 
-Wanted = dict[int, dict[str, Any]]
+Expected = dict[int, dict[str, Any]]
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def test_a_rerun_completes_what_was_struck_down(
     request: pytest.FixtureRequest,
     place: Site,
     sources: Path,
-    wanted: Wanted,
+    expected: Expected,
     tmp_path: Path,
     seed: str,
     name: str,
@@ -78,18 +78,18 @@ def test_a_rerun_completes_what_was_struck_down(
             before + REPEATED,
             REFUSED,
         )
-        struck.check_finished(wanted[setting.revision])
+        struck.check_finished(expected[setting.revision])
 
 
 @pytest.mark.parametrize("name", ["parent", "server"])
 def test_overwriting_that_was_struck_down_leaves_each_instance_once(
-    place: Site, sources: Path, wanted: Wanted, tmp_path: Path, seed: str, name: str, number: int
+    place: Site, sources: Path, expected: Expected, tmp_path: Path, seed: str, name: str, number: int
 ) -> None:
     """Old and new attachments change places in one moment, and no other trace of either is left."""
     random = Random(f"{seed}/overwriting {name}/{number}")
     setting = Setting.drawn(random, number)
     print(f"PGORTHANC_FAULT_SEED={seed}", name, number, setting)
-    same = {k: v for k, v in wanted[setting.revision].items() if k not in ("changes", "recycling")}
+    same = {k: v for k, v in expected[setting.revision].items() if k not in ("changes", "recycling")}
     with archive(place, setting, sources, tmp_path / "area") as struck:
         struck.complete()
         with struck.importing("--overwrite", "always") as process:
@@ -102,14 +102,14 @@ def test_overwriting_that_was_struck_down_leaves_each_instance_once(
 
 
 def small_disk(request: pytest.FixtureRequest) -> Path:
-    found: Path | None = request.getfixturevalue("small_disk")
-    if found is None:
+    disk: Path | None = request.getfixturevalue("small_disk")
+    if disk is None:
         pytest.skip("needs root, and the right to mount a tmpfs")
-    return found
+    return disk
 
 
 def laid(request: pytest.FixtureRequest) -> Network:
-    found: Network | None = request.getfixturevalue("cable")
-    if found is None:
+    network: Network | None = request.getfixturevalue("cable")
+    if network is None:
         pytest.skip("needs root, ip (apt-get install iproute2), and the right to make network namespaces")
-    return found
+    return network

@@ -23,12 +23,12 @@ from tests.support.schemas import rows
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(180)]
 
-Wanted = dict[int, dict[str, Any]]
+Expected = dict[int, dict[str, Any]]
 ALONE = Setting(large_objects=False, jobs=1, concurrent=False, superuser=True, revision=10)
 
 
 def test_the_second_one_is_refused_and_told_who_is_at_work(
-    place: Site, sources: Path, wanted: Wanted, tmp_path: Path
+    place: Site, sources: Path, expected: Expected, tmp_path: Path
 ) -> None:
     """The first one waits for the names of its files, and holds the index meanwhile."""
     with place.database(10, superuser=True) as target, ExitStack() as stack:
@@ -45,7 +45,7 @@ def test_the_second_one_is_refused_and_told_who_is_at_work(
         report, _ = first.communicate(f"{sources}\n")
         assert first.returncode == NEVER_MIND
         assert json.loads(report)["imported"] == INSTANCES
-        archive.check_finished(wanted[10])
+        archive.check_finished(expected[10])
 
 
 def pair(
@@ -65,7 +65,7 @@ def pair(
 def test_side_by_side(
     place: Site,
     sources: Path,
-    wanted: Wanted,
+    expected: Expected,
     tmp_path: Path,
     seed: str,
     number: int,
@@ -97,7 +97,7 @@ def test_side_by_side(
             assert sum(report["imported"] for report in ended) == INSTANCES
         report = first.complete()
         assert (report.imported, report.known, report.refused) == (0, INSTANCES + REPEATED, REFUSED)
-        first.check_finished(wanted[revision], in_order=False)
+        first.check_finished(expected[revision], in_order=False)
 
 
 def every(folder: Path) -> list[str]:

@@ -29,8 +29,8 @@ OWN_TRIGGER = (
 def value(conn: Connection, query: str) -> Any:
     with conn, conn.cursor() as cur:
         cur.execute(query)
-        ((found,),) = cur.fetchall()
-        return found
+        ((result,),) = cur.fetchall()
+        return result
 
 
 def check(target: db.Target) -> None:
@@ -69,18 +69,18 @@ def lives(target: db.Target, folder: Path) -> list[tuple[int, int, int, int]]:
     """New patients; one is protected; more of each; everything again, over the old."""
     first = samples.folder(folder / "first", 12, patients=3, per_series=2)
     more = samples.folder(folder / "more", 24, patients=3, per_series=4)
-    found = [ends(run(target, first, folder / "area"))]
+    results = [ends(run(target, first, folder / "area"))]
     with db.session(target) as conn, conn, conn.cursor() as cur:
         cur.execute("SELECT internalid FROM resources WHERE resourcetype = 0 ORDER BY internalid LIMIT 1")
         if index.Capabilities.read(conn).recycling_table:
             cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", cur.fetchone())
         else:
             cur.execute("SELECT protectpatient(%s)", cur.fetchone())
-    found.append(ends(run(target, [*more, *more[:3]], folder / "area", batch_files=5)))
-    found.append(ends(run(target, more, folder / "area", overwrite=index.Overwrite.ALWAYS, batch_files=5)))
+    results.append(ends(run(target, [*more, *more[:3]], folder / "area", batch_files=5)))
+    results.append(ends(run(target, more, folder / "area", overwrite=index.Overwrite.ALWAYS, batch_files=5)))
     check(target)
     check_area(target, folder / "area")
-    return found
+    return results
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -123,7 +123,7 @@ def test_a_role_that_may_not_switch_triggers_off(fresh: db.Target, role: str) ->
 def test_a_series_that_is_deleted_while_it_gets_an_instance(
     fresh: db.Target, tmp_path: Path, statements: tuple[str, ...]
 ) -> None:
-    """The batch waits for the deletion, as a foreign key would, and is then written anew, series and all."""
+    """The batch waits for the deletion, as a foreign key would, and is then written again, series and all."""
     run_sql(fresh, *statements)
     one, two = samples.folder(tmp_path / "in", 2)
     run(fresh, [one], tmp_path / "area", concurrent=True)

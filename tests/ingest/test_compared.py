@@ -118,9 +118,9 @@ def test_the_command_says_so(fresh: db.Target, tmp_path: Path) -> None:
         more = ["--storage-dir", str(tmp_path / "area"), *map(str, files)]
         return subprocess.run([*command, *more], capture_output=True, text=True, check=True, timeout=60)
 
-    said = " ".join(pgorthanc().stderr.split())
-    assert "1 known file differs" in said
-    assert "--overwrite if-changed" in said
+    stderr = " ".join(pgorthanc().stderr.split())
+    assert "1 known file differs" in stderr
+    assert "--overwrite if-changed" in stderr
     assert pgorthanc("--dry-run").stdout.startswith("Dry run, nothing was changed.")
     assert '"dry_run": true' in pgorthanc("--dry-run", "--json").stdout
     assert '"dry_run": false' in pgorthanc("--json").stdout

@@ -48,7 +48,7 @@ def keep(target: db.Target, store: str, key: str, value: str) -> None:
         conn.commit()
 
 
-def kept(target: db.Target) -> dict[tuple[str, str], str]:
+def user_data(target: db.Target) -> dict[tuple[str, str], str]:
     return {
         (store, key): bytes(value).decode()
         for store, key, value in rows(target, "SELECT storeid, key, value FROM keyvaluestores")
@@ -78,7 +78,7 @@ def test_overwriting_an_adopted_instance_does_what_orthanc_does(
     adopted[0].write_bytes(adopted[0].read_bytes()[:-1] + b"!")
     report = run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.IF_CHANGED, concurrent=concurrent)
     assert ends(report) == (0, 0, 1, 0)
-    assert kept(fresh) == {
+    assert user_data(fresh) == {
         ("advst-indexer-path", PATH): '{"d":true,"r":true,"s":2672,"t":1700000004,"v":1}',
         ("advst-adopted-path", "/data/other.dcm"): '{"c":1,"r":"x","t":3,"v":1}',
         ("advst-indexer-path", "/data/other.dcm"): '{"d":true,"r":false,"s":1,"t":2,"v":1}',
@@ -91,10 +91,10 @@ def test_an_indexer_row_of_another_format_is_not_touched(
     fresh: db.Target, tmp_path: Path, adopted: list[Path]
 ) -> None:
     execute(fresh, """UPDATE keyvaluestores SET value = '{"v":2}' WHERE storeid = 'advst-indexer-path'""")
-    before = kept(fresh), dumped(fresh)
+    before = user_data(fresh), dumped(fresh)
     report = run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.ALWAYS)
     assert ends(report) == (0, 0, 0, 1)
-    assert (kept(fresh), dumped(fresh)) == before
+    assert (user_data(fresh), dumped(fresh)) == before
 
 
 @pytest.mark.parametrize("data", [*OWNED, *FOREIGN])
@@ -143,7 +143,7 @@ def test_customdata_put_aside_by_a_downgrade_counts(
     fresh: db.Target, tmp_path: Path, adopted: list[Path], revision: int
 ) -> None:
     """They come back with the next upgrade: with the rows of the folder indexer, but not for another uuid."""
-    before = kept(fresh)
+    before = user_data(fresh)
     upgrade.downgrade(fresh, to=revision)
     report = run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.ALWAYS)
     assert ends(report) == (0, 0, 0, 1)
@@ -151,7 +151,7 @@ def test_customdata_put_aside_by_a_downgrade_counts(
     others = samples.folder(tmp_path / "more", 2, first=5)
     assert ends(run(fresh, [*others, *others], tmp_path / "area", overwrite=Overwrite.ALWAYS)) == (2, 0, 2, 0)
     upgrade.upgrade(fresh)
-    assert kept(fresh) == before
+    assert user_data(fresh) == before
     assert ends(run(fresh, adopted, tmp_path / "area", overwrite=Overwrite.ALWAYS)) == (0, 0, 1, 0)
 
 
@@ -175,9 +175,9 @@ def test_the_dialect_of_an_adopted_file() -> None:
 
 def sample_of(target: db.Target) -> str | None:
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
-        found = index.unsupported_plugin(cur, index.Capabilities.read(conn))
+        plugin = index.unsupported_plugin(cur, index.Capabilities.read(conn))
     conn.close()
-    return found
+    return plugin
 
 
 @pytest.mark.parametrize(("data", "plugin"), FOREIGN.items())

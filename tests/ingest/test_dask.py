@@ -72,11 +72,11 @@ class Cluster:
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path)
+    cluster = Cluster(tmp_path)
     try:
-        yield made
+        yield cluster
     finally:
-        made.stop()
+        cluster.stop()
 
 
 def command(target: db.Target, scheduler: str, area: Path, *paths: Path) -> list[str]:

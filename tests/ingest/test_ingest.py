@@ -75,10 +75,10 @@ def test_overwriting(
     replaced = overwrite is index.Overwrite.ALWAYS or (overwrite is index.Overwrite.IF_CHANGED and not same)
     report = run(fresh, [second], area, overwrite=overwrite)
     assert ends(report) == ((0, 0, 1, 0) if replaced else (0, 1, 0, 0))
-    found = dumped(fresh)
-    comments = [row for row in found["maindicomtags"] if row[1:3] == (0x0020, 0x4000)]
+    rows = dumped(fresh)
+    comments = [row for row in rows["maindicomtags"] if row[1:3] == (0x0020, 0x4000)]
     assert bool(comments) is (replaced and not same)
-    order = found["recycling"]
+    order = rows["recycling"]
     assert len(order) == 2
     if area:
         check_area(fresh, area)
@@ -200,8 +200,8 @@ def test_order_is_sorted_by_path_components(tmp_path: Path) -> None:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = [os.path.relpath(source.path, tmp_path) for source in ingest.walk([str(tmp_path)])]
-    assert found == ["B", "a.dcm", "b/10", "b/2", "b.dcm"]
+    paths = [os.path.relpath(source.path, tmp_path) for source in ingest.walk([str(tmp_path)])]
+    assert paths == ["B", "a.dcm", "b/10", "b/2", "b.dcm"]
 
 
 def test_the_storage_area_is_not_imported_into_itself(fresh: db.Target, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_ten_thousand_files_in_one_folder(tmp_path: Path) -> None:
 def bad_files(folder: Path) -> dict[str, Path]:
     folder.mkdir()
     whole = samples.instance()
-    made = {
+    files = {
         "empty": b"",
         "text": b"this is no DICOM file\n" * 20,
         "truncated": whole[:-3],
@@ -233,7 +233,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
         ),
         "empty_study_uid": samples.instance(study=""),
     }
-    for name, data in made.items():
+    for name, data in files.items():
         (folder / name).write_bytes(data)
     (folder / "loop").symlink_to(folder)
     (folder / "circle").symlink_to(folder / "circle")
@@ -364,13 +364,22 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
 
 
 def test_no_session_is_left_open(fresh: db.Target, tmp_path: Path) -> None:
-    """The worker of `jobs=1` is this process, and its reading session ends with the import."""
-    name = "import that leaves"
-    ours = db.Target(fresh.dsn, application=name)
-    run(ours, [samples.REAL], tmp_path / "area")
+    """The worker of `jobs=1` is this process: its reading session ends with the import."""
+    ours = db.Target(fresh.dsn, application="a library user")
+    plan = ingest.ImportPlan([str(samples.REAL)], jobs=1)
+    settings = ingest.Settings(storage_dir=tmp_path / "area")
+
+    def fail(batch: ingest.Batch) -> None:
+        if batch.imported:
+            raise KeyError
+
+    # The traceback keeps everything alive that the import has not closed.
+    with pytest.raises(KeyError) as caught:
+        ingest.run_import(ours, plan, settings, report=fail)
+    query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'a library user'"
     with db.session(fresh, autocommit=True) as conn:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
-        wait_until(lambda: db.value(conn, query, name) == 0, timeout_s=10)
+        wait_until(lambda: db.value(conn, query) == 0, "a session stays", timeout_s=5)
+    assert caught.tb
 
 
 def test_the_first_refusals_are_kept_and_all_are_counted() -> None:

@@ -35,9 +35,9 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    found = Server("local all all trust\n", "").create().start()
-    yield found
-    found.remove()
+    private_server = Server("local all all trust\n", "").create().start()
+    yield private_server
+    private_server.remove()
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +117,9 @@ class Import:
             cur.execute(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            found = [pid for (pid,) in cur.fetchall()]
+            pids = [pid for (pid,) in cur.fetchall()]
         conn.close()
-        return found
+        return pids
 
     def end(self) -> int:
         """The instances that it says it has imported; 0 if it could not say."""

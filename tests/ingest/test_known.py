@@ -177,11 +177,11 @@ def test_an_interrupted_run_has_claimed_nothing_that_is_not_there(run: Run, tmp_
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"no database" * 100, "file is not a database"), (None, "it is the database of another program")],
 )
 def test_a_file_that_is_no_journal_is_left_alone(
-    run: Run, tmp_path: Path, content: bytes | None, said: str
+    run: Run, tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "journal"
     if content:
@@ -191,7 +191,7 @@ def test_a_file_that_is_no_journal_is_left_alone(
             conn.execute("CREATE TABLE theirs (x)")
         conn.close()
     before = path.read_bytes()
-    with pytest.raises(PgOrthancError, match=said) as caught:
+    with pytest.raises(PgOrthancError, match=message) as caught:
         run(samples.REAL)
     assert "--journal" in str(caught.value.hint)
     assert path.read_bytes() == before

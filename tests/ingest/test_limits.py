@@ -107,9 +107,9 @@ def test_hours(moment: str, open_: bool) -> None:
 )  # fmt: skip
 def test_the_next_opening(moment: str, opens: str) -> None:
     schedule = ingest.Hours.parse(json.dumps(NIGHTS))
-    found = Hours(schedule.spans, lambda: at(moment)).opening()
-    assert f"{found:%a %H:%M}" == opens
-    assert found >= at(moment)
+    opening = Hours(schedule.spans, lambda: at(moment)).opening()
+    assert f"{opening:%a %H:%M}" == opens
+    assert opening >= at(moment)
 
 
 def at(words: str) -> datetime:
@@ -120,7 +120,7 @@ def at(words: str) -> datetime:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{"Monday": ["20-6"]}', "must begin before it ends"),
         ('{"Monday": ["0-25"]}', "end at 24 at the latest"),
@@ -133,8 +133,8 @@ def at(words: str) -> datetime:
         ("/nowhere/schedule.json", "cannot be read"),
     ],
 )
-def test_a_schedule_that_is_none(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_schedule_that_is_none(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         ingest.Hours.parse(text)
 
 
@@ -229,7 +229,7 @@ def wait_for_a_session(target: db.Target) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--max-files-per-s", "0"], "--max-files-per-s"),
         (["--schedule", '{"Monday": []}'], "no hour of the week"),
@@ -241,7 +241,7 @@ def wait_for_a_session(target: db.Target) -> None:
         (["--dask", "tcp://127.0.0.1:1", "--stable-changes"], "log each of them as stable"),
     ],
 )
-def test_options_that_cannot_be(fresh: db.Target, tmp_path: Path, options: list[str], said: str) -> None:
+def test_options_that_cannot_be(fresh: db.Target, tmp_path: Path, options: list[str], message: str) -> None:
     area = [] if "postgresql" in options else ["--storage-dir", str(tmp_path / "area")]
     command = [
         sys.executable,
@@ -256,6 +256,6 @@ def test_options_that_cannot_be(fresh: db.Target, tmp_path: Path, options: list[
     ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode in (1, 2, 3)
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "area").exists()

@@ -112,14 +112,14 @@ def test_no_patient_key(tmp_path: Path, content: bytes) -> None:
 
 def test_real_files_have_the_key_of_their_patient() -> None:
     """For every file that tells it in the plain way, it is what pydicom reads."""
-    told = 0
+    compared = 0
     for path in sorted(samples.REAL.parent.glob("*.dcm")):
         key = dicom.patient_key(str(path))
         if key is not None:
             raw = pydicom.dcmread(path, force=True, specific_tags=["PatientID"]).get_item("PatientID")
             assert key == (b"" if raw is None else bytes(raw.value or b"").strip(b" \0")), path
-            told += 1
-    assert told > 40
+            compared += 1
+    assert compared > 40
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def test_shares_imported_at_once_are_the_whole(
         thread.join()
     assert sum(report["imported"] for report in reports) == 160
     assert sum(report["refused"] for report in reports) == 2
-    found = dumped(target)["resources"]
-    assert [len([r for r in found if r[1] == level]) for level in range(4)] == [40, 80, 80, 160]
+    resources = dumped(target)["resources"]
+    assert [len([r for r in resources if r[1] == level]) for level in range(4)] == [40, 80, 80, 160]
     check_area(target, tmp_path / "area")
 
 

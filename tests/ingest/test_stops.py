@@ -168,8 +168,8 @@ def test_a_signal_ends_a_copy(fresh: db.Target, tmp_path: Path, jobs: str, numbe
         assert process.poll() is None, process.communicate()
         process.send_signal(number)
         asked = time.monotonic()
-        _, said = process.communicate(timeout=SOON_S)
-    assert process.returncode == 130, said
+        _, stderr = process.communicate(timeout=SOON_S)
+    assert process.returncode == 130, stderr
     assert time.monotonic() - asked < SOON_S / 2
     assert not (area / FOLDER).exists()
 
@@ -397,8 +397,8 @@ def test_workers_that_do_nothing_any_more_do_not_hold_up_a_conversion(
             os.kill(worker, signal.SIGSTOP)
         program.send_signal(number)
         try:
-            _, said = program.communicate(timeout=SOON_S)
+            _, stderr = program.communicate(timeout=SOON_S)
         finally:
             program.kill()
-    assert program.returncode == 130, said
-    assert "Traceback" not in said
+    assert program.returncode == 130, stderr
+    assert "Traceback" not in stderr

@@ -11,7 +11,7 @@ import pytest
 
 from pgorthanc_cli import db, dicom
 from tests.dicom.test_fast_paths import mutated
-from tests.faults.damaged import made
+from tests.faults.damaged import sound_file
 from tests.interop.archive import Archive
 from tests.support.importing import dumped, run
 
@@ -48,7 +48,7 @@ def test_the_same_are_refused_and_the_rows_are_the_same(
     random = Random(4)
     files = [tmp_path / f"{number:05}.dcm" for number in range(COUNT)]
     for number, path in enumerate(files):
-        path.write_bytes(mutated(made(number), random))
+        path.write_bytes(mutated(sound_file(number), random))
     archive = new_archive()
     major, minor, patch = map(int, archive.program.version().split("."))
     profile = dicom.Profile((major, minor, patch))
