@@ -16,9 +16,12 @@ test: .venv/dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # Under a minute on two quiet cores. These tests need no server, or one; see CONTRIBUTING.md for how to add one.
-QUICK := tests/project/test_imports.py tests/project/test_text_and_files.py tests/config tests/dicom tests/views \
-    tests/commands/test_cli.py tests/commands/test_output.py tests/keepalive/test_units.py tests/db/test_db.py \
-    tests/schema/test_initialize.py tests/schema/test_status.py
+QUICK := $(addprefix tests/, \
+    project/test_imports.py project/test_text_and_files.py views keepalive/test_units.py \
+    $(addprefix config/test_, check.py config.py edit.py json.py starting.py) \
+    $(addprefix dicom/test_, charset.py dicom.py metadata.py odd.py structure.py) \
+    commands/test_output.py db/test_db.py schema/test_status.py migrate/test_source.py)
+
 quick: .venv/dev
 	$(BIN)/python -m pytest -q -m 'not once and not interop' $(QUICK) $(PYTEST_OPTIONS)
 

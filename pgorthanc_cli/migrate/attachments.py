@@ -1,4 +1,4 @@
-"""Compare the attachments of an index with the storage folder of Orthanc, or copy them into large objects.
+"""Compare attachments with Orthanc's storage folder, or copy them into large objects.
 
 The folder is only read: the administrator removes the files when Orthanc works without
 them.
@@ -19,6 +19,7 @@ from pgorthanc_cli.migrate.source import Attachment
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+# A transaction: large enough that commits cost little, small enough to repeat after a crash.
 _BATCH_FILES = 200
 _BATCH_BYTES = 64 << 20
 
@@ -39,7 +40,7 @@ def compare(area: storage.Area, attachments: Iterator[Attachment], *, hashes: bo
 
 
 def copy(conn: Connection, area: storage.Area, attachments: Iterator[Attachment]) -> FileCheck:
-    """Copy files into large objects, a few hundred per transaction; skips those of an earlier run.
+    """Copy files into large objects, in batches; skip those of an earlier run.
 
     Every attachment that is neither missing nor differing is stored then.
     """
@@ -92,6 +93,7 @@ def _is_equal(stream: storage.Stream, attachment: Attachment, result: FileCheck,
         problem = f"{size:,} bytes, the index says {attachment.size:,}"
         result.add_problem(attachment.uuid, problem, missing=False)
         return False
+    # Orthanc stores no MD5 if StoreMD5ForAttachments is off.
     if hashes and attachment.md5:
         result.hashed += 1
         digest = hashlib.md5(usedforsecurity=False)

@@ -120,7 +120,7 @@ class _Conversion:
         )
 
     def _prepare(self) -> tuple[target.LoadPlan, bool]:
-        """Create or empty an index for loading, or take the plan of an unfinished conversion.
+        """Prepare an index for loading, or take the plan of an unfinished conversion.
 
         Returns:
             The plan, and whether an unfinished conversion is continued.
@@ -148,6 +148,7 @@ class _Conversion:
         conn.rollback()
         if not unfinished:
             target.ensure_empty_index(conn, schema, settings)
+        # Held until the end. Orthanc takes it when it starts, so none can start on the target.
         run.stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
         fingerprint, path = run.source.fingerprint, str(run.source.path)
         if unfinished:
@@ -188,6 +189,7 @@ class _Conversion:
         for name, outcome in journal.done(self._conn):
             if name in pieces:
                 run.count(reader, pieces.pop(name), outcome)
+        # No transaction stays open, with its locks, while the workers copy.
         self._conn.rollback()
         jobs = [partial(Worker.load, piece=piece) for piece in pieces.values()]
         for piece, outcome in zip(pieces.values(), run.each(jobs, "copy", "rows"), strict=True):
@@ -202,6 +204,7 @@ class _Conversion:
         jobs = [partial(Worker.execute, statement=statement) for statement in statements]
         for _ in self._run.each(jobs, "build", "indexes"):
             pass
+        # Only the catalogs change: the indexes exist, and the workers validate foreign keys later.
         target.add_keys(self._conn, plan, objects)
 
     def _prove(self, plan: target.LoadPlan) -> tuple[Compared, ...]:

@@ -1,4 +1,6 @@
-"""The progress of a conversion, in a table of the target; each entry is committed together with what it describes.
+"""The journal of a conversion: a table of the target.
+
+Each entry is committed together with the rows that it describes.
 
 While the table exists the schema is not an index: its properties have another name, so
 neither Orthanc nor this tool accepts it as one.
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 TABLE = "pgorthanc_migration"
-_PLAN = "run"
+_PLAN = "run"  # name of the row; the other rows are named after pieces of work
 _INSERT = f"INSERT INTO {TABLE} (name, content) VALUES (%s, %s)"
 _SELECT = f"SELECT content FROM {TABLE} WHERE name = %s"
 
@@ -50,6 +52,7 @@ def plan(conn: Connection) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(db.value(conn, _SELECT, _PLAN) or "")
+        # Not isinstance: True is an int as well.
         if type(content["revision"]) is not int:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -38,7 +38,8 @@ MAX_LISTED = 1_000
 """Findings of each kind in a result; the others are only in the report."""
 
 _MAX_SERVER_IDENTIFIER = 64  # of serverproperties.server
-_QUEUED_PER_WORKER = 3  # so that no worker waits for the parent, and no queue holds millions of pieces
+# So that no worker waits for the parent, and no queue holds millions of pieces.
+_QUEUED_PER_WORKER = 3
 
 OpenSource = Callable[[Path], AbstractContextManager[Source]]
 T = TypeVar("T")
@@ -143,6 +144,7 @@ class Run:
         """
         source = self.source
         self.report(Progress("check", "the file"))
+        # At the same time as the checks: both read the whole file once.
         survey = self.submit(Worker.survey)
         tables = source.tables()
         jobs = [partial(Worker.check_table, table=table, thorough=thorough) for table in tables]

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _HIDDEN_PROPERTIES = "pgorthanc_globalproperties"
 # Loaded without keys and indexes; the others are small.
-_LARGE = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes", "labels")
+_LARGE = (
+    "resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes", "labels",
+)  # fmt: skip
 _LOADED = (*_LARGE, "exportedresources", "patientrecyclingorder", "keyvaluestores", "queues")
 _MUST_BE_EMPTY = (*_LOADED, "globalintegerschanges", "invalidchildcounts", "auditlogs")
 # Counters and properties of the empty index are not compared: both are overwritten.
@@ -200,7 +202,7 @@ def prepare_for_loading(
 
 
 def resume(conn: Connection, fingerprint: str, source: str, settings: ConversionSettings) -> LoadPlan:
-    """Return the plan of an unfinished conversion; with `restart`, remove all that it has loaded.
+    """Return the plan of an unfinished conversion; with `restart`, remove what it has loaded.
 
     Raises:
         PgOrthancError: It converts another file, or this one before it was changed, or
@@ -341,6 +343,8 @@ def _comparable(objects: catalog.Catalog) -> catalog.Catalog:
 
 
 def _slowest_first(index: tuple[Any, ...]) -> tuple[bool, bool]:
+    # The trigram index takes longest, then those of the two largest tables: begun first, none
+    # of them is the last one that a single worker is still busy with.
     return (" USING gin " not in index[1], "maindicomtags" not in index[1] and "metadata" not in index[1])
 
 
@@ -353,6 +357,7 @@ def _end_orphaned_workers(conn: Connection, plan: LoadPlan) -> None:
     """End the sessions of a killed run: a server notices a lost client only at the end of a statement."""
     with conn, conn.cursor() as cur:
         cur.execute(_END_ORPHANS, ([*plan.tables, journal.TABLE],))
+        # Sessions that were just ended roll back first, which may take a while.
         cur.execute("SET LOCAL lock_timeout = '60s'")
         try:
             cur.execute(f"LOCK TABLE {', '.join(plan.tables)} IN ACCESS EXCLUSIVE MODE")

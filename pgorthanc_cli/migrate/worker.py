@@ -1,4 +1,4 @@
-"""What a worker process does: read or copy a piece of the source, run a statement, read a table back."""
+"""The work of a worker process: convert a piece, run a statement, read a table back."""
 
 from __future__ import annotations
 
@@ -154,6 +154,7 @@ class Worker:
                     problem = f"rows of table {error.diag.table_name} have the same key"
                     raise self.context.source.damaged(problem) from None
         finally:
+            # After an error the connection serves the next piece of work.
             self.conn.rollback()
 
     def read_back(self, table: str) -> tuple[int, int]:
@@ -216,6 +217,7 @@ class _Checksum(io.RawIOBase):
     def write(self, block: Buffer) -> int:
         """Add the lines of a block; the last one may continue in the next block."""
         content = bytes(block)
+        # A block may end anywhere; the rest of its last line comes with the next block.
         lines, end, self._incomplete_line = (self._incomplete_line + content).rpartition(b"\n")
         self.checksum += checksum(lines + end)
         return len(content)
@@ -228,6 +230,7 @@ _worker: Worker | None = None
 
 def call(context: Context, job: Callable[[Worker], T]) -> T:
     """Have the worker of this process do a job; a new one if the context has changed."""
+    # Connections are kept from one job to the next; the target is known only to later jobs.
     global _worker
     if _worker is None or _worker.context != context:
         _worker = Worker(context)
