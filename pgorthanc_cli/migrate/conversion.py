@@ -14,6 +14,7 @@ from pgorthanc_cli import db, locks
 from pgorthanc_cli.config import conninfo
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
 from pgorthanc_cli.migrate import journal, target
+from pgorthanc_cli.migrate.journal import LoadPlan
 from pgorthanc_cli.migrate.model import (  # fmt: skip
     Compared,
     ConversionSettings,
@@ -119,7 +120,7 @@ class _Conversion:
             steps=steps,
         )
 
-    def _prepare(self) -> tuple[target.LoadPlan, bool]:
+    def _prepare(self) -> tuple[LoadPlan, bool]:
         """Prepare an index for loading, or take the plan of an unfinished conversion.
 
         Returns:
@@ -129,7 +130,8 @@ class _Conversion:
         objects = catalog.snapshot(conn, schema)
         unfinished = target.is_unfinished(objects)
         if unfinished:
-            actual = number = journal.plan(conn)["revision"]
+            number = journal.plan(conn).revision
+            actual: int | None = number
         else:
             layout = catalog.layout(objects, schema)
             actual = layout.revision if layout else None
@@ -196,7 +198,7 @@ class _Conversion:
             run.count(reader, piece, outcome)
         run.require_all_rows(reader)
 
-    def _create_indexes(self, plan: target.LoadPlan) -> None:
+    def _create_indexes(self, plan: LoadPlan) -> None:
         """Create indexes, keys and foreign keys, except those that an earlier run has created."""
         objects = catalog.snapshot(self._conn, self._target.schema)
         self._conn.rollback()
@@ -207,7 +209,7 @@ class _Conversion:
         # Only the catalogs change: the indexes exist, and the workers validate foreign keys later.
         target.add_keys(self._conn, plan, objects)
 
-    def _prove(self, plan: target.LoadPlan) -> tuple[Compared, ...]:
+    def _prove(self, plan: LoadPlan) -> tuple[Compared, ...]:
         """Validate foreign keys, check invariants, read all tables back, and collect statistics."""
         run, verify = self._run, self._settings.verify
         statements = [f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}" for table, name, _ in plan.references]
@@ -241,7 +243,7 @@ class _Conversion:
             )
         return copied.checked
 
-    def _remaining_steps(self, plan: target.LoadPlan) -> tuple[str, ...]:
+    def _remaining_steps(self, plan: LoadPlan) -> tuple[str, ...]:
         """Return what the administrator has to do, in order."""
         parameters = conninfo.complete(conninfo.in_use(self._conn), self._target)
         options = conninfo.plugin_options(parameters, encrypted=bool(self._conn.info.ssl_in_use))

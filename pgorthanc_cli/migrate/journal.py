@@ -8,10 +8,11 @@ neither Orthanc nor this tool accepts it as one.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import PgOrthancError
@@ -27,16 +28,45 @@ _INSERT = f"INSERT INTO {TABLE} (name, content) VALUES (%s, %s)"
 _SELECT = f"SELECT content FROM {TABLE} WHERE name = %s"
 
 
-def create(cur: Cursor, plan: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class LoadPlan:
+    """How the index is loaded and completed; kept in the journal.
+
+    Attributes:
+        fingerprint: Identifies the source.
+        source: Path of the source, for messages.
+        revision: Revision of the index.
+        server_identifier: Owner of the server properties.
+        tables: Tables to load.
+        before: Catalog of the empty index.
+        indexes: (name, statement), the slowest first.
+        keys: (table, name, statement) that creates a key from a unique index.
+        references: (table, name, statement) that creates a foreign key, not validated.
+        triggers: (table, name).
+    """
+
+    fingerprint: str
+    source: str
+    revision: int
+    server_identifier: str
+    tables: list[str]
+    before: dict[str, str]
+    indexes: list[list[str]]
+    keys: list[list[str]]
+    references: list[list[str]]
+    triggers: list[list[str]]
+
+
+def create(cur: Cursor, plan: LoadPlan) -> None:
     """Create the journal in the transaction of the caller."""
     cur.execute(f"CREATE TABLE {TABLE} (name text PRIMARY KEY, content text NOT NULL)")
-    cur.execute(_INSERT, (_PLAN, json.dumps(plan)))
+    cur.execute(_INSERT, (_PLAN, json.dumps(asdict(plan))))
 
 
-def clear(cur: Cursor, plan: dict[str, Any]) -> None:
+def clear(cur: Cursor, plan: LoadPlan) -> None:
     """Remove all entries, and record another plan."""
     cur.execute(f"DELETE FROM {TABLE}")
-    cur.execute(_INSERT, (_PLAN, json.dumps(plan)))
+    cur.execute(_INSERT, (_PLAN, json.dumps(asdict(plan))))
 
 
 def drop(cur: Cursor) -> None:
@@ -44,28 +74,36 @@ def drop(cur: Cursor) -> None:
     cur.execute(f"DROP TABLE {TABLE}")
 
 
-def plan(conn: Connection) -> dict[str, Any]:
-    """Return the recorded plan: settings of the conversion, and how to complete the index.
+def plan(conn: Connection) -> LoadPlan:
+    """Return the recorded plan.
 
     Raises:
-        PgOrthancError: The record is damaged.
+        PgOrthancError: The record is damaged: the index cannot be completed from it.
     """
     try:
-        content: dict[str, Any] = json.loads(db.value(conn, _SELECT, _PLAN) or "")
-        # Not isinstance: True is an int as well.
-        if type(content["revision"]) is not int:
-            raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise damaged_plan() from None
-    return content
+        plan = LoadPlan(**json.loads(db.value(conn, _SELECT, _PLAN) or ""))
+        sound = _is_sound(plan)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise PgOrthancError(
+            f"the record of the unfinished conversion (row '{_PLAN}' of table {TABLE}) is damaged: "
+            "it cannot be continued",
+            "convert into an empty database or schema; or drop the tables of this one, which hold no finished index",
+        )
+    return plan
 
 
-def damaged_plan() -> PgOrthancError:
-    """Return the error for a plan from which the index cannot be completed."""
-    return PgOrthancError(
-        f"the record of the unfinished conversion (row '{_PLAN}' of table {TABLE}) is damaged: "
-        "it cannot be continued",
-        "convert into an empty database or schema; or drop the tables of this one, which hold no finished index",
+def _is_sound(plan: LoadPlan) -> bool:
+    """Return whether everything has the type of its field: the statements of a plan are executed."""
+    pairs, triples = [*plan.indexes, *plan.triggers], [*plan.keys, *plan.references]
+    texts = [plan.fingerprint, plan.source, plan.server_identifier, *plan.tables, *plan.before.values()]
+    return (
+        type(plan.revision) is int  # not isinstance: True is an int as well
+        and bool(plan.tables)
+        and all(len(entry) == 2 for entry in pairs)
+        and all(len(entry) == 3 for entry in triples)
+        and all(isinstance(text, str) for text in itertools.chain(texts, *pairs, *triples))
     )
 
 

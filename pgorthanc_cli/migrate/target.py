@@ -8,9 +8,8 @@ and compares the whole catalog with the one before, and only then is it an index
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
@@ -18,6 +17,7 @@ import psycopg2.errors
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError
 from pgorthanc_cli.migrate import journal
+from pgorthanc_cli.migrate.journal import LoadPlan
 from pgorthanc_cli.migrate.model import DEFAULT_SERVER, ConversionSettings
 from pgorthanc_cli.schema import catalog, features, initialize
 from pgorthanc_cli.schema.verify import repairs
@@ -69,35 +69,6 @@ _SEQUENCES = {
     "exportedresources": "exportedresources_seq_seq",
     "queues": "queues_id_seq",
 }
-
-
-@dataclass(frozen=True)
-class LoadPlan:
-    """How the index is loaded and completed; kept in the journal.
-
-    Attributes:
-        fingerprint: Identifies the source.
-        source: Path of the source, for messages.
-        revision: Revision of the index.
-        server_identifier: Owner of the server properties.
-        tables: Tables to load.
-        before: Catalog of the empty index.
-        indexes: (name, statement), the slowest first.
-        keys: (table, name, statement) that creates a key from a unique index.
-        references: (table, name, statement) that creates a foreign key, not validated.
-        triggers: (table, name).
-    """
-
-    fingerprint: str
-    source: str
-    revision: int
-    server_identifier: str
-    tables: list[str]
-    before: dict[str, str]
-    indexes: list[list[str]]
-    keys: list[list[str]]
-    references: list[list[str]]
-    triggers: list[list[str]]
 
 
 def is_unfinished(objects: catalog.Catalog) -> bool:
@@ -190,7 +161,7 @@ def prepare_for_loading(
             ],
             triggers=[list(trigger) for trigger in db.rows(conn, _TRIGGERS, tables)],
         )
-        journal.create(cur, asdict(plan))
+        journal.create(cur, plan)
         for table, name in plan.triggers:
             cur.execute(f"ALTER TABLE {table} DISABLE TRIGGER {name}")
         for table, name, *_ in constraints:  # foreign keys first: they depend on the others
@@ -208,7 +179,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Conversion
         PgOrthancError: It converts another file, or this one before it was changed, or
             has other settings.
     """
-    plan = _recorded_plan(journal.plan(conn))
+    plan = journal.plan(conn)
     conn.commit()
     _end_orphaned_workers(conn, plan)
     number = settings.revision or plan.revision
@@ -227,21 +198,6 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Conversion
             f"the schema holds an unfinished conversion of {plan.source}, which was another index or has changed since",
             "add --restart to begin anew with this one",
         )
-    return plan
-
-
-def _recorded_plan(record: dict[str, Any]) -> LoadPlan:
-    """Return the plan of the journal, or raise PgOrthancError if it is incomplete."""
-    try:
-        plan = LoadPlan(**record)
-        pairs, triples = [*plan.indexes, *plan.triggers], [*plan.keys, *plan.references]
-        sound = all(len(each) == 2 for each in pairs) and all(len(each) == 3 for each in triples)
-        texts = [plan.fingerprint, plan.source, plan.server_identifier, *plan.tables, *plan.before.values()]
-        sound = sound and all(isinstance(t, str) for t in itertools.chain(texts, *pairs, *triples))
-    except (TypeError, AttributeError):
-        sound = False
-    if not sound or not plan.tables:
-        raise journal.damaged_plan()
     return plan
 
 
@@ -381,7 +337,7 @@ def _empty(conn: Connection, plan: LoadPlan, *, with_storage: bool) -> None:
         cur.execute(f"TRUNCATE {', '.join(plan.tables)}")
         if with_storage:
             cur.execute("DELETE FROM storagearea")  # its rule deletes the large objects
-        journal.clear(cur, asdict(plan))
+        journal.clear(cur, plan)
 
 
 def _set_counter(cur: Cursor, key: int, value: int) -> None:

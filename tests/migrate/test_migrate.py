@@ -367,6 +367,25 @@ def test_an_unfinished_run_of_another_file_has_to_be_given_up_by_name(
     assert indexstate.differing(sqlitestate.expected(other, SERVER), migrating.state(empty)) == []
 
 
+def test_a_damaged_record_of_an_unfinished_run_is_refused(empty: db.Target, sound: Path) -> None:
+    """Its statements would be executed."""
+    migrating.interrupt(empty, sound, "build", server_identifier=SERVER)
+    plan = json.loads(rows(empty, "SELECT content FROM pgorthanc_migration WHERE name = 'run'")[0][0])
+    damaged = [
+        {**plan, "revision": True},
+        {**plan, "keys": [["resources", "resources_pkey"]]},
+        {**plan, "indexes": [["name", 5]]},
+        {**plan, "tables": []},
+        {**plan, "another": ""},
+        {},
+    ]
+    for content in ("", "[]", *map(json.dumps, damaged)):
+        run(empty, f"UPDATE pgorthanc_migration SET content = $${content}$$ WHERE name = 'run'")
+        with pytest.raises(PgOrthancError, match="is damaged: it cannot be continued") as error:
+            convert(empty, sound)
+        assert "empty database or schema" in (error.value.hint or "")
+
+
 def test_rows_that_somebody_changes_meanwhile_are_found(empty: db.Target, sound: Path) -> None:
     for statement in (
         "UPDATE metadata SET value = 'x' WHERE (id, type) IN (SELECT id, type FROM metadata LIMIT 1)",
