@@ -1,0 +1,32 @@
+"""What the documents for contributors name exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PATH = re.compile(r"`((?:[\w.-]+/)+[\w.-]*)`")
+PLACEHOLDERS = ("/x", "/test_x")  # of the recipes: a room `x`
+TARGET = re.compile(r"`make ([a-z]+)")
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_files_and_folders_exist(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    named = {path for path in PATH.findall(text) if not any(word in path for word in PLACEHOLDERS)}
+    missing = [
+        path
+        for path in sorted(named)
+        if not any((ROOT / folder / path).exists() for folder in ("", "pgorthanc_cli", "docs", "tests"))
+    ]
+    assert named
+    assert missing == []
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    named = set(TARGET.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    assert {target for target in named if f"\n{target}:" not in makefile} == set()
