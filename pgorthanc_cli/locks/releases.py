@@ -9,13 +9,8 @@ from dataclasses import dataclass
 from pgorthanc_cli.locks import statements
 from pgorthanc_cli.locks.statements import Statement
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.schema.features import first_revision_of_plugin
 
-# Before 6.0 (revision 2) a plugin refused any revision but its own; since then it upgrades older ones
-# and ignores newer ones (SCHEMA.md 10). TransactionMode came with the same release (SCHEMA.md 11).
-_UPGRADES_SINCE = 2
-# Since then it sets search_path after connecting (SCHEMA.md 9).
-_SCHEMA_SINCE = 10
-HOUSEKEEPING_SINCE = 3  # plugin 7.0 (SCHEMA.md 10)
 _LARGE_POOL = 20  # nearer to 50 connections, the default since 7.0, than to 1, the default before
 
 
@@ -41,7 +36,7 @@ def fitting(
     bounds = [*_of_index(layout), *_of_statements(observed)]
     if housekeeping:
         reason = "it does housekeeping every second, as plugins do since 7.0"
-        bounds.append(_Bound(reason, HOUSEKEEPING_SINCE))
+        bounds.append(_Bound(reason, first_revision_of_plugin("housekeeping")))
     first = max((bound.first for bound in bounds), default=0)
     last = min((bound.last for bound in bounds), default=catalog.revisions()[-1])
     reasons = [bound.reason for bound in bounds]
@@ -57,12 +52,12 @@ def _of_index(layout: catalog.Layout | None) -> Iterator[_Bound]:
     if layout is None:
         return
     made_for = f"the index is at revision {layout.name}, that of plugin {layout.plugins}"
-    if layout.revision < _UPGRADES_SINCE:
+    if layout.revision < first_revision_of_plugin("upgrades_older_revisions"):
         yield _Bound(f"{made_for}; from 6.0 on a plugin would have upgraded it", last=layout.revision)
         return
     yield _Bound(
         f"{made_for}; a newer one would have upgraded it, one before 6.0 would have refused it",
-        first=_UPGRADES_SINCE,
+        first=first_revision_of_plugin("upgrades_older_revisions"),
         last=layout.revision,
     )
 
@@ -71,9 +66,15 @@ def _of_statements(observed: Iterable[Statement]) -> Iterator[_Bound]:
     newest = catalog.revisions()[-1]
     for statement in observed:
         if statement.sets_schema:
-            yield _Bound("it sets search_path, as plugins do since 10.0", first=_SCHEMA_SINCE)
+            yield _Bound(
+                "it sets search_path, as plugins do since 10.0",
+                first=first_revision_of_plugin("sets_search_path"),
+            )
         if statement.isolation == "READ COMMITTED":
-            yield _Bound("its transactions are READ COMMITTED, which came with 6.0", first=_UPGRADES_SINCE)
+            yield _Bound(
+                "its transactions are READ COMMITTED, which came with 6.0",
+                first=first_revision_of_plugin("upgrades_older_revisions"),
+            )
         for name in sorted(statement.names):
             first, last = statements.history()[name]
             if first > 1:
@@ -86,7 +87,7 @@ def _releases(first: int, last: int, layout: catalog.Layout | None) -> str:
     newest = catalog.revisions()[-1]
     if first > last:
         return "unknown: the reasons contradict each other"
-    if first < _UPGRADES_SINCE:
+    if first < first_revision_of_plugin("upgrades_older_revisions"):
         if last >= newest:
             return "unknown"
         if layout and layout.revision == last:

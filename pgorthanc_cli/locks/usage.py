@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 from pgorthanc_cli import db
 from pgorthanc_cli.locks import statements
 from pgorthanc_cli.locks.orthancs import Group, Orthanc, group_sessions, without_fraction
-from pgorthanc_cli.locks.releases import HOUSEKEEPING_SINCE
 from pgorthanc_cli.locks.sessions import Observed, observe
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.schema.features import first_revision_of_plugin
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -255,7 +255,7 @@ def wait_until_free(watcher: Watcher, timeout_s: float, report: Report = silent)
 
 def _detect_housekeeping(conn: Connection, schema: str, layout: catalog.Layout | None) -> bool:
     """Return whether housekeeping runs, by the server's statistics, which every role may read."""
-    if layout is None or layout.revision < HOUSEKEEPING_SINCE:
+    if layout is None or layout.revision < first_revision_of_plugin("housekeeping"):
         return False
     deadline = time.monotonic() + _HOUSEKEEPING_S
     counts: set[int] = set()

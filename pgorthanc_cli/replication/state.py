@@ -16,14 +16,13 @@ from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
 from pgorthanc_cli.replication import health
 from pgorthanc_cli.replication.survey import local_folder
+from pgorthanc_cli.schema.features import first_revision_of_plugin
 from pgorthanc_cli.schema.status import status as index_status
 from pgorthanc_cli.server.wal import format_lsn
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# The revision of plugin 7.0, the first one that knows ReadOnly (SCHEMA.md 9).
-_OLDEST_READ_ONLY = 3
 _CONNECT_TIMEOUT = "5"  # seconds: a host that is down does not delay the others for long
 # Received, but not replayed: a standby that works replays as much immediately.
 _SUSPICIOUS_BYTES = 2**20
@@ -329,10 +328,9 @@ def _read_only_orthanc(conn: Connection, schema: str) -> str:
         index = index_status(conn, schema)
     except PgOrthancError as error:
         return f"no: {error.message}"
-    if not isinstance(index.revision, int) or index.revision < _OLDEST_READ_ONLY:
-        return (
-            f"no: the index is at revision {index.revision}, and ReadOnly needs {_OLDEST_READ_ONLY} or higher"
-        )
+    oldest = first_revision_of_plugin("read_only")
+    if not isinstance(index.revision, int) or index.revision < oldest:
+        return f"no: the index is at revision {index.revision}, and ReadOnly needs {oldest} or higher"
     if index.recorded_revision != index.revision:
         return f"no: recorded as revision {index.recorded_revision}, but the tables are those of {index.revision}"
     return f"yes, with plugin {index.plugins}"
