@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,9 @@ def test_reading_commands_run_nothing_that_is_planted(attacked: Attacked, words:
         assert "foreign-code" in result.output
     if words.startswith("verify") and "--repair" not in words:
         assert "it may run in place of PostgreSQL's" in result.output
+    if words.endswith("--json"):
+        names = [finding["name"] for finding in json.loads(result.stdout)["findings"]]
+        assert len(names) == len(set(names))
 
 
 WRITING = (

@@ -41,11 +41,14 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     repairer = Repairer(objects, expected, revision, known, _trigram_schema(conn))
     rules = SeverityRules(objects, expected, without_labels=layout.made_by == "4.0")
     foreign_bodies, origins = _functions(digests, expected, known, repairer, revision)
-    findings = [
-        *_findings(_differences(conn, objects, expected), rules, repairer),
-        *foreign_bodies,
-        *_planted(conn, schema),
+    planted_objects = _planted(conn, schema)
+    reported = {finding.name for finding in planted_objects}
+    differences = [
+        difference
+        for difference in _differences(conn, objects, expected)
+        if difference.expected is not None or difference.name not in reported
     ]
+    findings = [*_findings(differences, rules, repairer), *foreign_bodies, *planted_objects]
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
         findings += data.findings(conn, objects, revision, deep=deep, schema=schema)
     return SchemaReport(
