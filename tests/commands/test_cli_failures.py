@@ -24,7 +24,7 @@ OBEYED = ("\x1b]", "\x07", "\u202e", "\x9b")
 
 # A bug in the library, with a password in its text.
 BUG = """
-from pgorthanc_cli import status
+from pgorthanc_cli.schema import status
 from pgorthanc_cli.cli import main
 def broken(*arguments, **options):
     raise ValueError("secret")
