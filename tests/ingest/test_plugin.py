@@ -33,7 +33,7 @@ def imported(fresh: db.Target, tmp_path: Path, area: Path | None) -> Iterator[Se
 
 
 def test_it_finds_by_identifier_and_reads_down_to_the_files(
-    imported: Session, tmp_path: Path, area: Path | None
+    imported: Session, fresh: db.Target, tmp_path: Path, area: Path | None
 ) -> None:
     ((patient,),) = imported.rows(FIND, *PATIENT_ID, "P2")[:1]
     ((study,),) = imported.rows(FIND, *STUDY_UID, "1.2.2")
@@ -43,10 +43,11 @@ def test_it_finds_by_identifier_and_reads_down_to_the_files(
            JOIN attachedfiles f ON f.id = i.internalid AND f.filetype = 1 WHERE e.parentid = %s ORDER BY 1""",
         study,
     )
-    stored: storage.Area = storage.FilesystemArea(area) if area else storage.LargeObjectArea(imported.conn)
     whole = {path.read_bytes() for path in (tmp_path / "in").iterdir()}
     assert len(instances) == 10
-    assert {stored_bytes(stored, uuid) for _, uuid in instances} < whole
+    with db.session(fresh, readonly=True) as conn:
+        stored: storage.Area = storage.FilesystemArea(area) if area else storage.LargeObjectArea(conn)
+        assert {stored_bytes(stored, uuid) for _, uuid in instances} < whole
     for instance, _ in instances:
         assert imported.metadata(instance, 9) == "1.2.840.10008.1.2.1"  # transfer syntax
         assert imported.metadata(instance, 1) in {"1", "2", "3", "4", "5"}  # IndexInSeries
