@@ -18,7 +18,7 @@ test: .venv/dev
 # Under a minute on two quiet cores. These tests need no server, or one; see CONTRIBUTING.md for how to add one.
 QUICK := $(addprefix tests/, \
     project/test_imports.py project/test_text_and_files.py views keepalive/test_units.py \
-    $(addprefix config/test_, check.py config.py edit.py json.py starting.py) \
+    $(addprefix config/test_, check.py config.py edit.py json.py startup.py) \
     $(addprefix dicom/test_, charset.py dicom.py metadata.py odd.py structure.py) \
     commands/test_output.py db/test_db.py schema/test_status.py migrate/test_source.py)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     named = set(TARGET.findall((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
     assert {target for target in named if f"\n{target}:" not in makefile} == set()
+
+
+def test_the_quick_tests_exist() -> None:
+    listed = subprocess.run(
+        ["make", "--dry-run", "quick"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    paths = [word for word in listed.split() if word.startswith("tests/")]
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
