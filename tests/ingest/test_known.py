@@ -275,7 +275,8 @@ def record_all(folder: Path) -> None:
     """As if every file had been imported once: they all hold the same instance."""
     public_id = dicom.parse(samples.instance(), dicom.Profile()).levels[index.INSTANCE].public_id
     summary = ingest.InstanceSummary(public_id, "", "", "", "")
-    with known_files.open_journal(folder / "journal", dicom.Profile()) as (journal, _):
+    journal_file = folder / "journal"
+    with known_files.open_journal(journal_file, dicom.Profile(), delay_s=0) as (journal, _):
         journal.add(
             ingest.IndexedFile(source, index.Outcome.KNOWN, source.size, summary)
             for source in ingest.walk([str(folder / "in")])
