@@ -40,3 +40,12 @@ def test_the_quick_tests_exist() -> None:
     paths = [word for word in listed.split() if word.startswith("tests/")]
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_what_continuous_integration_runs_exists() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    words = re.findall(r"\btests/[\w*{},/.]+", script)
+    assert words
+    for word in words:
+        listed = subprocess.run(["bash", "-c", f"ls -d {word}"], cwd=ROOT, capture_output=True)
+        assert listed.returncode == 0, word
