@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -113,12 +114,18 @@ def test_large_objects_that_a_dump_left_out(
     stored: db.Target, new_database: Callable[..., db.Target], tmp_path: Path
 ) -> None:
     """`pg_dump -B`: the rows are there, the content is not; the advice brings it back from a dump that has it."""
-    folder = programs.find().bin
+    server = programs.find()
     tools = {
-        name: shutil.which(name, path=str(folder)) or shutil.which(name) for name in ("pg_dump", "pg_restore")
+        name: shutil.which(name, path=str(server.bin)) or shutil.which(name)
+        for name in ("pg_dump", "pg_restore")
     }
     if None in tools.values():
         pytest.skip("the server's programs lack pg_dump and pg_restore")
+    version = subprocess.run(
+        [str(tools["pg_dump"]), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    if int(re.findall(r"\d+", version)[0]) < server.version[0]:
+        pytest.skip(f"{version.strip()} refuses a server of version {server.version[0]}")
     restored = new_database("template0")
     for option, file in (("-B", "without"), ("-b", "with")):
         command = [tools["pg_dump"], "-Fc", option, "-f", tmp_path / file, "-d", stored.dsn]
