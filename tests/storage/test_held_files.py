@@ -51,6 +51,34 @@ def imported(target: db.Target, folder: Path, *options: object) -> subprocess.Co
     )  # fmt: skip
 
 
+FAILING_DISK = """
+import errno, os
+def fail(descriptor):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+os.fsync = os.fdatasync = fail
+from pgorthanc_cli.cli import main
+main(prog_name="pgorthanc")
+"""
+
+
+def test_a_disk_that_cannot_write_stops_the_import_and_nothing_counts(
+    fresh: db.Target, tmp_path: Path
+) -> None:
+    samples.folder(tmp_path / "in", 3)
+    area = tmp_path / "area"
+    words = ["--uri", fresh.dsn, "--storage-dir", area, "--jobs", 1, tmp_path / "in"]
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING_DISK, "import", "--quiet", *map(str, words)],
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done
+    assert "Input/output error" in done.stderr
+    assert "Traceback" not in done.stderr
+    with db.session(fresh, readonly=True) as conn:
+        assert db.value(conn, "SELECT count(*) FROM index.resources") == 0
+    assert not [path for path in area.rglob("*-*") if path.is_file()]
+
+
 def names_below(folder: Path, *, but: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if but not in (path, *path.parents)}
 
