@@ -271,6 +271,30 @@ def test_no_secret_is_told_to_anybody(server: Server, tmp_path: Path) -> None:
         assert hidden not in logged
 
 
+def test_pg_stat_statements_sees_no_secret(tmp_path: Path) -> None:
+    """The extension shows the text of statements to other roles."""
+    secret = tmp_path / "secret"
+    secret.write_text(PASSWORD + "\n")
+    secret.chmod(0o600)
+    with auth_servers.server() as watched:
+        name = "SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_stat_statements'"
+        if watched.sql(name) == "0":
+            pytest.skip("the server lacks pg_stat_statements")
+        watched.sql("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+        watched.stop()
+        watched.start()
+        watched.sql("CREATE EXTENSION pg_stat_statements")
+        dsn = make_dsn(watched.tcp, user="scram_role")
+        common = ["--admin", watched.place, "--password-file", str(secret), "--yes"]
+        for method in ("md5", "scram"):
+            command = [sys.executable, "-m", "pgorthanc_cli", "check-auth", "--uri", dsn, *common]
+            subprocess.run([*command, "--fix", method], stdin=subprocess.DEVNULL, check=True)
+        statements = watched.sql("SELECT string_agg(query, E'\n') FROM pg_stat_statements")
+    assert "pg_authid" in statements
+    for hidden in ("s3cret", "SCRAM-SHA-256$", "'md5"):
+        assert hidden not in statements
+
+
 @pytest.fixture
 def held(server: Server) -> Iterator[Connection]:
     """Somebody else is changing the role: ours waits for its row, after the line was written."""
