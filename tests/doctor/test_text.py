@@ -30,6 +30,8 @@ def created(admin: Connection, server_dsn: str) -> Iterator[Callable[[str], db.T
 
     def create(options: str) -> db.Target:
         name = f"pgorthanc_text_{os.getpid()}_{next(_numbers)}"
+        if admin.server_version >= NEWS and "LOCALE_PROVIDER" not in options:
+            options += " LOCALE_PROVIDER libc"  # that of template0 may be builtin, for UTF-8 only
         with admin.cursor() as cur:
             cur.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}")
         names.append(name)
