@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from pgorthanc_cli import __version__, commands, output
+from pgorthanc_cli.commands import signals
 from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
@@ -153,4 +154,4 @@ def main() -> None:
     4 no index, unknown or damaged schema; 5 somebody works on the database;
     6 finished, but some items were refused; 130 interrupted (run again to go on).
     """
-    commands.end_on_signals()
+    signals.end_on_signals()

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -277,56 +274,6 @@ class Command(click.Command):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Return the signals that end a command; under `nohup` SIGHUP stays ignored."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    return numbers
-
-
-# Set by the first signal: a library may swallow the exception that the signal raises (`except:` around an
-# optional import, a destructor), and the command would then run to its end.
-_interrupted = threading.Event()
-
-
-def end_on_signals() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP end this process with KeyboardInterrupt."""
-    _interrupted.clear()
-    for number in ending_signals():
-        if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    _interrupted.set()
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Set the event on Ctrl-C, SIGTERM and SIGHUP, for work that ends at the next safe point; the second interrupts.
-
-    Raises:
-        KeyboardInterrupt: A signal came before, and what it interrupted has swallowed the exception.
-    """
-    stop = threading.Event()
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in ending_signals()}
-    try:
-        if _interrupted.is_set():
-            raise KeyboardInterrupt
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def command(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import signals
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def command(
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
     with (
         call.resolved() as resolved,
-        commands.stop_on_signal() as stop,
+        signals.stop_on_signal() as stop,
         import_page.refusal_list(refused) as list_refusals,
         output.progress(quiet=call.quiet) as bar,
     ):

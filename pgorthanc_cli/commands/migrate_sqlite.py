@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import commands, files
-from pgorthanc_cli.commands import Call, upgrade_options
+from pgorthanc_cli.commands import Call, signals, upgrade_options
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 from pgorthanc_cli.text import printable
 
@@ -94,7 +94,7 @@ def command(
     printer = upgrade_options.ProgressPrinter(quiet=call.quiet)
     with (
         call.resolved(create=not check_only, needed=not check_only) as resolved,
-        commands.stop_on_signal() as stop,
+        signals.stop_on_signal() as stop,
     ):
         settings = _completed(settings, resolved.orthanc)
         path = _index(index, resolved.orthanc)

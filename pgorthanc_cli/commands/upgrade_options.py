@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import commands, output
-from pgorthanc_cli.commands import Call
+from pgorthanc_cli import output
+from pgorthanc_cli.commands import Call, signals
 from pgorthanc_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def run(call: Call, change: Callable[..., Changed], target: Target, to: int, set
     from pgorthanc_cli.schema import catalog
 
     printer = ProgressPrinter(quiet=call.quiet)
-    with commands.stop_on_signal() as stop:
+    with signals.stop_on_signal() as stop:
 
         def report(progress: Progress) -> None:
             if stop.is_set():

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import commands, db, dicom, files, ingest, storage, workers
+from pgorthanc_cli import db, dicom, files, ingest, storage, workers
+from pgorthanc_cli.commands import signals
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content, known_files
 from pgorthanc_cli.ingest.journal import FOLDER
@@ -220,7 +221,7 @@ def test_a_signal_whose_exception_is_swallowed_ends_the_import(
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with commands.stop_on_signal():
+        with signals.stop_on_signal():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)

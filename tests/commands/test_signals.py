@@ -1,0 +1,51 @@
+"""Signals that arrive at the worst moment."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+from pgorthanc_cli.commands.signals import SignalEvent
+
+# A timer's signals come all the time; sooner or later one arrives while `wait` is about to begin.
+INTERRUPTED_WAITS = """
+import signal
+from pgorthanc_cli.commands.signals import SignalEvent
+
+def handle(number, frame):
+    global handled
+    handled += 1
+    stop.set()
+
+handled = 0
+signal.signal(signal.SIGALRM, handle)
+while handled < 2000:
+    stop = SignalEvent()
+    signal.setitimer(signal.ITIMER_REAL, 20e-6 + handled % 100 * 1e-6)
+    assert stop.wait(20)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    stop.close()
+"""
+
+
+def test_a_signal_may_set_the_event_at_any_moment_of_a_wait() -> None:
+    """With `threading.Event` this waits for itself for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WAITS], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wait_ends_with_its_time_or_when_another_thread_sets_the_event() -> None:
+    stop = SignalEvent()
+    assert not stop.wait(0.01)
+    assert not stop.wait(-1)
+    threading.Timer(0.05, stop.set).start()
+    started = time.monotonic()
+    assert stop.wait()
+    assert stop.wait(0)
+    assert stop.is_set()
+    assert time.monotonic() - started < 10
+    stop.close()
