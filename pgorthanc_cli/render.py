@@ -18,7 +18,7 @@ from pgorthanc_cli.views.html import Markup, escape
 from pgorthanc_cli.views.page import Block, Facts, Note, Page, Status, Table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import JustifyMethod, RenderableType
     from rich.table import Table as Grid
     from rich.text import Text
 
@@ -27,7 +27,6 @@ _SYMBOLS = {"ok": "✓", "warning": "!", "problem": "✗", "unknown": "?"}
 _WORDS = {"ok": "ok", "warning": "warn", "problem": "FAIL", "unknown": "?"}
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown": "cyan"}
 _ASCII = str.maketrans({"→": "->", "…": "...", "·": "-"})
-_PASTE = "    "
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Medium:
 
     @classmethod
     def of(cls, stream: TextIO) -> Medium:
-        """Return the medium behind a stream; rich reads NO_COLOR, TERM, COLUMNS and the like."""
+        """Return the medium behind a stream; rich reads NO_COLOR, TERM and COLUMNS."""
         from rich.console import Console
 
         console = Console(file=stream)
@@ -58,7 +57,7 @@ class Medium:
 
 
 def text(page: Page, medium: Medium) -> str:
-    """Return a page for a terminal, or as plain text: everything in it, lines unwrapped."""
+    """Return a page for a terminal, or as plain text: complete, lines unwrapped."""
     return "".join(f"{line}\n" for line in _lines(_Screen(medium).show(page)))
 
 
@@ -90,10 +89,10 @@ class _Screen:
         )
 
     def show(self, page: Page) -> str:
-        self._print(self._text(page.headline, "bold"))
+        self._console.print(self._text(page.headline, "bold"))
         if page.where:
             joint = " · " if self._medium.symbols else " - "
-            self._print(self._text(joint.join(page.where), "dim"))
+            self._console.print(self._text(joint.join(page.where), "dim"))
         before: Block | None = None
         for block in _filled(page.blocks):
             # Findings that follow one another are a list.
@@ -121,20 +120,23 @@ class _Screen:
 
     def _note(self, note: Note) -> None:
         paragraphs = (note.text, *note.details)
+        margin = 0
         if not note.status:
             for paragraph in paragraphs:
-                self._print(self._text(paragraph))
+                self._console.print(self._text(paragraph))
         else:
+            margin = 1 if self._medium.symbols else 4
             grid = _grid((0, 1))
             # The words have different lengths; their texts begin in one column.
-            grid.add_column(no_wrap=True, min_width=1 if self._medium.symbols else 4)
+            grid.add_column(no_wrap=True, min_width=margin)
             grid.add_column(overflow="fold")
             for number, paragraph in enumerate(paragraphs):
                 mark = self._mark(note.status) if number == 0 else ""
                 grid.add_row(mark, self._text(paragraph))
-            self._print(grid)
+            self._console.print(grid)
+        indent = " " * max(4, margin + 3)
         for line in note.paste.split("\n") if note.paste else ():
-            shown = self._text(_PASTE + line if line else "", "bold", exact=True)
+            shown = self._text(indent + line if line else "", "bold", exact=True)
             self._console.print(shown, soft_wrap=True, crop=False, overflow="ignore")
 
     def _table(self, table: Table) -> None:
@@ -146,7 +148,8 @@ class _Screen:
             grid.add_column(no_wrap=True)
         for number in range(len(table.rows[0])):
             right = number in table.numbers
-            grid.add_column(justify="right" if right else "left", no_wrap=right, overflow="fold")
+            justify: JustifyMethod = "right" if right else "left"
+            grid.add_column(justify=justify, no_wrap=right, overflow="fold")
         margin = [""] if table.marks else []
         if table.head:
             grid.add_row(*margin, *(self._text(title, "dim") for title in table.head))
@@ -154,12 +157,13 @@ class _Screen:
         for number, row in enumerate(rows):
             grid.add_row(*marks[number : number + 1], *(self._text(cell) for cell in row))
         if table.marks:
-            self._print(grid)
+            self._console.print(grid)
         else:
             self._indented(grid)
         more = len(table.rows) - len(rows)
         if more:
-            self._indented(self._text(f"and {more:,} more; {table.all_with} lists all of them"))
+            rest = f"and {more:,} more; {table.all_with} lists all of them"
+            self._indented(self._text(rest))
 
     def _mark(self, status: Status) -> Text:
         words = _SYMBOLS if self._medium.symbols else _WORDS
@@ -176,10 +180,7 @@ class _Screen:
     def _indented(self, content: RenderableType) -> None:
         from rich.padding import Padding
 
-        self._print(Padding(content, (0, 0, 0, 2), expand=False))
-
-    def _print(self, content: RenderableType) -> None:
-        self._console.print(content)
+        self._console.print(Padding(content, (0, 0, 0, 2), expand=False))
 
 
 def _grid(padding: tuple[int, int]) -> Grid:
@@ -233,7 +234,7 @@ def _html_block(block: Block) -> Markup:
         return markup.definitions((_safe(name), _safe(value)) for name, value in block.rows)
     margin = ("",) if block.marks else ()
     head = (*margin, *map(_safe, block.head)) if block.head else ()
-    badges: list[Markup] = [_badge(status) if status else Markup() for status in block.marks]
+    badges = [_badge(status) if status else Markup() for status in block.marks]
     rows: list[list[str]] = [list(map(_safe, row)) for row in block.rows]
     for row, badge in zip(rows, badges, strict=False):
         row.insert(0, badge)

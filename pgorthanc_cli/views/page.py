@@ -1,7 +1,7 @@
 """A page: what a command shows a person, whatever shows it (terminal, plain text, HTML).
 
-A view (`views/<room>.py`) turns the result of a room into a `Page`; `render` shows it. Texts
-from outside go through `text.printable` where the view formats them.
+A view (`views/<room>.py`) turns the result of a room into a `Page`; `render` shows it.
+Texts from outside go through `text.printable` where the view formats them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Note:
         text: A sentence or two; the fact, for a finding.
         status: Shown as a mark before the text.
         details: Paragraphs below it: the consequence, then the fix.
-        paste: Commands, SQL or JSON to copy: below all, indented, never wrapped or changed.
+        paste: Commands, SQL or JSON to copy: below, indented, never wrapped or changed.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Table:
     def __post_init__(self) -> None:
         widths = {len(row) for row in (*self.rows, self.head) if row}
         if len(widths) > 1 or max(widths, default=0) > COLUMNS:
-            raise ValueError(f"a table has rows of one length, and at most {COLUMNS} cells")
+            raise ValueError(f"rows of a table have one length, and at most {COLUMNS} cells")
         if self.marks and len(self.marks) != len(self.rows):
             raise ValueError("a table has a mark for each row, or none")
 
@@ -73,7 +73,7 @@ class Page:
 
     Attributes:
         headline: The answer, as a sentence.
-        where: What was inspected, such as `database orthanc at db1:5432`, `PostgreSQL 15.18`.
+        where: What was inspected, such as `database orthanc at db1:5432`, `role orthanc`.
         blocks: What supports the headline, most important first. Notes with a status that
             follow one another are a list of findings.
         next_steps: What to do now: a reason, and the command to paste.
@@ -88,7 +88,7 @@ class Page:
 
 
 def only_problems(page: Page) -> Page | None:
-    """Return what `--quiet` shows: the headline with warnings and problems; None without any."""
+    """Return what `--quiet` shows: warnings and problems; None without any."""
     bad = ("warning", "problem")
     notes = (block for block in page.blocks if isinstance(block, Note))
     findings = tuple(note for note in notes if note.status in bad)
