@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pgorthanc_cli.config import Resolved
     from pgorthanc_cli.db import Target
+    from pgorthanc_cli.views.page import Page
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -171,6 +172,18 @@ class Call:
         if getattr(result, "dry_run", False) and not self.as_json:
             output.text("Dry run, nothing was changed.\n")
         output.emit(result, as_json=self.as_json)
+
+    def emit_page(self, result: object, page: Page) -> None:
+        """Show the result as JSON, or as its page; with --quiet only problems."""
+        if self.as_json:
+            output.emit(result, as_json=True)
+            return
+        from pgorthanc_cli import render
+        from pgorthanc_cli.views.page import only_problems
+
+        shown = only_problems(page) if self.quiet else page
+        if shown:
+            output.text(render.text(shown, render.Medium.of(sys.stdout)))
 
     def watch(self, make: Callable[[], object]) -> None:
         """Show a result repeatedly until Ctrl-C."""

@@ -34,6 +34,7 @@ WORDS = {
     "config uri": "",
     "doctor": "",
     "downgrade": "--to 6 --yes",
+    "explain-log": f"{ROOT}/tests/orthanc_log/real/wrong-password.log",
     "import": f"--storage-dir {{tmp}}/area {samples.REAL}",
     "init": "",
     "keepalive-test": "--ages 0.1s",
