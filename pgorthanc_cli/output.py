@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.text import printable_lines
@@ -206,6 +206,29 @@ def _in_table(name: str, value: object) -> str:
 def text(content: str) -> None:
     """A result that is already text, such as a script: to stdout as it is."""
     _write(content if content.endswith("\n") else content + "\n")
+
+
+def markdown(content: str) -> None:
+    """A document: rendered on a terminal, elsewhere the Markdown as it is.
+
+    Code is indented, never coloured, padded or wrapped, so that a command can be copied.
+    """
+    if not sys.stdout.isatty():
+        text(content)
+        return
+    from rich.markdown import CodeBlock, Markdown
+    from rich.padding import Padding
+    from rich.text import Text
+
+    class Code(CodeBlock):
+        def __rich_console__(self, *_: object) -> Iterator[Padding]:
+            lines = Text(str(self.text).rstrip(), no_wrap=True, overflow="ignore")
+            yield Padding(lines, (0, 0, 0, 4), expand=False)
+
+    class Document(Markdown):
+        elements: ClassVar = {**Markdown.elements, "fence": Code, "code_block": Code}
+
+    console(sys.stdout).print(Document(content, hyperlinks=False))
 
 
 def warn(message: str) -> None:
