@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_S = 5.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
+_BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
 _LINES = 10  # of a list in a table; --json has all of it
 
 
@@ -208,6 +209,17 @@ def text(content: str) -> None:
     _write(content if content.endswith("\n") else content + "\n")
 
 
+def width() -> int | None:
+    """Return the columns of the terminal that stdout is; None if it is none, so that nothing is wrapped."""
+    return console(sys.stdout).width if sys.stdout.isatty() else None
+
+
+def symbols() -> bool:
+    """Return whether marks such as ✗ can be shown: on a terminal that knows UTF-8; elsewhere words are better."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return sys.stdout.isatty() and encoding == "utf8"
+
+
 def markdown(content: str) -> None:
     """A document: rendered on a terminal, elsewhere the Markdown as it is.
 
@@ -217,18 +229,29 @@ def markdown(content: str) -> None:
         text(content)
         return
     from rich.markdown import CodeBlock, Markdown
-    from rich.padding import Padding
     from rich.text import Text
 
+    blocks: list[str] = []  # rich would crop what is wider than the terminal
+
     class Code(CodeBlock):
-        def __rich_console__(self, *_: object) -> Iterator[Padding]:
-            lines = Text(str(self.text).rstrip(), no_wrap=True, overflow="ignore")
-            yield Padding(lines, (0, 0, 0, 4), expand=False)
+        def __rich_console__(self, *_: object) -> Iterator[Text]:
+            blocks.append(str(self.text).rstrip())
+            yield Text(f"{_BLOCK}{len(blocks) - 1}")
 
     class Document(Markdown):
         elements: ClassVar = {**Markdown.elements, "fence": Code, "code_block": Code}
 
-    console(sys.stdout).print(Document(content, hyperlinks=False))
+    screen = console(sys.stdout)
+    with screen.capture() as captured:
+        screen.print(Document(content, hyperlinks=False))
+    for line in captured.get().splitlines():
+        margin, block, number = line.partition(_BLOCK)
+        if block:
+            indent = " " * (len(margin) + 4)
+            _write("".join(f"{indent}{code}\n" for code in blocks[int(number)].splitlines()))
+            _write("\n" if margin else "")  # within a list, where rich leaves no line between items
+        else:
+            _write(f"{line.rstrip()}\n")
 
 
 def warn(message: str) -> None:

@@ -34,10 +34,13 @@ class Completion:
 @commands.command("completion", connection=False)
 @click.argument("shell", type=click.Choice(tuple(_INSTALL)))
 def command(call: Call, *, shell: str) -> None:
-    """Print the script that completes commands and options with the Tab key, for bash, zsh or fish.
+    """Print the completion script for bash, zsh or fish.
 
-    The first lines of the script say where to save it. For example, for bash:
-    pgorthanc completion bash > ~/.local/share/bash-completion/completions/pgorthanc
+    With it, the Tab key completes commands and options. Its first lines say where to save it.
+
+    \b
+    Example:
+      pgorthanc completion bash > ~/.local/share/bash-completion/completions/pgorthanc
     """
     from click import shell_completion
 

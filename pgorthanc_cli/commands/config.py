@@ -68,7 +68,10 @@ def _reader(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group("config")
 def command() -> None:
-    """Read, check and edit Orthanc's own configuration; only `set` writes."""
+    """Create, check, compare and edit Orthanc's configuration.
+
+    Only `new` and `set` write.
+    """
 
 
 @commands.command("check", connection=False)
@@ -196,7 +199,14 @@ class New:
     show_default=True,
     help="Where Orthanc stores the DICOM files.",
 )
-@click.option("--storage-dir", metavar="DIR", help="Orthanc's StorageDirectory.  [default: /var/lib/orthanc/db]")
+@click.option(
+    "--storage-dir",
+    "storage_directory",
+    metavar="DIR",
+    default="/var/lib/orthanc/db",
+    show_default=True,
+    help="Orthanc's StorageDirectory.",
+)
 @click.option(
     "--plugins",
     metavar="DIR",
@@ -205,24 +215,17 @@ class New:
     help="The folder with the libraries of Orthanc's plugins.",
 )
 @click.option(
-    "--plugin", metavar="RELEASE", help="Release of the PostgreSQL plugin.  [default: read from its library]"
+    "--plugin",
+    "release",
+    metavar="RELEASE",
+    help="Release of the PostgreSQL plugin.  [default: read from its library]",
 )
 @click.option(
     "--passfile", metavar="FILE", help="Let the plugin read the password from FILE, in the format of .pgpass."
 )
 @click.option("--show-password", is_flag=True, help="Write the password into the configuration.")
-def new(
-    call: Call,
-    *,
-    output_file: Path | None,
-    storage: str,
-    storage_dir: str | None,
-    plugins: str,
-    plugin: str | None,
-    passfile: str | None,
-    show_password: bool,
-) -> None:
-    """Write a complete, commented configuration with which Orthanc uses a PostgreSQL database.
+def new(call: Call, *, output_file: Path | None, storage: str, **own: Any) -> None:
+    """Write a commented configuration for Orthanc with PostgreSQL.
 
     The database is the one that the connection options name; it need not exist yet. The password is not written
     unless --show-password is given. Next, create the index with `pgorthanc init`.
@@ -235,18 +238,10 @@ def new(
     from pgorthanc_cli import files
     from pgorthanc_cli.config import conninfo, template
 
-    if passfile and show_password:
+    if own["passfile"] and own["show_password"]:
         raise UsageError("--passfile and --show-password contradict each other", "keep one")
     target = _named(call)
-    choices = template.Choices(
-        schema=target.schema,
-        postgresql_storage=storage == "postgresql",
-        storage_directory=storage_dir or template.STORAGE_DIRECTORY,
-        plugins=plugins,
-        release=plugin,
-        passfile=passfile,
-        show_password=show_password,
-    )
+    choices = template.Choices(schema=target.schema, postgresql_storage=storage == "postgresql", **own)
     parameters = conninfo.complete(conninfo.configured(target), target)
     made = template.create(parameters, choices, name=output_file or Path("orthanc.json"))
     if output_file:
@@ -254,8 +249,8 @@ def new(
     if call.as_json:
         text = None if output_file else made.text
         call.emit(New(str(output_file) if output_file else None, text, made.has_password, made.problems))
-        return
-    _show_new(call, made, output_file)
+    else:
+        _show_new(call, made, output_file)
 
 
 def _show_new(call: Call, made: Starting, file: Path | None) -> None:
@@ -269,7 +264,7 @@ def _show_new(call: Call, made: Starting, file: Path | None) -> None:
             "If Orthanc runs as another user, give it the file:\n"
             f"    chown orthanc {quoted}\n"
             "Next, create the index in the database, and check both:\n"
-            f"    pgorthanc init --config {quoted}\n"
+            f"    pgorthanc init --config {quoted}{f' --plugin {made.release}' if made.release else ''}\n"
             f"    pgorthanc config check --config {quoted}"
         )
     if made.withheld:
@@ -280,6 +275,39 @@ def _show_new(call: Call, made: Starting, file: Path | None) -> None:
     for problem in made.problems:
         hint = f"; {problem.hint}" if problem.hint else ""
         call.warn(f"{problem.key}: {problem.message}{hint}")
+
+
+@commands.command("diff", connection=False)
+@click.argument("first", metavar="A", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(exists=True, path_type=Path))
+def diff(call: Call, *, first: Path, second: Path) -> None:
+    """Compare the configurations of two Orthancs.
+
+    A and B are files or folders, of Orthancs that share a database or are to share one. Shows which options must be
+    the same in both (database, schema, storage, tags, encoding, overwriting, limits), which must differ
+    (DatabaseServerIdentifier), and which may (name, ports, passwords). Passwords and other secrets are compared,
+    but masked. Each configuration is read with the variables of this environment.
+
+    Exit code 0: the two can share a database; 6: they must not.
+    """
+    from pgorthanc_cli.config import compare, documents
+    from pgorthanc_cli.config.deployment import Deployment
+    from pgorthanc_cli.views import compare as view
+
+    sides = []
+    for path in (first, second):
+        document = documents.read(path, os.environ)
+        folder = (path if path.is_dir() else path.parent).absolute()
+        sides.append(compare.Side(path, Deployment.of(document, folder)))
+        for problem in compare.problems(sides[-1]):
+            call.warn(problem)
+    compared = compare.compare(*sides)
+    if call.as_json:
+        call.emit(compared)
+    else:
+        output.text(view.page(compared, width=output.width(), symbols=output.symbols()))
+    if compared.forbidding:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("set", connection=False)
@@ -304,8 +332,11 @@ def set_(
     KEY is an option of the section "PostgreSQL", such as Host or PostgreSQL.Host, or one of Orthanc itself.
     VALUE is the text, number, true or false; - reads it from standard input, as a password has to be.
 
-    With --rename, KEY is a name that `config check` calls misspelt, and VALUE the right one:
-    pgorthanc config set --rename PostgreSQL.EnableIndx PostgreSQL.EnableIndex --config /etc/orthanc
+    With --rename, KEY is a name that `config check` calls misspelt, and VALUE the right one.
+
+    \b
+    Example:
+      pgorthanc config set --rename EnableIndx EnableIndex --config /etc/orthanc
     """
     from pgorthanc_cli.config import edit
 
@@ -400,5 +431,5 @@ def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...
     return database.problems(deployment, replace(target, retries=0))
 
 
-for _command in (check, show, uri, new, set_):
+for _command in (check, show, uri, new, diff, set_):
     command.add_command(_command)

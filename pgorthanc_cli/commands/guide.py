@@ -20,10 +20,16 @@ class Topics:
 @commands.command("guide", connection=False)
 @click.argument("topic", required=False)
 def command(call: Call, *, topic: str | None) -> None:
-    """Show a run-book: what to do, in which order, and what to do if it fails.
+    """Show a run-book in the terminal.
 
-    Without TOPIC, list the topics. Into a file or a pipe the run-book is written as Markdown:
-    pgorthanc guide upgrade > upgrade.md
+    It says what to do, in which order, and what to do if it fails. Without TOPIC, list the topics. A file or a pipe
+    gets it as Markdown.
+
+    \b
+    Examples:
+      pgorthanc guide
+      pgorthanc guide upgrade
+      pgorthanc guide upgrade > upgrade.md
     """
     from pgorthanc_cli import guides
 

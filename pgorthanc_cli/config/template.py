@@ -17,8 +17,6 @@ from pgorthanc_cli.config.documents import Problem
 from pgorthanc_cli.config.options import LATEST_PLUGIN, POSTGRESQL_KEYS, SECTION, version
 from pgorthanc_cli.errors import UsageError
 
-PLUGINS = "/usr/share/orthanc/plugins"  # of the packages of Debian and Ubuntu
-STORAGE_DIRECTORY = "/var/lib/orthanc/db"
 _LOCAL = ("", "localhost", "127.0.0.1", "::1")
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 _FIELDS = {"host", "port", "dbname", "user", "password", "sslmode"}
@@ -28,7 +26,7 @@ _HEAD = """\
 Starting configuration of Orthanc with its PostgreSQL plugin, written by
 pgorthanc config new. Comments are allowed. After a change, run:
 pgorthanc config check --config FILE"""
-_PASSWORD_ELSEWHERE = """\
+_NOT_WRITTEN = """\
 The password is not in this file. The plugin takes it from the variable PGPASSWORD of
 Orthanc's environment, or from .pgpass in the home folder of Orthanc's user (mode 0600, one
 line: HOST:PORT:DATABASE:ROLE:PASSWORD)."""
@@ -53,8 +51,8 @@ class Choices:
 
     schema: str = "public"
     postgresql_storage: bool = False
-    storage_directory: str = STORAGE_DIRECTORY
-    plugins: str = PLUGINS
+    storage_directory: str = "/var/lib/orthanc/db"
+    plugins: str = "/usr/share/orthanc/plugins"
     release: str | None = None
     passfile: str | None = None
     show_password: bool = False
@@ -67,12 +65,14 @@ class Starting:
     Attributes:
         text: The file; holds the password if that was asked for.
         has_password: Whether it does.
+        release: Release of the PostgreSQL plugin, if it is known.
         withheld: Whether a password is known, and neither written nor named by a passfile.
         problems: What `config check` says about it on this machine.
     """
 
     text: str
     has_password: bool
+    release: str | None
     withheld: bool
     problems: tuple[Problem, ...]
 
@@ -100,7 +100,8 @@ def create(parameters: Mapping[str, str], choices: Choices, *, name: Path) -> St
     """
     names = [plugins.INDEX, *([plugins.STORAGE] if choices.postgresql_storage else [])]
     libraries = [str(Path(choices.plugins) / f"{library}.so") for library in names]
-    release = choices.release or plugins.read(Path(libraries[0])).release or LATEST_PLUGIN
+    known_release = choices.release or plugins.read(Path(libraries[0])).release
+    release = known_release or LATEST_PLUGIN
     kept = {word: value for word, value in parameters.items() if value}
     known = "password" in kept
     if choices.passfile or not choices.show_password:
@@ -112,6 +113,7 @@ def create(parameters: Mapping[str, str], choices: Choices, *, name: Path) -> St
     return Starting(
         text=text,
         has_password="password" in kept,
+        release=known_release,
         withheld=known and "password" not in kept and not choices.passfile,
         problems=_problems(text, name, release),
     )
@@ -183,8 +185,8 @@ def _area(choices: Choices) -> Iterator[_Entry]:
 
 def _connection(parameters: dict[str, str], choices: Choices) -> Iterator[_Entry]:
     """Yield single fields for a server on this machine, else a URI, which has room for keep-alive and TLS."""
-    password = _PASSFILE if choices.passfile else _PASSWORD_ELSEWHERE
-    comment = "The database." if "password" in parameters else f"The database. {password}"
+    origin = _PASSFILE if choices.passfile else _NOT_WRITTEN
+    comment = "The database." if "password" in parameters else f"The database. {origin}"
     fields = _fields(parameters)
     if fields is None:
         hosts = parameters.get("host", "").split(",")
@@ -215,7 +217,7 @@ def _fields(parameters: Mapping[str, str]) -> dict[str, Any] | None:
 def _behaviour(choices: Choices) -> Iterator[_Entry]:
     """Yield how the plugin works with the database; None stands for the default of its release."""
     comment = "The PostgreSQL schema of the index; letters, digits and _ only, in lower case."
-    yield _Entry(comment, "Schema", choices.schema.lower() if choices.schema == "public" else choices.schema)
+    yield _Entry(comment, "Schema", choices.schema)
     yield _Entry(
         "true: only one Orthanc can use this database. Several Orthancs need false in all of them, and "
         "plugin 7.0 or later.",
@@ -254,5 +256,10 @@ def _lines(entries: list[_Entry], margin: str, *, last: bool) -> Iterator[str]:
         for line in textwrap.wrap(comment, _WIDTH - len(margin) - 3, break_on_hyphens=False):
             yield f"{margin}// {line}"
         comma = "" if last and number == final else ","
-        value = json.dumps(entry.value, ensure_ascii=False).replace("${", "\\u0024{")
-        yield f'{margin}{"// " if entry.example else ""}"{entry.key}" : {value}{comma}'
+        yield f'{margin}{"// " if entry.example else ""}"{entry.key}" : {_value(entry.value, margin)}{comma}'
+
+
+def _value(value: Any, margin: str) -> str:
+    """Return a value as JSON in which Orthanc finds no variable; a list has a line for each element."""
+    lines = json.dumps(value, ensure_ascii=False, indent=2 if isinstance(value, list) else None)
+    return lines.replace("${", "\\u0024{").replace("\n", f"\n{margin}")

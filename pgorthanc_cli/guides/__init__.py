@@ -44,9 +44,7 @@ def guide(topic: str) -> Guide:
         return _read(topic)
     meant = difflib.get_close_matches(topic, topics, n=1)
     question = f"did you mean {meant[0]}? " if meant else ""
-    raise UsageError(
-        f"there is no guide to {printable(topic)}", f"{question}topics: {', '.join(topics)}"
-    )
+    raise UsageError(f"there is no guide to {printable(topic)}", f"{question}topics: {', '.join(topics)}")
 
 
 def _read(topic: str) -> Guide:
