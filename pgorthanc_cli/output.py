@@ -244,14 +244,16 @@ def markdown(content: str) -> None:
     screen = console(sys.stdout)
     with screen.capture() as captured:
         screen.print(Document(content, hyperlinks=False))
+    lines: list[str] = []
     for line in captured.get().splitlines():
         margin, block, number = line.partition(_BLOCK)
+        indent = " " * (len(Text.from_ansi(margin).plain) + 4)
         if block:
-            indent = " " * (len(margin) + 4)
-            _write("".join(f"{indent}{code}\n" for code in blocks[int(number)].splitlines()))
-            _write("\n" if margin else "")  # within a list, where rich leaves no line between items
-        else:
-            _write(f"{line.rstrip()}\n")
+            lines += [f"{indent}{code}" for code in blocks[int(number)].splitlines()]
+            lines.append("")  # within a list, rich leaves no line between items
+        elif line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    _write("\n".join([*lines, ""]))
 
 
 def warn(message: str) -> None:

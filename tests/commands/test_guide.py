@@ -113,6 +113,14 @@ def test_on_a_terminal_a_guide_is_rendered_and_commands_can_be_copied() -> None:
     assert {line.strip() for line in wide} <= shown
 
 
+def test_code_in_a_list_is_indented_below_its_item() -> None:
+    _, screen = terminal("guide", "restore")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", screen).replace("\r\n", "\n")
+    assert "\n       createdb --owner=orthanc orthanc_restored\n" in plain
+    assert "\n       pgorthanc import --config /etc/orthanc /mnt/dicom\n" in plain
+    assert "\n\n\n" not in plain
+
+
 def test_without_a_topic_all_are_listed() -> None:
     result = CliRunner().invoke(cli.main, ["guide"])
     for book in guides.guides():
