@@ -132,6 +132,29 @@ def _unexpected(error: Exception, words: Sequence[str]) -> PgOrthancError:
     return PgOrthancError(f"unexpected error: {type(error).__name__} in {place}", _BUG)
 
 
+def _show_versions(context: click.Context) -> None:
+    """Print the versions that a report about a problem needs, and which plugins use which revision."""
+    import platform
+
+    from psycopg2.extensions import libpq_version
+
+    from pgorthanc_cli import catalogs
+
+    libpq = ".".join(map(str, divmod(libpq_version(), 10_000)))
+    releases: dict[int, list[str]] = {}
+    for layout in reversed(catalogs.load("layouts.json")):
+        releases.setdefault(layout["revision"], []).append(layout["plugins"])
+    lines = [
+        f"pgorthanc, version {__version__}",
+        f"Python {platform.python_version()}, libpq {libpq}",
+        "",
+        "Revisions, and the releases of Orthanc's PostgreSQL plugin that use them:",
+        *(f"  {number:2}  {', '.join(releases[number])}" for number in catalogs.revisions()),
+    ]
+    output.text("\n".join(lines))
+    context.exit()
+
+
 _BUG = "this is a bug; run again with --traceback and report the output"
 _OS_HINTS = {
     errno.EMFILE: "raise the limit on open files: ulimit -n 1024",
@@ -145,7 +168,15 @@ _OS_HINTS = {
 
 
 @click.command(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="pgorthanc")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, _, value: _show_versions(ctx) if value else None,
+    help="Show versions, and the supported revisions and plugins.",
+)
 def main() -> None:
     """Administer the PostgreSQL databases of Orthanc, the DICOM server.
 

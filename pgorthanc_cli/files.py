@@ -117,6 +117,30 @@ def replace(path: str | Path, content: str | bytes, *, mode: int = PRIVATE) -> N
         stream.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
 
+def create(path: str | Path, content: str) -> None:
+    """Create a file that only its owner can read; never replace one, and never follow a link.
+
+    Raises:
+        PgOrthancError: Something with that name exists, or the file cannot be written.
+    """
+    name = printable(str(path))
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, PRIVATE), "wb") as stream:
+            stream.write(content.encode("utf-8", "surrogateescape"))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except FileExistsError:
+        raise PgOrthancError(
+            f"{name} exists already and was not changed", "choose another name, or move that file away"
+        ) from None
+    except OSError as error:
+        raise PgOrthancError(
+            f"cannot write {name}: {error.strerror or error}",
+            "choose a new file in an existing folder that you may write to, on a disk with free space",
+        ) from None
+
+
 def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | None = None) -> int:
     """Open a regular file for reading without blocking; return its descriptor.
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.text import printable_lines
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_S = 5.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
+_BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
 _LINES = 10  # of a list in a table; --json has all of it
 
 
@@ -206,6 +207,53 @@ def _in_table(name: str, value: object) -> str:
 def text(content: str) -> None:
     """A result that is already text, such as a script: to stdout as it is."""
     _write(content if content.endswith("\n") else content + "\n")
+
+
+def width() -> int | None:
+    """Return the columns of the terminal that stdout is; None if it is none, so that nothing is wrapped."""
+    return console(sys.stdout).width if sys.stdout.isatty() else None
+
+
+def symbols() -> bool:
+    """Return whether marks such as ✗ can be shown: on a terminal that knows UTF-8; elsewhere words are better."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return sys.stdout.isatty() and encoding == "utf8"
+
+
+def markdown(content: str) -> None:
+    """A document: rendered on a terminal, elsewhere the Markdown as it is.
+
+    Code is indented, never coloured, padded or wrapped, so that a command can be copied.
+    """
+    if not sys.stdout.isatty():
+        text(content)
+        return
+    from rich.markdown import CodeBlock, Markdown
+    from rich.text import Text
+
+    blocks: list[str] = []  # rich would crop what is wider than the terminal
+
+    class Code(CodeBlock):
+        def __rich_console__(self, *_: object) -> Iterator[Text]:
+            blocks.append(str(self.text).rstrip())
+            yield Text(f"{_BLOCK}{len(blocks) - 1}")
+
+    class Document(Markdown):
+        elements: ClassVar = {**Markdown.elements, "fence": Code, "code_block": Code}
+
+    screen = console(sys.stdout)
+    with screen.capture() as captured:
+        screen.print(Document(content, hyperlinks=False))
+    lines: list[str] = []
+    for line in captured.get().splitlines():
+        margin, block, number = line.partition(_BLOCK)
+        indent = " " * (len(Text.from_ansi(margin).plain) + 4)
+        if block:
+            lines += [f"{indent}{code}" for code in blocks[int(number)].splitlines()]
+            lines.append("")  # within a list, rich leaves no line between items
+        elif line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    _write("\n".join([*lines, ""]))
 
 
 def warn(message: str) -> None:

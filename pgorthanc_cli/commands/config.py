@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,13 @@ import click
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import PartialFailure, UsageError
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config.deployment import Deployment
     from pgorthanc_cli.config.documents import Problem
+    from pgorthanc_cli.config.template import Starting
+    from pgorthanc_cli.db import Target
 
 _CONFIG = commands.section("Connection")(
     "--config",
@@ -52,6 +56,9 @@ _READER = (
 )
 
 
+_SET_HELP = "run: pgorthanc config set --help"
+
+
 def _reader(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say who reads the configuration."""
     for option in reversed((_CONFIG, *_READER)):
@@ -61,7 +68,10 @@ def _reader(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.group("config")
 def command() -> None:
-    """Read, check and edit Orthanc's own configuration; only `set` writes."""
+    """Create, check, compare and edit Orthanc's configuration.
+
+    Only `new` and `set` write.
+    """
 
 
 @commands.command("check", connection=False)
@@ -128,13 +138,10 @@ def uri(call: Call, *, fields: bool, show_password: bool) -> None:
     The connection is the one that the options, the environment and --config mean, as for every other command; libpq's
     own environment, service file and .pgpass are resolved. The server need not be reachable.
     """
-    from pgorthanc_cli import config, db
+    from pgorthanc_cli import db
     from pgorthanc_cli.config import conninfo
 
-    options = {name: value for name, value in call.options.items() if name != "embedded"}
-    if call.options["embedded"]:
-        raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
-    target = config.resolve(application=f"pgorthanc {call.name}", **options).target
+    target = _named(call)
     parameters = conninfo.complete(conninfo.configured(target), target)
     if not fields:
         text = conninfo.uri(parameters, show_password=show_password)
@@ -150,25 +157,199 @@ def uri(call: Call, *, fields: bool, show_password: bool) -> None:
         raise PartialFailure("the single fields cannot carry this connection", "run: pgorthanc config uri")
 
 
+def _named(call: Call) -> Target:
+    """Return the target that options, environment and --config name; no server is needed."""
+    from pgorthanc_cli import config
+
+    options = {name: value for name, value in call.options.items() if name != "embedded"}
+    if call.options["embedded"]:
+        raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
+    return config.resolve(application=f"pgorthanc {call.name}", **options).target
+
+
+@dataclass(frozen=True)
+class New:
+    """A starting configuration, for programs.
+
+    Attributes:
+        file: Where it was written; None: nowhere.
+        configuration: Its text, if it was written nowhere.
+        has_password: Whether it holds the password.
+        problems: What `config check` says about it on this machine.
+    """
+
+    file: str | None
+    configuration: str | None
+    has_password: bool
+    problems: tuple[Problem, ...]
+
+
+@commands.command("new")
+@click.option(
+    "--output",
+    "output_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Create FILE, readable by its owner only; an existing file is never replaced.  [default: print it]",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(("filesystem", "postgresql")),
+    default="filesystem",
+    show_default=True,
+    help="Where Orthanc stores the DICOM files.",
+)
+@click.option(
+    "--storage-dir",
+    "storage_directory",
+    metavar="DIR",
+    default="/var/lib/orthanc/db",
+    show_default=True,
+    help="Orthanc's StorageDirectory.",
+)
+@click.option(
+    "--plugins",
+    metavar="DIR",
+    default="/usr/share/orthanc/plugins",
+    show_default=True,
+    help="The folder with the libraries of Orthanc's plugins.",
+)
+@click.option(
+    "--plugin",
+    "release",
+    metavar="RELEASE",
+    help="Release of the PostgreSQL plugin.  [default: read from its library]",
+)
+@click.option(
+    "--passfile", metavar="FILE", help="Let the plugin read the password from FILE, in the format of .pgpass."
+)
+@click.option("--show-password", is_flag=True, help="Write the password into the configuration.")
+def new(call: Call, *, output_file: Path | None, storage: str, **own: Any) -> None:
+    """Write a commented configuration for Orthanc with PostgreSQL.
+
+    The database is the one that the connection options name; it need not exist yet. The password is not written
+    unless --show-password is given. Next, create the index with `pgorthanc init`.
+
+    \b
+    Examples:
+      pgorthanc config new --host localhost --dbname orthanc --username orthanc
+      pgorthanc config new --uri service=orthanc --output /etc/orthanc/orthanc.json
+    """
+    from pgorthanc_cli import files
+    from pgorthanc_cli.config import conninfo, template
+
+    if own["passfile"] and own["show_password"]:
+        raise UsageError("--passfile and --show-password contradict each other", "keep one")
+    target = _named(call)
+    choices = template.Choices(schema=target.schema, postgresql_storage=storage == "postgresql", **own)
+    parameters = conninfo.complete(conninfo.configured(target), target)
+    made = template.create(parameters, choices, name=output_file or Path("orthanc.json"))
+    if output_file:
+        files.create(output_file, made.text)
+    if call.as_json:
+        text = None if output_file else made.text
+        call.emit(New(str(output_file) if output_file else None, text, made.has_password, made.problems))
+    else:
+        _show_new(call, made, output_file)
+
+
+def _show_new(call: Call, made: Starting, file: Path | None) -> None:
+    """Show a starting configuration, or where it is, and what remains to be done."""
+    if file is None:
+        output.text(made.text)
+    else:
+        quoted = shlex.quote(str(file))
+        output.text(
+            f"Created {printable(str(file))}; only its owner can read it.\n\n"
+            "If Orthanc runs as another user, give it the file:\n"
+            f"    chown orthanc {quoted}\n"
+            "Next, create the index in the database, and check both:\n"
+            f"    pgorthanc init --config {quoted}{f' --plugin {made.release}' if made.release else ''}\n"
+            f"    pgorthanc config check --config {quoted}"
+        )
+    if made.withheld:
+        call.warn(
+            "the password was not written, so Orthanc cannot log in yet: set PGPASSWORD in its environment, or "
+            "use --passfile or --show-password"
+        )
+    for problem in made.problems:
+        hint = f"; {problem.hint}" if problem.hint else ""
+        call.warn(f"{problem.key}: {problem.message}{hint}")
+
+
+@commands.command("diff", connection=False)
+@click.argument("first", metavar="A", type=click.Path(exists=True, path_type=Path))
+@click.argument("second", metavar="B", type=click.Path(exists=True, path_type=Path))
+def diff(call: Call, *, first: Path, second: Path) -> None:
+    """Compare the configurations of two Orthancs.
+
+    A and B are files or folders, of Orthancs that share a database or are to share one. Shows which options must be
+    the same in both (database, schema, storage, tags, encoding, overwriting, limits), which must differ
+    (DatabaseServerIdentifier), and which may (name, ports, passwords). Passwords and other secrets are compared,
+    but masked. Each configuration is read with the variables of this environment.
+
+    Exit code 0: the two can share a database; 6: they must not.
+    """
+    from pgorthanc_cli.config import compare, documents
+    from pgorthanc_cli.config.deployment import Deployment
+    from pgorthanc_cli.views import compare as view
+
+    sides = []
+    for path in (first, second):
+        document = documents.read(path, os.environ)
+        folder = (path if path.is_dir() else path.parent).absolute()
+        sides.append(compare.Side(path, Deployment.of(document, folder)))
+        for problem in compare.problems(sides[-1]):
+            call.warn(problem)
+    compared = compare.compare(*sides)
+    if call.as_json:
+        call.emit(compared)
+    else:
+        output.text(view.page(compared, width=output.width(), symbols=output.symbols()))
+    if compared.forbidding:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
 @commands.command("set", connection=False)
 @_CONFIG
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--unset", is_flag=True, help="Remove the option instead.")
+@click.option("--rename", is_flag=True, help="Give the option KEY the name VALUE; its value stays.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change.")
-def set_(call: Call, *, config: Path | None, key: str, value: str | None, unset: bool, dry_run: bool) -> None:
+def set_(
+    call: Call,
+    *,
+    config: Path | None,
+    key: str,
+    value: str | None,
+    unset: bool,
+    rename: bool,
+    dry_run: bool,
+) -> None:
     """Change one option in the JSON file; comments and layout stay, and the old file is kept beside it.
 
     KEY is an option of the section "PostgreSQL", such as Host or PostgreSQL.Host, or one of Orthanc itself.
     VALUE is the text, number, true or false; - reads it from standard input, as a password has to be.
+
+    With --rename, KEY is a name that `config check` calls misspelt, and VALUE the right one.
+
+    \b
+    Example:
+      pgorthanc config set --rename EnableIndx EnableIndex --config /etc/orthanc
     """
     from pgorthanc_cli.config import edit
 
     if config is None:
         raise UsageError("no configuration is named", "name it with --config")
+    if rename:
+        if value is None or unset:
+            raise UsageError("--rename needs two names: KEY as it is, VALUE as it must be", _SET_HELP)
+        call.emit(edit.rename_option(config, key, value, environ=os.environ, dry_run=dry_run))
+        return
     keys = edit.key_of(key)
     if (value is None) != unset:
-        raise UsageError("give a VALUE, or --unset", "run: pgorthanc config set --help")
+        raise UsageError("give a VALUE, or --unset", _SET_HELP)
     new = None if value is None else edit.value_of(keys, _text(keys[-1], value))
     call.emit(edit.set_option(config, keys, new, environ=os.environ, dry_run=dry_run))
 
@@ -250,5 +431,5 @@ def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...
     return database.problems(deployment, replace(target, retries=0))
 
 
-for _command in (check, show, uri, set_):
+for _command in (check, show, uri, new, diff, set_):
     command.add_command(_command)

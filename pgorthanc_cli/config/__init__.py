@@ -3,8 +3,8 @@
 `resolve` merges options, environment and Orthanc's configuration into one `db.Target`; `load` reads
 that configuration. Every command needs these two, so that they import little: `jsontext` and
 `documents` read files, `options` and `validation` know the options. For `pgorthanc config`:
-`image` (the container image), `deployment`, `plugins`, `check`, `startup`, `database`, `conninfo`
-and `edit`.
+`image` (the container image), `deployment`, `plugins`, `check`, `startup`, `database`, `conninfo`,
+`template`, `compare` and `edit`.
 """
 
 from pgorthanc_cli.config.documents import ConfigurationError

@@ -28,6 +28,7 @@ from pgorthanc_cli.config.options import (
     validation_error,
 )
 from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.text import printable
 
 _NOT_GIVEN = "not given"
 # What may follow on the line of a member so that a new one can begin the next line.
@@ -142,6 +143,106 @@ def set_option(
         changed=backup is not None,
         dry_run=dry_run,
     )
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """An option that has got another name, or would get it (with `dry_run`).
+
+    Attributes:
+        file: The file.
+        key: The name before, as in `PostgreSQL.EnableIndx`.
+        renamed_to: The name after.
+        value: Its value as JSON, which stays; passwords masked.
+        backup: Where the file as it was is kept; `none` if nothing was written.
+        changed: Whether the file was written.
+        dry_run: Whether this only says what would be changed.
+    """
+
+    file: str
+    key: str
+    renamed_to: str
+    value: str
+    backup: str
+    changed: bool
+    dry_run: bool = field(default=False, metadata={"shown": False})
+
+
+def rename_option(
+    path: Path, old: str, new: str, *, environ: Mapping[str, str], dry_run: bool = False
+) -> Renamed:
+    """Give a misspelt option its right name; its value, its place and all comments stay.
+
+    Args:
+        path: The file or the folder of the configuration.
+        old: The name in the file, with or without `PostgreSQL.`.
+        new: An option that Orthanc or the plugin knows, of the same section.
+        environ: The environment of Orthanc.
+        dry_run: Change nothing.
+
+    Raises:
+        ConfigurationError: The configuration cannot be read or understood.
+        UsageError: No file has the option, or the new name does not fit.
+        PgOrthancError: The new name is taken, or the file cannot be written.
+    """
+    target = (SECTION,) if new == SECTION else key_of(new)
+    source, root, keys = _misspelt(path, old, target[:-1], environ)
+    parent = root.members[SECTION] if len(keys) > 1 else root
+    node = parent.members[keys[-1]]
+    _require_free(parent, keys, target, source)
+    start = parent.keys[keys[-1]]
+    name = _first_match(r'"(?:[^"\\]|\\.)*"', source.text[start:], 0)
+    raw = _spliced(source, (start, start + len(name), json.dumps(target[-1])))
+    expected = copy.deepcopy(root.value)
+    section = expected[SECTION] if len(keys) > 1 else expected
+    section[target[-1]] = section.pop(keys[-1])
+    _require_content(source, raw, expected, keys, environ)
+    backup = None if dry_run else _write(source, raw)
+    return Renamed(
+        file=str(source.path),
+        key=".".join(keys),
+        renamed_to=".".join(target),
+        value=_masked(keys if keys[0] == SECTION else target, node.value),
+        backup=str(backup or "none"),
+        changed=backup is not None,
+        dry_run=dry_run,
+    )
+
+
+def _misspelt(
+    path: Path, old: str, section: tuple[str, ...], environ: Mapping[str, str]
+) -> tuple[Source, Node, tuple[str, ...]]:
+    """Return the file that has a misspelt option, its root, and the keys that lead to the option.
+
+    Raises:
+        UsageError: No file has it in the section of its new name.
+    """
+    keys = (*section, old.removeprefix(f"{SECTION}.") if section else old)
+    for file in documents.files(path):
+        source = documents.load(file, environ)
+        root = documents.parse(source, [])
+        if _member(root, keys):
+            return source, root, keys
+    place = f'the section "{SECTION}"' if section else "the root"
+    raise UsageError(
+        f"{path} has no option {printable(old)} in {place}",
+        "see its options: pgorthanc config show --all; an option cannot be renamed into another section",
+    )
+
+
+def _require_free(parent: Node, keys: tuple[str, ...], target: tuple[str, ...], source: Source) -> None:
+    """Raise an error if the new name is taken already, or cannot have the value of the option."""
+    place = source.location(parent.keys[keys[-1]])
+    if target[-1] in parent.members:
+        raise PgOrthancError(
+            f"{'.'.join(target)} is set already, in {source.location(parent.keys[target[-1]])}",
+            f"decide which value counts, and remove the other one by hand ({place})",
+        )
+    known = POSTGRESQL_KEYS if len(target) > 1 else ROOT_KEYS
+    key = known.get(target[-1]) or (Key(SECTION, (dict,), None) if target == (SECTION,) else None)
+    problem = validation_error(key, parent.members[keys[-1]].value) if key else None
+    if problem:
+        raise UsageError(f"{place}: {problem}; Orthanc would not start with it", _example(key))
 
 
 def _masked(keys: tuple[str, ...], value: Any) -> str:
@@ -275,6 +376,17 @@ def _require_only_change(
         section.pop(keys[-1], None)
     else:
         section[keys[-1]] = value
+    _require_content(source, raw, expected, keys, environ)
+
+
+def _require_content(
+    source: Source, raw: str, expected: Any, keys: tuple[str, ...], environ: Mapping[str, str]
+) -> None:
+    """Make sure that a new text says what is expected.
+
+    Raises:
+        PgOrthancError: It does not; nothing is written.
+    """
     try:
         actual = documents.parse(documents.filled(source.path, raw, environ), []).value
     except documents.ConfigurationError:

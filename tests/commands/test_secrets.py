@@ -28,13 +28,17 @@ WRONG = "an0ther-s3cret"
 WORDS = {
     "check-auth": "",
     "check-lock": "",
+    "completion": "bash",
     "config check": "",
+    "config diff": "{tmp}/orthanc.json {tmp}/orthanc.json",
+    "config new": "",
     "config set": "PostgreSQL.Lock false",
     "config show": "",
     "config uri": "",
     "doctor": "",
     "downgrade": "--to 6 --yes",
     "explain-log": f"{ROOT}/tests/orthanc_log/real/wrong-password.log",
+    "guide": "upgrade",
     "import": f"--storage-dir {{tmp}}/area {samples.REAL}",
     "init": "",
     "keepalive-test": "--ages 0.1s",
@@ -54,7 +58,9 @@ WORDS = {
     "verify schema": "--deep",
     "wait": "--revision 10 --timeout 0",
 }
-WITHOUT_CONNECTION = ("server start", "server status", "server stop")
+WITHOUT_CONNECTION = (
+    "completion", "config diff", "guide", "server start", "server status", "server stop",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
