@@ -35,6 +35,7 @@ def test_the_parser_accepts_the_command_lines_of(path: Path) -> None:
         ("sudo -u postgres pgorthanc status && echo done", [["status"]]),
         ("PGORTHANC_HOST=db pgorthanc \\\n    status > out.txt", [["status"]]),
         ("docker compose run --rm pgorthanc upgrade --plan", [["upgrade", "--plan"]]),
+        ("docker run --rm pgorthanc:0.1.0 --version", [["--version"]]),
         ("/opt/pgorthanc/bin/pgorthanc --version", [["--version"]]),
         (
             "pip install pgorthanc; cat list | pgorthanc import --files-from -",

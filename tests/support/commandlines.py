@@ -77,9 +77,10 @@ def _arguments(words: Sequence[str]) -> list[str] | None:
         rest.pop(0)
     if rest[:1] == ["sudo"]:
         rest = rest[3:] if rest[1:2] == ["-u"] else rest[1:]
-    if rest[:3] == ["docker", "compose", "run"]:
-        rest = [word for position, word in enumerate(rest) if position > 2 and word != "--rm"]
-    if not rest or Path(rest[0]).name != PROGRAM:
+    for container in (["docker", "compose", "run", "--rm"], ["docker", "run", "--rm"]):
+        if rest[: len(container)] == container:
+            rest = rest[len(container) :]
+    if not rest or Path(rest[0]).name.partition(":")[0] != PROGRAM:  # the image has a tag
         return None
     ends = [position for position, word in enumerate(rest) if set(word) <= _ENDINGS]
     return rest[1 : ends[0]] if ends else rest[1:]
