@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 
-from pgorthanc_cli import __version__
+from pgorthanc_cli import __version__, db
 from pgorthanc_cli.schema import catalog
 from tests.deploy.places import DEPLOY, Mapping, compose, containers, documents, filled_in, manifests, pods
 from tests.support import commandlines
@@ -184,21 +185,34 @@ def server() -> Iterator[Server]:
         server.remove()
 
 
+def run_job(service: str, server: Server, secrets: Path) -> int:
+    """Run a job of the compose file, and return the revision that it leaves."""
+    environment = {
+        name: value.replace("/run/secrets", str(secrets))
+        for name, value in SERVICES[service]["environment"].items()
+    }
+    words = [word.replace("/run/secrets", str(secrets)) for word in command_of(service)]
+    address = {"PGORTHANC_HOST": "127.0.0.1", "PGORTHANC_PORT": str(server.port)}
+    done = pgorthanc([*words, "--json"], environment | address)
+    assert done.returncode == 0, done.stderr
+    revision: int = json.loads(done.stdout)["revision"]
+    return revision
+
+
 def test_the_jobs_of_the_compose_file_on_a_real_server(server: Server, tmp_path: Path) -> None:
-    """Started twice, as each `docker compose up` does; and the upgrade finds nothing to do."""
+    """Started twice, as each `docker compose up` does, also while an Orthanc is running; then the upgrade."""
     for name, password in (
         ("postgres_password", "s3cret-of-postgres"),
         ("orthanc_password", "s3cret-of-orthanc"),
     ):
         (tmp_path / name).write_text(password)
         (tmp_path / name).chmod(0o600)
-    for service in ("pgorthanc", "pgorthanc", "pgorthanc-upgrade"):
-        environment = {
-            name: value.replace("/run/secrets", str(tmp_path))
-            for name, value in SERVICES[service]["environment"].items()
-        }
-        words = [word.replace("/run/secrets", str(tmp_path)) for word in command_of(service)]
-        address = {"PGORTHANC_HOST": "127.0.0.1", "PGORTHANC_PORT": str(server.port)}
-        done = pgorthanc([*words, "--json"], environment | address)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["revision"] == catalog.newest()
+    assert run_job("pgorthanc", server, tmp_path) == catalog.newest()
+    orthanc = psycopg2.connect(
+        host="127.0.0.1", port=server.port, user="orthanc", password="s3cret-of-orthanc", dbname="orthanc"
+    )
+    with orthanc.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(%s)", (db.LOCK_INDEX,))
+        assert run_job("pgorthanc", server, tmp_path) == catalog.newest()
+    orthanc.close()
+    assert run_job("pgorthanc-upgrade", server, tmp_path) == catalog.newest()

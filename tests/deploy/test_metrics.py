@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pgorthanc_cli import db, doctor
+from pgorthanc_cli import db, doctor, locks
+from pgorthanc_cli.schema import initialize
 from tests.deploy.places import DEPLOY, Mapping, documents
 from tests.support import commandlines
+from tests.support.real_servers import Server
 
 FROM_OTHERS = {"node_textfile_mtime_seconds"}  # of the node exporter
 NAME = re.compile(r"\b(?:pgorthanc|node)_\w+")
@@ -37,16 +39,33 @@ def panel_expressions() -> Iterator[str]:
             yield variable["query"]["query"]
 
 
-@pytest.fixture
-def samples(fresh: db.Target, tmp_path: Path) -> dict[str, set[str]]:
+def examined(dsn: str, folder: Path) -> dict[str, set[str]]:
     """The metrics of an examination, each with the names of its labels."""
-    file = tmp_path / "pgorthanc.prom"
-    command = [sys.executable, "-m", "pgorthanc_cli", "doctor", "--uri", fresh.dsn, "--prometheus", str(file)]
-    assert subprocess.run(command, capture_output=True).returncode in (0, 6)
+    file = folder / "pgorthanc.prom"
+    words = ["doctor", "--uri", dsn, "--storage-dir", str(folder), "--prometheus", str(file)]
+    done = subprocess.run([sys.executable, "-m", "pgorthanc_cli", *words], capture_output=True, text=True)
+    assert done.returncode in (0, 6), done.stderr
     return {
         family.name: {label for sample in family.samples for label in sample.labels}
         for family in text_string_to_metric_families(file.read_text("utf-8"))
     }
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[str]]]:
+    """All metrics: those of a primary, and of its standby."""
+    hba = "local all all trust\nlocal replication all trust\n"
+    primary, standby = Server(hba, ""), Server(hba, "")
+    folder = tmp_path_factory.mktemp("metrics")
+    try:
+        primary.create().start()
+        with db.session(db.Target(primary.place)) as conn:
+            initialize.init(conn, schema="public", require_idle=locks.require_idle)
+        standby.copy_of(primary).start()
+        yield examined(standby.place, folder) | examined(primary.place, folder)
+    finally:
+        standby.remove()
+        primary.remove()
 
 
 def test_every_metric_and_label_is_real(samples: dict[str, set[str]]) -> None:

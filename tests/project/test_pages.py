@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pgorthanc_cli import doctor
+from pgorthanc_cli import cli, doctor
 from pgorthanc_cli.schema import catalog
+from tests.support import commandlines
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -40,7 +41,7 @@ def test_compatibility_lists_every_release_of_the_plugin() -> None:
 
 
 def test_compatibility_of_commands_names_the_revisions_that_there_are() -> None:
-    rows = dict((row[0], row[1]) for row in table(page("docs/compatibility.md"), "command"))
+    rows = {row[0]: row[1] for row in table(page("docs/compatibility.md"), "command")}
     for name in ("`init`", "`verify schema`"):
         assert revisions_in(rows[name]) == set(catalog.revisions())
     assert revisions_in(rows["`import`"].partition(";")[0]) == set(catalog.revisions())
@@ -59,6 +60,18 @@ def test_compatibility_names_what_continuous_integration_runs() -> None:
 def test_the_page_of_doctor_lists_every_check() -> None:
     rows = table(page("docs/doctor.md"), "check")
     assert [row[0].strip("`") for row in rows] == list(doctor.check_names())
+
+
+def test_the_commands_of_the_tables_are_accepted() -> None:
+    """Those of `which-command.md` stand in cells, with N, PID and the like for values."""
+    cells = re.findall(r"`([^`]+)`", page("docs/which-command.md"))
+    calls = [cell.split() for cell in cells if cell.split()[0] in cli.COMMANDS]
+    assert len(calls) > 40
+    values = {"N": str(catalog.newest()), "PID": "1"}
+    for words in calls:
+        given = [values.get(word, word) for word in words]
+        reason = commandlines.refusal(given)
+        assert reason is None or reason.startswith("Missing argument"), words
 
 
 def test_links_lead_somewhere() -> None:
