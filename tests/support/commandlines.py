@@ -92,7 +92,8 @@ def refusal(words: Sequence[str]) -> str | None:
     def as_given(self: object, value: object, *_: object) -> object:
         return value
 
-    context: click.Context = click.Context(main, info_name=PROGRAM)
+    # With the settings of the program: click keeps the help option of a command from its first context.
+    context = main.make_context(PROGRAM, ["status"])
     command: click.Command | None = main
     rest = list(words)
     with (
