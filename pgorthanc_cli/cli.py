@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pgorthanc_cli import __version__, commands, output
-from pgorthanc_cli.commands import signals
+from pgorthanc_cli import __version__, commands, output, signals
 from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
 from pgorthanc_cli.text import printable

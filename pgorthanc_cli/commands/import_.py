@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from pgorthanc_cli import commands, output
-from pgorthanc_cli.commands import signals
+from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 if TYPE_CHECKING:

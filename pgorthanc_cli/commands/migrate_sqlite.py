@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import commands, files
-from pgorthanc_cli.commands import Call, signals, upgrade_options
+from pgorthanc_cli import commands, files, signals
+from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 from pgorthanc_cli.text import printable
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import output
-from pgorthanc_cli.commands import Call, signals
+from pgorthanc_cli import output, signals
+from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 
-from pgorthanc_cli.commands.signals import SignalEvent
+from pgorthanc_cli.signals import SignalEvent
 
 # A timer's signals come all the time; sooner or later one arrives while `wait` is about to begin.
 INTERRUPTED_WAITS = """
 import signal
-from pgorthanc_cli.commands.signals import SignalEvent
+from pgorthanc_cli.signals import SignalEvent
 
 def handle(number, frame):
     global handled

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import db, dicom, files, ingest, storage, workers
-from pgorthanc_cli.commands import signals
+from pgorthanc_cli import db, dicom, files, ingest, signals, storage, workers
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content, known_files
 from pgorthanc_cli.ingest.journal import FOLDER

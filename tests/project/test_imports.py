@@ -16,7 +16,7 @@ PACKAGE = Path(pgorthanc_cli.__file__).parent
 # room -> what of our own it may import, besides itself and what stands in BASE
 BASE = {"catalogs", "constants", "db", "errors", "files", "progress", "text"}
 ALLOWED = {
-    "cli": {"commands", "output"},
+    "cli": {"commands", "output", "signals"},
     "commands": {"*"},
     "output": set(),
     "orthanc_log": set(),
@@ -26,6 +26,7 @@ ALLOWED = {
     "constants": set(),
     "files": set(),
     "progress": set(),
+    "signals": set(),
     "workers": set(),
     "db": set(),
     "catalogs": set(),
