@@ -18,7 +18,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.text import printable_lines
+from pgorthanc_cli.text import printable_lines, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -422,15 +422,6 @@ def _is_visible(result: object, field: dataclasses.Field[Any]) -> bool:
     if field.metadata.get("optional", False) and getattr(result, field.name) is None:
         return False
     return bool(field.metadata.get("shown", True))
-
-
-def size(count: float) -> str:
-    """A number of bytes for people: 1536 -> `1.5 kB` (powers of 1000, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
 
 
 def _line(prefix: str, style: str, message: str) -> None:

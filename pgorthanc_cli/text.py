@@ -1,4 +1,4 @@
-"""Escaping of text from outside (file names, DICOM values, server messages) for terminals, logs and lists."""
+"""Text for people: what comes from outside made harmless, and figures with their units."""
 
 from __future__ import annotations
 
@@ -52,3 +52,38 @@ def _printable(character: str) -> str:
     if code < 0x100:
         return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character, f"\\x{code:02x}")
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+# --- figures ----------------------------------------------------------------------------
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return a count with its noun: `1 study`, `1,204 studies` (`nouns` unless it ends in s)."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {nouns or noun + 's'}"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with its unit, in powers of 1000: `39.9 kB`, `120 MB`."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    digits = f"{count:,.1f}".removesuffix(".0") if count < 100 else f"{count:,.0f}"
+    return f"{digits} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `2.4 s`, `26 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -185,6 +186,24 @@ class Call:
         if shown:
             output.text(render.text(shown, render.Medium.of(sys.stdout)))
 
+    def command_line(self, *words: str) -> str:
+        """Return a command to paste: `pgorthanc WORDS`, with the connection options of this call.
+
+        It never has a password: one in --uri is left out.
+        """
+        from psycopg2.extensions import make_dsn
+
+        from pgorthanc_cli import db
+
+        options = {name: str(value) for name, value in self.options.items() if value}
+        if "uri" in options:
+            parameters = db.parse_dsn(options["uri"])
+            rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}
+            if rest != parameters:
+                options["uri"] = make_dsn(**rest)
+        connection = [word for name, value in options.items() for word in (_option(name), value)]
+        return shlex.join(["pgorthanc", *words, *connection])
+
     def watch(self, make: Callable[[], object]) -> None:
         """Show a result repeatedly until Ctrl-C."""
         output.watch(make, as_json=self.as_json)
@@ -198,6 +217,10 @@ class Call:
         """Show a warning, unless --quiet."""
         if not self.quiet:
             output.warn(message)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _refuse_with_embedded(options: dict[str, Any]) -> None:

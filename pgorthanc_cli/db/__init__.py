@@ -28,6 +28,7 @@ from pgorthanc_cli.db.connection import (
     session,
     wait_for_answer,
 )
+from pgorthanc_cli.db.endpoint import Endpoint, endpoint
 from pgorthanc_cli.db.safe_session import (
     READ_PREAMBLE,
     SAFE_SEARCH_PATH,
@@ -46,10 +47,10 @@ from pgorthanc_cli.db.statement_errors import error_hint, primary_message, trans
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX",
     "LOCK_NAMES", "LOCK_STORAGE", "LOCK_TRANSITION", "MASK", "READ_PREAMBLE",
-    "SAFE_SEARCH_PATH", "SECRETS", "LockHolder", "MissingDatabase", "PasswordRequired",
+    "SAFE_SEARCH_PATH", "SECRETS", "Endpoint", "LockHolder", "MissingDatabase", "PasswordRequired",
     "Session", "Target", "advisory_lock", "allow_writes", "backend_pid", "check_schema",
     "check_writable", "connect", "connect_async", "described_rows",
-    "effective_parameters", "error_hint", "lock_holders", "parse_dsn", "primary_message",
+    "effective_parameters", "endpoint", "error_hint", "lock_holders", "parse_dsn", "primary_message",
     "quote_ident", "replication_session", "row", "rows", "session", "statement",
     "translate_errors", "trusted_rows", "value", "wait_for_answer",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import lru_cache
 from typing import IO, cast
 
-from pgorthanc_cli import dicom, files
+from pgorthanc_cli import dicom, files, text
 from pgorthanc_cli.ingest.walk import Source, ZipArchive
 
 MEMORY_BYTES = 64 << 20  # larger files are copied to an unnamed temporary file and mapped
@@ -237,8 +237,8 @@ class _Copy:
             free = _free(file)
         if size * self.copies > free:
             raise UnreadableError(
-                f"no space: it takes {_size(size * self.copies)} where the files are "
-                f"copied to, and only {_size(max(0, free))} may be used there"
+                f"no space: it takes {text.size(size * self.copies)} where the files are "
+                f"copied to, and only {text.size(max(0, free))} may be used there"
             )
 
     def write(self, head: bytes, stream: IO[bytes]) -> mmap.mmap:
@@ -251,7 +251,9 @@ class _Copy:
             chunk, size, count = head, 0, 0
             while chunk:
                 if count % _SPACE_CHUNKS == 0 and _free(file) < len(chunk):
-                    raise UnreadableError(f"no space: more than {_size(size)} where the files are copied to")
+                    raise UnreadableError(
+                        f"no space: more than {text.size(size)} where the files are copied to"
+                    )
                 size += file.write(chunk)
                 count += 1
                 if self.max_bytes is not None and size > self.max_bytes:
@@ -268,13 +270,6 @@ def _free(file: IO[bytes]) -> int:
     status = os.fstatvfs(file.fileno())
     reserve = min(_RESERVE_BYTES, status.f_blocks * status.f_frsize // _RESERVE_SHARE)
     return status.f_bavail * status.f_frsize - reserve
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("TB", 10**12), ("GB", 10**9)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count / 10**6:.1f} MB"
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.files import PRIVATE
 from pgorthanc_cli.index import Overwrite
 from pgorthanc_cli.ingest import Batch, ImportPlan, Settings
-from pgorthanc_cli.text import printable
+from pgorthanc_cli.text import duration, printable, size
 from pgorthanc_cli.views import charts, html
 from pgorthanc_cli.views.html import Markup, escape
 from pgorthanc_cli.views.import_statistics import OTHERS, UNREAD, ImportStatistics, Row
@@ -375,24 +375,3 @@ def _largest_first(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with its unit."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            digits = f"{count:,.1f}".removesuffix(".0") if count < 100 else f"{count:,.0f}"
-            return f"{digits} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as `12.3 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    if minutes < 60:
-        return f"{minutes} min {int(seconds) % 60} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from pgorthanc_cli.orthanc_log import Explained, Explanation
-from pgorthanc_cli.text import printable
+from pgorthanc_cli.text import plural, printable
 from pgorthanc_cli.views.page import Block, Note, Page, Status, Table
 
 
@@ -41,7 +41,7 @@ def _normal_blocks(messages: list[Explanation], *, verbose: bool) -> list[Block]
     count = sum(message.count for message in messages)
     verb = "belongs" if count == 1 else "belong"
     hint = "" if verbose else " (-v lists them)"
-    note = Note(f"{_plural(count, 'message')} {verb} to normal operation{hint}", "ok")
+    note = Note(f"{plural(count, 'message')} {verb} to normal operation{hint}", "ok")
     return [note, _table(messages)] if verbose else [note]
 
 
@@ -55,7 +55,7 @@ def _headline(explained: Explained) -> str:
     }
     if not any(counts.values()) and _with_status(explained, "consequence"):
         return "The log shows failures of the PostgreSQL plugin, but not the reason."
-    parts = [_plural(count, noun) for noun, count in counts.items() if count]
+    parts = [plural(count, noun) for noun, count in counts.items() if count]
     if not parts:
         return "The log shows no problems of the PostgreSQL plugin."
     *others, last = parts
@@ -65,7 +65,7 @@ def _headline(explained: Explained) -> str:
 
 def _where(explained: Explained) -> Iterator[str]:
     yield printable(explained.file)
-    yield _plural(explained.lines, "line")
+    yield plural(explained.lines, "line")
     if explained.first and explained.last:
         period = " to ".join(dict.fromkeys((explained.first, explained.last)))
         yield f"{period} (month-day, Orthanc's clock)"
@@ -92,7 +92,7 @@ def _occurrences(message: Explanation) -> str:
 def _unexplained_blocks(explained: Explained) -> list[Block]:
     unknown = explained.unexplained
     rows = tuple((f"{m.count:,}", f"{m.line:,}", m.outline) for m in unknown)
-    kinds = _plural(len(rows), "message")
+    kinds = plural(len(rows), "message")
     verb = "is" if len(rows) == 1 else "are"
     more = explained.unexplained_more
     details = [
@@ -100,12 +100,8 @@ def _unexplained_blocks(explained: Explained) -> list[Block]:
         "Read the lines in the log itself."
     ]
     if more:
-        details.append(f"{_plural(more, 'further message')} of other kinds not listed.")
+        details.append(f"{plural(more, 'further message')} of other kinds not listed.")
     return [
         Note(f"{kinds} about PostgreSQL {verb} not known to pgorthanc", "unknown", tuple(details)),
         Table(rows, ("count", "line", "message"), (0, 1), all_with="--json"),
     ]
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pgorthanc_cli import commands
 from tests.support.real_servers import Server
 
 PASSWORD = "p@ss w/'\\\"ö%"
@@ -148,3 +149,20 @@ def test_warnings_of_the_configuration(server: Server, tmp_path: Path, quiet: bo
     )
     assert (done.returncode, json.loads(done.stdout)) == (0, {"role": "postgres"})
     assert ('did you mean "EnableIndex"?' in done.stderr) != quiet
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"host": "db1", "port": 5433, "dbname": None}, "pgorthanc doctor --host db1 --port 5433"),
+        ({"config": "/etc/my orthanc"}, "pgorthanc doctor --config '/etc/my orthanc'"),
+        ({"uri": "postgresql://o@db1/orthanc"}, "pgorthanc doctor --uri postgresql://o@db1/orthanc"),
+        ({"uri": "postgresql://o:secret@db1/x"}, "pgorthanc doctor --uri 'user=o dbname=x host=db1'"),
+        ({"password_file": "/run/pw"}, "pgorthanc doctor --password-file /run/pw"),
+    ],
+)
+def test_a_suggested_command_has_the_options_of_the_call_but_no_password(
+    options: dict[str, object], expected: str
+) -> None:
+    call = commands.Call("status", options, as_json=False, quiet=False, verbose=False)
+    assert call.command_line("doctor") == expected

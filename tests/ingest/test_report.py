@@ -17,7 +17,7 @@ import pytest
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.views import charts, import_page
-from pgorthanc_cli.views.import_page import duration, page, size
+from pgorthanc_cli.views.import_page import page
 from pgorthanc_cli.views.import_statistics import (
     LISTED,
     OTHERS,
@@ -183,20 +183,6 @@ def test_memory_is_bounded() -> None:
     assert len(statistics.modalities) == len(statistics.folders) == len(statistics.reasons) == 11
     assert statistics.modalities[OTHERS].imported == 90
     assert statistics.reasons[OTHERS].count == 450
-
-
-@pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 B"), (1500, "1.5 kB"), (50e6, "50 MB"), (75e12, "75 TB"), (4e15, "4,000 TB")]
-)
-def test_sizes(count: float, words: str) -> None:
-    assert size(count) == words
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.25, "0.2 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (200_000, "2 d 7 h")]
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize("seconds", [0.5, 7, 61, 3600, 86_400, 9 * 86_400, 400 * 86_400])

@@ -18,6 +18,7 @@ from pgorthanc_cli.orthanc_log import explain
 from pgorthanc_cli.orthanc_log.outline import outline
 from pgorthanc_cli.render import Medium, html, text
 from pgorthanc_cli.views import orthanc_log as views
+from tests.support import golden
 
 FOLDER = Path(__file__).parent
 REAL = sorted((FOLDER / "real").glob("*.log"))
@@ -32,21 +33,11 @@ HOSTILE = (
 
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_real_logs_are_explained(path: Path) -> None:
-    """Renew with PGORTHANC_RENEW_GOLDEN=1, as in tests/views/test_page.py."""
     with path.open("rb") as stream:
         explained = explain(stream, f"/var/log/orthanc/{path.name}")
     assert explained.unexplained == ()
     page = views.page(explained, "/etc/orthanc")
-    media = {
-        "80 columns": Medium(80, symbols=True),
-        "60 columns": Medium(60, symbols=True),
-        "plain": Medium(),
-    }
-    actual = "\n".join(f"=== {name}\n{text(page, medium)}" for name, medium in media.items())
-    golden = path.with_suffix(".txt")
-    if os.environ.get("PGORTHANC_RENEW_GOLDEN"):
-        golden.write_text(actual, encoding="utf-8")
-    assert actual == golden.read_text("utf-8")
+    golden.compare(path.with_suffix(".txt"), golden.texts(page, golden.LAYOUTS))
 
 
 @pytest.mark.parametrize(

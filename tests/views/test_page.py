@@ -1,15 +1,8 @@
-"""How pages look in every medium, compared with the files in golden/.
-
-After a change of the design, renew them and read the differences:
-
-    PGORTHANC_RENEW_GOLDEN=1 .venv/bin/python -m pytest tests/views/test_page.py
-    git diff tests/views/golden
-"""
+"""How pages look in every medium, compared with the files in golden/."""
 
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +14,7 @@ from rich.cells import cell_len
 from pgorthanc_cli import render
 from pgorthanc_cli.render import Medium
 from pgorthanc_cli.views.page import Facts, Note, Page, Table, only_problems
+from tests.support.golden import body, compare, texts
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = "<b>[bold]Doe\x1b[31m\u202e\\ 検査\udcff"
@@ -71,26 +65,9 @@ PAGES = {
 }  # fmt: skip
 
 
-def texts(page: Page) -> str:
-    """The page on all media that show text; escape characters are made visible."""
-    shown = (f"=== {name}\n{render.text(page, medium)}" for name, medium in MEDIA.items())
-    return "\n".join(shown).replace("\x1b", "␛")
-
-
-def body(page: Page) -> str:
-    """The page as HTML, without the style sheet."""
-    return render.html(page).partition("</style></head>\n")[2]
-
-
-def compare(path: Path, actual: str) -> None:
-    if os.environ.get("PGORTHANC_RENEW_GOLDEN"):
-        path.write_text(actual, encoding="utf-8")
-    assert actual == path.read_text("utf-8"), f"see {Path(__file__).name} for how to renew {path.name}"
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_look_as_they_should(name: str) -> None:
-    compare(GOLDEN / f"{name}.txt", texts(PAGES[name]))
+    compare(GOLDEN / f"{name}.txt", texts(PAGES[name], MEDIA))
     compare(GOLDEN / f"{name}.html", body(PAGES[name]))
 
 
