@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from datetime import datetime
 
 # Controls, formats (bidirectional overrides, zero-width characters, the byte order mark), lone surrogates and the
 # separators of lines and paragraphs: Unicode's categories Cc, Cf, Cs, Zl, Zp.
@@ -87,3 +88,19 @@ def duration(seconds: float) -> str:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def moment(time: datetime, now: datetime) -> str:
+    """Return `22:10` of today, else `2026-11-25 22:10 +01:00`; both times have a time zone."""
+    local = time.astimezone(now.tzinfo)
+    if local.date() == now.date():
+        return f"{local:%H:%M}"
+    shown = local.isoformat(" ", "minutes")
+    return f"{shown[:16]} {shown[16:]}"
+
+
+def age(time: datetime, now: datetime) -> str:
+    """Return `2 min ago (22:10)`; for a clock that is ahead, only the time."""
+    seconds = (now - time).total_seconds()
+    shown = moment(time, now)
+    return f"{duration(seconds)} ago ({shown})" if seconds >= 0 else shown

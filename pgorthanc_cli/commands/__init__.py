@@ -186,16 +186,16 @@ class Call:
         if shown:
             output.text(render.text(shown, render.Medium.of(sys.stdout)))
 
-    def command_line(self, *words: str) -> str:
+    def command_line(self, *words: str, **changed: str) -> str:
         """Return a command to paste: `pgorthanc WORDS`, with the connection options of this call.
 
-        It never has a password: one in --uri is left out.
+        `changed` replaces some of these. It never has a password: one in --uri is left out.
         """
         from psycopg2.extensions import make_dsn
 
         from pgorthanc_cli import db
 
-        options = {name: str(value) for name, value in self.options.items() if value}
+        options = {name: str(value) for name, value in (self.options | changed).items() if value}
         if "uri" in options:
             parameters = db.parse_dsn(options["uri"])
             rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import click
+
 from pgorthanc_cli import commands
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.errors import RevisionError
 
 
 @commands.command("status")
 def command(call: Call) -> None:
-    """Show what an index is and holds.
+    """Show what an index contains and who is using it.
 
-    Its revision, counts and sizes, who works on it, and what is still to be done. Reads only.
+    Its revision, counts and sizes, the sessions with Orthanc's locks, and pending work. Reads
+    only.
     """
     from pgorthanc_cli import db
     from pgorthanc_cli.schema import status as room
+    from pgorthanc_cli.views import status as views
 
-    with call.target() as target, db.session(target, readonly=True) as conn:
-        found = room.status(conn, target.schema)
-    if found.recorded_revision != found.revision:
-        call.warn(f"recorded as revision {found.recorded_revision or 'none'}; run: pgorthanc upgrade")
-    call.emit(found)
+    # A diagnosis tries once, however often the configuration lets Orthanc try.
+    with call.target() as target, db.session(replace(target, retries=0), readonly=True) as conn:
+        found = room.find(conn, target.schema)
+    if isinstance(found, room.Status):
+        call.emit_page(found, views.page(found, upgrade=call.command_line("upgrade")))
+        return
+    schemas = found.other_schemas
+    other = call.command_line("status", schema=schemas[0]) if schemas else ""
+    page = views.no_index_page(found, init=call.command_line("init"), other_schema=other)
+    call.emit_page(found, page)
+    raise click.exceptions.Exit(RevisionError.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
@@ -16,6 +17,49 @@ _MOST_MARKS = 100_000
 
 # GlobalIntegers: the names of its keys 0 to 5 (SCHEMA.md 5).
 _COUNTERS = ("compressed_size_bytes", "uncompressed_size_bytes", "patients", "studies", "series", "instances")
+
+# The reception date of the instance that was stored last, as text in UTC: backwards over two primary keys.
+_NEWEST = """
+    SELECT metadata.value FROM index.resources resource JOIN index.metadata metadata
+        ON metadata.id = resource.internalid AND metadata.type = 2
+        WHERE resource.resourcetype = 3 ORDER BY resource.internalid DESC LIMIT 1
+"""
+_SIZE = """
+    SELECT coalesce(sum(pg_table_size(c.oid) + pg_indexes_size(c.oid)), 0)::bigint
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = index_schema() AND c.relkind = 'r'
+"""
+# The numbers of connections are visible to every role. Background workers have no role.
+_SESSIONS = """
+    SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                AND usename IS NOT NULL AND coalesce(backend_type, 'client backend') = 'client backend'),
+           (SELECT sum(numbackends) FROM pg_stat_database)::integer,
+           current_setting('max_connections')::integer, clock_timestamp()
+"""
+_OTHER_SCHEMAS = """
+    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND c.relname IN ('resources', 'globalproperties') AND n.nspname <> %s
+        GROUP BY n.nspname HAVING count(*) = 2 ORDER BY n.nspname
+"""
+
+
+@dataclass(frozen=True)
+class NoIndex:
+    """A schema without an Orthanc index.
+
+    Attributes:
+        endpoint: Where we looked.
+        schema: PostgreSQL namespace.
+        revision: None, as there is no index.
+        objects: Number of other objects in the schema.
+        other_schemas: Schemas of this database that may contain an index.
+    """
+
+    endpoint: db.Endpoint
+    schema: str
+    revision: None
+    objects: int
+    other_schemas: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +83,13 @@ class Status:
         locks: The holders of Orthanc's locks in this database.
         server_version: Version of PostgreSQL.
         pending: The pending work of housekeeping: `statistics_deltas`, and `child_counts` (at most 100000).
+        endpoint: Where we looked.
+        newest: When the newest instance was stored, in local time; None without instances.
+        index_bytes: Size of the tables and their indexes on disk, without large objects.
+        sessions: Number of other sessions in this database.
+        connections: Number of connections to the server, in all databases.
+        max_connections: The server's limit for these.
+        time: The server's clock, in local time.
     """
 
     schema: str
@@ -57,6 +108,28 @@ class Status:
     locks: list[db.LockHolder]
     server_version: str
     pending: dict[str, int]
+    endpoint: db.Endpoint
+    newest: datetime | None
+    index_bytes: int
+    sessions: int
+    connections: int
+    max_connections: int
+    time: datetime
+
+
+def find(conn: Connection, schema: str) -> Status | NoIndex:
+    """Return the state of the index in a schema, or what the schema contains instead of one.
+
+    Raises:
+        ConnectError: There is no such schema, or the role may not use it.
+        RevisionError: Its tables have no known layout.
+    """
+    objects = catalog.snapshot(conn, schema)
+    layout = catalog.layout(objects, schema)
+    if layout is not None:
+        return _status(conn, schema, objects, layout)
+    others = tuple(name for (name,) in db.rows(conn, _OTHER_SCHEMAS, schema))
+    return NoIndex(db.endpoint(conn), schema, None, len(objects), others)
 
 
 def status(conn: Connection, schema: str) -> Status:
@@ -67,8 +140,12 @@ def status(conn: Connection, schema: str) -> Status:
         RevisionError: It holds no index, or one of no known layout.
     """
     objects = catalog.snapshot(conn, schema)
-    layout = catalog.require_index(conn, schema, objects)
+    return _status(conn, schema, objects, catalog.require_index(conn, schema, objects))
+
+
+def _status(conn: Connection, schema: str, objects: catalog.Catalog, layout: catalog.Layout) -> Status:
     counters, deltas = _counters(conn, objects)
+    [(sessions, connections, max_connections, now)] = db.rows(conn, _SESSIONS)
     return Status(
         schema=schema,
         revision=layout.revision or layout.name,
@@ -81,6 +158,13 @@ def status(conn: Connection, schema: str) -> Status:
         locks=db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP),
         server_version=str(conn.info.parameter_status("server_version")),
         pending={"statistics_deltas": deltas, "child_counts": _marks(conn, objects)},
+        endpoint=db.endpoint(conn),
+        newest=_newest(conn, objects),
+        index_bytes=db.value(conn, _SIZE),
+        sessions=sessions,
+        connections=connections,
+        max_connections=max_connections,
+        time=now.astimezone(),
     )
 
 
@@ -111,6 +195,16 @@ def _marks(conn: Connection, objects: catalog.Catalog) -> int:
         return 0
     query = "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS marks"
     return int(db.value(conn, query, _MOST_MARKS))
+
+
+def _newest(conn: Connection, objects: catalog.Catalog) -> datetime | None:
+    if not {"column metadata.type", "column resources.resourcetype"} <= objects.keys():
+        return None
+    try:
+        received = datetime.strptime(db.value(conn, _NEWEST) or "", "%Y%m%dT%H%M%S")
+    except ValueError:  # no instance; or whatever a program has written there
+        return None
+    return received.replace(tzinfo=timezone.utc).astimezone()
 
 
 def _number(text: str | None) -> int | None:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from pgorthanc_cli import catalogs, cli, db
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog, initialize
+from pgorthanc_cli.views import trigram as trigram_view
 from tests.support.schemas import CURRENT, FILL, as_role, init, look, run
 
 
@@ -103,8 +104,53 @@ def test_the_commands(empty: db.Target) -> None:
     assert {
         "revision", "recorded_revision", "schema_version", "plugins", "patients", "studies", "series", "instances",
         "compressed_size_bytes", "uncompressed_size_bytes", "storage_area", "trigram", "locks", "server_version",
-        "pending",
+        "pending", "endpoint", "newest", "index_bytes", "sessions", "connections", "max_connections", "time",
     } <= json.loads(shown.stdout).keys()  # fmt: skip
+
+
+def test_the_screen_of_an_index_in_use(fresh: db.Target) -> None:
+    run(fresh, *FILL, "INSERT INTO metadata SELECT internalid, 2, '20200102T030405' FROM resources")
+    with db.session(fresh) as orthanc, db.advisory_lock(orthanc, db.LOCK_INDEX):
+        shown = invoke("status", "--uri", fresh.dsn)
+        pid = orthanc.info.backend_pid
+        where = str(db.endpoint(orthanc))
+
+    assert shown.exit_code == 0
+    headline, login, *_ = shown.stdout.splitlines()
+    assert headline == f"{where.capitalize()} holds 1 study at revision {CURRENT}."
+    assert f"for PostgreSQL plugin {catalog.plugins(CURRENT)}" in login
+    assert "1 patient, 1 study, 1 series, 2 instances\n" in shown.stdout
+    assert "ago (2020-01-02 " in shown.stdout
+    assert f"pid {pid}) holds the index lock\n" in shown.stdout
+    assert "15 counter updates and 4 child counts" in shown.stdout
+
+
+def test_no_index_is_an_answer(empty: db.Target) -> None:
+    run(
+        empty, "CREATE SCHEMA pacs", "CREATE TABLE pacs.resources ()", "CREATE TABLE pacs.globalproperties ()"
+    )
+    shown = invoke("status", "--uri", empty.dsn)
+    assert (shown.exit_code, shown.stderr) == (4, "")
+    assert "contains no Orthanc index.\n" in shown.stdout
+    assert shown.stdout.splitlines()[-1].startswith("    pgorthanc init --uri ")
+    document = json.loads(invoke("status", "--uri", empty.dsn, "--json").stdout)
+    assert (document["revision"], document["other_schemas"]) == (None, ["pacs"])
+
+
+def test_the_statements_to_paste_create_the_trigram_index(fresh: db.Target, trigram: str) -> None:
+    if trigram == "valid":
+        run(fresh, f"DROP INDEX {catalog.TRIGRAM_INDEX}", "DROP EXTENSION pg_trgm")
+    finding = trigram_view.finding(look(fresh).trigram, fresh.schema)
+    assert finding
+    if trigram == "unavailable":
+        assert "postgresql-contrib" in " ".join(finding.details)
+        return
+    run(fresh, *finding.paste.split("\n", 1))
+    assert look(fresh).trigram == "valid"
+    broken = trigram_view.finding("invalid", fresh.schema)
+    assert broken
+    run(fresh, broken.paste)
+    assert trigram_view.finding(look(fresh).trigram, fresh.schema) is None
 
 
 @pytest.mark.parametrize(
