@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgorthanc_cli import commands
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.db import Target
 
 
 @commands.command("downgrade")
@@ -35,26 +38,50 @@ def command(
 
     What that cannot hold is kept aside in tables pgorthanc_kept_..., and an upgrade brings it back. The phases are
     those of upgrade. See docs/downgrade.md.
+
+    Exit code of --plan: 0, or 6 if something blocks the downgrade.
     """
-    from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli import upgrade
 
     revision = upgrade_options.target_revision(to, plugin)
     if revision is None:
-        raise UsageError("which revision is wanted?", "give --to N, or --plugin V")
+        raise UsageError("no target revision given", "use --to N, or --plugin VERSION")
     settings = upgrade_options.settings(**options)
+    flags = {"discard": settings.discard}
+    suggested = upgrade_options.commands_of(call, to, plugin, flags)
     with call.target() as target:
         if planned or sql:
-            upgrade_options.show_plan(call, target, revision, as_sql=sql)
+            upgrade_options.show_plan(call, target, revision, suggested, as_sql=sql)
             return
-        if "switch" in settings.phases:
-            with db.session(target, readonly=True) as conn:
-                losses = upgrade.plan(conn, target.schema, revision, down=True).not_held
-            upgrade_options.confirm(
-                "Discard that, and go on?" if settings.discard else "Keep that aside, and go on?",
-                losses,
-                yes=yes or not losses,
-                needed=settings.discard or any(loss.unreadable for loss in losses),
-            )
+        if "switch" in settings.phases and not yes:
+            _confirm(target, revision, discard=settings.discard)
         if settings.terminate:
             upgrade_options.confirm_termination(target, yes=yes)
-        upgrade_options.run(call, upgrade.downgrade, target, revision, settings)
+        upgrade_options.run(call, upgrade.downgrade, target, revision, settings, suggested)
+
+
+def _confirm(target: Target, revision: int, *, discard: bool) -> None:
+    """Show what the lower revision cannot hold, if anything, and ask for confirmation."""
+    from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli.views import upgrade as views
+
+    with db.session(target, readonly=True) as conn:
+        plan = upgrade.plan(conn, target.schema, revision, down=True)
+        place = db.endpoint(conn)
+    if not plan.not_held:
+        return
+    refusal = None
+    if discard:
+        refusal = UsageError(
+            "confirmation needed to delete these rows, but stdin is not a terminal",
+            "add --yes to delete them, or omit --discard to keep them for the next upgrade",
+        )
+    elif any(loss.unreadable for loss in plan.not_held):
+        refusal = UsageError(
+            "confirmation needed, because Orthanc would not find some files; stdin is not a terminal",
+            "add --yes to keep these rows in this database until the next upgrade; "
+            "--export FILE also writes them to a file, --discard deletes them",
+        )
+    question = f"Downgrade {place} from revision {plan.revision} to {revision}?"
+    page = views.losses_page(plan, discard=discard)
+    upgrade_options.confirm_page(question, page, refusal)

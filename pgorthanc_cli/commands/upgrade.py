@@ -30,6 +30,8 @@ def command(
     Three phases: prepare and finish run beside a working Orthanc; for the switch, a second or so, everybody else
     has to leave. Each can be interrupted and run again. What other tools have left behind is mended on the way.
     See docs/upgrade.md.
+
+    Exit code of --plan: 0, or 6 if something blocks the upgrade.
     """
     from pgorthanc_cli import upgrade
     from pgorthanc_cli.schema import catalog
@@ -37,10 +39,13 @@ def command(
     revision = upgrade_options.target_revision(to, plugin)
     revision = catalog.newest() if revision is None else revision
     settings = upgrade_options.settings(**options)
+    merge = settings.repair_duplicates
+    flags = {"repair_duplicates": merge}
+    suggested = upgrade_options.commands_of(call, to, plugin, flags)
     with call.target() as target:
         if planned or sql:
-            upgrade_options.show_plan(call, target, revision, as_sql=sql)
+            upgrade_options.show_plan(call, target, revision, suggested, as_sql=sql, merge=merge)
             return
         if settings.terminate:
             upgrade_options.confirm_termination(target, yes=yes)
-        upgrade_options.run(call, upgrade.upgrade, target, revision, settings)
+        upgrade_options.run(call, upgrade.upgrade, target, revision, settings, suggested)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pgorthanc_cli import output, signals
 from pgorthanc_cli.commands import Call
-from pgorthanc_cli.errors import Interrupted, UsageError
+from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
     from pgorthanc_cli.progress import Progress
     from pgorthanc_cli.upgrade import Changed, Settings
+    from pgorthanc_cli.views.page import Page
+    from pgorthanc_cli.views.upgrade import Commands
 
 _PRINT_EVERY_S = 5.0
+_UNCONFIRMED = "confirmation needed, but stdin is not a terminal"
 
 _OPTIONS = (
     click.option("--to", type=int, metavar="N", help="Revision that is wanted."),
@@ -64,17 +67,34 @@ def settings(*, phase: str | None, **options: Any) -> Settings:
     return upgrade.Settings(phases=(phase,) if phase else upgrade.PHASES, **options)
 
 
-def show_plan(call: Call, target: Target, to: int, *, as_sql: bool) -> None:
-    """Show what would be done."""
+def commands_of(call: Call, to: int | None, plugin: str | None, flags: Mapping[str, object]) -> Commands:
+    """Return what a page needs to suggest commands: this one with other options, and others."""
+    from pgorthanc_cli.views.upgrade import Commands
+
+    words = [call.name]
+    words += ["--to", str(to)] if to is not None else []
+    words += ["--plugin", plugin] if plugin is not None else []
+    words += [f"--{name.replace('_', '-')}" for name, value in flags.items() if value is True]
+    return Commands(call.command_line, tuple(words))
+
+
+def show_plan(
+    call: Call, target: Target, to: int, commands: Commands, *, as_sql: bool, merge: bool = False
+) -> None:
+    """Show what would be done; exit code 6 if it is blocked."""
     from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli.views import upgrade as views
 
     down = call.name == "downgrade"
     with db.session(target, readonly=True) as conn:
         plan = upgrade.plan(conn, target.schema, to, down=down)
     if as_sql:
         output.text(upgrade.sql(plan, command=call.name))
-    else:
-        call.emit(plan)
+        return
+    page = views.plan_page(plan, commands, merge=merge)
+    call.emit_page(plan, page)
+    if page.status == "problem":
+        raise click.exceptions.Exit(6)
 
 
 def confirm(question: str, details: Sequence[object], *, yes: bool, needed: bool) -> None:
@@ -90,49 +110,69 @@ def confirm(question: str, details: Sequence[object], *, yes: bool, needed: bool
         return
     for line in details:
         output.warn(str(line))
+    _ask(question, UsageError(_UNCONFIRMED, "add --yes to confirm") if needed else None)
+
+
+def confirm_page(question: str, page: Page, refusal: PgOrthancError | None) -> None:
+    """Show a page on stderr and ask for confirmation, if stdin is a terminal.
+
+    Args:
+        question: The question.
+        page: What to know before.
+        refusal: The error if stdin is not a terminal; None: continue without confirmation.
+    """
+    from pgorthanc_cli import render
+
+    click.echo(render.text(page, render.Medium.of(sys.stderr)), err=True)
+    _ask(question, refusal)
+
+
+def _ask(question: str, refusal: PgOrthancError | None) -> None:
     if not sys.stdin.isatty():
-        if needed:
-            raise UsageError(f"{question} Nobody is there to answer", "if that is what you want, add --yes")
+        if refusal:
+            raise refusal
         return
     if not click.confirm(question, err=True):
-        raise Interrupted("the answer was no; nothing was changed")
+        output.note("Cancelled. Nothing was changed.")
+        raise click.exceptions.Exit(1)
 
 
 def confirm_termination(target: Target, *, yes: bool) -> None:
     """Show the sessions that would be ended, and ask for confirmation."""
     from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli.views import upgrade as views
 
     with db.session(target, readonly=True) as conn:
         sessions = upgrade.other_sessions(conn)
-    if sessions:
-        confirm("End the sessions of others?", sessions, yes=yes, needed=True)
+    if sessions and not yes:
+        refusal = UsageError(_UNCONFIRMED, "add --yes to end these sessions")
+        confirm_page("End these sessions?", views.sessions_page(sessions), refusal)
 
 
-def run(call: Call, change: Callable[..., Changed], target: Target, to: int, settings: Settings) -> None:
-    """Change the revision, show the progress, and emit the result; Ctrl-C stops it at the next safe point."""
-    from pgorthanc_cli.schema import catalog
+def run(
+    call: Call,
+    change: Callable[..., Changed],
+    target: Target,
+    to: int,
+    settings: Settings,
+    commands: Commands,
+) -> None:
+    """Change the revision, show the progress and the result; Ctrl-C stops it at the next safe point."""
+    from pgorthanc_cli.views import upgrade as views
 
     printer = ProgressPrinter(quiet=call.quiet)
     with signals.stop_on_signal() as stop:
 
         def report(progress: Progress) -> None:
             if stop.is_set():
-                raise Interrupted("interrupted; what was done stays, or was undone", "run it again to go on")
+                raise Interrupted(
+                    "interrupted; the steps that were finished stay, the unfinished one was undone",
+                    f"to continue, run: {commands.again()}",
+                )
             printer.update(progress)
 
         changed = change(target, to=to, settings=settings, report=report)
-    for warning in _warnings(changed, catalog.TRIGRAM_WARNINGS):
-        call.warn(warning)
-    call.emit(changed)
-
-
-def _warnings(changed: Changed, trigram_warnings: dict[str, str]) -> list[str]:
-    return [
-        *(f"mended: {what}" for what in changed.repaired),
-        *(f"merged: {what}" for what in changed.merged),
-        *(f"no row names the file {file.uuid} any more" for file in changed.surplus_files),
-        *([trigram_warnings[changed.trigram]] if changed.trigram in trigram_warnings else []),
-    ]
+    call.emit_page(changed, views.changed_page(changed, commands))
 
 
 class ProgressPrinter:

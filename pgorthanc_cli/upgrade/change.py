@@ -94,6 +94,7 @@ def _change(target: db.Target, to: int, settings: Settings, report: Report, *, d
             )
             repaired += corrected
         trigram = catalog.trigram(conn, catalog.snapshot(conn, target.schema))
+        endpoint = db.endpoint(conn)
     merged = switched.merged if switched else None
     return Changed(
         schema=target.schema,
@@ -110,6 +111,9 @@ def _change(target: db.Target, to: int, settings: Settings, report: Report, *, d
         trigram=trigram,
         blocked_s=switched.blocked_s if switched else 0.0,
         elapsed_s=time.monotonic() - started,
+        to=to,
+        plugins=catalog.plugins(to),
+        endpoint=endpoint,
     )
 
 

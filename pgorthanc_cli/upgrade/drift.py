@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog, steps, verify
+from pgorthanc_cli.upgrade.model import Obstacle
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -146,11 +147,11 @@ def messages(findings: list[verify.Finding]) -> tuple[str, ...]:
 
 def obstacles(
     conn: Connection, schema: str, objects: catalog.Catalog, drift: SchemaDrift, to: int
-) -> tuple[str, ...]:
-    """Return what keeps the index from revision `to`, as messages; changes nothing and waits for no lock."""
+) -> tuple[Obstacle, ...]:
+    """Return what keeps the index from revision `to`; changes nothing and waits for no lock."""
     tables = index_tables(objects)
     return (
-        *_not_repaired(objects, drift, to),
+        *_not_repaired(schema, objects, drift, to),
         *_dependents(conn, schema, drift.start, to),
         *_published(conn, schema, tables),
         *prepared_transactions(conn, schema, tables),
@@ -163,16 +164,20 @@ def index_tables(objects: catalog.Catalog) -> list[str]:
     return [name.removeprefix("table ") for name in objects if name.startswith("table ") and name in names]
 
 
-def prepared_transactions(conn: Connection, schema: str, tables: list[str]) -> list[str]:
-    """Return messages of prepared transactions that hold locks on the index: no list of sessions shows them."""
+def prepared_transactions(conn: Connection, schema: str, tables: list[str]) -> list[Obstacle]:
+    """Return the prepared transactions that hold locks on the index: no list of sessions shows them."""
     locks = [db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP, db.LOCK_TRANSITION]
     query = db.statement(__package__, "prepared_transactions.sql")
     result = []
     for gid, owner, since in db.rows(conn, query, db.quote_ident(schema), tables, locks):
         literal = "'" + gid.replace("'", "''") + "'"
         result.append(
-            f"prepared transaction {literal} of role {owner} since {since:%Y-%m-%d %H:%M:%S} holds locks on "
-            f"the index: end it as that role, by ROLLBACK PREPARED {literal}; or COMMIT PREPARED {literal};"
+            Obstacle(
+                f"prepared transaction {literal} of role {owner} has held locks on the index "
+                f"since {since:%Y-%m-%d %H:%M:%S %z}",
+                f"ask its application whether to commit it or roll it back, as role {owner}:",
+                (f"ROLLBACK PREPARED {literal};", f"COMMIT PREPARED {literal};"),
+            )
         )
     return result
 
@@ -194,52 +199,60 @@ def _missing_revision(objects: catalog.Catalog) -> verify.Finding:
     )
 
 
-def _not_repaired(objects: catalog.Catalog, drift: SchemaDrift, to: int) -> list[str]:
+def _not_repaired(schema: str, objects: catalog.Catalog, drift: SchemaDrift, to: int) -> list[Obstacle]:
     """Return the differences that no step and no repair removes, so that the result would not match."""
     deviations = {difference.name: difference for difference in catalog.deviations(objects, to)}
     # Older layouts have no catalog: objects that no revision has are an administrator's.
     if drift.start == 0:
         names = catalog.revisions_of_objects()
         return [
-            _obstacle(difference)
+            _obstacle(schema, difference)
             for difference in deviations.values()
             if difference.expected is None and difference.name not in names
         ]
     known = objects | catalog.expected_like(objects, to)
-    result: list[str] = []
+    result: list[Obstacle] = []
     for finding in drift.findings:
         if finding in drift.repairs:
             continue
         if finding.name in deviations:
-            result.append(_obstacle(deviations[finding.name]))
+            result.append(_obstacle(schema, deviations[finding.name], finding.advice))
         elif finding.matters and finding.name not in known:
-            result += messages([finding])
+            result.append(Obstacle(finding.difference, finding.advice or finding.why))
     return result
 
 
-def _obstacle(difference: catalog.Difference) -> str:
+def _obstacle(schema: str, difference: catalog.Difference, advice: str | None = None) -> Obstacle:
+    """Return a difference with its remedy; in a catalog, only names of children are quoted."""
     if difference.expected is not None:
-        return str(difference)
+        return Obstacle(str(difference), advice or "restore the expected definition")
     kind, _, rest = difference.name.partition(" ")
-    table, _, name = rest.partition(".")
-    remedy = {
-        "column": f"move it to a table of your own: ALTER TABLE {table} DROP COLUMN {name};",
-        "constraint": f"ALTER TABLE {table} DROP CONSTRAINT {name};",
-        "trigger": f"DROP TRIGGER {name} ON {table};",
-        "rule": f"DROP RULE {name} ON {table};",
-        "index": f"DROP INDEX {rest};",
-        "function": f"DROP FUNCTION {rest};",
-        "child": f"ALTER TABLE {name} NO INHERIT {table};",
-        "rowsecurity": f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;",
+    name, _, part = rest.partition("." if kind != "function" else "(")
+    table = f"{db.quote_ident(schema)}.{db.quote_ident(name)}"
+    quoted = db.quote_ident(part)
+    remedies = {
+        "column": (
+            "drop it, or move its data to a table of your own:",
+            f"ALTER TABLE {table} DROP COLUMN {quoted};",
+        ),
+        "constraint": ("drop it:", f"ALTER TABLE {table} DROP CONSTRAINT {quoted};"),
+        "trigger": ("drop it:", f"DROP TRIGGER {quoted} ON {table};"),
+        "rule": ("drop it:", f"DROP RULE {quoted} ON {table};"),
+        "index": ("drop it:", f"DROP INDEX {table};"),
+        "function": ("drop it:", f"DROP FUNCTION {table}({part};"),
+        "child": ("detach it:", f"ALTER TABLE {part} NO INHERIT {table};"),
+        "rowsecurity": ("disable it:", f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;"),
     }
+    advice, statement = remedies[kind]
     what = {
-        "child": f"table {name}, which inherits from {table}",
-        "rowsecurity": f"row level security of {table}",
+        "child": f"table {part}, which inherits from {name}",
+        "rowsecurity": f"row level security of {name}",
     }
-    return f"extra {what.get(kind, difference.name)} (not created by the plugin); {remedy[kind]}"
+    text = f"extra {what.get(kind, difference.name)} (not created by the plugin)"
+    return Obstacle(text, advice, (statement,))
 
 
-def _dependents(conn: Connection, schema: str, start: int, to: int) -> list[str]:
+def _dependents(conn: Connection, schema: str, start: int, to: int) -> list[Obstacle]:
     """Return what depends on an object that a step drops."""
     dropped: list[tuple[str, str, str]] = []
     for step in steps.path(start, to):
@@ -256,16 +269,23 @@ def _dependents(conn: Connection, schema: str, start: int, to: int) -> list[str]
     with conn.cursor() as cur:
         cur.execute(db.statement(__package__, "dependents.sql"), parameters)
         return [
-            f"{what} depends on {on}, which revision {to} does not have: drop it, and create it again afterwards"
+            Obstacle(
+                f"{what} depends on {on}, which revision {to} does not have",
+                "save its definition, drop it, and create it again afterwards",
+            )
             for what, on in cur.fetchall()
         ]
 
 
-def _published(conn: Connection, schema: str, tables: list[str]) -> list[str]:
+def _published(conn: Connection, schema: str, tables: list[str]) -> list[Obstacle]:
     with conn.cursor() as cur:
         cur.execute(_PUBLISHED, {"schema": db.quote_ident(schema), "tables": tables})
         return [
-            f"publication {publication} publishes changes of table {table}, which has no key, so that no row "
-            f"of it can be changed: ALTER TABLE {table} REPLICA IDENTITY FULL;"
+            Obstacle(
+                f"publication {publication} publishes changes of table {table}, which has no key, "
+                "so PostgreSQL refuses to change its rows",
+                "let whole rows identify themselves to the subscribers:",
+                (f"ALTER TABLE {db.quote_ident(schema)}.{db.quote_ident(table)} REPLICA IDENTITY FULL;",),
+            )
             for publication, table in cur.fetchall()
         ]

@@ -76,7 +76,7 @@ def unfinished(conn: Connection, objects: catalog.Catalog) -> bool:
         return True
     if "column resources.childcount" not in objects:
         return False
-    uncounted = "SELECT EXISTS (SELECT FROM resources WHERE resourcetype < 3 AND childcount IS NULL)"
+    uncounted = "SELECT EXISTS (SELECT FROM index.resources WHERE resourcetype < 3 AND childcount IS NULL)"
     return bool(db.value(conn, uncounted))
 
 

@@ -59,12 +59,6 @@ class Item:
     space_bytes: int
     statements: tuple[str, ...]
 
-    def __str__(self) -> str:
-        """Return a line of the plan."""
-        on = f" on {', '.join(self.tables)}" if self.tables else ""
-        space = f", {self.space_bytes / 1e6:,.0f} MB" if self.space_bytes else ""
-        return f"{self.what}: {self.lock}{on}, blocks {self.blocks}, about {self.seconds:,.1f} s{space}"
-
 
 class Estimate:
     """Estimates of time and space in one database."""
@@ -96,10 +90,10 @@ def prepare_items(estimate: Estimate, objects: catalog.Catalog, path: Sequence[S
         pending = estimate.survey.rows("globalintegerschanges")
         items.append(
             Item(
-                what="add the pending deltas to the counters, 10,000 at a time",
+                what="apply the pending counter updates",
                 tables=("globalintegerschanges", "globalintegers"),
                 lock="ROW EXCLUSIVE",
-                blocks="nobody",
+                blocks="no session",
                 seconds=estimate.seconds(pending, _INDEX_S),
                 space_bytes=0,
                 statements=(counters.merge_script(),),
@@ -127,7 +121,7 @@ def finish_items(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
     if features.of_revision(to).child_counts:
         items.append(
             _online_item(
-                "count the children of patients, studies and series that have no number yet",
+                "count the children of patients, studies and series",
                 ("resources",),
                 estimate.seconds(parents, _CHILDREN_S),
                 parents * _ROW_BYTES,
@@ -137,7 +131,7 @@ def finish_items(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
     counted = survey.rows("resources") + survey.rows("attachedfiles")
     items.append(
         _online_item(
-            "compare the counters with what there is, and correct them",
+            "recount the statistics",
             ("resources", "attachedfiles"),
             estimate.seconds(counted, _RECOUNT_S),
             0,
@@ -146,14 +140,22 @@ def finish_items(estimate: Estimate, to: int, *, down: bool) -> list[Item]:
     if survey.trigram == "missing" and not down:
         items.append(
             _online_item(
-                "build the trigram index concurrently, if the extension may be created",
+                "build the wildcard-search index (needs the extension pg_trgm)",
                 ("dicomidentifiers",),
                 estimate.seconds(identifiers, _TRIGRAM_S),
                 identifiers * _TRIGRAM_BYTES,
             )
         )
     analyze = [f"ANALYZE {table}" for table in ANALYZED]
-    items.append(_online_item("analyse", ANALYZED, len(ANALYZED) * _ANALYZE_S, 0, *analyze))
+    items.append(
+        _online_item(
+            "update the statistics of the query planner (ANALYZE)",
+            ANALYZED,
+            len(ANALYZED) * _ANALYZE_S,
+            0,
+            *analyze,
+        )
+    )
     return items
 
 
@@ -162,7 +164,7 @@ def _prebuilt_item(estimate: Estimate, prebuilt: Prebuilt, state: str) -> Item:
     if prebuilt.validate:
         validate = (prebuilt.validate,)
         return Item(
-            what=f"add constraint {prebuilt.name}, and validate it",
+            what=f"add and validate constraint {prebuilt.name}",
             tables=(prebuilt.table,),
             lock="SHARE ROW EXCLUSIVE for an instant, then SHARE UPDATE EXCLUSIVE",
             blocks="writers for less than 0.1 s",
@@ -172,10 +174,10 @@ def _prebuilt_item(estimate: Estimate, prebuilt: Prebuilt, state: str) -> Item:
         )
     drop = (f"DROP INDEX CONCURRENTLY {prebuilt.name}",) if state == "invalid" else ()
     return Item(
-        what=f"build index {prebuilt.name} concurrently",
+        what=f"build index {prebuilt.name}",
         tables=(prebuilt.table,),
         lock="SHARE UPDATE EXCLUSIVE",
-        blocks="nobody",
+        blocks="no session",
         seconds=_CONCURRENTLY * estimate.seconds(rows, _INDEX_S),
         space_bytes=estimate.index_bytes(prebuilt, rows),
         statements=(*drop, prebuilt.statement),
@@ -183,16 +185,16 @@ def _prebuilt_item(estimate: Estimate, prebuilt: Prebuilt, state: str) -> Item:
 
 
 def _repair_item(repairs: list[verify.Finding]) -> Item:
-    what = f"mend what is not as it must be: {'; '.join(drift.messages(repairs))}"
+    what = f"repair: {'; '.join(drift.messages(repairs))}"
     return _exclusive_item(what, (), _STEP_S, tuple(drift.statements(repairs)))
 
 
 def _exclusive_item(what: str, tables: tuple[str, ...], seconds: float, statements: tuple[str, ...]) -> Item:
-    return Item(what, tables, _EXCLUSIVE, "everybody", seconds, 0, statements)
+    return Item(what, tables, _EXCLUSIVE, "all sessions", seconds, 0, statements)
 
 
 def _online_item(what: str, tables: tuple[str, ...], seconds: float, space: int, *statements: str) -> Item:
-    return Item(what, tables, "SHARE UPDATE EXCLUSIVE at most", "nobody", seconds, space, statements)
+    return Item(what, tables, "SHARE UPDATE EXCLUSIVE at most", "no session", seconds, space, statements)
 
 
 def _purpose(step: Step) -> str:

@@ -5,11 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgorthanc_cli import db
 from pgorthanc_cli.schema.duplicates import Differing, Duplicate, SurplusFile
 
 PHASES = ("prepare", "switch", "finish")
 ANALYZED = ("resources", "metadata")
 """The tables in which a change writes so many rows that the planner needs new statistics."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What keeps an index from another revision until an administrator removes it.
+
+    Attributes:
+        text: The fact.
+        advice: What to do.
+        statements: Each of these alone removes it; empty if the advice says it all.
+    """
+
+    text: str
+    advice: str
+    statements: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return it on one line, for messages."""
+        return f"{self.text}; {self.advice} {' or '.join(self.statements)}".rstrip(" ;")
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,9 @@ class Changed:
         before: Its revision before; 0 for the layouts before revision 1.
         revision: Its revision now.
         phases: The phases that have run.
+        to: The target revision, which `prepare` alone does not reach.
+        plugins: The releases of the plugin that work with it.
+        endpoint: The database.
         repaired: The differences from its revision that were repaired.
         kept: Rows that are kept aside, by table.
         restored: Rows that were kept aside and are restored, by table.
@@ -58,6 +81,9 @@ class Changed:
     before: int
     revision: int
     phases: tuple[str, ...]
+    to: int
+    plugins: str
+    endpoint: db.Endpoint
     repaired: tuple[str, ...] = ()
     kept: dict[str, int] = field(default_factory=dict)
     restored: dict[str, int] = field(default_factory=dict)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.locks import Session
-from pgorthanc_cli.schema import catalog, duplicates, features, steps
+from pgorthanc_cli.schema import catalog, duplicates, features, rights, steps
 from pgorthanc_cli.upgrade import drift, preserved
+from pgorthanc_cli.upgrade.finish import unfinished
 from pgorthanc_cli.upgrade.items import Estimate, Item, finish_items, prepare_items, switch_items
+from pgorthanc_cli.upgrade.model import Obstacle
 from pgorthanc_cli.upgrade.survey import Replica, Table, find_duplicates, survey
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class Plan:
         sessions: The other sessions, which have to end before the switch.
         locks: The holders of Orthanc's locks.
         replicas: Standbys; they replay the switch, and their readers wait for that, too.
+        endpoint: The database.
+        path: The revisions on the way, both ends included.
+        blockers: The obstacles, each with its fact, the advice and the statements.
+        unfinished: Whether the last phase of an earlier change has not finished.
+        refusal: Why this role may not run the change, and what helps; empty if it may.
         dry_run: A plan changes nothing.
     """
 
@@ -69,7 +76,17 @@ class Plan:
     sessions: tuple[Session, ...]
     locks: tuple[db.LockHolder, ...]
     replicas: tuple[Replica, ...]
+    endpoint: db.Endpoint
+    path: tuple[int, ...]
+    blockers: tuple[Obstacle, ...]
+    unfinished: bool
+    refusal: tuple[str, ...]
     dry_run: bool = field(default=True, metadata={"shown": False})
+
+    @property
+    def needed(self) -> bool:
+        """Return whether a change would do anything."""
+        return len(self.path) > 1 or bool(self.repairs) or self.unfinished
 
 
 def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
@@ -92,6 +109,8 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
     switch = switch_items(estimate, objects, path)
     finish = finish_items(estimate, to, down=down)
     losses = preserved.losses(conn, objects, to) if down else []
+    remaining = unfinished(conn, objects)
+    refusal = _refusal(conn, schema, objects)
     conn.commit()
     return Plan(
         schema=schema,
@@ -109,14 +128,28 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
         space_bytes=sum(item.space_bytes for item in (*prepare, *switch, *finish)),
         tablespaces=tuple(sorted({table.tablespace for table in state.tables if table.tablespace})),
         repairs=drift.messages(state.drift.repairs),
-        obstacles=state.obstacles,
+        obstacles=tuple(map(str, state.obstacles)),
         duplicates=find_duplicates(conn, objects) if becomes_unique else (),
         not_held=tuple(losses),
         tables=state.tables,
         sessions=state.sessions,
         locks=state.locks,
         replicas=state.replicas,
+        endpoint=db.endpoint(conn),
+        path=(start, *(step.end for step in path)),
+        blockers=state.obstacles,
+        unfinished=remaining,
+        refusal=refusal,
     )
+
+
+def _refusal(conn: Connection, schema: str, objects: catalog.Catalog) -> tuple[str, ...]:
+    """Return why this role may not run the change, and what helps: a plan needs fewer privileges."""
+    try:
+        rights.require_change(conn, schema, objects)
+    except RevisionError as error:
+        return (error.message, error.hint or "")
+    return ()
 
 
 def require_direction(start: int, to: int, schema: str, *, down: bool) -> None:

@@ -36,49 +36,53 @@ class Loss:
         what: What they are, for a message.
         rows: The number of rows.
         below: The first revision that can hold them.
+        table: The table in which they are kept.
         unreadable: Whether Orthanc cannot find files without them.
     """
 
     what: str
     rows: int
     below: int
+    table: str
     unreadable: bool = False
 
-    def __str__(self) -> str:
-        """Return a line of the list that the user confirms."""
-        return f"{self.rows:,} {self.what} (not below revision {self.below})"
 
-
-# (what, the object that holds it, query). customdata has no index: one scan, while Orthanc is running.
+# (what, the object that holds it, the table that keeps it, query). customdata has no index: one
+# scan, while Orthanc is running.
 _LOSSES = (
     (
-        "reservations of queued values", "column queues.reserveduntil",
+        "reservations of queued values", "column queues.reserveduntil", "reservations",
         "SELECT count(*) FROM index.queues WHERE reserveduntil IS NOT NULL",
     ),
-    ("audit logs", "column auditlogs.ts", "SELECT count(*) FROM index.auditlogs"),
+    ("audit log entries", "column auditlogs.ts", "auditlogs", "SELECT count(*) FROM index.auditlogs"),
     (
-        "places of protected patients in the recycling order", "sequence patientrecyclingordersequence",
+        "positions of protected patients in the recycling order", "sequence patientrecyclingordersequence",
+        "recycling",
         """SELECT count(*) FROM index.resources
                JOIN index.metadata p ON p.id = internalid AND p.type = 18 AND p.value = 'true'
                JOIN index.metadata o ON o.id = internalid AND o.type = 19 WHERE resourcetype = 0""",
     ),
     (
-        "attachments with data of a storage plugin, whose files Orthanc cannot find without it", _CUSTOM_DATA,
+        "customData of attachments", _CUSTOM_DATA, "customdata",
         "SELECT count(*) FROM index.attachedfiles WHERE customdata IS NOT NULL",
     ),
-    ("entries of key-value stores", "column keyvaluestores.key", "SELECT count(*) FROM index.keyvaluestores"),
-    ("values in queues", "column queues.value", "SELECT count(*) FROM index.queues"),
+    (
+        "key-value pairs", "column keyvaluestores.key", "keyvaluestores",
+        "SELECT count(*) FROM index.keyvaluestores",
+    ),
+    ("queued values", "column queues.value", "queues", "SELECT count(*) FROM index.queues"),
 )  # fmt: skip
 
 
 def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
     """Return the contents of an index that revision `to` cannot hold."""
     result = []
-    for what, name, query in _LOSSES:
+    for what, name, table, query in _LOSSES:
         below = catalog.revisions_of_objects()[name][0]
         if to < below and name in objects:
             count = db.value(conn, query)
-            result.append(Loss(what, count, below, unreadable=name == _CUSTOM_DATA))
+            unreadable = name == _CUSTOM_DATA
+            result.append(Loss(what, count, below, f"{PREFIX}{table}", unreadable))
     return [loss for loss in result if loss.rows]
 
 

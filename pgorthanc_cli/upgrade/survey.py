@@ -15,6 +15,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.locks import Session, client_sessions
 from pgorthanc_cli.schema import catalog, duplicates
 from pgorthanc_cli.upgrade.drift import SchemaDrift, index_tables, inspect, obstacles
+from pgorthanc_cli.upgrade.model import Obstacle
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -55,10 +56,6 @@ class Table:
     index_bytes: int
     tablespace: str | None
 
-    def __str__(self) -> str:
-        """Return a line of the plan."""
-        return f"{self.name}: about {self.rows:,} rows, {self.size_bytes:,} bytes, indexes {self.index_bytes:,} bytes"
-
 
 @dataclass(frozen=True)
 class Replica:
@@ -68,13 +65,6 @@ class Replica:
     state: str | None
     behind_bytes: int | None
     lag: timedelta | None
-
-    def __str__(self) -> str:
-        """Return a line of the plan."""
-        behind = "unknown" if self.behind_bytes is None else f"{self.behind_bytes:,} bytes"
-        return f"{self.name}: {self.state or 'unknown'}, behind by {behind}" + (
-            f", {self.lag}" if self.lag else ""
-        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,7 @@ class Survey:
 
     schema: str
     drift: SchemaDrift
-    obstacles: tuple[str, ...]
+    obstacles: tuple[Obstacle, ...]
     trigram: str
     tables: tuple[Table, ...]
     patients: int

@@ -46,7 +46,7 @@ ALLOWED = {
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
-    "views": {"config", "doctor", "index", "ingest", "migrate", "orthanc_log", "schema"},
+    "views": {"config", "doctor", "index", "ingest", "migrate", "orthanc_log", "schema", "upgrade"},
 }
 # third-party module -> the only rooms that may import it
 ONLY = {"click": {"cli", "commands"}, "rich": {"output", "render"}, "pydicom": {"dicom"}}

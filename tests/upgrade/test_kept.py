@@ -67,7 +67,7 @@ def test_what_files_need_to_be_found_needs_a_yes(filled: Filled) -> None:
     at = ("--uri", target.dsn)
     refused = invoke("downgrade", *at, "--to", 4)
     assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
-    assert "cannot find without it" in refused.stderr
+    assert "Orthanc cannot find the files of" in refused.stderr
     assert state(target) == before
     assert invoke("downgrade", *at, "--to", 5).exit_code == 0  # kept aside, and nothing needs it
     assert invoke("downgrade", *at, "--to", 4, "--yes").exit_code == 0

@@ -102,14 +102,14 @@ def test_what_the_switch_would_refuse_is_an_obstacle(filled: Filled, one: Obstac
     run(target, *one.statements)
     before = state(target)
 
-    obstacles = planned(target, one.to, down=one.to < one.start).obstacles
-    named = [line for line in obstacles if one.said in line.replace("public.", "")]
+    plan = planned(target, one.to, down=one.to < one.start)
+    named = [obstacle for obstacle in plan.blockers if one.said in obstacle.text.replace("public.", "")]
 
-    assert named, planned(target, one.to, down=one.to < one.start).obstacles
+    assert named, plan.obstacles
     with pytest.raises(RevisionError, match=re.escape(one.said)):
         change(target, one.to)
     assert state(target) == before
-    run(target, one.remedy or named[0].partition("; ")[2].rpartition(": ")[2])
+    run(target, one.remedy or named[0].statements[0])
     assert planned(target, one.to, down=one.to < one.start).obstacles == ()
     assert change(target, one.to).revision == one.to
     assert catalog.deviations(snapshot(target), one.to) == []
@@ -190,7 +190,7 @@ def test_a_prepared_transaction_is_named_with_what_ends_it(index: db.Target, end
         "BEGIN; UPDATE resources SET publicid = publicid WHERE internalid = 1; PREPARE TRANSACTION 'it''s mine'",
     )
     [named] = planned(index, CURRENT).obstacles
-    assert "prepared transaction 'it''s mine' of role postgres since " in named
+    assert "prepared transaction 'it''s mine' of role postgres has held locks on the index since " in named
     for phase in ("prepare", "switch"):
         with pytest.raises(RevisionError, match="prepared transaction"):
             change(index, CURRENT, phases=(phase,))

@@ -100,9 +100,10 @@ def test_the_plan_of_an_upgrade(filled: Filled) -> None:
     assert "CREATE UNIQUE INDEX CONCURRENTLY pgorthanc_uniquepublicid ON resources (publicid)" in prepared
     assert [len(item.statements) for item in plan.switch] == [1] * len(steps.path(1, CURRENT))
     assert all(
-        item.blocks == "nobody" or "less than 0.1 s" in item.blocks for item in (*plan.prepare, *plan.finish)
+        item.blocks == "no session" or "less than 0.1 s" in item.blocks
+        for item in (*plan.prepare, *plan.finish)
     )
-    assert all(item.blocks == "everybody" for item in plan.switch)
+    assert all(item.blocks == "all sessions" for item in plan.switch)
     assert plan.space_bytes > 0
     assert 0 < plan.switch_s < 1
     assert plan.tables[0].rows > 0
@@ -115,10 +116,10 @@ def test_the_plan_of_a_downgrade_counts_what_is_not_held(filled: Filled) -> None
     assert {(loss.what.split()[0], loss.below, loss.unreadable) for loss in plan.not_held} == {
         ("reservations", 10, False),
         ("audit", 6, False),
-        ("places", 6, False),
-        ("attachments", 5, True),
-        ("entries", 5, False),
-        ("values", 5, False),
+        ("positions", 6, False),
+        ("customData", 5, True),
+        ("key-value", 5, False),
+        ("queued", 5, False),
     }
     assert all(loss.rows > 0 for loss in plan.not_held)
 
@@ -140,9 +141,11 @@ def test_the_plan_lists_duplicates(filled: Filled) -> None:
 
 def test_the_forms_of_a_plan(filled: Filled) -> None:
     target = filled(5)
-    table = invoke("upgrade", "--uri", target.dsn, "--plan")
+    screen = invoke("upgrade", "--uri", target.dsn, "--plan")
     document = json.loads(invoke("upgrade", "--uri", target.dsn, "--plan", "--json").stdout)
-    assert "revision 5 (PostgreSQL plugin 8.0) to revision 6" in table.stdout
+    assert screen.stdout.startswith("Plan: upgrade from revision 5 to 10, under 1 s.")
+    assert "revision 5 -> 6 -> 10" in screen.stdout
+    assert screen.exit_code == 0
     assert {
         "revision",
         "to",
@@ -213,3 +216,25 @@ def test_every_script_says_what_can_be_made_beforehand() -> None:
         assert [made.statement for made in prepare.prebuilt_objects([step])] == [
             line.removeprefix("--   ").removesuffix(";") for line in said
         ]
+
+
+def test_the_screen_of_a_blocked_plan_ends_with_6(filled: Filled) -> None:
+    target = filled(6)
+    run(target, 'ALTER TABLE resources ADD "Foo bar" int')
+    blocked = invoke("upgrade", "--uri", target.dsn, "--plan")
+    assert blocked.exit_code == 6
+    assert blocked.stdout.startswith("The upgrade from revision 6 to 10 is blocked by 1 obstacle.")
+    statement = 'ALTER TABLE "public"."resources" DROP COLUMN "Foo bar";'
+    assert f"    {statement}\n" in blocked.stdout
+    run(target, statement)
+    assert invoke("upgrade", "--uri", target.dsn, "--plan").exit_code == 0
+
+
+def test_the_screens_of_the_phases(filled: Filled) -> None:
+    at = ("--uri", filled(1).dsn)
+    shown = [invoke("upgrade", *at, "--phase", phase).stdout for phase in ("prepare", "switch", "finish")]
+    again = invoke("upgrade", *at).stdout
+    assert [screen.partition(" ")[0] for screen in shown] == ["Prepared", "Upgraded", "Finished"]
+    assert "    pgorthanc upgrade --phase switch --uri" in shown[0]
+    assert "    pgorthanc upgrade --phase finish --uri" in shown[1]
+    assert again.startswith("Nothing to do: database ")
