@@ -50,10 +50,13 @@ def command(
     print_sql: bool,
     dry_run: bool,
 ) -> None:
-    """Make an Orthanc index in an empty schema, or mend one."""
+    """Create an Orthanc index in an empty schema, or repair an existing one."""
     from pgorthanc_cli import db, locks
+    from pgorthanc_cli.config import conninfo
     from pgorthanc_cli.schema import catalog, initialize, provision
+    from pgorthanc_cli.views import init as views
 
+    given = _given(revision, plugin, storage)
     if plugin is not None:
         if revision is not None:
             raise UsageError("--revision and --plugin both say which revision is wanted", "give one of them")
@@ -86,9 +89,32 @@ def command(
                 with_storage=storage,
                 dry_run=dry_run,
             )
-    for warning in initialised.warnings:
-        call.warn(warning)
-    call.emit(initialised)
+            section = ""
+            if initialised.created and found.orthanc is None:
+                has_storage = initialised.storage and storage
+                section = conninfo.section_to_paste(conn, target, storage=has_storage, role=role)
+    where = [] if call.options["config"] else _storage_option(storage=storage)
+    page = views.page(
+        initialised,
+        section=section,
+        import_files=call.command_line("import", *where, "PATH"),
+        init=call.command_line("init", *given),
+    )
+    call.emit_page(initialised, page)
+
+
+def _given(revision: int | None, plugin: str | None, storage: bool | None) -> list[str]:
+    """Return the options that say what to create, to repeat the command."""
+    words = ["--revision", str(revision)] if revision is not None else []
+    if plugin is not None:
+        words += ["--plugin", plugin]
+    if storage is not None:
+        words.append("--with-storage" if storage else "--no-storage")
+    return words
+
+
+def _storage_option(*, storage: bool) -> list[str]:
+    return ["--storage", "postgresql"] if storage else ["--storage-dir", "DIR"]
 
 
 def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role: str | None) -> str | None:

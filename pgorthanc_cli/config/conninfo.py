@@ -7,6 +7,7 @@ later comes last here; its location was not seen.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -213,6 +214,30 @@ def plugin_options(parameters: Mapping[str, str], *, encrypted: bool) -> dict[st
         if not problems:
             return section
     return {"ConnectionUri": uri(kept)}
+
+
+def section_to_paste(conn: Connection, target: db.Target, *, storage: bool, role: str | None = None) -> str:
+    """Return the "PostgreSQL" section, as JSON, with which Orthanc uses a connection's database.
+
+    The password is REPLACE-ME.
+
+    Args:
+        conn: The connection.
+        target: Its source.
+        storage: Whether the schema has the PostgreSQL storage area.
+        role: The role of Orthanc, if it is not that of the connection.
+    """
+    parameters = complete(in_use(conn), target) | ({"user": role} if role else {})
+    options = plugin_options(parameters, encrypted=conn.info.ssl_in_use)
+    section: dict[str, Any] = {"EnableIndex": True, "EnableStorage": storage}
+    section |= {
+        name: value.replace(db.MASK, "REPLACE-ME") if isinstance(value, str) else value
+        for name, value in options.items()
+    }
+    if target.schema != "public":
+        section["Schema"] = target.schema
+    lines = json.dumps(section, indent=2, ensure_ascii=False)
+    return f'"PostgreSQL": {lines}'
 
 
 def uri(parameters: Mapping[str, str], *, show_password: bool = False) -> str:

@@ -7,7 +7,7 @@ and compared with that of the revision.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
@@ -43,6 +43,7 @@ class Initialised:
         schema: PostgreSQL namespace.
         repaired: The objects that an existing index lacked, and has now.
         dry_run: Whether everything was rolled back.
+        endpoint: Where we looked.
     """
 
     revision: int
@@ -52,12 +53,8 @@ class Initialised:
     trigram: str
     schema: str
     repaired: tuple[str, ...]
-    dry_run: bool = field(default=False, metadata={"shown": False})
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Return what makes the index slower than it could be."""
-        return tuple(filter(None, [catalog.TRIGRAM_WARNINGS.get(self.trigram)]))
+    dry_run: bool
+    endpoint: db.Endpoint
 
 
 def init(
@@ -112,6 +109,7 @@ def init(
             schema=schema,
             repaired=tuple(difference.name for difference in missing) if layout else (),
             dry_run=dry_run,
+            endpoint=db.endpoint(conn),
         )
         if dry_run:
             conn.rollback()

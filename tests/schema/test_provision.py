@@ -72,7 +72,6 @@ def test_a_role_that_may_not_create_extensions(empty: db.Target, role: str, trig
 
     assert made.created is True
     assert made.trigram == ("missing" if trigram == "valid" else trigram)
-    assert made.warnings
     assert rows(target, "SELECT value FROM globalproperties WHERE property = 10") == [("1",)]
     assert init(as_role(target, role)).created is False
 

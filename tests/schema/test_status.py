@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pgorthanc_cli import catalogs, cli, db
+from pgorthanc_cli.config import OrthancConfiguration, resolve
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog, initialize
 from pgorthanc_cli.views import trigram as trigram_view
@@ -106,6 +107,31 @@ def test_the_commands(empty: db.Target) -> None:
         "compressed_size_bytes", "uncompressed_size_bytes", "storage_area", "trigram", "locks", "server_version",
         "pending", "endpoint", "newest", "index_bytes", "sessions", "connections", "max_connections", "time",
     } <= json.loads(shown.stdout).keys()  # fmt: skip
+
+
+def test_the_screens_of_init(empty: db.Target) -> None:
+    tried = invoke("init", "--uri", empty.dsn, "--dry-run", "--no-storage")
+    assert tried.stdout.startswith("Dry run, nothing was changed: this would create an Orthanc index")
+    assert tried.stdout.splitlines()[-1].startswith("    pgorthanc init --no-storage --uri ")
+    made = invoke("init", "--uri", empty.dsn, "--no-storage")
+    assert made.stdout.startswith(f"Created an Orthanc index at revision {CURRENT}.\ndatabase ")
+    assert made.stdout.splitlines()[-1].startswith("    pgorthanc import --storage-dir DIR PATH --uri ")
+    again = invoke("init", "--uri", empty.dsn, "--no-storage")
+    assert again.stdout.startswith("Nothing to do: database ")
+    assert [run.exit_code for run in (tried, made, again)] == [0, 0, 0]
+
+
+def test_the_configuration_to_paste_leads_to_the_database(empty: db.Target) -> None:
+    made = invoke("init", "--uri", empty.dsn)
+    pasted = made.stdout.split('    "PostgreSQL": ')[1].split("\n\n")[0]
+    section = json.loads(pasted)
+    assert (section["EnableIndex"], section["EnableStorage"]) == (True, True)
+    assert "REPLACE-ME" in pasted
+    password = db.parse_dsn(empty.dsn).get("password", "none")
+    assert password not in pasted
+    orthanc = OrthancConfiguration(root={"PostgreSQL": json.loads(pasted.replace("REPLACE-ME", password))})
+    target = resolve(application="", orthanc=orthanc, environ={}).target
+    assert look(target).revision == CURRENT
 
 
 def test_the_screen_of_an_index_in_use(fresh: db.Target) -> None:
