@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
-from pgorthanc_cli.errors import PartialFailure, UsageError
-
-if TYPE_CHECKING:
-    from pgorthanc_cli.schema.verify import Repaired, SchemaReport
+from pgorthanc_cli.errors import UsageError
 
 
 @click.group("verify")
@@ -37,26 +32,28 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
     """
     from pgorthanc_cli import db, locks
     from pgorthanc_cli.schema import verify
+    from pgorthanc_cli.views import verify as views
 
     if apply and not repair:
         raise UsageError(
             "--apply alone has nothing to apply", "run: pgorthanc verify schema --repair --apply"
         )
-    found: SchemaReport | Repaired
     with call.target() as target, db.session(target, readonly=not apply) as conn:
         if apply:
-            found = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
+            done = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
+            call.emit_page(done, views.repaired_page(done, verbose=call.verbose))
+            healthy = done.healthy
         else:
-            found = report = verify.schema(conn, target.schema, deep=deep)
+            report = verify.schema(conn, target.schema, deep=deep)
+            healthy = report.healthy
     if repair and not apply and not call.as_json:
         output.text(verify.script(report))
-    else:
-        call.emit(found)
-    if not found.healthy:
-        raise PartialFailure(
-            f"schema {found.schema} is not what revision {found.revision} must be",
-            None if repair else "run: pgorthanc verify schema --repair",
-        )
+    elif not apply:
+        words = ("verify", "schema", "--repair", "--apply", *(["--deep"] if deep else []))
+        page = views.page(report, call.command_line(*words), verbose=call.verbose)
+        call.emit_page(report, page)
+    if not healthy:
+        raise click.exceptions.Exit(6)
 
 
 command.add_command(schema)

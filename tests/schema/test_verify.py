@@ -370,8 +370,13 @@ def invoke(target: db.Target, *words: str) -> tuple[int, str]:
 
 def test_the_command(index: Callable[[int], db.Target], empty: db.Target) -> None:
     target = index(CURRENT)
-    assert invoke(target)[0] == 0
+    code, text = invoke(target)
+    assert (code, text.splitlines()[0]) == (0, f"The index matches revision {CURRENT}.")
     run(target, "DROP INDEX labelsindex1")
+    code, text = invoke(target)
+    assert text.startswith(f"The index does not match revision {CURRENT}: 1 problem.")
+    assert "FAIL index labelsindex1 is missing" in text
+    assert "    pgorthanc verify schema --repair --apply --uri " in text
 
     code, text = invoke(target, "--json")
     document = json.loads(text)

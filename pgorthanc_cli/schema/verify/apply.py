@@ -94,6 +94,7 @@ def repair(
         healthy=after.healthy,
         repaired=tuple(finding.name for finding in before.findings if finding.name not in names),
         left=after.findings,
+        endpoint=after.endpoint,
     )
 
 

@@ -60,6 +60,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
         deep=deep,
         functions=dict(origins.most_common()),
         findings=tuple(sorted(findings, key=lambda finding: not finding.matters)),
+        endpoint=db.endpoint(conn),
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from pgorthanc_cli.db import Endpoint
+
 
 class Phase(IntEnum):
     """When a statement of a repair runs: later phases depend on earlier ones."""
@@ -88,6 +90,7 @@ class SchemaReport:
         deep: Whether counters, tree and child counts were recounted as well.
         functions: How many bodies of functions come from which release.
         findings: All differences, those that matter first.
+        endpoint: The database.
     """
 
     schema: str
@@ -98,6 +101,7 @@ class SchemaReport:
     deep: bool
     functions: dict[str, int]
     findings: tuple[Finding, ...]
+    endpoint: Endpoint
 
     @property
     def fixes(self) -> list[Fix]:
@@ -120,6 +124,7 @@ class Repaired:
         healthy: Whether no remaining finding matters.
         repaired: The repaired findings.
         left: The remaining findings, with advice.
+        endpoint: The database.
     """
 
     schema: str
@@ -127,6 +132,7 @@ class Repaired:
     healthy: bool
     repaired: tuple[str, ...]
     left: tuple[Finding, ...]
+    endpoint: Endpoint
 
 
 def ordered(fixes: Iterable[Fix]) -> list[Fix]:
