@@ -32,7 +32,7 @@ def _help_values() -> dict[str, str]:
     help="Orthanc's StorageDirectory, if it is on this machine.  [default: by --config]",
 )
 @click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
-@click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a page to look at.")
+@click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a web page.")
 @commands.nagios_option
 def command(
     call: Call,
@@ -46,12 +46,13 @@ def command(
 ) -> None:
     """Run health checks on the server and the index, and suggest fixes.
 
-    All checks, or those that are named: {checks}. Reads only. What this role may not see is UNKNOWN, with the
-    missing right; a check that fails is UNKNOWN with the reason, and the others go on.
+    All checks, or those that are named: {checks}. Changes nothing. A check that cannot be run is
+    marked ?, with the reason or the missing privilege.
 
-    Exit code 0: no warnings and no problems; 6: there are some; 3: the server cannot be reached.
+    Exit code 0: no warnings and no problems, though some checks may not have been run; 6: there
+    are some; 3: the server cannot be reached.
     """
-    from pgorthanc_cli import doctor
+    from pgorthanc_cli import doctor, render
     from pgorthanc_cli.views import doctor as views
 
     with call.resolved() as settings:
@@ -61,13 +62,18 @@ def command(
     if prometheus:
         files.replace(prometheus, views.prometheus(health), mode=0o644)  # the exporter has a user of its own
     if html:
-        files.replace(html, views.page(health))
+        complete = views.page(health, call.command_line, verbose=True)
+        files.replace(html, render.html(complete))
     if nagios:
         call.nagios(health.status, health.summary, health.figures)
-    call.emit(health)
-    for check in health.checks:
-        if check.name == "connection" and check.status == "CRITICAL":
-            raise ConnectError(check.message, check.hint)
-    bad = [check.name for check in health.checks if check.status in ("WARNING", "CRITICAL")]
-    if bad:
-        raise PartialFailure(f"something is wrong with: {', '.join(bad)}", "the hint of each says what to do")
+    unreachable = next(
+        (check for check in health.checks if check.name == "connection" and check.status != "OK"), None
+    )
+    if not unreachable or health.endpoint or call.as_json:
+        call.emit_page(health, views.page(health, call.command_line, verbose=call.verbose))
+    if unreachable and not health.endpoint:
+        raise ConnectError(unreachable.message, unreachable.hint)
+    if unreachable:
+        raise click.exceptions.Exit(ConnectError.exit_code)
+    if health.status in ("WARNING", "CRITICAL"):
+        raise click.exceptions.Exit(PartialFailure.exit_code)

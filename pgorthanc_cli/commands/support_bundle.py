@@ -26,12 +26,13 @@ def command(call: Call, *, file: Path) -> None:
     settings and sessions; with --config also Orthanc's options, masked. No row of the index, no statement of a session,
     no password, nothing about patients.
     """
-    from pgorthanc_cli import doctor
+    from pgorthanc_cli import doctor, render
     from pgorthanc_cli.views import doctor as views
 
     with call.target() as target:
         config = call.options["config"]
         health = doctor.examine(target)
+        page = render.html(views.page(health, call.command_line, verbose=True))
         configuration = Path(config) if config else None
-        names = doctor.bundle(target, health, file, configuration, page=views.page(health))
+        names = doctor.bundle(target, health, file, configuration, page=page)
     call.emit(_Written(file, names))

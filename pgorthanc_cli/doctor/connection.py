@@ -30,8 +30,8 @@ def judge_pooler(detected: pooler.Pooler) -> Verdict:
     return Verdict(
         "CRITICAL",
         f"a pooler in transaction mode: {detected.evidence}",
-        "Orthanc needs sessions of its own (locks, prepared statements, search_path): set pool_mode = "
-        "session for its database, or connect to the server directly",
+        "Orthanc needs sessions of its own for its locks, prepared statements and search_path. "
+        "Set pool_mode = session for its database, or connect to the server directly.",
     )
 
 
@@ -65,8 +65,8 @@ def round_trip(subject: Subject) -> Verdict:
         status = "WARNING" if median < _TOO_SLOW_MS else "CRITICAL"
     return Verdict(
         status,
-        f"{median:.2f} ms to the server and back (median of {_ROUND_TRIPS})",
-        "Orthanc sends many statements for each instance, one after the other: run it near the database",
+        f"{median:.2f} ms per round trip (median of {_ROUND_TRIPS})",
+        "Orthanc sends many statements for each instance, one after the other. Run it near the database.",
         {"round_trip_s": median / 1000},
     )
 
@@ -88,50 +88,50 @@ def clock(subject: Subject) -> Verdict:
     return Verdict(
         status,
         message,
-        "keep the time of both machines by NTP: values reserved in Orthanc's queues come free by the "
-        "client's clock",
+        "Orthanc's queues release reserved values by the client's clock. Synchronize both machines by NTP.",
         {"clock_difference_s": ahead_s},
     )
 
 
 @check("tls")
 def tls(subject: Subject) -> Verdict:
-    """Check that nobody on the network can read or redirect the connection."""
+    """Check that the connection is encrypted, unless it is local."""
     info = subject.conn.info
     if info.ssl_in_use:
         mode = info.dsn_parameters.get("sslmode", "prefer")
         verifies = mode in VERIFYING_SSLMODES
-        doubt = "" if verifies else f"; sslmode {mode} does not make sure that it is the right server"
+        doubt = "" if verifies else f"; sslmode {mode} does not verify the server's identity"
         return Verdict(
             "OK",
             f"{info.ssl_attribute('protocol')}, {info.ssl_attribute('cipher')}{doubt}",
-            None if verifies else "see: pgorthanc check-auth",
         )
     if subject.local:
-        return Verdict("OK", "none, and none is needed on this machine")
+        return Verdict("OK", "no TLS (local connection)")
     return Verdict(
         "WARNING",
-        "none: patient data crosses the network for everybody to read",
-        'have the server offer TLS (ssl = on), and set "EnableSsl" to true, or sslmode=verify-full in '
-        '"ConnectionUri"',
+        "no TLS: patient data crosses the network unencrypted",
+        "Enable TLS on the server (ssl = on); in Orthanc's configuration, set "
+        '"EnableSsl" to true, or sslmode=verify-full in "ConnectionUri".',
     )
 
 
 @check("authentication")
 def authentication(subject: Subject) -> Verdict:
-    """Check that the server asks clients to prove who they are."""
+    """Check that the server authenticates its clients."""
     encryption = db.value(subject.conn, "SELECT current_setting('password_encryption')")
     if subject.conn.info.used_password:
         weak = encryption == "md5"
         return Verdict(
             "WARNING" if weak else "OK",
-            f"with a password; new ones are stored as {encryption}",
-            "md5 is going away: pgorthanc check-auth" if weak else None,
+            f"by password; new passwords are stored as {encryption}",
+            "md5 is weak, and PostgreSQL will drop it. Check which plugins know SCRAM:",
+            command="check-auth",
         )
     if subject.conn.info.host.startswith(("/", "@")):
-        return Verdict("OK", "without a password, by the local socket")
+        return Verdict("OK", "by the local socket, without a password")
     return Verdict(
         "OK" if subject.local else "WARNING",
         "the server asked for no password: by a certificate, GSS, or a line trust in its pg_hba.conf",
-        "see which: pgorthanc check-auth",
+        "A line trust lets in everyone who reaches the server. Check which method it is:",
+        command="check-auth",
     )

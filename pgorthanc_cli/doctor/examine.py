@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import psycopg2
@@ -54,6 +56,8 @@ def examine(
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         raise UsageError(f"there is no check named {', '.join(unknown)}", f"there are: {', '.join(CHECKS)}")
+    target = replace(target, retries=0)  # a diagnosis answers now
+    checked_at = datetime.now(timezone.utc)
     verdicts: dict[str, Verdict] = {}
     if not names or "pooler" in names:
         # Before the first session is opened: behind a pooler in transaction mode, the other
@@ -62,9 +66,9 @@ def examine(
             verdicts["pooler"] = connection.judge_pooler(pooler.detect(target))
         except PgOrthancError as error:
             verdicts["pooler"] = _not_checked(error.message, error.hint)
-    verdicts = _run_checks(target, names, verdicts, deep, storage_dir)
+    verdicts, endpoint = _run_checks(target, names, verdicts, deep, storage_dir)
     ordered = {name: verdicts[name] for name in CHECKS if name in verdicts}
-    return Health.of(str(target), ordered)
+    return Health.of(str(target), ordered, endpoint, checked_at)
 
 
 def _run_checks(
@@ -73,25 +77,29 @@ def _run_checks(
     verdicts: dict[str, Verdict],
     deep: bool,
     storage_dir: Path | None,
-) -> dict[str, Verdict]:
-    """Run the other checks, in a new session whenever one was lost, and add their verdicts."""
+) -> tuple[dict[str, Verdict], db.Endpoint | None]:
+    """Run the other checks, in a new session whenever one was lost, and add their verdicts.
+
+    Also return where the session leads; None if there was none.
+    """
     pending = [name for name in names if name != "pooler"] if names else None
-    was_connected = False
+    endpoint = None
     while pending is None or pending:
         try:
             with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
-                was_connected, subject = True, Subject(conn, target, deep, storage_dir)
+                endpoint = db.endpoint(conn)
+                subject = Subject(conn, target, deep, storage_dir)
                 pending = _applicable(subject) if pending is None else pending
                 while pending and not conn.closed:
                     name = pending.pop(0)
                     verdicts[name] = _run(name, subject)
         except ConnectError as error:
             unreachable = {"connection": Verdict("CRITICAL", error.message, error.hint)}
-            if not was_connected:
-                return unreachable
+            if endpoint is None:
+                return unreachable, None
             lost = _not_checked("the connection was lost", None)
-            return verdicts | dict.fromkeys(pending or (), lost) | unreachable
-    return verdicts
+            return verdicts | dict.fromkeys(pending or (), lost) | unreachable, endpoint
+    return verdicts, endpoint
 
 
 def _applicable(subject: Subject) -> list[str]:
@@ -112,23 +120,32 @@ def _run(name: str, subject: Subject) -> Verdict:
     except PgOrthancError as error:
         return Verdict("CRITICAL", error.message, error.hint)
     except psycopg2.errors.InsufficientPrivilege as error:
-        return _not_checked(db.primary_message(error), db.error_hint(error, conn, subject.target.schema))
+        return _denied(error, subject)
     except psycopg2.errors.QueryCanceled as error:
         return _not_checked(
             db.primary_message(error),
-            f"raise statement_timeout for this role, or run the check alone: pgorthanc doctor {name}",
+            "Raise statement_timeout for this role, or run the check alone:",
+            command=f"doctor {name}",
         )
     except psycopg2.Error as error:
         code = f" (SQLSTATE {error.pgcode})" if error.pgcode else ""
         message = db.primary_message(error) + code
-        return _not_checked(message, "if the server is healthy, please report this")
+        return _not_checked(message, "If the server is healthy, please report this.")
     except Exception as error:  # noqa: BLE001 - one check that fails must not end the examination
-        return _not_checked(f"unexpected {type(error).__name__}", "this is a bug; please report it")
+        return _not_checked(f"unexpected {type(error).__name__}", "This is a bug; please report it.")
     finally:
         if not conn.closed and conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
             with conn.cursor() as cur:
                 cur.execute("ROLLBACK")
 
 
-def _not_checked(reason: str, hint: str | None) -> Verdict:
-    return Verdict("UNKNOWN", f"not checked: {printable(reason)}", hint)
+def _denied(error: psycopg2.Error, subject: Subject) -> Verdict:
+    hint = db.error_hint(error, subject.conn, subject.target.schema) or ""
+    who, grants, rest = hint.partition("GRANT ")
+    verdict = _not_checked(db.primary_message(error), f"{who[:1].upper()}{who[1:].strip()}")
+    return replace(verdict, statements=f"{grants}{rest}".replace("; ", ";\n"))
+
+
+def _not_checked(reason: str, hint: str | None, *, command: str = "") -> Verdict:
+    message = f"not checked: {printable(reason)}"
+    return Verdict("UNKNOWN", message, hint, command=command)

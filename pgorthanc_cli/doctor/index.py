@@ -41,14 +41,16 @@ def rights(subject: Subject) -> Verdict:
         "check-lock (statements of others)": (stats, "pg_read_all_stats"),
         "check-auth, replication (the server's files)": (all_settings, "pg_read_all_settings"),
     }
-    possible = ", ".join(command for command, (able, _) in commands.items() if able) or "nothing"
+    possible = ", ".join(command for command, (able, _) in commands.items() if able)
     lacking = [f"{command}: needs {need}" for command, (able, need) in commands.items() if not able]
-    impossible = f". It cannot: {'; '.join(lacking)}" if lacking else ""
+    message = f"role {role} can run {possible}" if possible else f"role {role} has no rights"
+    if lacking:
+        message += f"; it cannot run {'; '.join(lacking)}"
     return Verdict(
         "OK" if reads else "WARNING",
-        f"role {role} can do: {possible}{impossible}",
-        "as their owner: GRANT SELECT ON ALL TABLES IN SCHEMA "
-        f"{db.quote_ident(subject.target.schema)} TO {db.quote_ident(role)};",
+        message,
+        f"As {owner}, the owner of the index:",
+        statements=f"GRANT SELECT ON ALL TABLES IN SCHEMA {subject.schema} TO {subject.role};",
     )
 
 
@@ -59,15 +61,17 @@ def revision(subject: Subject) -> Verdict:
     if layout is None:
         return Verdict(
             "CRITICAL",
-            f"schema {subject.target.schema} of database {subject.conn.info.dbname} holds no Orthanc index",
-            "name the right one with --dbname and --schema, or make an index: pgorthanc init",
+            f"schema {subject.target.schema} contains no Orthanc index",
+            "Give the right database and schema with --dbname and --schema, or create an index:",
+            command="init",
         )
     recorded = subject.catalog.get("property 4")
     message = f"revision {layout.revision or 'unknown'}, for plugin {layout.plugins}"
     figures = {"revision": layout.revision}
     if str(layout.revision) != recorded:
         message = f"{message}, but recorded as {recorded or 'none'}"
-        return Verdict("WARNING", message, "run: pgorthanc upgrade --plan", figures)
+        hint = "A plugin believes what is recorded, and would upgrade wrongly. See what it needs:"
+        return Verdict("WARNING", message, hint, figures, command="upgrade --plan")
     newest = catalog.newest()
     if layout.revision != newest:
         message = f"{message}; the newest is {newest}"
@@ -79,15 +83,16 @@ def schema(subject: Subject) -> Verdict:
     """Compare the schema with its revision."""
     report = verify.schema(subject.conn, subject.target.schema, deep=subject.deep)
     findings = report.mattering
-    message = shortened(findings, _LISTED)
+    message = shortened((f"{finding.difference}: {finding.why}" for finding in findings), _LISTED)
     if not findings:
-        scope = "tables, functions and all rows" if subject.deep else "tables and functions"
-        message = f"{scope} are as revision {report.revision} must be"
+        scope = "schema and rows match" if subject.deep else "schema matches"
+        message = f"{scope} revision {report.revision}"
     return Verdict(
         "CRITICAL" if findings else "OK",
         message,
-        "run: pgorthanc verify schema --repair",
+        "Show how to repair it; this changes nothing yet:",
         {"schema_findings": len(findings)},
+        command=f"verify schema{' --deep' if subject.deep else ''} --repair",
     )
 
 
@@ -96,18 +101,18 @@ def foreign_code(subject: Subject) -> Verdict:
     """Check that nothing in the schema would run with the rights of those who write to the index."""
     objects = planted.find(subject.conn, subject.target.schema)
     role = subject.conn.info.user
-    message = f"nothing of others runs with the rights of role {role}"
+    message = f"no code of other roles runs with the rights of role {role}"
     if objects:
         message = (
-            "in place of PostgreSQL's or the plugin's own this would run with the rights of role "
-            f"{role}: {shortened(objects, _LISTED)}"
+            f"code of other roles would run with the rights of role {role}, in place of "
+            f"PostgreSQL's or the plugin's own: {shortened(objects, _LISTED)}"
         )
-    remedies = " ".join(planted_object.remedy for planted_object in objects[:_LISTED])
     return Verdict(
         "CRITICAL" if objects else "OK",
         message,
-        f"run: {remedies}{' ...' if len(objects) > _LISTED else ''}",
+        "If you do not trust it, as its owner or a superuser:",
         {"planted_objects": len(objects)},
+        statements="\n".join(planted_object.remedy for planted_object in objects),
     )
 
 
@@ -118,6 +123,7 @@ def orthancs(subject: Subject) -> Verdict:
     return Verdict(
         usage.status,
         "; ".join((*usage.problems, usage.summary)),
-        "run: pgorthanc check-lock",
+        "See which sessions these are:",
         {"locks_held": len(usage.held), "orthancs": len(usage.orthancs)},
+        command="check-lock",
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.text import plural
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -42,6 +44,16 @@ class Subject:
         """The catalog of the schema."""
         return catalog.snapshot(self.conn, self.target.schema)
 
+    @property
+    def role(self) -> str:
+        """The role of the session, quoted for SQL."""
+        return db.quote_ident(self.conn.info.user)
+
+    @property
+    def schema(self) -> str:
+        """The schema of the index, quoted for SQL."""
+        return db.quote_ident(self.target.schema)
+
     @cached_property
     def local(self) -> bool:
         """Whether the server is on this machine."""
@@ -56,7 +68,10 @@ class Verdict:
     Attributes:
         status: UNKNOWN if it could not be seen; `hint` then names the missing privilege.
         message: The finding, in one line.
-        hint: The fix.
+        hint: The consequence and the fix, in sentences.
+        statements: SQL that fixes it, or grants the missing privilege.
+        command: The command of this program that fixes it or shows more, without
+            connection options, such as `verify schema --repair`.
         figures: Measurements for a monitoring system; the unit is in the name.
     """
 
@@ -64,6 +79,8 @@ class Verdict:
     message: str
     hint: str | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
+    statements: str = ""
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,12 +115,22 @@ def check(name: str, *, needs_index: bool = False) -> Callable[[_CheckFunction],
 
 @dataclass(frozen=True)
 class Check:
-    """A verdict under its name, with a hint only if there is something to do."""
+    """A verdict under its name; without hint, statements and command if it is OK."""
 
     name: str
     status: Status
     message: str
     hint: str | None
+    statements: str = ""
+    command: str = ""
+
+    @classmethod
+    def of(cls, name: str, verdict: Verdict) -> Check:
+        """Return the verdict of the check `name`."""
+        status, message = verdict.status, verdict.message
+        if status == "OK":
+            return cls(name, status, message, None)
+        return cls(name, status, message, verdict.hint, verdict.statements, verdict.command)
 
 
 @dataclass(frozen=True)
@@ -115,30 +142,42 @@ class Health:
         checks: The checks that were run.
         figures: Measurements; for programs only.
         status: The worst of the checks; UNKNOWN only if all of them are.
+        endpoint: The database, server and role of the session; None: there was none.
+        checked_at: When the checks began, UTC.
     """
 
     server: str
     checks: tuple[Check, ...]
     figures: Mapping[str, float] = field(metadata={"shown": False})
     status: Status
+    endpoint: db.Endpoint | None
+    checked_at: datetime
 
     @classmethod
-    def of(cls, server: str, verdicts: Mapping[str, Verdict]) -> Health:
+    def of(
+        cls,
+        server: str,
+        verdicts: Mapping[str, Verdict],
+        endpoint: db.Endpoint | None,
+        checked_at: datetime,
+    ) -> Health:
         """Sum up verdicts, given by the names of their checks."""
-        checks = []
+        checks = [Check.of(name, verdict) for name, verdict in verdicts.items()]
         figures: dict[str, float] = {}
-        for name, verdict in verdicts.items():
-            hint = None if verdict.status == "OK" else verdict.hint
-            checks.append(Check(name, verdict.status, verdict.message, hint))
+        for verdict in verdicts.values():
             figures |= verdict.figures
         statuses = {check.status for check in checks}
         least: Status = "UNKNOWN" if statuses == {"UNKNOWN"} else "OK"
         worst = next((status for status in _WORST_FIRST if status in statuses), least)
-        return cls(server, tuple(checks), figures, worst)
+        return cls(server, tuple(checks), figures, worst, endpoint, checked_at)
 
     @property
     def summary(self) -> str:
         """The problems in one line, the worst first."""
         bad = [check for status in _WORST_FIRST for check in self.checks if check.status == status]
         problems = "; ".join(f"{check.name}: {check.message}" for check in bad)
-        return problems or f"{len(self.checks)} checks are good"
+        return problems or f"{plural(self.count('OK'), 'check')} passed"
+
+    def count(self, status: Status) -> int:
+        """Return how many checks have this status."""
+        return sum(check.status == status for check in self.checks)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict, check
+from pgorthanc_cli.text import duration, plural, printable, size
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -38,14 +39,14 @@ def _is(*values: str) -> Callable[[str], bool]:
 _HARMFUL = (
     _HarmfulSetting("fsync", _is("off"), "CRITICAL", "a crash of the machine destroys the database"),
     _HarmfulSetting("full_page_writes", _is("off"), "CRITICAL", "a crash of the machine leaves torn pages"),
-    _HarmfulSetting("zero_damaged_pages", _is("on"), "CRITICAL", "damaged pages are emptied without a word"),
+    _HarmfulSetting("zero_damaged_pages", _is("on"), "CRITICAL", "damaged pages are emptied silently"),
     _HarmfulSetting(
         "ignore_checksum_failure", _is("on"), "CRITICAL", "damaged pages are read as if they were good"
     ),
     _HarmfulSetting(
         "autovacuum", _is("off"), "CRITICAL", "tables grow without end, and transaction ids run out"
     ),
-    _HarmfulSetting("track_counts", _is("off"), "CRITICAL", "autovacuum does not know what to do"),
+    _HarmfulSetting("track_counts", _is("off"), "CRITICAL", "autovacuum cannot tell what to do"),
     _HarmfulSetting(
         "synchronous_commit", _is("off"), "WARNING", "a crash loses what Orthanc has already acknowledged"
     ),
@@ -55,7 +56,7 @@ _HARMFUL = (
     _HarmfulSetting(
         "log_min_duration_statement", _is("0"), "WARNING", "patient data is written to the server's log"
     ),
-    _HarmfulSetting("debug_assertions", _is("on"), "WARNING", "this is a slow build for developers"),
+    _HarmfulSetting("debug_assertions", _is("on"), "WARNING", "this is a slow build, for developers"),
     _HarmfulSetting("default_transaction_read_only", _is("on"), "WARNING", "Orthanc cannot write"),
     _HarmfulSetting(
         "idle_session_timeout",
@@ -71,7 +72,7 @@ _SIZES = """
     SELECT setting::bigint * 8192, pg_database_size(current_database()) FROM pg_settings WHERE name = 'shared_buffers'
 """
 # reset_val is what a session of this role starts with, whatever this one has set since.
-_SETTINGS = "SELECT name, reset_val, source FROM pg_settings WHERE name = ANY (%s)"
+_SETTINGS = "SELECT name, reset_val, unit, source, boot_val FROM pg_settings WHERE name = ANY (%s)"
 
 _CONNECTIONS = """
     SELECT (SELECT sum(numbackends) FROM pg_stat_database)::integer,
@@ -93,8 +94,9 @@ _HIDDEN_SESSIONS = """
             AND NOT pg_has_role('pg_read_all_stats', 'USAGE')
 """
 _PREPARED = """
-    SELECT count(*), coalesce(max(extract(epoch FROM now() - prepared)), 0)::float8 FROM pg_prepared_xacts
-        WHERE database = current_database()
+    SELECT count(*), coalesce(max(extract(epoch FROM now() - prepared)), 0)::float8,
+           quote_literal((array_agg(gid ORDER BY prepared))[1])
+        FROM pg_prepared_xacts WHERE database = current_database()
 """
 _AGES = "SELECT max(age(datfrozenxid)), max(mxid_age(datminmxid)) FROM pg_database"
 _STANDBY = """
@@ -116,25 +118,53 @@ _WAL_STATUS_SINCE = 130000
 def settings(subject: Subject) -> Verdict:
     """Check settings that endanger the data, with the source of each."""
     names = [setting.name for setting in _HARMFUL]
-    current = {name: (value, source) for name, value, source in db.rows(subject.conn, _SETTINGS, names)}
-    problems = []
+    current = {name: values for name, *values in db.rows(subject.conn, _SETTINGS, names)}
+    problems, fixes = [], []
     status: Status = "OK"
     for setting in _HARMFUL:
-        value, source = current.get(setting.name, ("", ""))
-        if setting.name in current and setting.is_harmful(value):
-            problems.append(f"{setting.name} is {value} (by {source}): {setting.reason}")
+        if setting.name not in current:
+            continue
+        value, unit, source, default = current[setting.name]
+        if setting.is_harmful(value):
+            shown = f"{value} {unit}" if unit else value
+            problems.append(f"{setting.name} is {shown} (by {source}): {setting.reason}")
+            fixes.append(_reset(subject, setting.name, source, default))
             status = "CRITICAL" if "CRITICAL" in (status, setting.status) else "WARNING"
-    [(buffers, size)] = db.rows(subject.conn, _SIZES)
-    if buffers < _SMALL_BUFFERS and size > _BIG_DATABASE:
-        problems.append(f"shared_buffers is {buffers >> 20} MB for a database of {size >> 30} GB")
+    if any(fix.startswith("ALTER SYSTEM") for fix in fixes):
+        fixes.append("SELECT pg_reload_conf();")
+    hint = "Change each where it is set." if fixes else None
+    if any(fixes):
+        hint = "As a superuser; new sessions then start with the default:"
+    [(buffers, database_bytes)] = db.rows(subject.conn, _SIZES)
+    if buffers < _SMALL_BUFFERS and database_bytes > _BIG_DATABASE:
+        # PostgreSQL's settings have PostgreSQL's units.
+        problems.append(
+            f"shared_buffers is {buffers >> 20}MB for a database of {size(database_bytes)}: "
+            "most reads come from the disk"
+        )
+        hint = hint or "A quarter of the server's memory is usual; it needs a restart."
         status = "WARNING" if status == "OK" else status
     return Verdict(
         status,
-        "; ".join(problems) or "none that hurts",
-        "as an administrator: ALTER SYSTEM SET name = value; then SELECT pg_reload_conf(); "
-        "shared_buffers and fsync want a look at the manual first",
-        {"database_size_bytes": size},
+        "; ".join(problems) or "no harmful settings",
+        hint,
+        {"database_size_bytes": database_bytes},
+        statements="\n".join(filter(None, fixes)),
     )
+
+
+def _reset(subject: Subject, name: str, source: str, default: str) -> str:
+    """Return the statement that undoes a setting where it was made; empty if none can."""
+    database = db.quote_ident(subject.conn.info.dbname)
+    if source in ("configuration file", "command line", "environment variable"):
+        return f"ALTER SYSTEM SET {name} = '{default}';" if source == "configuration file" else ""
+    where = {
+        "database": f"DATABASE {database}",
+        "user": f"ROLE {subject.role}",
+        "database user": f"ROLE {subject.role} IN DATABASE {database}",
+        "global": "ROLE ALL",
+    }.get(source)
+    return f"ALTER {where} RESET {name};" if where else ""
 
 
 @check("connections")
@@ -142,15 +172,20 @@ def connections(subject: Subject) -> Verdict:
     """Check how near the limits are: at the limit no Orthanc can start."""
     [(used, limit, used_here, limit_here)] = db.rows(subject.conn, _CONNECTIONS)
     share = used / limit
-    message = f"{used} of {limit} are in use"
+    message = f"{used} of {limit} connections are in use"
+    hint = (
+        'At the limit no Orthanc can start. Raise max_connections, or lower "IndexConnectionsCount" '
+        "(50 for each Orthanc since plugin 7.0)."
+    )
     if limit_here >= 0:  # -1: the database has no limit of its own
         share = max(share, used_here / max(limit_here, 1))
         message += f", {used_here} of {limit_here} in this database"
+        hint += " The limit of this database is set by ALTER DATABASE ... CONNECTION LIMIT."
     status: Status = "OK" if share < 0.8 else "WARNING" if share < 0.95 else "CRITICAL"
     return Verdict(
         status,
         message,
-        'raise max_connections, or lower "IndexConnectionsCount" (50 for each Orthanc since plugin 7.0)',
+        hint,
         {"connections_used": used, "connections_limit": limit},
     )
 
@@ -161,18 +196,23 @@ def transactions(subject: Subject, long_s: float = _LONG_S) -> Verdict:
     conn = subject.conn
     age_s = 0.0
     messages = []
+    end = ""
     for pid, application, state, age_s in db.rows(conn, _OLDEST_TRANSACTION):
-        messages.append(f"the oldest is {_duration(age_s)} old: pid {pid} ({application}), {state}")
+        messages.append(f"the oldest is {duration(age_s)} old: pid {pid} ({printable(application)}), {state}")
+        end = f"SELECT pg_terminate_backend({pid});"
     oldest_is_visible = bool(messages)
-    [(prepared, prepared_s)] = db.rows(conn, _PREPARED)
+    [(prepared, prepared_s, gid)] = db.rows(conn, _PREPARED)
     if prepared:
-        messages.append(f"{prepared} prepared transactions, the oldest {_duration(prepared_s)} old")
+        messages.append(f"{plural(prepared, 'prepared transaction')}, the oldest {duration(prepared_s)} old")
+        if prepared_s > age_s:
+            end = f"ROLLBACK PREPARED {gid};"
     hidden = db.value(conn, _HIDDEN_SESSIONS)
     if hidden and not oldest_is_visible:
         return Verdict(
             "UNKNOWN",
-            f"{hidden} sessions of other roles show nothing to this one",
-            f"as an administrator: GRANT pg_read_all_stats TO {db.quote_ident(conn.info.user)};",
+            f"not checked: {plural(hidden, 'session')} of other roles cannot be seen by this one",
+            "As a superuser:",
+            statements=f"GRANT pg_read_all_stats TO {subject.role};",
         )
     worst_s = max(age_s, prepared_s)
     status: Status = "OK"
@@ -180,10 +220,11 @@ def transactions(subject: Subject, long_s: float = _LONG_S) -> Verdict:
         status = "WARNING" if worst_s < _TOO_LONG_S else "CRITICAL"
     return Verdict(
         status,
-        "; ".join(messages) or "none is open",
-        "nothing that was deleted since can be tidied up: end it there, or with SELECT "
-        "pg_terminate_backend(pid); a prepared one with ROLLBACK PREPARED",
+        "; ".join(messages) or "no open transactions",
+        "VACUUM cannot remove rows that were deleted since then. Finish it in its program, or "
+        "end it, which rolls back what it has done:",
         {"oldest_transaction_s": worst_s},
+        statements=end,
     )
 
 
@@ -195,10 +236,11 @@ def wraparound(subject: Subject) -> Verdict:
     status: Status = "OK" if share < 0.5 else "WARNING" if share < 0.75 else "CRITICAL"
     return Verdict(
         status,
-        f"the oldest number in use is {age:,} transactions old, {100 * share:.0f} % of the way",
-        "find what keeps autovacuum from its work (transactions, slots, settings above), then: VACUUM "
-        "(FREEZE);",
+        f"oldest transaction id: {age:,} transactions ago ({100 * share:.0f}% of the limit)",
+        "At the limit the server refuses all writes. Find what holds autovacuum back (see the "
+        "checks transactions, replication and settings); then, in every database:",
         {"transaction_age": age},
+        statements="VACUUM (FREEZE);",
     )
 
 
@@ -210,31 +252,37 @@ def replication(subject: Subject) -> Verdict:
         [(behind, lag_s)] = db.rows(conn, _STANDBY)
         return Verdict(
             "OK",
-            f"this server is a standby, {behind or 0:,} bytes are still to be replayed",
+            f"this server is a standby; it has {size(behind or 0)} of WAL to replay",
             None,
             {"replay_bytes": behind or 0, "replay_lag_s": lag_s or 0.0},
         )
     standbys = db.rows(conn, _STANDBYS)
     messages = [
-        f"{name}: {state or 'hidden'}, {behind or 0:,} bytes behind" for name, state, behind in standbys
+        f"{printable(name)}: {state or 'hidden'}, {size(behind or 0)} behind"
+        for name, state, behind in standbys
     ]
     lost, retained = [], []
     for name, active, wal_status, retained_bytes in slots(conn, conn.server_version):
         if wal_status == "lost":
-            lost.append(f"slot {name} has lost what its standby needs")
+            lost.append(name)
         elif not active:
             retained.append((name, retained_bytes or 0))
-    messages += lost
-    messages += [f"slot {name} is not in use and keeps {size:,} bytes of WAL" for name, size in retained]
+    messages += [f"slot {name} has lost WAL that its standby needs" for name in lost]
+    messages += [
+        f"slot {name} is not in use and keeps {size(retained_bytes)} of WAL"
+        for name, retained_bytes in retained
+    ]
+    unused = (*lost, *(name for name, _ in retained))  # names of slots have no quotes in them
     return Verdict(
         "CRITICAL" if lost else "WARNING" if retained else "OK",
-        "; ".join(messages) or "no standby follows this server",
-        "start the standby again, or: SELECT pg_drop_replication_slot(name); see: pgorthanc replication "
-        "status",
+        "; ".join(messages) or "this server has no standby",
+        "A standby that has lost WAL must be created again; others catch up when they are "
+        "started. If a standby is gone for good, drop its slot:",
         {
             "standbys": len(standbys),
-            "slot_retained_bytes": sum(size for _, size in retained),
+            "slot_retained_bytes": sum(retained_bytes for _, retained_bytes in retained),
         },
+        statements="\n".join(f"SELECT pg_drop_replication_slot('{name}');" for name in unused),
     )
 
 
@@ -262,27 +310,20 @@ def disk(subject: Subject) -> Verdict:
             folders["database"] = Path(data_directory)
     usages = {name: shutil.disk_usage(folder) for name, folder in folders.items() if folder.is_dir()}
     if not usages:
-        return Verdict(
-            "UNKNOWN",
-            "the server's disk cannot be seen from here",
-            "run it on the server's machine; as an administrator: GRANT pg_read_all_settings TO "
-            f"{db.quote_ident(subject.conn.info.user)};",
-        )
+        message = "not checked: the server's disk cannot be seen from here"
+        if not subject.local:
+            return Verdict("UNKNOWN", message, "Run this check on the server's machine.")
+        grant = f"GRANT pg_read_all_settings TO {subject.role};"
+        return Verdict("UNKNOWN", message, "As a superuser:", statements=grant)
     least = min(usage.free / usage.total for usage in usages.values())
     status: Status = "OK" if least >= 0.1 else "WARNING" if least >= 0.05 else "CRITICAL"
     return Verdict(
         status,
         "; ".join(
-            f"{name}: {usage.free / 1e9:,.1f} GB of {usage.total / 1e9:,.1f} GB are free"
+            f"{size(usage.free)} ({100 * usage.free / usage.total:.0f}%) of {size(usage.total)} "
+            f"is free on the disk of the {name}"
             for name, usage in usages.items()
         ),
-        "make room before it is full: a full disk stops the server, and Orthanc with it",
+        "A full disk stops the server, and Orthanc with it. Free some space.",
         {f"{name.replace(' ', '_')}_free_bytes": usage.free for name, usage in usages.items()},
     )
-
-
-def _duration(seconds: float) -> str:
-    """Return `45 s`, `12 min`, `3.5 h`."""
-    if seconds < 2 * _MINUTE_S:
-        return f"{seconds:.0f} s"
-    return f"{seconds / _MINUTE_S:.0f} min" if seconds < 120 * _MINUTE_S else f"{seconds / 3600:.1f} h"

@@ -10,6 +10,7 @@ from pgorthanc_cli.doctor.model import Status, Subject, Verdict, check
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.verify import content
 from pgorthanc_cli.schema.verify.model import Finding
+from pgorthanc_cli.text import plural, size
 
 _MB = 1_000_000
 _BLOATED_BYTES, _FEW_ROWS = 64 * _MB, 20_000
@@ -62,22 +63,37 @@ def indexes(subject: Subject) -> Verdict:
         name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)
     }
     unused = [
-        f"{name} ({size // _MB} MB)"
-        for name, size in db.rows(subject.conn, _UNUSED_INDEXES)
-        if size > _UNUSED_BYTES and f"index {name}" not in orthanc_names
+        (name, index_bytes)
+        for name, index_bytes in db.rows(subject.conn, _UNUSED_INDEXES)
+        if index_bytes > _UNUSED_BYTES and f"index {name}" not in orthanc_names
     ]
     problems = [
         *(f"{name} is invalid" for name in invalid),
         *(f"no index serves: {query}" for query in without_index),
-        *(f"{index} is none of Orthanc's, was never used, and slows down every write" for index in unused),
+        *(
+            f"{name} ({size(index_bytes)}), which the plugin does not need, was never used and "
+            "slows down every write"
+            for name, index_bytes in unused
+        ),
     ]
+    fixes = [f"REINDEX INDEX CONCURRENTLY {_qualified(subject, name)};" for name in invalid]
+    fixes += [f"DROP INDEX CONCURRENTLY {_qualified(subject, name)};" for name, _ in unused]
+    hint, command = "As the owner of the index:", ""
+    if without_index:
+        hint, command = "Such queries read whole tables. Show how to repair it:", "verify schema --repair"
+        fixes = []  # the missing ones come first
     return Verdict(
         "CRITICAL" if without_index else "WARNING" if problems else "OK",
-        "; ".join(problems) or f"all are valid, and serve {len(_TYPICAL)} typical queries",
-        "missing: pgorthanc verify schema --repair; invalid: REINDEX INDEX CONCURRENTLY name; unused: "
-        "DROP INDEX CONCURRENTLY name",
+        "; ".join(problems) or f"all are valid and serve {len(_TYPICAL)} typical queries",
+        hint,
         {"invalid_indexes": len(invalid)},
+        statements="\n".join(fixes),
+        command=command,
     )
+
+
+def _qualified(subject: Subject, name: str) -> str:
+    return f"{subject.schema}.{db.quote_ident(name)}"
 
 
 def _queries_without_index(subject: Subject) -> Iterator[str]:
@@ -100,9 +116,30 @@ def trigram(subject: Subject) -> Verdict:
     """Check that searches with wildcards are fast."""
     state = catalog.trigram(subject.conn, subject.catalog)
     if state == "valid":
-        return Verdict("OK", "searches with wildcards have their index")
-    message, _, remedy = catalog.TRIGRAM_WARNINGS[state].partition("; ")
-    return Verdict("WARNING", message, remedy or "install it on the server, then run: pgorthanc upgrade")
+        return Verdict("OK", "wildcard searches use an index")
+    if state == "unavailable":
+        return Verdict(
+            "WARNING",
+            "wildcard searches are slow: the server lacks the extension pg_trgm",
+            "Install it on the server (package postgresql-contrib), then:",
+            command="doctor trigram",
+        )
+    index = _qualified(subject, catalog.TRIGRAM_INDEX)
+    if state == "invalid":
+        return Verdict(
+            "WARNING",
+            f"wildcard searches are slow: the index {catalog.TRIGRAM_INDEX} is invalid",
+            "As the owner of the index:",
+            statements=f"REINDEX INDEX CONCURRENTLY {index};",
+        )
+    return Verdict(
+        "WARNING",
+        f"wildcard searches are slow: the index {catalog.TRIGRAM_INDEX} is missing",
+        "As the owner of the database, while Orthanc may run:",
+        statements="CREATE EXTENSION IF NOT EXISTS pg_trgm;\n"
+        f"CREATE INDEX CONCURRENTLY {catalog.TRIGRAM_INDEX} ON {subject.schema}.dicomidentifiers "
+        "USING gin (value gin_trgm_ops);",
+    )
 
 
 @check("counters", needs_index=True)
@@ -113,10 +150,10 @@ def counters(subject: Subject) -> Verdict:
     pending = db.value(subject.conn, _PENDING_COUNTERS, _MANY_PENDING)
     return Verdict(
         "WARNING" if pending >= _MANY_PENDING else "OK",
-        f"{_or_more(pending, _MANY_PENDING)} notes wait to be added",
-        "an Orthanc adds them while it runs (housekeeping); does one run? Otherwise: SELECT "
-        "updatestatistics();",
+        f"{_or_more(pending, _MANY_PENDING)} pending counter updates",
+        "A running Orthanc applies them (housekeeping). If none is running, apply them here:",
         {"pending_notes": pending},
+        statements=f"SET search_path TO {subject.schema};\nSELECT updatestatistics();",
     )
 
 
@@ -129,14 +166,15 @@ def child_counts(subject: Subject) -> Verdict:
     if "table invalidchildcounts" in subject.catalog:
         pending = db.value(subject.conn, _PENDING_CHILD_COUNTS, _MANY_PENDING)
     missing = db.value(subject.conn, _MISSING_CHILD_COUNTS)
-    messages = [f"{_or_more(pending, _MANY_PENDING)} wait to be counted again"]
+    messages = [f"{_or_more(pending, _MANY_PENDING)} pending child counts"]
     if missing:
-        messages.append("some were never counted, and Orthanc counts them at each request")
+        messages.append("some were never counted, so Orthanc counts them at each request")
     return Verdict(
         "WARNING" if missing or pending >= _MANY_PENDING else "OK",
         "; ".join(messages),
-        "run: pgorthanc upgrade --phase finish",
+        "Count them now, while Orthanc may run:",
         {"pending_child_counts": pending},
+        command="upgrade --phase finish",
     )
 
 
@@ -146,36 +184,38 @@ def vacuum(subject: Subject) -> Verdict:
     bloated: dict[str, str] = {}
     disabled: list[str] = []
     dead_rows = 0
-    for name, live, dead, size, last_vacuum, is_disabled in db.rows(subject.conn, _TABLES):
+    for name, live, dead, table_bytes, last_vacuum, is_disabled in db.rows(subject.conn, _TABLES):
         dead_rows += dead
         if is_disabled:
             disabled.append(name)
         has_dead_rows = dead > _DEAD_ROWS and dead > _DEAD_SHARE * max(live, 1)
-        if has_dead_rows or (name in _QUEUES and size > _BLOATED_BYTES and live < _FEW_ROWS):
+        if has_dead_rows or (name in _QUEUES and table_bytes > _BLOATED_BYTES and live < _FEW_ROWS):
             bloated[name] = (
-                f"{name}: {size // _MB} MB, {live:,} rows, {dead:,} dead ones, "
-                f"last tidied {last_vacuum or 'never'}"
+                f"{name} is bloated: {size(table_bytes)}, {plural(live, 'row')}, "
+                f"{plural(dead, 'dead row')}, last vacuum {last_vacuum or 'never'}"
             )
     problems = [
         *bloated.values(),
         *(f"autovacuum is off for table {name}" for name in disabled),
     ]
     status: Status = "WARNING" if problems else "OK"
-    hint = (
-        "look at transactions and settings above, then: VACUUM (ANALYZE) "
-        f"{', '.join(bloated) or 'table'}; with FULL it also gives the room back, but locks the table"
-    )
-    if disabled:
-        hint = f"ALTER TABLE {disabled[0]} RESET (autovacuum_enabled);"
+    hint = "As the owner of the tables:"
+    if bloated:
+        hint = "If the checks transactions and settings passed, as the owner of the tables:"
+    fixes = [f"ALTER TABLE {_qualified(subject, name)} RESET (autovacuum_enabled);" for name in disabled]
+    fixes += [f"VACUUM (ANALYZE) {_qualified(subject, name)};" for name in bloated]
     return Verdict(
         status,
-        "; ".join(problems) or f"tables are tidy ({dead_rows:,} dead rows)",
+        "; ".join(problems) or f"no bloat ({plural(dead_rows, 'dead row')})",
         hint,
         {"dead_rows": dead_rows},
+        statements="\n".join(fixes),
     )
 
 
 def _or_more(count: int, limit: int) -> str:
+    if not count:
+        return "no"
     return f"{count:,}" if count < limit else f"{limit:,} or more"
 
 
@@ -191,7 +231,7 @@ def large_objects(subject: Subject) -> Verdict:
         subject,
         findings,
         "storagearea",
-        "large objects are there, and belong to the owner of storagearea",
+        "large objects exist, and belong to the owner of storagearea",
     )
 
 
@@ -216,15 +256,15 @@ def _content_verdict(subject: Subject, findings: Sequence[Finding], table: str, 
     hints = [finding.advice for finding in problems if finding.advice]
     fixes = [fix.sql for finding in problems for fix in finding.repair]
     if fixes:
-        hints.append(
-            f"run: pgorthanc verify schema --deep --repair --apply; or as the owner: {' '.join(fixes)}"
-        )
+        hints.append("Show how to repair it; this changes nothing yet:")
     messages = [f"{finding.difference}: {finding.why}" for finding in findings]
     scope = ""
     if not subject.deep:
-        scope = f" (in the first {subject.sample_rows:,} rows of {table}; --deep reads all)"
+        scope = f" (first {subject.sample_rows:,} rows of {table}; --deep reads all)"
     return Verdict(
         "CRITICAL" if problems else "OK",
         ("; ".join(messages) or healthy) + scope,
         " ".join(hints) or None,
+        statements="\n".join(fixes),
+        command="verify schema --deep --repair" if fixes else "",
     )

@@ -14,7 +14,14 @@ _ENCODING = """
 """
 # A session of Orthanc starts with them unless its connection string sets another one.
 _CLIENT_ENCODINGS = """
-    SELECT coalesce(r.rolname, 'all roles'), pg_catalog.split_part(setting, '=', 2)
+    SELECT coalesce(r.rolname, 'all roles'), pg_catalog.split_part(setting, '=', 2),
+           CASE WHEN s.setrole = 0 AND s.setdatabase <> 0
+                THEN pg_catalog.format('DATABASE %%I', pg_catalog.current_database())
+                ELSE 'ROLE ' || coalesce(pg_catalog.quote_ident(r.rolname), 'ALL')
+                     || CASE WHEN s.setdatabase <> 0
+                             THEN pg_catalog.format(' IN DATABASE %%I', pg_catalog.current_database())
+                             ELSE '' END
+           END
         FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole,
             pg_catalog.unnest(s.setconfig) AS setting
         WHERE setting LIKE 'client_encoding=%%' AND (s.setdatabase = 0 OR s.setdatabase = (
@@ -67,8 +74,8 @@ _HAS_MISPLACED_ROW = """
 
 
 _NEW_DATABASE = (
-    "what is stored cannot be converted in place; Orthanc reads it back as it wrote it. For a new archive: "
-    "pgorthanc init --create-database, which creates the database in UTF8"
+    "The encoding of a database cannot be changed; Orthanc reads back what it wrote. For a new "
+    "archive, let pgorthanc init --create-database create a database in UTF8."
 )
 
 
@@ -79,17 +86,18 @@ def encoding(subject: Subject) -> Verdict:
     if name != "UTF8":
         return Verdict("WARNING", _foreign_encoding(name, is_multibyte), _NEW_DATABASE)
     others = [
-        f"{value} for {role}"
-        for role, value in db.rows(subject.conn, _CLIENT_ENCODINGS)
+        (f"{value} for {role}", f"ALTER {where} RESET client_encoding;")
+        for role, value, where in db.rows(subject.conn, _CLIENT_ENCODINGS)
         if value.upper() not in _UTF8_NAMES
     ]
     if others:
         return Verdict(
             "WARNING",
-            f"the database is UTF8, but client_encoding is set to {', '.join(others)}: Orthanc sends UTF-8, "
-            "and the server converts it as if it were that, so names with accents are garbled",
-            "as an administrator: ALTER DATABASE name RESET client_encoding; ALTER ROLE name RESET "
-            "client_encoding;",
+            "the database is UTF8, but client_encoding is set to "
+            f"{', '.join(setting for setting, _ in others)}: the server garbles names with accents, "
+            "as Orthanc sends UTF-8",
+            "As a superuser; then restart Orthanc:",
+            statements="\n".join(statement for _, statement in others),
         )
     return Verdict("OK", "UTF8, as Orthanc sends it")
 
@@ -111,6 +119,9 @@ def _foreign_encoding(name: str, is_multibyte: bool) -> str:
     )
 
 
+_REBUILD = "As the owner of the database, in this order:"
+
+
 @check("collation")
 def collation(subject: Subject) -> Verdict:
     """Check that text indexes have the order that the C library or ICU gives them today."""
@@ -123,7 +134,8 @@ def collation(subject: Subject) -> Verdict:
                 "CRITICAL",
                 f"out of order: {', '.join(misplaced)}: look-ups miss rows, and unique indexes let "
                 "duplicates in",
-                _rebuild(subject),
+                _REBUILD,
+                statements=_rebuild(subject),
             )
         suffix = "; all indexes of text are in order"
     if subject.conn.server_version < _DATABASE_VERSION_SINCE:
@@ -137,7 +149,8 @@ def collation(subject: Subject) -> Verdict:
         "WARNING",
         f"{messages}: the order of text has changed under the indexes, so look-ups may miss rows, and "
         f"unique indexes may let duplicates in{suffix}",
-        _rebuild(subject, *(statement for _, statement in changed)),
+        _REBUILD,
+        statements=_rebuild(subject, *(statement for _, statement in changed)),
     )
 
 
@@ -149,8 +162,9 @@ def _unversioned_collation(collate: str, suffix: str) -> Verdict:
         return Verdict("OK", f"{collate}, whose order never changes")
     return Verdict(
         "UNKNOWN",
-        f"not checked: {collate}; this server is older than PostgreSQL 15, and records no version of it",
-        "to compare the indexes with today's order: pgorthanc doctor --deep collation",
+        f"not checked: {collate}; servers before PostgreSQL 15 record no version of it",
+        "Compare the indexes with today's order:",
+        command="doctor --deep collation",
     )
 
 
@@ -181,8 +195,7 @@ def _rebuild(subject: Subject, *refresh: str) -> str:
     REFRESH silences the server's warning whatever the indexes hold, so it comes last.
     """
     database = db.quote_ident(subject.conn.info.dbname)
-    last = f" and then: {' '.join(refresh)}" if refresh else ""
-    return f"as the owner of the database, first: REINDEX DATABASE CONCURRENTLY {database};{last}"
+    return "\n".join([f"REINDEX DATABASE CONCURRENTLY {database};", *refresh])
 
 
 def _misplaced_indexes(subject: Subject) -> list[str]:

@@ -1,36 +1,82 @@
-"""Views of a doctor's examination: a page for people, metrics for Prometheus."""
+"""The page about a doctor's examination, and its metrics for Prometheus."""
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
 
 from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.doctor import Check, Health
-from pgorthanc_cli.views import html
-from pgorthanc_cli.views.html import Markup, escape
+from pgorthanc_cli.text import plural, printable, shortened
+from pgorthanc_cli.views.page import Note, Page, Status
+
+_STATUSES: dict[str, Status] = {
+    "OK": "ok", "WARNING": "warning", "CRITICAL": "problem", "UNKNOWN": "unknown",
+}  # fmt: skip
+_ORDER = ("CRITICAL", "WARNING", "UNKNOWN")
+_NAMED = 5  # checks in the headline
 
 
-def page(health: Health) -> str:
-    """Return the HTML page about an examination."""
-    when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    head = (
-        f"<header><h1>pgorthanc doctor {_badge(health.status)}</h1>"
-        f"<p><code>{escape(health.server)}</code>, {when}</p></header>"
+def page(health: Health, command_line: Callable[..., str], *, verbose: bool = False) -> Page:
+    """Return the page: problems first; checks that passed by name, or each with its message.
+
+    Args:
+        health: The examination.
+        command_line: Returns a command to paste, see `Call.command_line`.
+        verbose: Also show what the checks that passed have found.
+    """
+    bad = sorted(
+        (check for check in health.checks if check.status != "OK"),
+        key=lambda check: _ORDER.index(check.status),
     )
-    rows = ((_badge(check.status), check.name, _advice(check)) for check in health.checks)
-    checks = "".join(html.table((), rows, classes=("label", "label")))
-    body = (head, f"<section>{checks}</section>")
-    return "".join(html.document(f"pgorthanc doctor: {health.status}", body))
+    findings = [_finding(check, command_line) for check in bad]
+    passed = [check for check in health.checks if check.status == "OK"]
+    if verbose:
+        findings += [Note(f"{check.name}: {check.message}", "ok") for check in passed]
+    elif passed:
+        findings.append(Note(f"passed: {', '.join(check.name for check in passed)}", "ok"))
+    where = tuple(_where(health, verbose=verbose))
+    return Page(_headline(health), where, tuple(findings), status=_STATUSES[health.status])
 
 
-def _badge(status: str) -> Markup:
-    return Markup(f'<b class="badge {status}">{status}</b>')
+def _headline(health: Health) -> str:
+    total, unknown = len(health.checks), health.count("UNKNOWN")
+    if not health.endpoint:
+        return "The server cannot be reached."
+    if unknown == total:
+        return "No check could be run."
+    parts = []
+    for status, noun in (("CRITICAL", "problem"), ("WARNING", "warning")):
+        names = [check.name for check in health.checks if check.status == status]
+        if names:
+            parts.append(f"{plural(len(names), noun)}: {shortened(names, _NAMED, ', ')}.")
+    passed = f"{health.count('OK')} of {plural(total, 'check')} passed"
+    if not (parts or unknown):
+        passed = f"All {plural(total, 'check')} passed" if total > 1 else "The check passed"
+    elif unknown:
+        passed += f", {unknown} could not be run"
+    return " ".join([*(parts or ["No problems."] * bool(unknown)), f"{passed}."])
 
 
-def _advice(check: Check) -> Markup:
-    hint = f"<small>{escape(check.hint)}</small>" if check.hint else ""
-    return Markup(f"{escape(check.message)}{hint}")
+def _where(health: Health, *, verbose: bool) -> Iterator[str]:
+    if health.endpoint:
+        yield str(health.endpoint)
+        yield from health.endpoint.login
+    else:
+        yield printable(health.server)
+    if "revision" in health.figures:
+        yield f"revision {health.figures['revision']:.0f}"
+    if verbose:
+        yield f"checked at {health.checked_at:%Y-%m-%d %H:%M} UTC"
+
+
+def _finding(check: Check, command_line: Callable[..., str]) -> Note:
+    details = (check.hint,) if check.hint else ()
+    paste = check.statements
+    if check.command:  # it does what the statements do, and more carefully
+        paste = command_line(*shlex.split(check.command))
+    return Note(f"{check.name}: {check.message}", _STATUSES[check.status], details, paste)
 
 
 def prometheus(health: Health) -> str:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, doctor
+from pgorthanc_cli import db, doctor, render
 from pgorthanc_cli.doctor import server
 from pgorthanc_cli.doctor.model import CHECKS, RegisteredCheck, Subject, Verdict
 from pgorthanc_cli.errors import PgOrthancError, UsageError
@@ -28,6 +28,7 @@ from tests.support import schemas
 from tests.support.bouncer import bouncer
 from tests.support.real_servers import Server
 
+KEYS = {"name", "status", "message", "hint", "statements", "command"}
 SECRET = "Planted-s3cret"
 PATIENT = "PLANTED^PATIENT"
 
@@ -56,7 +57,7 @@ def test_a_new_index_is_well(fresh: db.Target, trigram: str) -> None:
 def test_without_an_index_that_is_what_is_wrong(empty: db.Target) -> None:
     checks = {check.name: check for check in doctor.examine(empty).checks}
     assert checks["revision"].status == "CRITICAL"
-    assert "pgorthanc init" in (checks["revision"].hint or "")
+    assert checks["revision"].command == "init"
     assert not {"schema", "indexes", "counters"} & checks.keys()
 
 
@@ -75,7 +76,7 @@ def test_a_check_that_does_not_exist() -> None:
     ("damage", "name", "status", "said"),
     [
         ("DROP INDEX childrenindex2", "indexes", "CRITICAL", "no index serves: the children of a resource"),
-        ("DROP TRIGGER incrementchildcount ON resources", "schema", "CRITICAL", "MATTERS"),
+        ("DROP TRIGGER incrementchildcount ON resources", "schema", "CRITICAL", "incrementchildcount"),
         ("UPDATE globalproperties SET value = '9' WHERE property = 4", "revision", "WARNING", "recorded as 9"),
         (
             "INSERT INTO globalintegerschanges (key, value) SELECT 5, 0 FROM generate_series(1, 100000)",
@@ -87,7 +88,7 @@ def test_a_check_that_does_not_exist() -> None:
         ),
         ("ALTER TABLE metadata SET (autovacuum_enabled = false)", "vacuum", "WARNING", "off for table metadata"),
         ("ALTER DATABASE {} SET synchronous_commit = off", "settings", "", "synchronous_commit is off (by database)"),
-        ("ALTER DATABASE {} SET statement_timeout = 500", "settings", "", "statement_timeout is 500 (by database)"),
+        ("ALTER DATABASE {} SET statement_timeout = 500", "settings", "", "statement_timeout is 500 ms (by database)"),
         ("ALTER DATABASE {} CONNECTION LIMIT 1", "connections", "CRITICAL", "1 of 1 in this database"),
     ],
 )  # fmt: skip
@@ -198,6 +199,7 @@ def test_a_check_that_fails_is_unknown_and_the_others_go_on(
     assert reason in checks["clock"].message
     assert "\n" not in checks["clock"].message
     assert checks["clock"].hint or name == "the session ended"
+    assert not checks["clock"].statements  # no GRANT is known that helps
     assert list(checks) == list(before)
     # A busy machine changes the measured time of a round trip.
     varying = {"clock", "transactions", "round-trip"}
@@ -236,9 +238,36 @@ def test_the_json_contract_and_the_exit_code(fresh: db.Target) -> None:
     run = pgorthanc("doctor", "--uri", fresh.dsn, "--json", "indexes", "revision")
     document = json.loads(run.stdout)
     assert set(document) >= {"checks", "status"}
-    assert [set(check) for check in document["checks"]] == [{"name", "status", "message", "hint"}] * 2
+    assert [set(check) for check in document["checks"]] == [KEYS] * 2
     assert (document["status"], run.returncode) == ("CRITICAL", 6)
     assert pgorthanc("doctor", "--uri", fresh.dsn, "revision").returncode == 0
+
+
+def test_the_screen_of_an_index_without_problems(fresh: db.Target) -> None:
+    run = pgorthanc("doctor", "--uri", fresh.dsn, "revision", "counters")
+    where = db.parse_dsn(fresh.dsn)
+    assert run.stdout.splitlines()[0] == "All 2 checks passed."
+    assert f"database {where['dbname']} at " in run.stdout.splitlines()[1]
+    assert (run.stderr, run.returncode) == ("", 0)
+    assert pgorthanc("doctor", "--uri", fresh.dsn, "counters", "--quiet").stdout == ""
+
+
+def test_the_screen_names_the_problem_and_its_fix(fresh: db.Target) -> None:
+    schemas.run(fresh, "ALTER TABLE metadata SET (autovacuum_enabled = false)")
+    run = pgorthanc("doctor", "--uri", fresh.dsn, "revision", "vacuum")
+    assert run.stdout.startswith("1 warning: vacuum. 1 of 2 checks passed.")
+    assert (run.stderr, run.returncode) == ("", 6)
+    (fix,) = (line for line in run.stdout.splitlines() if "ALTER TABLE" in line)
+    schemas.run(fresh, fix)
+    assert pgorthanc("doctor", "--uri", fresh.dsn, "vacuum").returncode == 0
+
+
+def test_a_command_to_paste_has_the_connection_but_no_password(fresh: db.Target, stranger: db.Target) -> None:
+    schemas.run(fresh, "DROP INDEX childrenindex2")
+    run = pgorthanc("doctor", "--uri", make_dsn(fresh.dsn, password=SECRET), "indexes")
+    (command,) = (line for line in run.stdout.splitlines() if "pgorthanc verify schema --repair" in line)
+    assert "--uri" in command
+    assert SECRET not in run.stdout
 
 
 def test_for_monitoring_systems(fresh: db.Target, tmp_path: Path) -> None:
@@ -261,7 +290,7 @@ def test_for_monitoring_systems(fresh: db.Target, tmp_path: Path) -> None:
 def test_a_page_shows_names_as_they_are(fresh: db.Target) -> None:
     health = doctor.examine(fresh, ["revision"])
     odd = replace(health, server='<script>alert("x")</script>')
-    assert "<script>" not in page(odd)
+    assert "<script>" not in render.html(page(odd, lambda *words: " ".join(words)))
     (family,) = [
         f for f in text_string_to_metric_families(prometheus(odd)) if f.name == "pgorthanc_check_status"
     ]

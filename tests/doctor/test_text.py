@@ -60,11 +60,9 @@ def name_of(target: db.Target) -> str:
     return db.parse_dsn(target.dsn)["dbname"]
 
 
-def execute_each(target: db.Target, hint: str) -> None:
-    """The statements of a hint, in the order in which they stand there."""
-    statements = [
-        part for part in hint.replace("and then: ", "").partition(": ")[2].split(";") if part.strip()
-    ]
+def execute_each(target: db.Target, fixes: str) -> None:
+    """Run the statements of a check in their order."""
+    statements = fixes.splitlines()
     assert len(statements) == 2
     run(target, *statements)
 
@@ -83,7 +81,7 @@ def test_a_collation_of_another_version(created: Callable[[str], db.Target], icu
     said = check(target, "collation")
     assert said.status == "WARNING"
     assert "the database: recorded version 1.0, now " in said.message
-    hint = said.hint or ""
+    hint = said.statements
     assert hint.index("REINDEX") < hint.index("REFRESH")
     before = rows(target, "SELECT pg_relation_filenode('uniquepublicid'::regclass)")
     execute_each(target, hint)
@@ -115,7 +113,7 @@ def test_a_collation_that_an_index_names(created: Callable[[str], db.Target], ic
     said = check(target, "collation")
     assert said.status == "WARNING"
     assert "collation public.old: recorded version 1, now " in said.message
-    execute_each(target, said.hint or "")
+    execute_each(target, said.statements)
     assert check(target, "collation").status == "OK"
 
 
@@ -133,7 +131,7 @@ def test_indexes_that_are_out_of_order(created: Callable[[str], db.Target], icu:
     said = check(target, "collation", deep=True)
     assert said.status == "CRITICAL"
     assert "the index on resources.publicid" in said.message
-    run(target, (said.hint or "").partition(": ")[2])
+    run(target, said.statements)
     assert "out of order" not in check(target, "collation", deep=True).message
     assert rows(target, "SELECT count(*) FROM resources WHERE publicid = 'ä'") == [(1,)]
 
@@ -169,9 +167,7 @@ def test_a_client_encoding_that_garbles_text(fresh: db.Target, admin: Connection
     said = check(fresh, "encoding")
     assert said.status == "WARNING"
     assert f"LATIN1 for {role if of == 'role' else 'all roles'}" in said.message
-    hint = (said.hint or "").partition(": ")[2]
-    reset = next(part for part in hint.split(";") if of.upper() in part)
-    run(fresh, reset.replace("name", name))
+    run(fresh, said.statements)
     assert check(fresh, "encoding").status == "OK"
     with psycopg2.connect(fresh.dsn) as conn:
         assert conn.encoding == "UTF8"

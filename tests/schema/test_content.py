@@ -83,7 +83,7 @@ def test_large_objects_of_another_role(stored: db.Target, role: str, rows_read: 
     assert " for 2 of them" in str(wrong.found)
     said = check(stored, "large-objects", deep=rows_read == "all")
     assert said.status == "CRITICAL"
-    run(stored, statement(said.hint or "", "DO $$"))
+    run(stored, statement(said.statements, "DO $$"))
     assert set(found(stored)) <= {"table storagearea"}  # that it belongs to another role
     assert check(stored, "large-objects").status == "OK"
     owners = "SELECT DISTINCT lomowner::regrole::text FROM pg_largeobject_metadata"
