@@ -209,17 +209,6 @@ def text(content: str) -> None:
     _write(content if content.endswith("\n") else content + "\n")
 
 
-def width() -> int | None:
-    """Return the columns of the terminal that stdout is; None if it is none, so that nothing is wrapped."""
-    return console(sys.stdout).width if sys.stdout.isatty() else None
-
-
-def symbols() -> bool:
-    """Return whether marks such as ✗ can be shown: on a terminal that knows UTF-8; elsewhere words are better."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    return sys.stdout.isatty() and encoding == "utf8"
-
-
 def markdown(content: str) -> None:
     """A document: rendered on a terminal, elsewhere the Markdown as it is.
 

@@ -75,6 +75,7 @@ def command() -> None:
 
 
 @commands.command("check", connection=False)
+@click.argument("path", required=False, type=click.Path(exists=True, path_type=Path), metavar="[PATH]")
 @_reader
 @click.option(
     "--containers",
@@ -83,19 +84,41 @@ def command() -> None:
     metavar="N",
     help="Orthancs with this configuration.",
 )
-@click.option("--offline", is_flag=True, help="Do not look at the database.")
+@click.option("--offline", is_flag=True, help="Do not connect to the database.")
 @commands.nagios_option
-def check(call: Call, *, containers: int, offline: bool, nagios: bool, **reader: Any) -> None:
-    """Say what is wrong with a configuration before Orthanc is started with it.
+def check(
+    call: Call,
+    *,
+    path: Path | None,
+    containers: int,
+    offline: bool,
+    nagios: bool,
+    **reader: Any,
+) -> None:
+    """Find the problems of a configuration before Orthanc is started with it.
+
+    PATH is a JSON file or a folder of them, as with --config.
 
     Misspelt and unknown options, wrong types, options that the plugin's release does not know, values that the
     plugin garbles on their way to libpq, contradictions, weak passwords. Then, in the database that it names:
-    what the plugin will do with the revision it finds, connection limits, a pooler in between. Reads only.
+    what the plugin will do with the revision it finds, connection limits, a pooler in between. Changes
+    nothing; -v also shows remarks.
 
-    Exit code 0: nothing but remarks; 6: something is wrong.
+    \b
+    Examples:
+      pgorthanc config check /etc/orthanc
+      pgorthanc config check --offline /etc/orthanc/postgresql.json
+
+    Exit code 0: no problems, but perhaps remarks; 6: errors or warnings.
     """
     from pgorthanc_cli.config.check import check as check_configuration
+    from pgorthanc_cli.views import config_check as views
 
+    if path:
+        source = click.get_current_context().get_parameter_source("config")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise UsageError("PATH and --config are the same thing", "give one of them")
+        reader["config"] = path
     deployment = _deployment(containers=containers, **reader)
     further = list(_unread_container_variables(reader))
     if not offline:
@@ -103,14 +126,13 @@ def check(call: Call, *, containers: int, offline: bool, nagios: bool, **reader:
     checked = check_configuration(deployment, tuple(further))
     problems = checked.wrong
     if nagios:
-        summary = "nothing is wrong"
+        summary = "no problems"
         if problems:
             summary = f"{problems[0].key}: {problems[0].message}"
         call.nagios(checked.status, summary, {"problems": len(problems)})
-    call.emit(checked)
+    call.emit_page(checked, views.page(checked, reader["config"], verbose=call.verbose))
     if problems:
-        plural = "s" if len(problems) > 1 else ""
-        raise PartialFailure(f"{len(problems)} problem{plural} in the configuration")
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("show", connection=False)
@@ -302,10 +324,7 @@ def diff(call: Call, *, first: Path, second: Path) -> None:
         for problem in compare.problems(sides[-1]):
             call.warn(problem)
     compared = compare.compare(*sides)
-    if call.as_json:
-        call.emit(compared)
-    else:
-        output.text(view.page(compared, width=output.width(), symbols=output.symbols()))
+    call.emit_page(compared, view.page(compared))
     if compared.forbidding:
         raise click.exceptions.Exit(PartialFailure.exit_code)
 

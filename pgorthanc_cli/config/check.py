@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -42,12 +43,18 @@ class Checked:
         effective: The options of the "PostgreSQL" section with the plugin's defaults; no password.
         plugin: Release of the PostgreSQL index plugin, if known.
         plugins: The libraries that Orthanc would load, with their releases if known.
+        files: The files that were read.
+        database: Database and server, as in `orthanc at db1:5432`; empty if none is used.
+        uses_sqlite: Whether Orthanc would start with its index in SQLite, an empty one.
     """
 
     problems: tuple[Problem, ...]
     effective: Mapping[str, object]
     plugin: str | None
     plugins: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    database: str = ""
+    uses_sqlite: bool = False
 
     @property
     def wrong(self) -> tuple[Problem, ...]:
@@ -65,6 +72,7 @@ def check(deployment: Deployment, further: tuple[Problem, ...] = ()) -> Checked:
     document = deployment.document
     problems = [*document.problems, *validation.values(document), *validation.names(document)]
     # With a value of a wrong type Orthanc does not start, so the plugin's rules do not matter.
+    starts = not any(validation.values(document))
     if not any(problem.key.startswith(SECTION) and problem.severity == "error" for problem in problems):
         for rule in _RULES:
             problems.extend(rule(deployment))
@@ -76,7 +84,24 @@ def check(deployment: Deployment, further: tuple[Problem, ...] = ()) -> Checked:
         effective=effective(deployment),
         plugin=deployment.release,
         plugins=tuple(f"{library.path} {library.release or ''}".strip() for library in deployment.libraries),
+        files=tuple(str(source.path) for source in document.sources),
+        database=_database(deployment) if starts else "",
+        uses_sqlite=starts and _uses_sqlite(deployment),
     )
+
+
+def _database(deployment: Deployment) -> str:
+    enabled = deployment.option("EnableIndex") or deployment.option("EnableStorage")
+    return conninfo.address(deployment.section) if enabled else ""
+
+
+def _uses_sqlite(deployment: Deployment) -> bool:
+    """Return whether no plugin provides the index: then Orthanc uses SQLite, without a warning."""
+    if any(startup.is_active(deployment, name, *switch) for name, switch in _OTHER_INDEXES.items()):
+        return False
+    loads = any(library.name == plugins.INDEX for library in deployment.libraries)
+    known = "Plugins" in deployment.document.values and not deployment.in_image
+    return not deployment.option("EnableIndex") or (known and not loads)
 
 
 def _switches(deployment: Deployment) -> Iterator[Problem]:
@@ -92,8 +117,17 @@ def _switches(deployment: Deployment) -> Iterator[Problem]:
             message,
             'set "EnableIndex" to true',
             deployment.location("EnableIndex"),
+            _set(deployment, "EnableIndex", "true"),
         )
     yield from _loaded(deployment)
+
+
+def _set(deployment: Deployment, name: str, value: str) -> str:
+    """Return the command that sets an option; empty if a variable does."""
+    in_file = any(source.path.is_file() for source in deployment.document.sources)
+    if deployment.in_image or not in_file or "ORTHANC__" in deployment.location(name):
+        return ""
+    return f"pgorthanc config set {SECTION}.{name} {value}"
 
 
 def _loaded(deployment: Deployment) -> Iterator[Problem]:
@@ -207,8 +241,9 @@ def _passwords(deployment: Deployment, parameters: Mapping[str, str]) -> Iterato
             if mode & stat.S_IROTH:
                 message = "every user of this machine can read the password in this file"
                 yield Problem(
-                    f"{SECTION}.{key}", "warning", message, f"run: chmod o-r {source.path}", str(source.path)
-                )
+                    f"{SECTION}.{key}", "warning", message, "keep other users out", str(source.path),
+                    shlex.join(["chmod", "o-r", str(source.path)]),
+                )  # fmt: skip
 
 
 def _encryption(deployment: Deployment, parameters: Mapping[str, str]) -> Iterator[Problem]:
@@ -218,7 +253,7 @@ def _encryption(deployment: Deployment, parameters: Mapping[str, str]) -> Iterat
         return
     severity: Severity
     if mode == "require":
-        message, severity = "sslmode=require encrypts, but does not make sure of the server", "info"
+        message, severity = "sslmode=require encrypts, but does not verify the server", "info"
     else:
         message, severity = f"sslmode={mode}: patient data may cross the network unencrypted", "warning"
     hint = 'use sslmode=verify-full with sslrootcert=FILE in "ConnectionUri"'
@@ -231,16 +266,17 @@ def _locks(deployment: Deployment) -> Iterator[Problem]:
         return
     key, location = f"{SECTION}.Lock", deployment.location("Lock")
     locked = deployment.option("Lock")
+    unlock = _set(deployment, "Lock", "false")
     if (
         deployment.read_only
         and locked
         and (deployment.release is None or version(deployment.release) >= (7, 0))
     ):
         message = '"ReadOnly" with "Lock" true (its default): the plugin does not start'
-        yield Problem(key, "error", message, 'set "Lock" to false', location)
+        yield Problem(key, "error", message, 'set "Lock" to false', location, unlock)
     if locked and deployment.containers > 1:
         message = f'"Lock" is true: only the first of {deployment.containers} Orthancs starts'
-        yield Problem(key, "error", message, 'set "Lock" to false for all of them', location)
+        yield Problem(key, "error", message, 'set "Lock" to false for all of them', location, unlock)
     if locked and deployment.option("UseDynamicConnectionPool"):
         message = (
             '"UseDynamicConnectionPool" closes idle connections, and the lock goes with the one that has it'
@@ -265,11 +301,18 @@ def _schema(deployment: Deployment) -> Iterator[Problem]:
     if "Schema" not in deployment.section or not deployment.knows("Schema"):
         return
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_$]*", name):
-        message = f'"Schema" is "{name}": PostgreSQL wants quotes around this, and the plugin writes none'
+        message = f'"Schema" is "{name}": PostgreSQL requires quotes around it, and the plugin writes none'
         yield Problem(key, "error", message, "rename the schema: letters, digits and _ only", location)
     elif name != name.lower():
         message = f'"Schema" is "{name}", and the plugin looks for {name.lower()}'
-        yield Problem(key, "warning", message, "write it in lower case", location)
+        yield Problem(
+            key,
+            "warning",
+            message,
+            "write it in lower case",
+            location,
+            _set(deployment, "Schema", name.lower()),
+        )
 
 
 _RULES = (_switches, _libraries, _releases, _connection, _locks, _schema)

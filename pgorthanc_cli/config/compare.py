@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pgorthanc_cli import db
 from pgorthanc_cli.config import conninfo, startup, validation
 from pgorthanc_cli.config.deployment import Deployment, masked
 from pgorthanc_cli.config.options import POSTGRESQL_KEYS, ROOT_KEYS, SECTION, STARTING_KEYS
-from pgorthanc_cli.errors import RevisionError, UsageError
+from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog
 
 Verdict = Literal["must agree", "must differ", "should agree", "note", "may differ"]
@@ -60,7 +59,6 @@ _MAY_DIFFER = re.compile(
     r"|\w+(Timeout|ThreadsCount|ZipLoaderThreads|Capacity|CacheSize|WindowSize)|Pkcs11|ZipLoaderThreads"
 )
 _ORDER: tuple[Verdict, ...] = ("must agree", "must differ", "should agree", "note", "may differ")
-_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _database(a: Side, b: Side) -> Iterator[Difference]:
     sides = (a.deployment, b.deployment)
     if not all(side.option("EnableIndex") or side.option("EnableStorage") for side in sides):
         return
-    first, second = map(_address, sides)
+    first, second = (conninfo.address(side.section) for side in sides)
     if first == second:
         return
     consequence = _OWN_INDEX
@@ -143,22 +141,6 @@ def _database(a: Side, b: Side) -> Iterator[Difference]:
         "must agree", consequence, "database", first, second,
         *(side.location(key if key in side.section else "Database") for side in sides),
     )  # fmt: skip
-
-
-def _address(deployment: Deployment) -> str:
-    """Return the database and the server that the plugin connects to, as `orthanc at db1:5432`."""
-    parameters = conninfo.intended(deployment.section)
-    if "ConnectionUri" in deployment.section:
-        try:
-            parameters = db.parse_dsn(str(deployment.option("ConnectionUri")))
-        except UsageError:
-            return "unreadable ConnectionUri"
-    hosts = parameters.get("host", "localhost").lower().split(",")
-    ports = parameters.get("port", "5432").split(",")
-    ports = ports * len(hosts) if len(ports) == 1 else ports
-    named = ("localhost" if host in _LOCAL else host for host in hosts)
-    servers = ",".join(f"{host}:{port or 5432}" for host, port in zip(named, ports, strict=False))
-    return f"{parameters.get('dbname') or parameters.get('user', '')} at {servers}"
 
 
 def _plugins(a: Side, b: Side) -> Iterator[Difference]:

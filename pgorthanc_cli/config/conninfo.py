@@ -328,3 +328,22 @@ def connection_uri(value: str, location: str) -> Iterator[Problem]:
                 f'"ConnectionUri" names no {what.split()[1]}: libpq takes its default or PG{word.upper()}'
             )
             yield Problem(key, "warning", message, f"name {what}", location)
+
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def address(section: Mapping[str, Any]) -> str:
+    """Return the database and the server that the plugin connects to, as `orthanc at db1:5432`."""
+    parameters = intended(section)
+    if "ConnectionUri" in section:
+        try:
+            parameters = db.parse_dsn(str(section["ConnectionUri"]))
+        except UsageError:
+            return "unreadable ConnectionUri"
+    hosts = parameters.get("host", "localhost").lower().split(",")
+    ports = parameters.get("port", "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    named = ("localhost" if host in _LOCAL else host for host in hosts)
+    servers = ",".join(f"{host}:{port or 5432}" for host, port in zip(named, ports, strict=False))
+    return f"{parameters.get('dbname') or parameters.get('user', '')} at {servers}"

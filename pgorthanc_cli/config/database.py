@@ -35,7 +35,7 @@ def problems(deployment: Deployment, target: db.Target) -> tuple[Problem, ...]:
         try:
             problems.extend(inspect(deployment, target))  # an error keeps what was deployment before it
         except PgOrthancError as error:
-            message = f"the database could not be looked at: {error.message}"
+            message = f"the database could not be inspected: {error.message}"
             problems.append(Problem(SECTION, "warning", message, error.hint, deployment.location()))
             if isinstance(error, ConnectError):
                 break
@@ -57,7 +57,7 @@ def _pooler(deployment: Deployment, target: db.Target) -> Iterator[Problem]:
     detected = pooler.detect(target)
     if detected.mode == "transaction":
         message = (
-            f"a pooler in transaction mode stands in between ({detected.evidence}): Orthanc needs its own "
+            f"a pooler in transaction mode is in between ({detected.evidence}): Orthanc needs its own "
             "sessions"
         )
         hint = "connect to the server itself, or let the pooler work in session mode"
@@ -74,9 +74,13 @@ def _schema(deployment: Deployment, conn: Connection, schema: str) -> Iterator[P
         cur.execute("SELECT FROM pg_catalog.pg_namespace WHERE nspname = %s", (schema,))
         missing = cur.fetchone() is None
     if missing:
-        hint = f"create it: CREATE SCHEMA {schema}; or name another one"
+        hint = "create the schema, or give the name of another one"
         yield Problem(
-            key, "error", f"the database has no schema {schema}, and the plugin makes none", hint, location
+            key,
+            "error",
+            f"the database has no schema {schema}, and the plugin does not create it",
+            hint,
+            location,
         )
     elif deployment.release or deployment.revision:
         yield from _revision(deployment, conn, schema)
@@ -87,7 +91,7 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
     key, plugin = f"{SECTION}.EnableIndex", f"plugin {deployment.release or 'mainline'}"
     expected = _revision_of_plugin(deployment)
     if expected is None:
-        yield Problem(key, "info", f"it is not known which revision {plugin} wants")
+        yield Problem(key, "info", f"it is not known which revision {plugin} needs")
         return
     try:
         layout = catalog.layout(catalog.snapshot(conn, schema), schema)
@@ -95,21 +99,23 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
         yield Problem(key, "error", error.message, error.hint)
         return
     here = layout.revision if layout else None
-    state = "holds no index" if here is None else f"is at revision {here or 'unknown (before 1)'}"
-    message = f"{plugin} wants revision {expected}, and schema {schema} {state}"
+    state = "contains no index" if here is None else f"is at revision {here or 'unknown (before 1)'}"
+    message = f"{plugin} needs revision {expected}, and schema {schema} {state}"
     if here == expected:
         yield Problem(key, "info", f"{message}: it starts")
     elif deployment.read_only:
         yield Problem(
-            key, "error", f'{message}: with "ReadOnly" it refuses to start', "run: pgorthanc upgrade"
-        )
+            key, "error", f'{message}: with "ReadOnly" it refuses to start',
+            "upgrade the index, with all Orthancs stopped", command="pgorthanc upgrade",
+        )  # fmt: skip
     elif here is None:
-        yield Problem(key, "info", f"{message}: it makes one", "or make it yourself: pgorthanc init")
+        yield Problem(key, "info", f"{message}: it creates one")
     elif here < expected:
-        hint = "see what it costs: pgorthanc upgrade --plan; and run it before, with all Orthancs stopped"
         yield Problem(
-            key, "warning", f"{message}: it upgrades the index when it starts, and cannot go back", hint
-        )
+            key, "warning", f"{message}: it upgrades the index when it starts, and cannot go back",
+            "plan the upgrade, and run it before Orthanc starts",
+            command=f"pgorthanc upgrade --plan --to {expected}",
+        )  # fmt: skip
     else:
         starts = deployment.release is None or version(deployment.release) >= version(_IGNORES_NEWER_SINCE)
         then = (
@@ -117,8 +123,9 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
             if starts
             else "it refuses to start"
         )
-        hint = f"install plugin {catalog.plugins(here)}, or run: pgorthanc downgrade --to {max(expected, 1)}"
-        yield Problem(key, "error", f"{message}: {then}", hint)
+        hint = f"install plugin {catalog.plugins(here)}, or downgrade the index; first plan it"
+        command = f"pgorthanc downgrade --plan --to {max(expected, 1)}"
+        yield Problem(key, "error", f"{message}: {then}", hint, command=command)
 
 
 def _revision_of_plugin(deployment: Deployment) -> int | None:

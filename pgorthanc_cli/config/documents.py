@@ -42,6 +42,7 @@ class Problem:
         message: The actual and the expected value; never a password.
         hint: The fix.
         place: File and line, or variable.
+        command: The command that fixes it, without --config; empty if there is none.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Problem:
     message: str
     hint: str | None = None
     place: str = ""
+    command: str = ""
 
     @property
     def warning(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -76,12 +77,16 @@ def names(document: Document) -> Iterator[Problem]:
         meant = closest_match(name, POSTGRESQL_KEYS)
         message = f'the plugin does not know "{name}" in section "{SECTION}"'
         location = document.location(SECTION, name)
+        disables = meant in ("EnableIndex", "EnableStorage") and meant not in options
+        if disables:
+            message += f', so "{meant}" is off'
         yield Problem(
             f"{SECTION}.{name}",
-            "warning",
+            "error" if disables else "warning",
             message + _question(meant),
             _rename(meant, location, SECTION),
             location,
+            _rename_command(meant, location, SECTION, name),
         )
     yield from further(
         len(unknown) - MOST, "warning", f'options of "{SECTION}" that the plugin does not know'
@@ -110,11 +115,21 @@ def _root_name(document: Document, name: str, value: object) -> Iterator[Problem
     meant = closest_match(name, (*candidates, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
     if meant or not isinstance(value, dict):
         message = f'Orthanc does not know "{name}"'
-        yield Problem(name, "warning", message + _question(meant), _rename(meant, location), location)
+        command = _rename_command(meant, location, name)
+        hint = _rename(meant, location)
+        yield Problem(name, "warning", message + _question(meant), hint, location, command)
 
 
 def _question(meant: str | None) -> str:
     return f'; did you mean "{meant}"?' if meant else ""
+
+
+def _rename_command(meant: str | None, location: str, *keys: str) -> str:
+    """Return the command that renames an option of a file; empty if there is none."""
+    if not meant or ", line " not in location:
+        return ""
+    names = (".".join(keys), ".".join((*keys[:-1], meant)))
+    return f"pgorthanc config set --rename {shlex.join(names)}"
 
 
 def _rename(meant: str | None, location: str, *section: str) -> str | None:

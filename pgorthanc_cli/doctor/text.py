@@ -16,10 +16,10 @@ _ENCODING = """
 _CLIENT_ENCODINGS = """
     SELECT coalesce(r.rolname, 'all roles'), pg_catalog.split_part(setting, '=', 2),
            CASE WHEN s.setrole = 0 AND s.setdatabase <> 0
-                THEN pg_catalog.format('DATABASE %%I', pg_catalog.current_database())
+                THEN 'DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
                 ELSE 'ROLE ' || coalesce(pg_catalog.quote_ident(r.rolname), 'ALL')
                      || CASE WHEN s.setdatabase <> 0
-                             THEN pg_catalog.format(' IN DATABASE %%I', pg_catalog.current_database())
+                             THEN ' IN DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
                              ELSE '' END
            END
         FROM pg_catalog.pg_db_role_setting s LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole,

@@ -1,17 +1,18 @@
-"""Two configurations compared, as text for people."""
+"""The page about two configurations that were compared."""
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator
 
 from pgorthanc_cli.config.compare import Compared, Difference
 from pgorthanc_cli.text import printable
+from pgorthanc_cli.views.page import Block, Note, Page, Status
 
 _LONGEST = 60  # characters of a value; --json has all of them
-_MARKS = {"must agree": "FAIL", "must differ": "FAIL", "should agree": "warn", "note": "note"}
-_SYMBOLS = {"must agree": "✗", "must differ": "✗", "should agree": "!", "note": "-"}
+_STATUSES: dict[str, Status] = {
+    "must agree": "problem", "must differ": "problem", "should agree": "warning", "note": "",
+}  # fmt: skip
 _RULES = {
     "must agree": "must be the same",
     "must differ": "must differ",
@@ -20,23 +21,16 @@ _RULES = {
 }
 
 
-def page(result: Compared, *, width: int | None, symbols: bool) -> str:
-    """Return the verdict, the differences with their consequences, and the options that may differ.
-
-    Args:
-        result: What was compared.
-        width: Columns of the terminal; None: do not wrap.
-        symbols: Use symbols instead of words.
-    """
-    lines = [*_wrapped(_headline(result), width)]
-    lines += [f"A  {printable(result.a)}", f"B  {printable(result.b)}"]
-    for each in result.differences:
-        if each.verdict != "may differ":
-            lines += ["", *_finding(each, width, (_SYMBOLS if symbols else _MARKS)[each.verdict])]
+def page(result: Compared) -> Page:
+    """Return the verdict, the differences with their consequences, and the options that may differ."""
+    blocks: list[Block] = [_finding(each) for each in result.differences if each.verdict != "may differ"]
     free = [printable(each.key) for each in result.differences if each.verdict == "may differ"]
     if free:
-        lines += ["", *_wrapped(f"Also different, which is fine: {', '.join(free)}", width)]
-    return "\n".join(lines)
+        blocks.append(Note(f"Also different, which is fine: {', '.join(free)}"))
+    where = (f"A: {printable(result.a)}", f"B: {printable(result.b)}")
+    statuses = {block.status for block in blocks if isinstance(block, Note)}
+    worst: Status = "problem" if result.forbidding else "warning" if "warning" in statuses else "ok"
+    return Page(_headline(result), where, tuple(blocks), status=worst)
 
 
 def _headline(result: Compared) -> str:
@@ -47,23 +41,16 @@ def _headline(result: Compared) -> str:
     return f"These two Orthancs must not share a database: {options} wrong."
 
 
-def _finding(each: Difference, width: int | None, mark: str) -> Iterator[str]:
-    margin = " " * (len(mark) + 2)
-    yield from _wrapped(each.consequence, width, f"{mark}  ", margin)
-    yield f"{margin}{printable(each.key)} {_RULES[each.verdict]}:"
+def _finding(each: Difference) -> Note:
+    rule = f"{printable(each.key)} {_RULES[each.verdict]}:"
+    status = _STATUSES[each.verdict]
+    return Note(each.consequence, status, (rule, *_values(each)))
+
+
+def _values(each: Difference) -> Iterator[str]:
     for name, value, place in (("A", each.a, each.place_a), ("B", each.b, each.place_b)):
         shown = "not set" if value is None else printable(json.dumps(value, ensure_ascii=False))
         if len(shown) > _LONGEST:
             shown = f"{shown[: _LONGEST - 3]}..."
-        yield f"{margin}    {name}  {shown}{'' if place or value is None else '  (the default)'}"
-        if place:
-            yield f"{margin}       {printable(place)}"
-
-
-def _wrapped(text: str, width: int | None, first: str = "", margin: str = "") -> list[str]:
-    if width is None:
-        return [first + text]
-    return textwrap.wrap(
-        text, width, initial_indent=first, subsequent_indent=margin, break_long_words=False,
-        break_on_hyphens=False,
-    )  # fmt: skip
+        origin = place or ("" if value is None else "the default")
+        yield f"{name}: {shown}{f'  ({printable(origin)})' if origin else ''}"

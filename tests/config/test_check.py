@@ -96,13 +96,13 @@ def test_a_good_configuration_has_no_problem(examine: Examine) -> None:
         # the server and the password
         ({"Database": ""}, {}, "PostgreSQL.Database", "warning", "libpq takes the one named like the role"),
         ({"Host": "10.0.0.1"}, {}, "PostgreSQL.EnableSsl", "warning", "unencrypted"),
-        ({"Host": "10.0.0.1", "EnableSsl": True}, {}, "PostgreSQL.EnableSsl", "info", "does not make sure"),
+        ({"Host": "10.0.0.1", "EnableSsl": True}, {}, "PostgreSQL.EnableSsl", "info", "does not verify the server"),
         ({"Host": "10.0.0.1", "EnableSsl": True}, {}, "PostgreSQL.ConnectionUri", "info", "keep-alive"),
         ({"Password": "postgres"}, {}, "PostgreSQL.Password", "warning", "well-known"),
         ({"Password": "Archive"}, {}, "PostgreSQL.Password", "warning", "a name that the connection shows"),
         ({"Password": "x7-Lq"}, {}, "PostgreSQL.Password", "warning", "less than 8 characters"),
         # the schema
-        ({"Schema": "my-pacs"}, {}, "PostgreSQL.Schema", "error", "PostgreSQL wants quotes around this"),
+        ({"Schema": "my-pacs"}, {}, "PostgreSQL.Schema", "error", "PostgreSQL requires quotes around it"),
         ({"Schema": "PACS"}, {}, "PostgreSQL.Schema", "warning", "looks for pacs"),
     ],
 )  # fmt: skip
@@ -178,7 +178,7 @@ def test_a_password_that_everybody_can_read(write: Callable[..., Path], tmp_path
     path.chmod(0o644)
     found = check.check(Deployment.of(documents.read(path, {}), tmp_path, in_image=True))
     [problem] = found.problems
-    assert (problem.severity, problem.hint) == ("warning", f"run: chmod o-r {path}")
+    assert (problem.severity, problem.command) == ("warning", f"chmod o-r {path}")
 
 
 # Plugins
@@ -386,7 +386,7 @@ def test_check_looks_at_the_database_that_the_configuration_names(
     assert {"problems", "effective"} <= set(document)
     [problem] = [p for p in document["problems"] if p["severity"] == "error"]
     assert set(problem) >= {"key", "severity", "message", "hint"}
-    assert "wants revision 6, and schema public is at revision 10" in problem["message"]
+    assert "needs revision 6, and schema public is at revision 10" in problem["message"]
     assert result.exit_code == 6
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pgorthanc_cli import cli
+from pgorthanc_cli import cli, render
 from pgorthanc_cli.config.compare import Compared, Difference
 from pgorthanc_cli.views import compare as view
 
@@ -146,13 +146,12 @@ def test_people_read_the_consequence_first(tmp_path: Path) -> None:
     assert result.exit_code == 6
     assert result.stdout == (
         "These two Orthancs must not share a database: 1 option is wrong.\n"
-        f"A  {tmp_path}/a\n"
-        f"B  {tmp_path}/b\n"
+        f"A: {tmp_path}/a - B: {tmp_path}/b\n"
         "\n"
-        "FAIL  Each of them would use an index of its own, with other studies.\n"
-        "      PostgreSQL.EnableIndex must be the same:\n"
-        f"          A  true\n             {tmp_path}/a/orthanc.json, line 5\n"
-        f"          B  false\n             {tmp_path}/b/orthanc.json, line 5\n"
+        "FAIL Each of them would use an index of its own, with other studies.\n"
+        "     PostgreSQL.EnableIndex must be the same:\n"
+        f"     A: true  ({tmp_path}/a/orthanc.json, line 5)\n"
+        f"     B: false  ({tmp_path}/b/orthanc.json, line 5)\n"
         "\n"
         "Also different, which is fine: Name, DicomAet\n"
     )
@@ -171,11 +170,11 @@ def test_a_narrow_terminal_gets_short_lines_and_symbols(tmp_path: Path) -> None:
             ),
         ),
     )
-    text = view.page(result, width=60, symbols=True)
-    assert max(map(len, text.splitlines())) <= 75  # values are not wrapped
-    assert "✗  The one with the lower limit deletes, or refuses," in text
-    assert "A  0  (the default)\n" in text
-    assert "A  not set\n" in text
+    text = render.text(view.page(result), render.Medium(60, symbols=True))
+    assert max(map(len, text.splitlines())) <= 60
+    assert "✗ The one with the lower limit deletes, or refuses," in text
+    assert "A: 0  (the default)\n" in text
+    assert "A: not set\n" in text
     assert "\x1b" not in text
 
 

@@ -39,7 +39,7 @@ def subject(tmp_path: Path) -> Callable[..., Deployment]:
         ("5.1", 10, False, "error", "it refuses to start"),
         ("3.2", 1, False, "error", "it refuses to start"),
         ("10.3", 6, True, "error", "refuses to start"),
-        ("10.3", None, False, "info", "holds no index: it makes one"),
+        ("10.3", None, False, "info", "contains no index: it creates one"),
         ("11.0", 10, False, "info", "it is not known which revision"),
         (None, 10, False, "", ""),
     ],
@@ -57,7 +57,7 @@ def test_what_the_plugin_will_do(
 def test_schemas_that_the_plugin_cannot_use(empty: db.Target, subject: Callable[..., Deployment]) -> None:
     few = {"IndexConnectionsCount": 1}
     [missing] = database.problems(subject(Schema="pacs", **few), db.Target(empty.dsn, schema="pacs"))
-    assert "no schema pacs, and the plugin makes none" in missing.message
+    assert "no schema pacs, and the plugin does not create it" in missing.message
     run(empty, 'CREATE SCHEMA "user"')
     reserved, _ = database.problems(subject(Schema="user", **few), db.Target(empty.dsn, schema="user"))
     assert (reserved.severity, "reserved word" in reserved.message) == ("error", True)
@@ -93,7 +93,7 @@ def test_a_right_that_is_missing_is_told_and_the_rest_is_looked_at(
 
 def test_a_database_that_cannot_be_reached_is_told_and_no_more(subject: Callable[..., Deployment]) -> None:
     [problem] = database.problems(subject(), db.Target(f"host=127.0.0.1 port=1 password={SECRET}"))
-    assert (problem.severity, "could not be looked at" in problem.message) == ("warning", True)
+    assert (problem.severity, "could not be inspected" in problem.message) == ("warning", True)
     assert SECRET not in repr(problem)
 
 

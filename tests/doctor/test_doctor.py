@@ -199,7 +199,6 @@ def test_a_check_that_fails_is_unknown_and_the_others_go_on(
     assert reason in checks["clock"].message
     assert "\n" not in checks["clock"].message
     assert checks["clock"].hint or name == "the session ended"
-    assert not checks["clock"].statements  # no GRANT is known that helps
     assert list(checks) == list(before)
     # A busy machine changes the measured time of a round trip.
     varying = {"clock", "transactions", "round-trip"}

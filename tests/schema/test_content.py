@@ -83,7 +83,7 @@ def test_large_objects_of_another_role(stored: db.Target, role: str, rows_read: 
     assert " for 2 of them" in str(wrong.found)
     said = check(stored, "large-objects", deep=rows_read == "all")
     assert said.status == "CRITICAL"
-    run(stored, statement(said.statements, "DO $$"))
+    run(stored, statement(said.hint or "", "DO $$"))
     assert set(found(stored)) <= {"table storagearea"}  # that it belongs to another role
     assert check(stored, "large-objects").status == "OK"
     owners = "SELECT DISTINCT lomowner::regrole::text FROM pg_largeobject_metadata"
@@ -206,7 +206,7 @@ def test_hashes_that_are_null(stored: db.Target) -> None:
     assert wrong.found == "NULL in 2 rows"
     said = check(stored, "attachments")
     assert said.status == "CRITICAL"
-    run(stored, statement(said.hint or "", "UPDATE attachedfiles"))
+    run(stored, statement(said.statements, "UPDATE attachedfiles"))
     assert found(stored) == {}
     query = (
         "SELECT uncompressedhash, compressedhash FROM attachedfiles WHERE uuid IN ('i', 'j') ORDER BY uuid"

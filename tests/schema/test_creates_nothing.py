@@ -193,7 +193,7 @@ def test_revision_1_belongs_to_the_plugins_4_and_5(empty: db.Target, labels: boo
             conn.cursor().execute("DROP TABLE labels")
     assert catalog.plugins(1) == "4.0 to 5.1"
     assert json.loads(call("status", "--uri", empty.dsn, "--json")[1])["plugins"] == "4.0 to 5.1"
-    assert "4.0 to 5.1" in call("doctor", "--uri", empty.dsn)[1]
+    assert "4.0 to 5.1" in call("doctor", "--verbose", "--uri", empty.dsn)[1]
     assert "plugin 4.0 to 5.1 (revision 1" in call("init", "--uri", empty.dsn)[2]
     plan = json.loads(call("upgrade", "--plan", "--uri", empty.dsn, "--json")[1])
     assert (plan["plugins"], plan["plugins_then"]) == ("4.0 to 5.1", catalog.plugins(CURRENT))
