@@ -62,10 +62,11 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Reached:
-    """The conditions that are met, and how long that took."""
+    """The conditions that are met, how long that took, and where."""
 
     reached: str
     waited_s: float
+    endpoint: db.Endpoint
 
 
 def wait(target: db.Target, conditions: Conditions, *, timeout_s: float, report: Report = silent) -> Reached:
@@ -98,8 +99,8 @@ def wait(target: db.Target, conditions: Conditions, *, timeout_s: float, report:
     reason = ""
     while True:
         try:
-            _check(target, conditions)
-            return Reached(str(conditions), round(time.monotonic() - started, 1))
+            endpoint = _check(target, conditions)
+            return Reached(str(conditions), round(time.monotonic() - started, 1), endpoint)
         except db.PasswordRequired:
             raise
         except (ConnectError, RevisionError, InUseError) as error:
@@ -115,8 +116,8 @@ def wait(target: db.Target, conditions: Conditions, *, timeout_s: float, report:
         pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
 
 
-def _check(target: db.Target, conditions: Conditions) -> None:
-    """Raise an error for the first condition that is not met."""
+def _check(target: db.Target, conditions: Conditions) -> db.Endpoint:
+    """Return where the conditions are met; raise an error for the first one that is not."""
     connection = db.connect(target, autocommit=True, readonly=True)
     with closing(connection) as conn, db.translate_errors(conn):
         if conditions.replica:
@@ -127,6 +128,7 @@ def _check(target: db.Target, conditions: Conditions) -> None:
             _check_unlocked(conn)
         if conditions.revision is not None:
             _check_revision(conn, target.schema, conditions.revision)
+        return db.endpoint(conn)
 
 
 def _check_primary(conn: Connection) -> None:

@@ -27,6 +27,7 @@ def command(call: Call, *, file: Path) -> None:
     no password, nothing about patients.
     """
     from pgorthanc_cli import doctor, render
+    from pgorthanc_cli.views import bundle
     from pgorthanc_cli.views import doctor as views
 
     with call.target() as target:
@@ -35,4 +36,4 @@ def command(call: Call, *, file: Path) -> None:
         page = render.html(views.page(health, call.command_line, verbose=True))
         configuration = Path(config) if config else None
         names = doctor.bundle(target, health, file, configuration, page=page)
-    call.emit(_Written(file, names))
+    call.emit_page(_Written(file, names), bundle.page(file, names))

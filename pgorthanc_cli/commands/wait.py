@@ -30,6 +30,7 @@ def command(
     revision, 5 somebody holds a lock.
     """
     from pgorthanc_cli import waiting
+    from pgorthanc_cli.views import waiting as views
 
     ready = ready or not (revision is not None or unlocked or replica)
     conditions = waiting.Conditions(ready=ready, revision=revision, unlocked=unlocked, replica=replica)
@@ -39,4 +40,5 @@ def command(
             output.note(f"waiting for {conditions}: {progress.what}")
 
     with call.target() as target:
-        call.emit(waiting.wait(target, conditions, timeout_s=timeout_s, report=report))
+        reached = waiting.wait(target, conditions, timeout_s=timeout_s, report=report)
+    call.emit_page(reached, views.page(reached))

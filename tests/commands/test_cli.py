@@ -105,7 +105,7 @@ def test_exit_codes(fresh: db.Target, words: list[str], code: int, said: str) ->
 
 
 def test_no_index_is_exit_code_4_and_says_what_to_do(empty: db.Target) -> None:
-    run = pgorthanc("status", "--uri", empty.dsn, "--json")
+    run = pgorthanc("upgrade", "--uri", empty.dsn, "--json")
     failure = json.loads(run.stderr)
     assert (run.returncode, run.stdout, failure["error"]) == (4, "", "RevisionError")
     assert "pgorthanc init" in failure["hint"]

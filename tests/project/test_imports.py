@@ -46,7 +46,17 @@ ALLOWED = {
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
-    "views": {"config", "doctor", "index", "ingest", "migrate", "orthanc_log", "schema", "upgrade"},
+    "views": {
+        "config",
+        "doctor",
+        "index",
+        "ingest",
+        "migrate",
+        "orthanc_log",
+        "schema",
+        "upgrade",
+        "waiting",
+    },
 }
 # third-party module -> the only rooms that may import it
 ONLY = {"click": {"cli", "commands"}, "rich": {"output", "render"}, "pydicom": {"dicom"}}

@@ -269,3 +269,10 @@ def test_exit_codes_and_what_is_told(empty: db.Target) -> None:
         assert (result.exit_code, result.stdout) == (code, "")
         assert ("waiting for " in result.stderr) == (code != 4)
         assert "in vain" in result.stderr
+
+
+def test_the_screen(fresh: db.Target) -> None:
+    shown = CliRunner().invoke(cli.main, ["wait", "--uri", fresh.dsn])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("Conditions met ")
+    assert ": a server that takes changes.\ndatabase " in shown.stdout
