@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import click
 
 from pgorthanc_cli import commands, files, signals
 from pgorthanc_cli.commands import Call, upgrade_options
-from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
+from pgorthanc_cli.errors import Interrupted, UsageError
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def command(
     """
     from pgorthanc_cli import migrate
     from pgorthanc_cli.schema import catalog
+    from pgorthanc_cli.views import migrate as views
     from pgorthanc_cli.workers import Stopped
 
     if plugin is not None:
@@ -117,8 +118,26 @@ def command(
                 )
         except Stopped:
             raise Interrupted("interrupted; what was copied is committed", "run it again to go on") from None
-    call.emit(converted)
-    _require_complete(converted)
+    again = _again(index, storage, options)
+    page = views.page(
+        converted,
+        call.command_line("migrate-sqlite", *again),
+        call.command_line("verify", "schema", "--deep"),
+    )
+    call.emit_page(converted, page)
+    files_differ = converted.files and (converted.files.missing or converted.files.differing)
+    if converted.skipped_rows or files_differ:
+        raise click.exceptions.Exit(6)
+
+
+def _again(index: Path | None, storage: str, options: Mapping[str, object]) -> list[str]:
+    """Return the words that convert what was checked."""
+    words = [str(index)] if index else []
+    names = ("server_identifier", "storage_dir")
+    flags = {"revision": "--to-revision", **{name: f"--{name.replace('_', '-')}" for name in names}}
+    for name, flag in flags.items():
+        words += [flag, str(options[name])] if options[name] else []
+    return words + (["--storage", storage] if storage != "filesystem" else [])
 
 
 def _completed(settings: ConversionSettings, orthanc: OrthancConfiguration | None) -> ConversionSettings:
@@ -164,15 +183,3 @@ def write_report(path: Path, converted: Converted, findings: Iterator[dict[str, 
     with files.replacing(path) as stream:
         for piece in view(converted, findings):
             stream.write(piece.encode("utf-8", "backslashreplace"))
-
-
-def _require_complete(converted: Converted) -> None:
-    problems = []
-    if converted.skipped_rows:
-        problems.append(f"{converted.skipped_rows} rows were skipped")
-    if converted.files and converted.files.missing:
-        problems.append(f"{converted.files.missing} files are missing")
-    if converted.files and converted.files.differing:
-        problems.append(f"{converted.files.differing} files are not what the index says")
-    if problems:
-        raise PartialFailure("; ".join(problems), "see skipped and files in --json, or --report FILE.html")

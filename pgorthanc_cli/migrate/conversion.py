@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.config import conninfo
@@ -106,7 +104,8 @@ class _Conversion:
         large_objects = self._copy_files() if settings.large_objects else 0
         run.report(Progress("prove", "the new index"))
         target.finalize(conn, self._target.schema, plan, run.properties(reader))
-        steps = self._remaining_steps(plan)
+        configuration = self._configuration(plan)
+        steps = self._remaining_steps(plan, configuration)
         run.compare_files()
         return replace(
             run.result(),
@@ -118,6 +117,9 @@ class _Conversion:
             large_objects=large_objects,
             resumed=resumed,
             steps=steps,
+            endpoint=db.endpoint(conn),
+            configuration=configuration,
+            plugins=catalog.plugins(plan.revision),
         )
 
     def _prepare(self) -> tuple[LoadPlan, bool]:
@@ -243,15 +245,13 @@ class _Conversion:
             )
         return copied.checked
 
-    def _remaining_steps(self, plan: LoadPlan) -> tuple[str, ...]:
+    def _remaining_steps(self, plan: LoadPlan, configuration: str) -> tuple[str, ...]:
         """Return what the administrator has to do, in order."""
-        parameters = conninfo.complete(conninfo.in_use(self._conn), self._target)
-        options = conninfo.plugin_options(parameters, encrypted=bool(self._conn.info.ssl_in_use))
         libraries = ", and libOrthancPostgreSQLStorage.so" if self._settings.large_objects else ""
         kept = "StorageDirectory stays until Orthanc works; " if self._settings.large_objects else ""
         return (
             f"add to Orthanc's configuration, with the password (plugin {catalog.plugins(plan.revision)}): "
-            f"{self._configuration(options, plan.server_identifier)}",
+            f"{configuration}",
             f'add the library libOrthancPostgreSQLIndex.so to "Plugins"{libraries}',
             f"{kept}leave as they are: {', '.join(_UNCHANGED_OPTIONS)}",
             f"move {self._run.source.path} out of the way, so that nobody starts Orthanc on it again; "
@@ -260,14 +260,17 @@ class _Conversion:
             "run: pgorthanc verify schema --deep",
         )
 
-    def _configuration(self, options: Mapping[str, Any], server_identifier: str) -> str:
+    def _configuration(self, plan: LoadPlan) -> str:
+        """Return the lines of Orthanc's configuration that lead to the server of this connection."""
+        parameters = conninfo.complete(conninfo.in_use(self._conn), self._target)
+        options = conninfo.plugin_options(parameters, encrypted=bool(self._conn.info.ssl_in_use))
         section = {
             "EnableIndex": True,
             "EnableStorage": self._settings.large_objects,
             **options,
             **({"Schema": self._target.schema} if self._target.schema != "public" else {}),
         }
-        lines = {"PostgreSQL": section, "DatabaseServerIdentifier": server_identifier}
+        lines = {"PostgreSQL": section, "DatabaseServerIdentifier": plan.server_identifier}
         return json.dumps(lines, indent=2)
 
 

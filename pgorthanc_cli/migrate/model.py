@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgorthanc_cli.db import Endpoint
+
 LEVELS = ("patients", "studies", "series", "instances")
 DEFAULT_SERVER = "orthanc"
 """The server identifier if neither an option nor the target names one; Orthanc must then be configured with it."""
@@ -172,6 +174,9 @@ class Converted:
             configuration.
         elapsed_s: Elapsed time in seconds.
         rows_per_s: Rows converted per second, everything included.
+        endpoint: The database; None after a check.
+        configuration: The lines of Orthanc's configuration, without the password.
+        plugins: The releases of the plugin that work with the new index.
         dry_run: Whether the index was only checked.
     """
 
@@ -193,6 +198,9 @@ class Converted:
     steps: tuple[str, ...] = ()
     elapsed_s: float = 0.0
     rows_per_s: float = 0.0
+    endpoint: Endpoint | None = None
+    configuration: str = ""
+    plugins: str = ""
     dry_run: bool = field(default=False, metadata={"shown": False})
 
 
