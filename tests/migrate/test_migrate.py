@@ -478,3 +478,5 @@ def test_the_password_is_not_shown(sound: Path, empty: db.Target) -> None:
     ended = pgorthanc(sound, "--uri", uri)
     assert ended.returncode == 0
     assert "secret%word" not in ended.stdout + ended.stderr
+    assert ended.stdout.startswith("Converted the SQLite index with "), ended.stderr
+    assert '"EnableIndex": true' in ended.stdout
