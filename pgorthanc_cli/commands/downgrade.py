@@ -37,6 +37,7 @@ def command(
     those of upgrade. See docs/downgrade.md.
     """
     from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli.schema import rights
 
     revision = upgrade_options.target_revision(to, plugin)
     if revision is None:
@@ -48,6 +49,7 @@ def command(
             return
         if "switch" in settings.phases:
             with db.session(target, readonly=True) as conn:
+                rights.require_owner(conn, target.schema)
                 losses = upgrade.plan(conn, target.schema, revision, down=True).not_held
             upgrade_options.confirm(
                 "Discard that, and go on?" if settings.discard else "Keep that aside, and go on?",

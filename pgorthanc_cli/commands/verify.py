@@ -53,10 +53,10 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
     else:
         call.emit(found)
     if not found.healthy:
-        raise PartialFailure(
-            f"schema {found.schema} is not what revision {found.revision} must be",
-            None if repair else "run: pgorthanc verify schema --repair",
-        )
+        hint = None
+        if not repair and any(finding.repair for finding in report.findings):
+            hint = f"see the statements: pgorthanc verify schema{' --deep' if deep else ''} --repair"
+        raise PartialFailure(f"schema {found.schema} is not what revision {found.revision} must be", hint)
 
 
 command.add_command(schema)

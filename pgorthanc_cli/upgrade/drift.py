@@ -223,7 +223,10 @@ def _obstacle(difference: catalog.Difference) -> str:
     kind, _, rest = difference.name.partition(" ")
     table, _, name = rest.partition(".")
     remedy = {
-        "column": f"move it to a table of your own: ALTER TABLE {table} DROP COLUMN {name};",
+        "column": (
+            "copy its values to a table of your own if anybody needs them, then: "
+            f"ALTER TABLE {table} DROP COLUMN {name};"
+        ),
         "constraint": f"ALTER TABLE {table} DROP CONSTRAINT {name};",
         "trigger": f"DROP TRIGGER {name} ON {table};",
         "rule": f"DROP RULE {name} ON {table};",
