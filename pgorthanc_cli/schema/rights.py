@@ -20,7 +20,7 @@ _OWNER = """
     SELECT pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
            pg_catalog.pg_has_role(c.relowner, 'MEMBER'), pg_catalog.has_table_privilege(c.oid, 'SELECT')
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = %s::pg_catalog.regnamespace AND c.relname = 'resources' AND c.relkind IN ('r', 'p')
+        WHERE c.relnamespace = pg_catalog.to_regnamespace(%s) AND c.relname = 'resources' AND c.relkind IN ('r', 'p')
 """
 _ROLE = "SELECT current_user::text"
 # The steps act as the owner of the index, who then has to own all of it.
