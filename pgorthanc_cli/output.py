@@ -201,7 +201,11 @@ def _records(value: Sequence[object]) -> list[list[str]]:
 
 
 def _in_table(name: str, value: object) -> str:
-    return "-" if value is None else cell(name, value).replace("\n", "; ")
+    if value is None:
+        return "-"
+    if isinstance(value, str):  # a statement may have several lines
+        return " ".join(cell(name, value).split())
+    return cell(name, value).replace("\n", "; ")
 
 
 def text(content: str) -> None:

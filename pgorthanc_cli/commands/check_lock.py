@@ -77,8 +77,13 @@ def command(
         db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
     ):
         lock = bool(settings.orthanc.postgresql("Lock")) if settings.orthanc else None
+        storage = settings.orthanc is None or bool(settings.orthanc.postgresql("EnableStorage"))
         watcher = locks.Watcher(
-            conn, settings.target.schema, lock=lock, connections=_connections(settings.orthanc)
+            conn,
+            settings.target.schema,
+            lock=lock,
+            connections=_connections(settings.orthanc),
+            storage=storage,
         )
         if watch:
             call.watch(watcher.inspect)

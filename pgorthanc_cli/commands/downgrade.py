@@ -63,9 +63,11 @@ def command(
 def _confirm(target: Target, revision: int, *, discard: bool) -> None:
     """Show what the lower revision cannot hold, if anything, and ask for confirmation."""
     from pgorthanc_cli import db, upgrade
+    from pgorthanc_cli.schema import rights
     from pgorthanc_cli.views import upgrade as views
 
     with db.session(target, readonly=True) as conn:
+        rights.require_owner(conn, target.schema)
         plan = upgrade.plan(conn, target.schema, revision, down=True)
         place = db.endpoint(conn)
     if not plan.not_held:

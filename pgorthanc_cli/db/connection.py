@@ -189,10 +189,9 @@ def allow_writes(conn: Connection, *, path: str | None = None) -> None:
 
 
 def _require_own_session(conn: Session) -> None:
-    if conn.pooled:
-        from pgorthanc_cli.db import pooler  # imports this module
+    from pgorthanc_cli.db import pooler  # imports this module
 
-        pooler.require_own_session(conn)
+    pooler.require_own_session(conn)
 
 
 def connect_async(target: Target, *, timeout_s: float = 10.0) -> Connection:

@@ -56,17 +56,25 @@ def require_own_session(conn: db.Session) -> None:
     Raises:
         ConnectError: The pooler shares its sessions between clients.
     """
+    if obstacle := shared_sessions(conn):
+        raise obstacle
+
+
+def shared_sessions(conn: db.Session) -> ConnectError | None:
+    """Return why a command that writes would refuse this connection; None: it would not."""
+    if not conn.pooled:
+        return None
     detected = detect(conn.target)
     if detected.mode != "transaction":
-        return
+        return None
     host, port, listening = db.row(conn, _SERVER_ENDPOINT) or (None, None, None)
     endpoint = f"at {host}:{port}" if host else f"that listens on port {listening}"
     info = conn.info
-    raise ConnectError(
+    return ConnectError(
         f"a connection pooler such as PgBouncer answers at {info.host or 'the local socket'}:{info.port}, "
         "and clients share its sessions "
-        f"(pool_mode = transaction or statement: {detected.evidence}); this command writes, and needs "
-        "a session of its own for its locks, temporary tables and settings",
+        f"(pool_mode = transaction or statement: {detected.evidence}); a command that writes "
+        "needs a session of its own for its locks, temporary tables and settings",
         f"connect to the server itself, {endpoint} as the pooler sees it (--host, --port)",
     )
 

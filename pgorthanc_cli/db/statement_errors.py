@@ -77,28 +77,15 @@ def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = Non
         )
     return PgOrthancError(
         f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""),
-        _hint(state, primary, conn, schema),
+        error_hint(error, conn, schema),
     )
 
 
 def error_hint(error: psycopg2.Error, conn: Connection, schema: str | None = None) -> str | None:
     """Return the hint for a statement that the server refused, None if there is none."""
-    return _hint(error.pgcode or "", primary_message(error), conn, schema)
-
-
-def _hint(state: str, primary: str, conn: Connection, schema: str | None = None) -> str | None:
+    state, primary = error.pgcode or "", primary_message(error)
     if state == "42501":
-        role = quote_ident(conn.info.user)
-        denied = re.match(r"permission denied for (table|sequence|function) \S+", primary)
-        if not denied or schema is None:
-            return f"log in as its owner, or as a role that may do this: role {role} may not"
-        reads = getattr(conn, "preamble", "") or _READING_COMMANDS.match(
-            conn.info.parameter_status("application_name") or ""
-        )
-        grants = _GRANT_READ if reads and denied[1] != "function" else _GRANT_WRITE
-        kind = "SEQUENCES" if denied[1] == "sequence" else "TABLES"
-        name = quote_ident(schema)
-        return f"as the owner of the index: {grants.format(kind=kind, schema=name, role=role)}"
+        return _grants(error, primary, conn, schema)
     if state == "55P03":
         return (
             "wait for the session that keeps a table locked, or end it (no pid: a prepared transaction, "
@@ -111,6 +98,23 @@ def _hint(state: str, primary: str, conn: Connection, schema: str | None = None)
             "the server is read-only or a standby: name the primary, or use target_session_attrs=read-write"
         )
     return None
+
+
+def _grants(error: psycopg2.Error, primary: str, conn: Connection, schema: str | None) -> str:
+    """Return the statements that give a role the privileges that it lacks on the objects of an index."""
+    role = quote_ident(conn.info.user)
+    english = re.match(r"permission denied for (\w+) \S+", primary)
+    kind = english[1] if english else ""
+    # A server of another language: the function of PostgreSQL that refused is the same.
+    translated = not english and error.diag.source_function == "aclcheck_error"
+    if schema is None or not (translated or kind in ("table", "sequence", "function")):
+        return f"log in as its owner, or as a role that may do this: role {role} may not"
+    reads = getattr(conn, "preamble", "") or _READING_COMMANDS.match(
+        conn.info.parameter_status("application_name") or ""
+    )
+    grants = _GRANT_READ if reads and kind != "function" else _GRANT_WRITE
+    objects = "SEQUENCES" if kind == "sequence" else "TABLES"
+    return f"as the owner of the index: {grants.format(kind=objects, schema=quote_ident(schema), role=role)}"
 
 
 def endpoint(conn: Connection) -> str:

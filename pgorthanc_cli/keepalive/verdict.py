@@ -248,6 +248,8 @@ def _about_keepalive(verdict: Verdict, tried: KeepAlive, environment: Environmen
             f"Probes after {verdict.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
             f" {_DATA_ONLY}"
         )
+        yield _RAISE
+        yield _HOUSEKEEPING
         return
     if "client" in verdict.passed:
         yield "With the parameters above every connection lived: add them to ConnectionUri."

@@ -90,6 +90,7 @@ def group_sessions(
     *,
     housekeeping: bool = False,
     connections: int | None = None,
+    storage: bool = True,
 ) -> list[Group]:
     """Return the Orthancs among the sessions.
 
@@ -101,6 +102,7 @@ def group_sessions(
         layout: That of the index.
         housekeeping: Whether an Orthanc without other evidence is the one that does the housekeeping.
         connections: IndexConnectionsCount of Orthanc's configuration, if it is known.
+        storage: Whether an Orthanc may have one more connection, for the storage area.
     """
 
     def client(session: Observed) -> tuple[str, str, str]:
@@ -112,7 +114,7 @@ def group_sessions(
         members = _sessions_of_orthanc(list(same_client))
         starts = _starts(members)
         for start in starts if _are_several(starts) else [members]:
-            for part in _split_start(start, layout, connections):
+            for part in _split_start(start, layout, connections, storage=storage):
                 if part:
                     orthanc = _orthanc(part, layout, housekeeping)
                     groups.append(Group(orthanc, tuple(part), len(_starts(part))))
@@ -161,7 +163,11 @@ def _starts(sessions: Sequence[Observed]) -> list[list[Observed]]:
 
 
 def _split_start(
-    members: Sequence[Observed], layout: catalog.Layout | None, connections: int | None
+    members: Sequence[Observed],
+    layout: catalog.Layout | None,
+    connections: int | None,
+    *,
+    storage: bool,
 ) -> list[list[Observed]]:
     """Return the sessions of each Orthanc among some that connected within seconds.
 
@@ -175,7 +181,7 @@ def _split_start(
     if len(_starts(members)) > 1:  # a pool that opens and closes connections has no order
         return [list(members)]
     if not locked or ordered[0].since is None:
-        size = len(ordered) if connections is None or locked else connections + 1
+        size = len(ordered) if connections is None or locked else connections + storage
         size = max(size, 1)
         return [ordered[first : first + size] for first in range(0, len(ordered), size)]
     first, last = locked[0], locked[-1]

@@ -152,6 +152,7 @@ class Watcher:
         schema: Namespace of the index, whose layout tells which releases of the plugin fit.
         lock: Orthanc's option `Lock`, if its configuration is known.
         connections: IndexConnectionsCount by release of the plugin, if the configuration is known.
+        storage: Orthanc's option `EnableStorage`; True if the configuration is not known.
     """
 
     def __init__(
@@ -161,8 +162,10 @@ class Watcher:
         *,
         lock: bool | None = None,
         connections: Callable[[str], int] | None = None,
+        storage: bool = True,
     ) -> None:
         self._connections = connections
+        self._storage = storage
         self._conn = conn
         self._schema = schema
         self._lock = lock
@@ -177,16 +180,19 @@ class Watcher:
         sessions = observe(self._conn)
         layout = _read_layout(self._conn, self._schema)
         most = self._most_connections(layout)
-        groups = group_sessions(sessions, layout, connections=most)
+        groups = group_sessions(sessions, layout, connections=most, storage=self._storage)
         doubtful = [group for group in groups if not group.orthanc.certain]
         housekeeping = False
         if doubtful or any(session.query is None for session in sessions):
             housekeeping = _detect_housekeeping(self._conn, self._schema, layout)
             if housekeeping and len(doubtful) == 1:
-                groups = group_sessions(sessions, layout, housekeeping=True, connections=most)
+                groups = group_sessions(
+                    sessions, layout, housekeeping=True, connections=most, storage=self._storage
+                )
         locks = tuple(_lock(key, sessions) for key in KEYS)
         self._last_holders |= {lock.key: lock for lock in locks if lock.held}
-        remarks = [*notes(groups), *hidden_sessions(self._conn, sessions)]
+        uncountable = [] if most is not None else list(_several_perhaps(groups))
+        remarks = [*notes(groups), *uncountable, *hidden_sessions(self._conn, sessions)]
         if layout is None and groups:
             remarks.append(
                 f"schema {self._schema} holds no index: name the one of that Orthanc with --schema"
@@ -359,6 +365,16 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
             f"no application name: pid {', '.join(nameless)}; name each Orthanc by ApplicationName (plugin "
             "10.0 or later) or application_name in ConnectionUri"
         )
+
+
+def _several_perhaps(groups: Sequence[Group]) -> Iterator[str]:
+    """Yield for which groups only the number of connections tells whether they are one Orthanc."""
+    for group in groups:
+        if len(group.members) > 1 and not group.orthanc.locked:
+            yield (
+                f"{group.orthanc.named} may be several Orthancs: its {len(group.members)} sessions hold no lock "
+                "and began within seconds; name its configuration (--config) to tell them apart"
+            )
 
 
 def hidden_sessions(conn: Connection, sessions: Sequence[Observed]) -> Iterator[str]:

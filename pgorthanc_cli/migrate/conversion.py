@@ -171,7 +171,7 @@ class _Conversion:
             )
         for table, count in lost.items():
             what = f"{count} rows skipped: revision {number} cannot hold them"
-            self._run.findings.add(Outcome(skipped=[Finding(table, None, what)]))
+            self._run.findings.add(Outcome(skipped=[Finding(table, None, what, count)]))
 
     def _require_clean(self) -> None:
         """Read everything before anything is written, and refuse if a row is repaired or skipped."""

@@ -46,18 +46,20 @@ class ConversionSettings:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A row that PostgreSQL cannot hold unchanged.
+    """A row that PostgreSQL cannot hold unchanged, or all rows of a table.
 
     Attributes:
         table: The table in the source.
         public_id: The resource that the row belongs to, if any.
         what: Which row, the problem, and what was done. Never a value: it may name a
             patient.
+        rows: How many rows it is about.
     """
 
     table: str
     public_id: str | None
     what: str
+    rows: int = 1
 
     def __str__(self) -> str:
         return f"{self.table}, {self.public_id or 'no resource'}: {self.what}"

@@ -156,7 +156,7 @@ class Run:
         self.context = replace(self.context, source=surveyed)
         for table, number in source.unknown_tables.items():
             what = f"{number} rows skipped: no release of Orthanc has this table"
-            outcome.skipped.append(Finding(table, None, what))
+            outcome.skipped.append(Finding(table, None, what, number))
         self.findings.add(outcome)
 
     def read_all(self) -> None:
@@ -278,7 +278,7 @@ class Findings:
         """Add the findings of one piece of work."""
         with self._file.open("a", encoding="utf-8") as stream:
             for kind, findings in (("repaired", outcome.repaired), ("skipped", outcome.skipped)):
-                self.counts[kind] += len(findings)
+                self.counts[kind] += sum(finding.rows for finding in findings)
                 free = MAX_LISTED - len(self.listed[kind])
                 self.listed[kind] += findings[:free]
                 stream.writelines(json.dumps({"kind": kind, **asdict(f)}) + "\n" for f in findings)

@@ -85,6 +85,7 @@ def init(
     revision = catalog.newest() if revision is None else revision
     scripts = _scripts(revision)
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(LOCKED), conn:
+        rights.require_reading(conn, schema)
         objects = catalog.snapshot(conn, schema)
         layout = catalog.layout(objects, schema)
         _refuse_other_contents(objects, layout, revision, schema)

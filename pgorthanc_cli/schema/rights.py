@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 _OWNER = """
     SELECT pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
-           pg_catalog.pg_has_role(c.relowner, 'MEMBER')
+           pg_catalog.pg_has_role(c.relowner, 'MEMBER'), pg_catalog.has_table_privilege(c.oid, 'SELECT')
         FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = %s::pg_catalog.regnamespace AND c.relname = 'resources' AND c.relkind IN ('r', 'p')
+        WHERE c.relnamespace = pg_catalog.to_regnamespace(%s) AND c.relname = 'resources' AND c.relkind IN ('r', 'p')
 """
-_ROLE = "SELECT current_user::text, pg_catalog.current_database()::text"
+_ROLE = "SELECT current_user::text"
 # The steps act as the owner of the index, who then has to own all of it.
 _OTHERS = """
     SELECT 'TABLE', c.oid::pg_catalog.regclass::text, c.relkind::text, c.relname::text FROM pg_catalog.pg_class c
@@ -42,24 +42,62 @@ _LACKS = """
 """
 
 
-def require_change(conn: Connection, schema: str, objects: catalog.Catalog) -> None:
-    """Raise an error unless this role may bring the index to another revision.
+def require_owner(conn: Connection, schema: str) -> None:
+    """Raise an error unless this role may act as the owner of the index, if there is one.
+
+    Needs no privilege on the tables, so that a role that may not even read them is told the same.
 
     Raises:
-        RevisionError: It may not; the hint can be run as it stands, and grants only what is missing.
+        RevisionError: It may not.
+    """
+    role, owner, acts, member, _ = _owner(conn, schema)
+    if acts:
+        return
+    membership = ""
+    if not member:
+        grant = f"GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};"
+        membership = f"; or have an administrator run: {grant}"
+    raise RevisionError(
+        f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
+        f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){membership}",
+    )
+
+
+def require_reading(conn: Connection, schema: str) -> None:
+    """Raise an error if there is an index that this role may not read: it cannot repair it either.
+
+    Raises:
+        RevisionError: It may not.
+    """
+    role, owner, _, _, reads = _owner(conn, schema)
+    if not reads:
+        raise _not_the_owner(role, owner, schema)
+
+
+def _owner(conn: Connection, schema: str) -> tuple[str, str, bool, bool, bool]:
+    """Return this role, the owner of the index, and whether it acts as that, may become it, and may read.
+
+    Without an index this role counts as its owner.
+    """
+    role = str(db.value(conn, _ROLE))
+    return (role, *(db.row(conn, _OWNER, sql.Identifier(schema).as_string(conn)) or (role, True, True, True)))
+
+
+def _not_the_owner(role: str, owner: str, schema: str) -> RevisionError:
+    return RevisionError(
+        f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
+        f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration)",
+    )
+
+
+def require_change(conn: Connection, schema: str, objects: catalog.Catalog) -> None:
+    """Raise an error unless the owner of the index has all rights to bring it to another revision.
+
+    Raises:
+        RevisionError: It lacks some; the hint can be run as it stands, and grants only what is missing.
     """
     name = sql.Identifier(schema).as_string(conn)
-    role, _ = db.row(conn, _ROLE) or ("", "")
-    owner, acts, member = db.row(conn, _OWNER, name) or (role, True, True)
-    if not acts:
-        membership = ""
-        if not member:
-            grant = f"GRANT {_quoted(conn, owner)} TO {_quoted(conn, role)};"
-            membership = f"; or have an administrator run: {grant}"
-        raise RevisionError(
-            f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
-            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){membership}",
-        )
+    _, owner, *_ = _owner(conn, schema)
     grants = [*_ownership(conn, name, owner, objects), *missing(conn, name, owner)]
     if grants:
         raise RevisionError(
@@ -75,14 +113,10 @@ def require_creation(conn: Connection, schema: str, objects: catalog.Catalog) ->
         RevisionError: It may not; the hint can be run as it stands, and grants only what is missing.
     """
     name = sql.Identifier(schema).as_string(conn)
-    role, _ = db.row(conn, _ROLE) or ("", "")
-    owner, _, _ = db.row(conn, _OWNER, name) or (role, True, True)
+    role, owner, *_ = _owner(conn, schema)
     superuser = db.value(conn, "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user")
     if owner != role and not superuser:
-        raise RevisionError(
-            f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
-            f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration)",
-        )
+        raise _not_the_owner(role, owner, schema)
     grants = [*_ownership(conn, name, role, objects), *missing(conn, name, role)]
     if grants:
         raise RevisionError(

@@ -123,6 +123,7 @@ def _plan_steps(conn: Connection, schema: str, to: int, *, down: bool) -> tuple[
     Raises:
         RevisionError: An administrator must fix something first.
     """
+    rights.require_owner(conn, schema)
     objects = catalog.snapshot(conn, schema)
     drift = inspect(conn, schema)
     require_direction(drift.start, to, schema, down=down)

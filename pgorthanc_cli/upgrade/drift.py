@@ -232,7 +232,7 @@ def _obstacle(schema: str, difference: catalog.Difference, advice: str | None = 
     quoted = db.quote_ident(part)
     remedies = {
         "column": (
-            "drop it, or move its data to a table of your own:",
+            "copy its values to a table of your own if anybody needs them, then drop it:",
             f"ALTER TABLE {table} DROP COLUMN {quoted};",
         ),
         "constraint": ("drop it:", f"ALTER TABLE {table} DROP CONSTRAINT {quoted};"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psycopg2.errors
 
 from pgorthanc_cli import db
+from pgorthanc_cli.db import pooler
 from pgorthanc_cli.locks import Session, client_sessions
 from pgorthanc_cli.schema import catalog, duplicates
 from pgorthanc_cli.upgrade.drift import SchemaDrift, index_tables, inspect, obstacles
@@ -113,7 +114,7 @@ def survey(conn: Connection, schema: str, to: int) -> Survey:
     result = Survey(
         schema=schema,
         drift=drift,
-        obstacles=obstacles(conn, schema, objects, drift, to),
+        obstacles=(*_shared_sessions(conn), *obstacles(conn, schema, objects, drift, to)),
         trigram=catalog.trigram(conn, objects),
         tables=tuple(Table(*row) for row in db.rows(conn, _SIZES, index_tables(objects))),
         patients=int(patients or 0),
@@ -123,6 +124,12 @@ def survey(conn: Connection, schema: str, to: int) -> Survey:
     )
     conn.commit()
     return result
+
+
+def _shared_sessions(conn: Connection) -> list[Obstacle]:
+    """Return that a pooler shares its sessions between clients, if it does."""
+    obstacle = pooler.shared_sessions(conn) if isinstance(conn, db.Session) else None
+    return [Obstacle(obstacle.message, obstacle.hint or "")] if obstacle else []
 
 
 def find_duplicates(conn: Connection, objects: catalog.Catalog) -> tuple[duplicates.Duplicate, ...] | None:

@@ -123,6 +123,21 @@ def test_a_role_that_does_not_own_the_index_is_told_who_does(
     assert owners == [(orthanc,)]
 
 
+@pytest.mark.parametrize("words", [("upgrade", "--yes"), ("downgrade", "--to", "5", "--yes"), ("init",)])
+def test_a_role_without_any_rights_is_told_the_same(
+    fresh: db.Target, roles: Callable[[], str], words: tuple[str, ...]
+) -> None:
+    """Rights to write would not help: only the owner changes a table."""
+    orthanc, other = roles(), roles()
+    old_index(fresh)
+    owned(fresh, orthanc)
+    refused = invoke(as_login(fresh, other), *words)
+    assert refused.exit_code == 4, refused.output
+    assert f"its tables belong to role {orthanc}" in refused.stderr
+    assert f"--username {orthanc}" in refused.stderr
+    assert "GRANT SELECT" not in refused.stderr
+
+
 def test_parts_of_the_index_that_belong_to_another_role(fresh: db.Target, roles: Callable[[], str]) -> None:
     """As a restore by an administrator may leave them."""
     orthanc = roles()

@@ -42,6 +42,13 @@ def test_on_a_terminal_too_and_nothing_is_taken_for_markup(monkeypatch: pytest.M
     assert "[bold]Orthanc[/bold]" in screen.getvalue()
 
 
+def test_the_lines_of_a_statement_in_a_table_are_still_that_statement(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output.emit(State("pacs", (Held(42, "UPDATE a SET\n    b = 1,\n    c = 2;"),)), as_json=False)
+    assert "UPDATE a SET b = 1, c = 2;" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_watching_shows_each_state_that_is_new_once(
     as_json: bool, capsys: pytest.CaptureFixture[str]

@@ -199,6 +199,16 @@ def test_a_check_leaves_nothing_behind(pool: str, words: str, tmp_path: Path) ->
     assert left_behind(pool, 2) == before
 
 
+@pytest.mark.parametrize("change", ["upgrade", "downgrade --to 4"])
+@pytest.mark.parametrize(("mode", "is_obstacle"), [("transaction", True), ("session", False)])
+def test_a_plan_says_what_the_change_refuses(
+    archive: str, mode: str, is_obstacle: bool, change: str, tmp_path: Path
+) -> None:
+    with bouncer(archive, mode, default_pool_size=4) as dsn:
+        plan = invoke(dsn, tmp_path, f"{change} --plan --json")
+        assert ("a connection pooler such as PgBouncer answers" in plan.stdout) == is_obstacle
+
+
 def test_uploads_of_a_live_client_go_on_beside_checks(archive: str, tmp_path: Path) -> None:
     """Its session became read-only."""
     with bouncer(archive, "transaction", default_pool_size=1) as dsn, closing(_client(dsn)) as orthanc:

@@ -155,6 +155,12 @@ def test_pools_without_locks_that_started_together_are_counted_by_the_configurat
     assert [group.orthanc.sessions for group in group_sessions(sessions, REVISION_1, connections=3)] == [4, 4]
 
 
+def test_without_a_storage_area_the_pool_is_all_that_an_orthanc_has() -> None:
+    sessions = [*started(1, 0, storage=False, pool=1), *started(11, 0.5, storage=False, pool=1)]
+    assert len(group_sessions(sessions, REVISION_1, connections=1, storage=True)) == 1
+    assert len(group_sessions(sessions, REVISION_1, connections=1, storage=False)) == 2
+
+
 @pytest.mark.parametrize("difference", [{"role": "b"}, {"address": None}, {"application": "b-orthanc"}])
 def test_another_role_address_or_name_is_another_orthanc(difference: dict[str, Any]) -> None:
     assert len(group_sessions([observed(1, 0), observed(2, 0, **difference)], None)) == 2

@@ -187,8 +187,13 @@ def test_the_check_says_the_same_and_needs_no_database(damaged: Path) -> None:
     assert checked.rows["resources"] == 264
 
 
+def skipped_rows() -> int:
+    """How many rows the messages are about: each about one, but that of a table which no release has."""
+    return sum(2 if "2 rows skipped" in message else 1 for message in listed(1))
+
+
 def test_strict_refuses_before_anything_is_written(empty: db.Target, damaged: Path) -> None:
-    number = len(listed(0)) + len(listed(1))
+    number = len(listed(0)) + skipped_rows()
     with pytest.raises(
         PgOrthancError, match=f"^{number} rows cannot be stored as they are, such as "
     ) as error:
@@ -225,7 +230,7 @@ def test_the_report_lists_everything_and_no_value(
     ]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 6
-    assert f"{len(listed(1))} rows were skipped" in ended.stdout
+    assert f"{skipped_rows()} rows were skipped" in ended.stdout
     text = report.read_text("utf-8")
     if kind == "json":
         found = json.loads(text)["findings"]

@@ -388,3 +388,32 @@ def test_the_command(index: Callable[[int], db.Target], empty: db.Target) -> Non
     assert (code, json.loads(text)["repaired"]) == (0, ["index labelsindex1"])
     assert invoke(target, "--apply")[0] == 2
     assert invoke(empty)[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("damage", "repair"),
+    [
+        ("UPDATE attachedfiles SET uncompressedhash = NULL WHERE id % 2 = 0", True),
+        ("CREATE TABLE child () INHERITS (metadata)", False),
+    ],
+)
+def test_the_hint_names_a_command_that_has_something_to_repair(
+    index: Callable[[int], db.Target], damage: str, repair: bool
+) -> None:
+    target = index(CURRENT)
+    run(target, damage)
+    command = ["verify", "schema", "--uri", target.dsn, "--deep"]
+    result = CliRunner().invoke(cli.main, command)
+    assert result.exit_code == 6, result.output
+    assert ("pgorthanc verify schema --repair --apply --deep" in result.stdout) == repair
+    if repair:
+        assert "UPDATE attachedfiles" in CliRunner().invoke(cli.main, [*command, "--repair"]).stdout
+
+
+def test_a_table_that_inherits_is_one_finding_and_not_harmless(index: Callable[[int], db.Target]) -> None:
+    target = index(CURRENT)
+    run(target, "CREATE TABLE kid () INHERITS (metadata)")
+    [found] = look(target).findings
+    assert found.matters
+    assert found.name == "child metadata.kid"
+    assert "ALTER TABLE metadata" in (found.advice or "") or "NO INHERIT metadata" in (found.advice or "")

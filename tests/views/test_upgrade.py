@@ -55,7 +55,7 @@ PLAN = Plan(
 OBSTACLES = (
     Obstacle(
         "extra column resources.foo (not created by the plugin)",
-        "drop it, or move its data to a table of your own:",
+        "copy its values to a table of your own if anybody needs them, then drop it:",
         ('ALTER TABLE "public"."resources" DROP COLUMN "foo";',),
     ),
     Obstacle(

@@ -126,8 +126,12 @@ def _findings(differences: list[Difference], rules: SeverityRules, repairer: Rep
     """Return a finding for each difference; that of a missing or extra table covers all that belongs to it."""
     parts: dict[str, list[Fix]] = defaultdict(list)
     findings = []
+    names = [difference.name for difference in differences]
+    children = [name.partition(".")[2] for name in names if name.startswith("child ")]
     for difference in differences:
         table = rules.table_of(difference)
+        if difference.name.removeprefix("table ") in children:
+            continue  # a table that inherits: the finding about that says what to do
         if table is None:
             findings.append(_finding(difference, rules, repairer))
         elif difference.actual is None:
