@@ -64,7 +64,7 @@ class Main(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         output.prepare()
         try:
-            code = super().main(words, prog_name, standalone_mode=False, **extra) or 0
+            code = super().main(words, prog_name, standalone_mode=False, obj=words, **extra) or 0
             output.flush()
         except click.UsageError as error:
             code = _usage(error, words)

@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -191,18 +191,25 @@ class Call:
 
         `changed` replaces some of these. It never has a password: one in --uri is left out.
         """
-        from psycopg2.extensions import make_dsn
-
-        from pgorthanc_cli import db
-
         options = {name: str(value) for name, value in (self.options | changed).items() if value}
         if "uri" in options:
-            parameters = db.parse_dsn(options["uri"])
-            rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}
-            if rest != parameters:
-                options["uri"] = make_dsn(**rest)
+            options["uri"] = _without_password(options["uri"])
         connection = [word for name, value in options.items() for word in (_option(name), value)]
         return shlex.join(["pgorthanc", *words, *connection])
+
+    def again(self, *added: str, without: Collection[str] = ()) -> str:
+        """Return this command line, to paste: with more options, or without some flags.
+
+        A password in --uri is left out.
+        """
+        words: list[str] = [word for word in click.get_current_context().obj if word not in without]
+        for number, word in enumerate(words):
+            if word.startswith("--uri="):
+                words[number] = f"--uri={_without_password(word[6:])}"
+            elif number and words[number - 1] == "--uri":
+                words[number] = _without_password(word)
+        depth = len(self.name.split())
+        return shlex.join(["pgorthanc", *words[:depth], *added, *words[depth:]])
 
     def watch(self, make: Callable[[], object]) -> None:
         """Show a result repeatedly until Ctrl-C."""
@@ -217,6 +224,16 @@ class Call:
         """Show a warning, unless --quiet."""
         if not self.quiet:
             output.warn(message)
+
+
+def _without_password(dsn: str) -> str:
+    from psycopg2.extensions import make_dsn
+
+    from pgorthanc_cli import db
+
+    parameters = db.parse_dsn(dsn)
+    rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}
+    return dsn if rest == parameters else str(make_dsn(**rest))
 
 
 def _option(name: str) -> str:

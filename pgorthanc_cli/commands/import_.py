@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.errors import Interrupted, PartialFailure
+from pgorthanc_cli.errors import Interrupted, PartialFailure, PgOrthancError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.ingest import Batch, ImportResult
@@ -103,28 +104,74 @@ def command(
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
-    with (
-        call.resolved() as resolved,
-        signals.stop_on_signal() as stop,
-        import_page.refusal_list(refused) as list_refusals,
-        output.progress(quiet=call.quiet) as bar,
-    ):
-        target = resolved.target
-        plan, settings = ingest.from_options(paths, files_from, resolved.orthanc, options)
-        if bar.shown and not (files_from or plan.follow or plan.shard):
-            threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
-        facts = import_page.facts(target, plan, settings, options["schedule"])
-        with import_page.page_writer(report, paths, facts, stop.is_set, names=report_names) as add_to_page:
+    tally: ingest.Tally | None = None
+    try:
+        with (
+            call.resolved() as resolved,
+            signals.stop_on_signal() as stop,
+            import_page.refusal_list(refused) as list_refusals,
+            output.progress(quiet=call.quiet) as bar,
+        ):
+            target = resolved.target
+            plan, settings = ingest.from_options(paths, files_from, resolved.orthanc, options)
+            if bar.shown and not (files_from or plan.follow or plan.shard):
+                threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
+            facts = import_page.facts(target, plan, settings, options["schedule"])
+            writer = import_page.page_writer(report, paths, facts, stop.is_set, names=report_names)
+            with writer as add_to_page:
 
-            def progress(batch: Batch) -> None:
-                add_to_page(batch)
-                bar.add(batch.files, batch.bytes)
-                list_refusals(batch)
-                for warning in batch.warnings:
-                    call.warn(warning)
+                def progress(batch: Batch) -> None:
+                    add_to_page(batch)
+                    bar.add(batch.files, batch.bytes)
+                    list_refusals(batch)
+                    for warning in batch.warnings:
+                        call.warn(warning)
 
-            result = ingest.run_import(target, plan, settings, stop=stop, report=progress)
-    _end(call, result, interrupted=stop.is_set())
+                tally = ingest.Tally(dry_run=settings.dry_run)
+                result = ingest.run_import(target, plan, settings, stop=stop, report=progress, tally=tally)
+    except (PgOrthancError, KeyboardInterrupt):
+        partial = tally.result(interrupted=True) if tally else None
+        if partial and partial.files:  # what was counted is committed, whatever happened then
+            _show(call, partial, paths, refused, options)
+        raise
+    _show(call, result, paths, refused, options)
+    if result.interrupted:
+        raise click.exceptions.Exit(Interrupted.exit_code)
+    if result.refused and not options["follow"]:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
+def _show(
+    call: commands.Call,
+    result: ImportResult,
+    paths: tuple[str, ...],
+    refused: Path | None,
+    options: dict[str, Any],
+) -> None:
+    """Show what was counted, and how to go on."""
+    from pgorthanc_cli.views import import_result as views
+
+    suggested = views.Commands()
+    words = click.get_current_context().obj
+    # A list from standard input cannot be given again by a command alone.
+    if ("--files-from", "-") not in itertools.pairwise(words):
+        # To list refused files, no stored instance has to be replaced once more.
+        rehearse = ("--dry-run",) if options["overwrite"] == "always" else ()
+        list_refused = call.again(*rehearse, "--refused", "refused.txt")
+        suggested = views.Commands(
+            again=call.again(),
+            for_real=call.again(without=("-n", "--dry-run")),
+            list_refused="" if refused else list_refused,
+            overwrite=call.again("--overwrite", "if-changed"),
+        )
+    page = views.page(
+        result,
+        paths,
+        suggested,
+        follow=options["follow"],
+        refused_in=str(refused) if refused else "",
+    )
+    call.emit_page(result, page)
 
 
 def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) -> None:
@@ -138,16 +185,3 @@ def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) 
         if total % 1000 == 0:
             bar.expect(total)
     bar.expect(total)
-
-
-def _end(call: commands.Call, result: ImportResult, *, interrupted: bool) -> None:
-    """Show the result, and end with the exit code for it."""
-    for warning in result.warnings:
-        call.warn(warning)
-    call.emit(result)
-    if interrupted:
-        raise Interrupted("interrupted; what was counted is committed", "run it again to go on")
-    if result.refused:
-        raise PartialFailure(
-            f"{result.refused} files were refused", "see refusals in --json, or --refused FILE"
-        )

@@ -66,6 +66,7 @@ def import_sources(
     scheduler: str,
     stop: threading.Event | None = None,
     report: pipeline.ReportBatch = ignore,
+    connected: pipeline.Connected = ignore,
     workers_s: float = WORKERS_S,
 ) -> None:
     """Import sources on the workers of a Dask cluster.
@@ -79,6 +80,7 @@ def import_sources(
         scheduler: `tcp://host:8786`, `tls://host:8786`, or the path of a scheduler file.
         stop: Set it to end after the current tasks.
         report: Called with each batch, once it is committed.
+        connected: Called with where the index is.
         workers_s: How long to wait for the scheduler, and for the first worker.
 
     Raises:
@@ -96,7 +98,10 @@ def import_sources(
     # The tasks are writers of their own: none may take the index lock for itself.
     settings = replace(settings, concurrent=True)
     address = _address(scheduler)
-    with _client(address, workers_s) as client, _job(target, settings, address) as job:
+    with (
+        _client(address, workers_s) as client,
+        _job(target, settings, address, connected) as job,
+    ):
         threads = _check_workers(client, workers_s)
         _Run(client, job, threads, stop or threading.Event(), report).run(sources)
 
@@ -142,9 +147,10 @@ def _unreachable(scheduler: str, reason: str) -> ConnectError:
 
 
 @contextmanager
-def _job(target: db.Target, settings: Settings, address: str) -> Iterator[Job]:
+def _job(target: db.Target, settings: Settings, address: str, connected: pipeline.Connected) -> Iterator[Job]:
     """Yield the job, after checking the database and the storage area from here."""
     with db.session(target, readonly=True) as conn, conn.cursor() as cur:
+        connected(db.endpoint(conn))
         index.Capabilities.read(conn)
         database = index.identity(cur)
     token, area = None, None

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
-from pgorthanc_cli import index
+from pgorthanc_cli import db, index
+from pgorthanc_cli.ingest.refusals import Reasons
 from pgorthanc_cli.ingest.walk import Source
-from pgorthanc_cli.text import printable
 
 MAX_LISTED = 10_000  # refusals, and differences, that the result names
 _PATIENT, _STUDY, _SERIES = 0, 1, 2
@@ -227,8 +227,16 @@ class Batch:
         return instances + len(self.refusals)
 
 
-def ignore(batch: Batch) -> None:
+def ignore(_: object) -> None:
     """Report nothing: the default of `report` parameters."""
+
+
+@dataclass(frozen=True)
+class RefusedFor:
+    """How many files were refused for one reason, with … for what differs between them."""
+
+    reason: str
+    files: int
 
 
 @dataclass(frozen=True)
@@ -238,8 +246,9 @@ class ImportResult:
     `known` counts all instances that were stored already and stayed as they were. Of
     them, `differing` are stored with other content, and `uncompared` could only be
     compared by size. `refusals` and `differences` are the first ones of the `refused` and
-    the `differing`, so that no folder is too large to be reported. With `dry_run` nothing
-    was written: the figures are what an import would do.
+    the `differing`, so that no folder is too large to be reported; `reasons` counts all
+    refused files. With `dry_run` nothing was written: the figures are what an import would
+    do. `interrupted`: files are left. `endpoint` is None if no connection was needed.
     """
 
     imported: int
@@ -256,36 +265,19 @@ class ImportResult:
     bytes: int
     refusals: list[FileProblem]
     differences: list[FileProblem]
+    reasons: list[RefusedFor]
+    interrupted: bool
+    endpoint: db.Endpoint | None
 
     @property
-    def warnings(self) -> list[str]:
-        """Warnings about the import as a whole."""
-        warnings = []
-        if self.differing:
-            files = _count(self.differing, "known file differs", "known files differ")
-            warnings.append(
-                f"{files} from the stored instances, such as "
-                f"{printable(str(self.differences[0]))}; --overwrite if-changed replaces "
-                "them"
-            )
-        if self.restored:
-            instances = _count(self.restored, "known instance was", "known instances were")
-            warnings.append(
-                f"{instances} missing in the storage and "
-                f"{'would be put' if self.dry_run else 'put'} back; if Orthanc could read "
-                "them all the time, the storage named here is not the one that it uses"
-            )
-        if self.uncompared:
-            files = _count(self.uncompared, "known file was", "known files were")
-            warnings.append(
-                f"{files} compared by size only: the index has no MD5 of what is stored "
-                "(StoreMD5ForAttachments is or was false)"
-            )
-        return warnings
+    def files(self) -> int:
+        """The number of files, or members of archives."""
+        return self.stored + self.known + self.refused
 
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}"
+    @property
+    def stored(self) -> int:
+        """The number of files whose content was written."""
+        return self.imported + self.overwritten + self.restored
 
 
 class Tally:
@@ -298,12 +290,20 @@ class Tally:
         self._max_listed = max_listed
         self._total = Batch()
         self._refused = self._differing = 0
+        self._reasons = Reasons()
+        self._endpoint: db.Endpoint | None = None
+
+    def connected(self, endpoint: db.Endpoint) -> None:
+        """Note where the index is; with several hosts in the URI, it may change."""
+        self._endpoint = endpoint
 
     def add(self, batch: Batch) -> None:
         """Count a batch."""
         # Counted here, because the lists are cut.
         self._refused += len(batch.refusals)
         self._differing += len(batch.differences)
+        for refusal in batch.refusals:
+            self._reasons.add(refusal)
         total = self._total + replace(batch, items=(), warnings=())
         self._total = replace(
             total,
@@ -311,7 +311,7 @@ class Tally:
             differences=total.differences[: self._max_listed],
         )
 
-    def result(self) -> ImportResult:
+    def result(self, *, interrupted: bool = False) -> ImportResult:
         """Return the totals up to now."""
         elapsed = time.monotonic() - self._started
         total = self._total
@@ -331,4 +331,7 @@ class Tally:
             bytes=total.bytes,
             refusals=list(total.refusals),
             differences=list(total.differences),
+            reasons=[RefusedFor(reason.text, reason.count) for reason in self._reasons],
+            interrupted=interrupted,
+            endpoint=self._endpoint,
         )

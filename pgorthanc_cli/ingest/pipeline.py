@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pgorthanc_cli.ingest.settings import Settings
 
 ReportBatch = Callable[[Batch], None]
+Connected = Callable[[db.Endpoint], None]
 
 _FIRST_FILES = 125  # the first batches are smaller, so that all workers are soon at work
 BATCH_BYTES = 16 << 20
@@ -43,6 +44,7 @@ def import_sources(
     jobs: int = 2,
     stop: threading.Event | None = None,
     report: ReportBatch = ignore,
+    connected: Connected = ignore,
 ) -> None:
     """Import sources in order, as Orthanc would one after the other.
 
@@ -53,6 +55,7 @@ def import_sources(
         jobs: Worker processes; the result does not depend on it.
         stop: Set it to end after the current batch.
         report: Called with each batch, once it is committed.
+        connected: Called with where the index is.
 
     Raises:
         UsageError: The settings contradict each other.
@@ -74,6 +77,7 @@ def import_sources(
         # First of all: a forked process must not inherit the connection.
         team = stack.enter_context(_workers(jobs, stop))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
+        connected(db.endpoint(conn))
         if not (settings.concurrent or settings.dry_run):
             # The lock that Orthanc itself takes: it cannot start while the import runs.
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))

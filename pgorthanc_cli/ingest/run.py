@@ -34,6 +34,7 @@ def run_import(
     *,
     stop: threading.Event | None = None,
     report: ReportBatch = ignore,
+    tally: Tally | None = None,
 ) -> ImportResult:
     """Import the files of a plan.
 
@@ -43,6 +44,7 @@ def run_import(
         settings: How to import.
         stop: Set it to end after the current batch.
         report: Called with each batch, once it is committed.
+        tally: Counts the batches; after an error it has what was committed.
 
     Raises:
         UsageError: The settings contradict the plan, or each other.
@@ -52,7 +54,8 @@ def run_import(
         PgOrthancError: The storage area or the journal cannot be written to.
     """
     settings = settings or Settings()
-    return _Import(target, plan, settings, stop or threading.Event(), report).run()
+    tally = tally or Tally(dry_run=settings.dry_run)
+    return _Import(target, plan, settings, stop or threading.Event(), report, tally).run()
 
 
 class _Import:
@@ -63,13 +66,14 @@ class _Import:
         settings: Settings,
         stop: threading.Event,
         report: ReportBatch,
+        tally: Tally,
     ) -> None:
         self.target = target
         self.plan = plan
         self.settings = settings
         self.stop = stop
         self.report = report
-        self.tally = Tally(dry_run=settings.dry_run)
+        self.tally = tally
         self.journal: known_files.Journal | None = None
 
     def run(self) -> ImportResult:
@@ -92,7 +96,7 @@ class _Import:
                 self._follow(tuple(plan.paths), self.journal)
             else:
                 self._import(self._walk(plan.paths), jobs=plan.jobs)
-        return self.tally.result()
+        return self.tally.result(interrupted=self.stop.is_set() and not plan.follow)
 
     def _done(self, batch: Batch) -> None:
         # The rows are committed: from now on a rerun need not read these files.
@@ -154,6 +158,7 @@ class _Import:
                 scheduler=self.plan.scheduler,
                 stop=self.stop,
                 report=self._done,
+                connected=self.tally.connected,
             )
         else:
             import_sources(
@@ -163,6 +168,7 @@ class _Import:
                 jobs=jobs,
                 stop=self.stop,
                 report=self._done,
+                connected=self.tally.connected,
             )
 
 

@@ -335,7 +335,7 @@ def _folders(statistics: ImportStatistics) -> str:
 
 
 def _refusals(statistics: ImportStatistics) -> str:
-    reasons = sorted(statistics.reasons.values(), key=lambda r: (r.text == OTHERS, -r.count))
+    reasons = list(statistics.reasons)
     head, classes = ("Reason", "Files"), ("", "number")
     if not statistics.names:
         return _table(head, [(r.text, r.count) for r in reasons], classes=classes)

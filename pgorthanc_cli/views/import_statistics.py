@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from pgorthanc_cli.index import Outcome
-from pgorthanc_cli.ingest import Batch, FileProblem, IndexedFile, Source
+from pgorthanc_cli.ingest import Batch, FileProblem, IndexedFile, Reasons, Source
 
 MAX_ROWS = 2_000  # of folders, reasons and the like; the rest is added up as OTHERS
 MAX_PATIENTS = 500_000  # whose instances are counted one by one
@@ -33,21 +32,6 @@ class Row:
     known: int = 0
     refused: int = 0
     size_bytes: int = 0
-
-
-@dataclass
-class Reason:
-    """Files refused for one reason.
-
-    Attributes:
-        text: The reason, without the words that differ from file to file.
-        count: Of files.
-        examples: Paths of some of them; only recorded if the page may name files.
-    """
-
-    text: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
 
 
 class Timeline:
@@ -86,7 +70,7 @@ class ImportStatistics:
         restored: Instances among `total.known` whose missing content was put back.
         differing: Instances among `total.known` that are stored with other content.
         modalities, years, folders: Rows by name; "" where a file has none.
-        reasons: Of refusals, by their text without its numbers.
+        reasons: Of refusals; with `names` they have examples.
         patients: Instances by patient, as (name, Orthanc's identifier); only with
             `names`.
         timeline: Files and bytes over time.
@@ -112,7 +96,7 @@ class ImportStatistics:
         self.modalities: dict[str, Row] = {}
         self.years: dict[str, Row] = {}
         self.folders: dict[str, Row] = {}
-        self.reasons: dict[str, Reason] = {}
+        self.reasons = Reasons(max_reasons=max_rows, max_examples=MAX_EXAMPLES if names else 0)
         self.patients: Counter[tuple[str, str]] = Counter()
         self.timeline = Timeline()
         self._max_rows = max_rows
@@ -167,16 +151,7 @@ class ImportStatistics:
 
     def _add_refusal(self, refusal: FileProblem) -> None:
         self._row(self.folders, self._folder(refusal.path)).refused += 1
-        kind = re.sub(r"\d+", "0", refusal.reason)
-        if kind not in self.reasons and len(self.reasons) >= self._max_rows:
-            kind = OTHERS
-        text = OTHERS if kind == OTHERS else refusal.reason
-        reason = self.reasons.setdefault(kind, Reason(text))
-        if kind != OTHERS:
-            reason.text = _common_words(reason.text, refusal.reason)
-        reason.count += 1
-        if self.names and len(reason.examples) < MAX_EXAMPLES:
-            reason.examples.append(refusal.path)
+        self.reasons.add(refusal)
 
     def _row(self, rows: dict[str, Row], name: str) -> Row:
         if name not in rows and len(rows) >= self._max_rows:
@@ -198,11 +173,3 @@ class ImportStatistics:
                 return parent if self.names else LISTED
             below = name
         return os.path.join(root, below) if self.names and below else root
-
-
-def _common_words(one: str, other: str) -> str:
-    """Return a text, with … for the words in which the two differ."""
-    if one == other:
-        return one
-    pairs = zip(one.split(" "), other.split(" "), strict=False)
-    return " ".join(a if a == b else "…" for a, b in pairs)

@@ -76,7 +76,8 @@ def test_refusals_in_json_in_the_file_and_on_the_screen(fresh: db.Target, tmp_pa
     assert run.returncode == errors.PartialFailure.exit_code
     (refusal,) = json.loads(run.stdout)["refusals"]
     assert refusal["path"] == str(bad)
-    assert json.loads(run.stderr)["error"] == "PartialFailure"
+    assert json.loads(run.stdout)["reasons"] == [{"reason": refusal["reason"], "files": 1}]
+    assert run.stderr == ""
     assert (tmp_path / "refused.txt").read_text() == f"{bad}\t{refusal['reason']}\n"
     assert f"{bad}: {refusal['reason']}" in pgorthanc(*words).stdout
 
@@ -157,10 +158,10 @@ def test_a_terminal_gets_colours_and_folded_lines(fresh: db.Target, tmp_path: Pa
     (where / "odd.txt").write_text("no DICOM")
     code, screen = terminal(*words)
     assert code == 6
-    assert "\x1b[1;31m" in screen  # the error is red
+    assert "\x1b[33m!" in screen  # the refusal is yellow
     code, screen = terminal(*words, NO_COLOR="1")
-    assert "\x1b[1;31m" not in screen
-    assert "\x1b[31m" not in screen
+    assert "! refused" in screen
+    assert "\x1b[33m" not in screen
 
 
 def test_pipes_get_plain_whole_lines(fresh: db.Target, tmp_path: Path) -> None:

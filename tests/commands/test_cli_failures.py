@@ -28,7 +28,7 @@ from pgorthanc_cli.schema import status
 from pgorthanc_cli.cli import main
 def broken(*arguments, **options):
     raise ValueError("secret")
-status.status = broken
+status.find = broken
 main(prog_name="pgorthanc")
 """
 

@@ -393,3 +393,17 @@ def test_the_first_refusals_are_kept_and_all_are_counted() -> None:
     report = tally.result()
     assert report.refused == 6
     assert [refusal.path for refusal in report.refusals] == ["a0", "b0", "a1"]
+
+
+def test_refusals_for_the_same_reason_are_counted_together() -> None:
+    tally = ingest.Tally()
+    reasons = (
+        "element (0008,103e) at byte 12 has 9 bytes, of which 3 are there",
+        "element (7fe0,0010) at byte 7 has 64 bytes, of which 3 are there",
+        "the file is empty",
+    )
+    tally.add(ingest.Batch(refusals=tuple(ingest.FileProblem("x", reason) for reason in reasons)))
+    assert [(found.files, found.reason) for found in tally.result().reasons] == [
+        (2, "element … at byte … has … bytes, of which 3 are there"),
+        (1, "the file is empty"),
+    ]
