@@ -106,30 +106,39 @@ def close() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def watch(make: Callable[[], object], *, as_json: bool, every_s: float = 2.0) -> None:
+def watch(
+    make: Callable[[], Any],
+    show: Callable[[Any], str] | None = None,
+    *,
+    as_json: bool,
+    every_s: float = 2.0,
+) -> None:
     """Show `make()` again and again until Ctrl-C: a live picture on a terminal, elsewhere each state that is new.
 
-    With `as_json` a state is one line.
+    With `as_json` a state is one line; else `show` returns its text.
     """
+    show = show or _lines
     with suppress(KeyboardInterrupt):
         if as_json or not sys.stdout.isatty():
-            _print_changes(make, as_json=as_json, every_s=every_s)
+            _print_changes(make, _json if as_json else show, "" if as_json else "\n", every_s)
         from rich.live import Live
+        from rich.text import Text
 
-        with Live(_grid(make()), console=console(sys.stdout), auto_refresh=False) as live:
+        with Live(console=console(sys.stdout), auto_refresh=False) as live:
             while True:
+                live.update(Text.from_ansi(show(make())), refresh=True)
                 time.sleep(every_s)
-                live.update(_grid(make()), refresh=True)
 
 
-def _print_changes(make: Callable[[], object], *, as_json: bool, every_s: float) -> NoReturn:
+def _print_changes(
+    make: Callable[[], Any], show: Callable[[Any], str], between: str, every_s: float
+) -> NoReturn:
     shown = None
     while True:
         state = make()
-        now = _json(state) if as_json else _lines(state)
-        if now != shown:
-            _write(now if as_json or shown is None else "\n" + now)
-            shown = now
+        if state != shown:
+            _write(show(state) if shown is None else between + show(state))
+            shown = state
         time.sleep(every_s)
 
 

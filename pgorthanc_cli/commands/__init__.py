@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Result = TypeVar("_Result")
 
 
 class _SectionOption(click.Option):
@@ -211,9 +212,16 @@ class Call:
         depth = len(self.name.split())
         return shlex.join(["pgorthanc", *words[:depth], *added, *words[depth:]])
 
-    def watch(self, make: Callable[[], object]) -> None:
-        """Show a result repeatedly until Ctrl-C."""
-        output.watch(make, as_json=self.as_json)
+    def watch(self, make: Callable[[], _Result], page: Callable[[_Result], Page] | None = None) -> None:
+        """Show a result repeatedly until Ctrl-C, as its page if there is one."""
+        from pgorthanc_cli import render
+
+        medium = render.Medium.of(sys.stdout)
+
+        def show(result: _Result) -> str:
+            return render.text(page(result), medium) if page else ""
+
+        output.watch(make, show if page else None, as_json=self.as_json)
 
     def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
         """End with the line and the exit code of a monitoring plugin; `status` is a key of NAGIOS."""

@@ -11,6 +11,7 @@ from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.text import duration
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config import OrthancConfiguration
@@ -54,19 +55,26 @@ def _connections(orthanc: OrthancConfiguration | None) -> Callable[[str], int] |
 def command(
     call: Call, *, wait_s: float, watch: bool, terminate: int | Literal["all"] | None, yes: bool, nagios: bool
 ) -> None:
-    """Show who holds Orthanc's locks, and which Orthancs work without one.
+    """Show which sessions hold Orthanc's locks, and which Orthancs work without one.
 
     Explains "The PostgreSQL database is locked by another instance of Orthanc" (locks 42 and 43, option Lock) and
-    "Cannot acquire a transient advisory lock" (lock 44, while tables are made or upgraded). Reads only: no lock is
+    "Cannot acquire a transient advisory lock" (lock 44, while tables are created or upgraded). Reads only: no lock is
     tried, because that could keep an Orthanc from starting.
 
-    Exit code 0: the database is free; 5: somebody holds a lock, or an Orthanc works on it. With --nagios an Orthanc
-    at work is OK, a lost lock or a second Orthanc beside one with a lock is CRITICAL.
+    Exit code 0: the database is free; 5: it is in use, which is normal while Orthanc is running. With --nagios an
+    Orthanc at work is OK, a lost lock or a second Orthanc beside one with a lock is CRITICAL.
     """
     from pgorthanc_cli import db, locks
+    from pgorthanc_cli.views import locks as views
 
     if watch + nagios + (terminate is not None) > 1:
         raise UsageError("--watch, --nagios and --terminate exclude each other", "give one of them")
+
+    suggested = views.Commands(
+        wait=call.command_line("check-lock", "--wait", "60"),
+        watch=call.command_line("check-lock", "--watch"),
+        terminate=call.command_line("check-lock", "--terminate", "all"),
+    )
 
     def report(progress: Progress) -> None:
         if wait_s and not call.quiet:
@@ -86,7 +94,7 @@ def command(
             storage=storage,
         )
         if watch:
-            call.watch(watcher.inspect)
+            call.watch(watcher.inspect, lambda now: views.page(now, suggested, watched=True))
             return
         if terminate is not None:
             sessions = locks.choose(conn, terminate)
@@ -98,9 +106,11 @@ def command(
     if nagios:
         figures = {"locks": len(usage.held), "orthancs": len(usage.orthancs)}
         call.nagios(usage.status, "; ".join(usage.problems) or usage.summary, figures)
-    call.emit(usage)
+    if isinstance(usage, locks.Terminated):
+        page = views.terminated_page(usage, suggested, verbose=call.verbose)
+    else:
+        waited = duration(wait_s) if wait_s else ""
+        page = views.page(usage, suggested, waited=waited, verbose=call.verbose)
+    call.emit_page(usage, page)
     if not usage.free:
-        raise InUseError(
-            f"somebody works on database {usage.database}: {usage.summary}",
-            "stop every Orthanc that uses it; wait for it with --wait SECONDS, or end its sessions with --terminate",
-        )
+        raise click.exceptions.Exit(InUseError.exit_code)

@@ -10,9 +10,10 @@ from pgorthanc_cli.locks.sessions import (
     terminate_sessions,
 )
 from pgorthanc_cli.locks.terminate import Terminated, choose, terminate
-from pgorthanc_cli.locks.usage import Lock, Usage, Watcher, inspect, wait_until_free
+from pgorthanc_cli.locks.usage import NAMELESS, Lock, Usage, Watcher, inspect, wait_until_free
 
 __all__ = [
+    "NAMELESS",
     "Lock",
     "Orthanc",
     "Session",

@@ -11,6 +11,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.locks import releases, statements
 from pgorthanc_cli.locks.sessions import Observed
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.text import plural
 
 # When it starts, an Orthanc opens its connections one right after the other.
 _START_GAP = timedelta(seconds=2)
@@ -64,7 +65,7 @@ class Orthanc:
         name = self.application or "without a name"
         doubt = "" if self.certain else ", perhaps"
         return (
-            f"{self.named}{doubt}, application {name}, role {self.role}, {self.sessions} sessions{since}, "
+            f"{self.named}{doubt}, application {name}, role {self.role}, {plural(self.sessions, 'session')}{since}, "
             f"{'locked' if self.locked else 'no lock'}; it {', '.join(self.evidence)}; "
             f"plugin {self.plugin}: {'; '.join(self.reasons) or 'nothing tells'}"
         )
@@ -214,7 +215,9 @@ def _orthanc(members: Sequence[Observed], layout: catalog.Layout | None, houseke
         evidence = ("is the only one here that can do the housekeeping of the index, which goes on",)
     if not certain:
         kinds = ", ".join(dict.fromkeys(statement.kind for statement in last_statements))
-        evidence = (f"has no name, and did last what an Orthanc does, but not it alone: {kinds}",)
+        evidence = (
+            f"has no name, and its last statement ({kinds}) fits an Orthanc, but other programs, too",
+        )
     holder = next((m for m in members if set(_LOCKS) & set(m.locks)), members[0])
     plugin, reasons = releases.fitting(last_statements, layout, housekeeping=does_housekeeping)
     return Orthanc(

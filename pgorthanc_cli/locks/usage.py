@@ -9,7 +9,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KEYS = (db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)
 _POLL_S = 0.2
 _SEVERAL_STARTS = 3
+NAMELESS = "no application name"  # how that remark begins
 
 # Housekeeping reads these two tables every second, and hardly anything else does. The server counts
 # a scan up to a second later; two that were counted one after the other are no coincidence.
@@ -105,6 +106,8 @@ class Usage:
         problems: What endangers the index.
         errors: What an Orthanc that starts now would log, why, and the fix.
         notes: Remarks; what the role may not see.
+        endpoint: The database, server and role.
+        time: When, by the server's clock.
     """
 
     database: str
@@ -114,6 +117,8 @@ class Usage:
     problems: tuple[str, ...]
     errors: tuple[str, ...]
     notes: tuple[str, ...]
+    endpoint: db.Endpoint
+    time: datetime = field(compare=False)
 
     @property
     def held(self) -> tuple[Lock, ...]:
@@ -141,7 +146,7 @@ class Usage:
             users.append(f"{orthanc.named}{'' if orthanc.locked else ' holds no lock'}")
         if self.housekeeping and not self.orthancs:
             users.append("an Orthanc does the housekeeping of the index")
-        return "; ".join(users) or "nobody holds a lock of Orthanc, and no Orthanc is seen"
+        return "; ".join(users) or "no session holds a lock of Orthanc, and no Orthanc was detected"
 
 
 class Watcher:
@@ -206,6 +211,8 @@ class Watcher:
             problems=tuple(dict.fromkeys(problems)),
             errors=tuple(_errors(locks)),
             notes=tuple(remarks),
+            endpoint=db.endpoint(self._conn),
+            time=db.value(self._conn, "SELECT date_trunc('second', clock_timestamp())"),
         )
 
     def _most_connections(self, layout: catalog.Layout | None) -> int | None:
@@ -233,7 +240,7 @@ class Watcher:
                 else:
                     continue
                 yield (
-                    f"lock {lock.key} ({lock.name}) was lost, and {orthanc.named} goes on without it: "
+                    f"lock {lock.key} ({lock.name}) was lost, and {orthanc.named} continues without it: "
                     f"{reason}; restart that Orthanc, only a start takes the lock"
                 )
 
@@ -362,7 +369,7 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     nameless = [str(group.orthanc.pid) for group in groups if not group.orthanc.application]
     if nameless:
         yield (
-            f"no application name: pid {', '.join(nameless)}; name each Orthanc by ApplicationName (plugin "
+            f"{NAMELESS}: pid {', '.join(nameless)}; name each Orthanc by ApplicationName (plugin "
             "10.0 or later) or application_name in ConnectionUri"
         )
 

@@ -97,12 +97,12 @@ def test_a_delivery(fresh: db.Target, tmp_path: Path) -> None:
     samples.folder(tmp_path / "in", 12)
     for number in range(11):
         (tmp_path / "in" / f"{number}.txt").write_text("no DICOM")
-    command = [*PROGRAM, "import", "--uri", fresh.dsn, "--storage-dir", tmp_path / "area", tmp_path / "in"]
+    command = [*PROGRAM, "import", "--uri", fresh.dsn, "--storage", "postgresql", str(tmp_path / "in")]
 
-    def run(*words: object) -> str:
+    def run(*words: str) -> str:
         done = subprocess.run([*command, *words], capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (6, "")
-        return done.stdout
+        return str(done.stdout)
 
     screen = run("--dry-run")
     assert screen.startswith(
@@ -135,7 +135,7 @@ def test_a_password_is_never_repeated(fresh: db.Target, tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [(), ("--quiet",)])
 def test_nothing_to_do(fresh: db.Target, tmp_path: Path, options: tuple[str, ...]) -> None:
     (tmp_path / "in").mkdir()
-    command = [*PROGRAM, "import", "--uri", fresh.dsn, "--storage", "postgresql", tmp_path / "in"]
+    command = [*PROGRAM, "import", "--uri", fresh.dsn, "--storage", "postgresql", str(tmp_path / "in")]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     headline = done.stdout.partition("\n")[0]
