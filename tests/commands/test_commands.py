@@ -41,7 +41,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 PROGRAM = """
-from pgorthanc_cli import cli, commands
+from pgorthanc_cli import cli, commands, db
 import dataclasses, sys, types
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ class Who:
 @commands.command("who")
 def command(call):
     '''Say who is logged in.'''
-    with call.connection(readonly=True) as conn:
+    with call.target() as target, db.session(target, readonly=True) as conn:
         call.emit(Who(conn.info.user))
 
 module = types.ModuleType("pgorthanc_cli.commands.who")
@@ -142,13 +142,13 @@ def test_embedded_is_one_server(tmp_path: Path, option: str) -> None:
 def test_warnings_of_the_configuration(server: Server, tmp_path: Path, quiet: bool) -> None:
     uri = f"postgresql://postgres@/postgres?host={server.folder}&port={server.port}"
     path = tmp_path / "orthanc.json"
-    path.write_text(json.dumps({"PostgreSQL": {"ConnectionUri": uri, "EnableIndeks": True}}))
+    path.write_text(json.dumps({"PostgreSQL": {"ConnectionUri": uri, "Lok": True}}))
     arguments = ["--config", str(path), "--json", *(["--quiet"] if quiet else [])]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert (done.returncode, json.loads(done.stdout)) == (0, {"role": "postgres"})
-    assert ('did you mean "EnableIndex"?' in done.stderr) != quiet
+    assert ('did you mean "Lock"?' in done.stderr) != quiet
 
 
 @pytest.mark.parametrize(

@@ -120,8 +120,8 @@ READING = {
     "verify schema --repair": (6,),
     "check-lock": (0,),
     "check-auth": (0, 6),
-    "upgrade --plan": (0,),
-    "downgrade --to 4 --plan": (0,),
+    "upgrade --plan": (0, 6),
+    "downgrade --to 4 --plan": (6,),
     "upgrade --sql": (0,),
     "wait --revision {revision} --timeout 5": (0,),
     "keepalive-test --ages 0.1s": (0, 6),
@@ -143,7 +143,7 @@ def test_reading_commands_run_nothing_that_is_planted(attacked: Attacked, words:
     if words.startswith("doctor"):
         assert "foreign-code" in result.output
     if words.startswith("verify") and "--repair" not in words:
-        assert "it may run in place of PostgreSQL's" in result.output
+        assert "may run in place of PostgreSQL's" in result.output
     if words.endswith("--json"):
         names = [finding["name"] for finding in json.loads(result.stdout)["findings"]]
         assert len(names) == len(set(names))
