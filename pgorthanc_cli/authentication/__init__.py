@@ -3,9 +3,9 @@
 from pgorthanc_cli.authentication.examine import check
 from pgorthanc_cli.authentication.method_change import fix
 from pgorthanc_cli.authentication.method_plan import METHODS, MethodPlan, manual_steps, plan
-from pgorthanc_cli.authentication.model import LoginReport, MethodChanged, PluginVerdict, SslMode, Tls
+from pgorthanc_cli.authentication.model import LoginReport, MethodChanged, PluginVerdict, Remedy, SslMode, Tls
 
 __all__ = [
-    "METHODS", "LoginReport", "MethodChanged", "MethodPlan", "PluginVerdict", "SslMode", "Tls", "check", "fix",
-    "manual_steps", "plan",
+    "METHODS", "LoginReport", "MethodChanged", "MethodPlan", "PluginVerdict", "Remedy", "SslMode", "Tls", "check",
+    "fix", "manual_steps", "plan",
 ]  # fmt: skip

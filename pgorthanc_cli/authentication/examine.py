@@ -107,6 +107,7 @@ def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | No
         if server.stored is None and login.conn and login.conn.info.used_password:
             server = replace(server, stored=verdict.stored_by(method))
         tls = _tls(answers, login)
+        endpoint = db.endpoint(login.conn) if login.conn else None
     after_tls = answers.encrypted.method if answers.encrypted else None
     if answers.answer is answers.encrypted:
         after_tls = method
@@ -126,6 +127,8 @@ def check(target: db.Target, *, admin: db.Target | None = None, plugin: str | No
         valid_until=server.valid_until,
         hba_line=location(server.rule) if server.rule else None,
         libpq=".".join(map(str, divmod(libpq_version(), 10000))),
+        sslmode=answers.sslmode,
+        endpoint=endpoint,
     )
     return verdict.judged(report, server, login.error.hint if login.error else None, releases)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from pgorthanc_cli import db
+
 
 @dataclass(frozen=True)
 class PluginVerdict:
@@ -19,6 +21,25 @@ class PluginVerdict:
     release: str
     works: bool | None
     why: str
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to do.
+
+    Attributes:
+        text: The reason, and the instruction unless the rest has it.
+        command: Words of a pgorthanc command, without its connection options.
+        statement: SQL, or a command of psql, for an administrator.
+    """
+
+    text: str
+    command: tuple[str, ...] = ()
+    statement: str = ""
+
+    def __str__(self) -> str:
+        action = " ".join(("pgorthanc", *self.command)) if self.command else self.statement
+        return f"{self.text}: {action}" if action else self.text
 
 
 @dataclass(frozen=True)
@@ -111,8 +132,11 @@ class LoginReport:
         libpq: Version of libpq in this program.
         plugins: The verdict for each release.
         plugin: The release that decides the exit code: the one in use if known, else the latest.
-        remedies: What to do, the best first.
+        remedies: What to do, the best first; `fixes` are the same in parts.
         notes: What is hidden from us and which privilege is missing; other remarks.
+        doubts: Those of the notes that put the rest in doubt.
+        sslmode: That of the target.
+        endpoint: The database, server and role; None without a login.
     """
 
     role: str
@@ -134,6 +158,10 @@ class LoginReport:
     plugin: str = "latest"
     remedies: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    fixes: tuple[Remedy, ...] = ()
+    doubts: tuple[str, ...] = ()
+    sslmode: str = "prefer"
+    endpoint: db.Endpoint | None = None
 
     @property
     def is_local(self) -> bool:

@@ -82,7 +82,7 @@ def explains(rule: hba.Rule, method: str) -> bool:
     plain = method.removesuffix("-plus")
     if plain == "cert" and any(option.startswith("clientcert") for option in rule.options):
         return True
-    return plain in ("refused", *_REQUIRED.get(rule.method, (plain,)))
+    return plain in ("refused", rule.method, *_REQUIRED.get(rule.method, (plain,)))
 
 
 def logged_in_by(conn: Connection) -> str | None:

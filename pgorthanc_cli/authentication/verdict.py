@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from pgorthanc_cli.authentication.model import LoginReport, PluginVerdict
+from pgorthanc_cli.authentication.model import LoginReport, PluginVerdict, Remedy
 from pgorthanc_cli.authentication.server_side import ServerSide, explains
 from pgorthanc_cli.db import quote_ident
 from pgorthanc_cli.errors import UsageError
@@ -22,8 +22,8 @@ _PASSWORDS = ("password", "md5", "scram-sha-256", "scram-sha-256-plus")
 _LOOPBACK = ("127.", "::1:", "localhost:")
 
 _OLD = (
-    "carries libpq 9.6, which says: authentication method 10 not supported (a distribution's package that uses "
-    "the system's libpq 10 or later works)"
+    'its libpq 9.6 does not know SCRAM ("authentication method 10 not supported"), unless a distribution has built it '
+    "with libpq 10 or later"
 )
 
 
@@ -62,18 +62,22 @@ def stored_by(method: str) -> str | None:
 
 def judged(report: LoginReport, server: ServerSide, hint: str | None, of: Sequence[Release]) -> LoginReport:
     """Return the report with verdicts, remedies and notes; `hint` is that of a refused login."""
+    fixes = tuple(_remedies(report, server, hint, of))
+    doubts = (*_doubts(report, server), *server.notes)
     return replace(
         report,
         plugins=tuple(PluginVerdict(release.name, *_judge(release, report)) for release in of),
         plugin=of[0].name if len(of) == 1 else "latest",
-        remedies=tuple(_remedies(report, server, hint, of)),
-        notes=(*_notes(report, server, of), *server.notes),
+        remedies=tuple(map(str, fixes)),
+        notes=(*_doubts(report, server), *_notes(report, server, of), *server.notes),
+        fixes=fixes,
+        doubts=doubts,
     )
 
 
 def _judge(release: Release, report: LoginReport) -> tuple[bool | None, str]:
     if report.method in _REFUSALS:
-        return False, f"the server refuses this client: {report.refusal}"
+        return False, report.refusal
     if report.method.startswith("scram") and not release.knows_scram:
         return False, _OLD
     if report.refusal:
@@ -97,72 +101,90 @@ def _needs(report: LoginReport) -> Iterator[str]:
 
 def _remedies(
     report: LoginReport, server: ServerSide, hint: str | None, of: Sequence[Release]
-) -> Iterator[str]:
+) -> Iterator[Remedy]:
     yield from _login_remedies(report, server, hint)
     works = report.login == "works"
     if works and report.method.startswith("scram") and not of[-1].knows_scram:
-        yield "upgrade the plugin to 3.3 or later: it knows SCRAM, and nothing else has to change"
-        yield (
-            f"if that cannot be: pgorthanc check-auth --fix md5 moves role {report.role} alone to md5, keeps its "
-            "password and all data, and can be undone with --fix scram (--print shows the steps)"
+        yield Remedy("upgrade the plugin to 3.3 or later: it knows SCRAM, and nothing else has to change")
+        yield Remedy(
+            f"if you cannot upgrade it, move only role {report.role} to md5: its password and all data stay, and "
+            "--fix scram leads back. To see the steps",
+            ("check-auth", "--fix", "md5", "--print"),
         )
     if works and (report.method == "md5" or report.stored == "md5"):
-        yield (
-            "md5 is weak, and whoever reads the stored value can log in with it: once every plugin is 3.3 or "
-            "later, run: pgorthanc check-auth --fix scram"
+        yield Remedy(
+            "md5 is weak, and whoever reads the stored value can log in with it. Once every plugin is 3.3 or later, "
+            "move the role to SCRAM. To see the steps",
+            ("check-auth", "--fix", "scram", "--print"),
         )
     if report.method == "trust" and not report.is_local:
         line = f" ({report.hba_line})" if report.hba_line else ""
-        yield (
-            f"everybody who reaches the server is let in without a password: write scram-sha-256 instead of trust "
-            f"into the line of pg_hba.conf{line}, after setting a password"
+        yield Remedy(
+            "every client that reaches the server can log in without a password: set one, then write scram-sha-256 "
+            f"instead of trust into the line of pg_hba.conf{line}"
         )
     if report.method == "password":
-        yield "the server gets the password itself, not a proof of it: write scram-sha-256 into the line of pg_hba.conf"
+        yield Remedy(
+            "the client sends the password itself, not a proof of it: write scram-sha-256 into the line of pg_hba.conf"
+        )
     yield from _tls_remedies(report)
 
 
-def _login_remedies(report: LoginReport, server: ServerSide, hint: str | None) -> Iterator[str]:
-    """Yield remedies for a login that fails: problems seen on the server, then the hint of the error."""
+def _login_remedies(report: LoginReport, server: ServerSide, hint: str | None) -> Iterator[Remedy]:
+    """Yield remedies for a login that fails: causes seen on the server, else the hint of the error."""
     if report.login == "works":
         return
     role = quote_ident(report.role)
+    known = list(_causes_on_the_server(report, server, role))
+    yield from known
+    if hint and not known:
+        yield Remedy(hint)
+
+
+def _causes_on_the_server(report: LoginReport, server: ServerSide, role: str) -> Iterator[Remedy]:
     if server.expired:
-        yield (
-            f"the password has expired ({report.valid_until}); as administrator: "
-            f"ALTER ROLE {role} VALID UNTIL 'infinity'"
+        yield Remedy(
+            f"the password has expired ({report.valid_until}); as administrator",
+            statement=f"ALTER ROLE {role} VALID UNTIL 'infinity';",
         )
     if not server.role_exists:
-        yield f"there is no such role; as administrator: CREATE ROLE {role} LOGIN; then in psql: \\password {role}"
-    elif report.method in _PASSWORDS and report.stored == "none":
-        yield f"the role has no password; as administrator, in psql: \\password {role}"
-    if report.stored == "md5" and server.rule and server.rule.method == "scram-sha-256":
-        yield (
-            "pg_hba.conf wants SCRAM, and the stored password is md5: run pgorthanc check-auth --fix scram, which "
-            "sets the same password again (or --fix md5 for a plugin up to 3.2)"
+        yield Remedy(
+            f"role {role} does not exist; as administrator, in psql",
+            statement=f"CREATE ROLE {role} LOGIN;\n\\password {role}",
         )
-    if hint:
-        yield hint
+    elif report.method in _PASSWORDS and report.stored == "none":
+        yield Remedy("the role has no password; as administrator, in psql", statement=f"\\password {role}")
+    if report.stored == "md5" and server.rule and server.rule.method == "scram-sha-256":
+        yield Remedy(
+            "pg_hba.conf requires SCRAM, but the stored password is md5: it has to be set again. To see the steps",
+            ("check-auth", "--fix", "scram", "--print"),
+        )
 
 
-def _tls_remedies(report: LoginReport) -> Iterator[str]:
+def _tls_remedies(report: LoginReport) -> Iterator[Remedy]:
     tls = report.tls
     if tls.offered and tls.used is False and not report.server.startswith(_LOOPBACK):
-        yield (
+        yield Remedy(
             "nothing is encrypted although the server offers TLS: use ConnectionUri with sslmode=verify-full and "
             'sslrootcert, or at least "EnableSsl": true'
         )
     if tls.days_left is not None and tls.days_left < _EXPIRES_SOON_DAYS:
         what = "has expired" if tls.days_left < 0 else f"expires in {tls.days_left} days"
-        yield f"the server's certificate {what}: have it renewed, then SELECT pg_reload_conf()"
+        yield Remedy(
+            f"the server's certificate {what}; once it is renewed, as administrator",
+            statement="SELECT pg_reload_conf();",
+        )
 
 
-def _notes(report: LoginReport, server: ServerSide, of: Sequence[Release]) -> Iterator[str]:
+def _doubts(report: LoginReport, server: ServerSide) -> Iterator[str]:
     if server.rule and not explains(server.rule, report.method):
         yield (
             f"line {server.rule.line} of pg_hba.conf does not explain why {report.method} is asked: a pooler stands "
             "between, or the server works with an older file"
         )
+
+
+def _notes(report: LoginReport, server: ServerSide, of: Sequence[Release]) -> Iterator[str]:
     if report.tls.offered:
         yield (
             'sslmode=require ("EnableSsl": true) encrypts, but does not verify the server: only verify-full does, '

@@ -56,6 +56,7 @@ def command(
     Exit code 0: this login works, for that release, too; 6: not for that release; 3: refused.
     """
     from pgorthanc_cli import authentication
+    from pgorthanc_cli.views import authentication as views
 
     if fix is None and (printed or yes):
         raise UsageError("--print and --yes belong to --fix", "add --fix md5 or --fix scram")
@@ -71,16 +72,11 @@ def command(
         report = authentication.check(target, admin=admin_target, plugin=release)
     if nagios:
         _nagios(call, report)
-    call.emit(report)
+    call.emit_page(report, views.page(report, call.command_line, verbose=call.verbose))
     if report.login != "works":
-        raise ConnectError(
-            f"role {report.role} at {report.server}: {report.refusal or report.login}",
-            "the remedies are in the result",
-        )
+        raise click.exceptions.Exit(ConnectError.exit_code)
     if not report.works_for_plugin:
-        raise PartialFailure(
-            f"this login works, but not for the plugin {report.plugin}", "the remedies are in the result"
-        )
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 def _configured_release(settings: Resolved) -> str | None:
@@ -107,6 +103,7 @@ def _admin_target(call: Call, target: Target, dsn: str | None) -> Target | None:
 
 def _fix(call: Call, target: Target, method: str, admin: Target | None, *, printed: bool, yes: bool) -> None:
     from pgorthanc_cli import authentication
+    from pgorthanc_cli.views import authentication as views
 
     planned = authentication.plan(target, method, admin=admin)
     if printed:
@@ -116,7 +113,12 @@ def _fix(call: Call, target: Target, method: str, admin: Target | None, *, print
     upgrade_options.confirm(
         f"Move role {role} to {planned.target_method}?", planned.changes, yes=yes, needed=True
     )
-    call.emit(authentication.fix(target, method, admin=admin))
+    changed = authentication.fix(target, method, admin=admin)
+    before = next(
+        (option for option, name in authentication.METHODS.items() if name == changed.stored_before), None
+    )
+    undo = call.command_line("check-auth", "--fix", before, "--print") if before and before != method else ""
+    call.emit_page(changed, views.changed_page(changed, undo))
 
 
 def _nagios(call: Call, report: LoginReport) -> NoReturn:

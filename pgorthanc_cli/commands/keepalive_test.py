@@ -49,18 +49,17 @@ def command(
         try:
             trial.run(silent if call.quiet else lambda progress: output.note(progress.what))
         except KeyboardInterrupt:
-            call.emit(trial.result())
-            raise Interrupted("interrupted; what is known by now is shown", "run it again") from None
+            _show(call, trial.result(), interrupted=True)
+            raise click.exceptions.Exit(Interrupted.exit_code) from None
     result = trial.result()
-    call.emit(result)
-    _judge(result)
-
-
-def _judge(result: TrialResult) -> None:
+    _show(call, result)
     if result.died:
-        raise PartialFailure(
-            f"{result.died} of {len(result.ages) + len(result.confirmation)} idle connections died",
-            f"add to ConnectionUri: {result.connection_uri}"
-            if "client" in result.passed
-            else "see the advice",
-        )
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
+def _show(call: Call, result: TrialResult, *, interrupted: bool = False) -> None:
+    from pgorthanc_cli.views import keepalive as views
+
+    confirm = call.again("--confirm")
+    page = views.page(result, confirm, interrupted=interrupted, verbose=call.verbose)
+    call.emit_page(result, page)

@@ -9,15 +9,18 @@ from __future__ import annotations
 from pgorthanc_cli.keepalive.model import (
     Age,
     KeepAlive,
+    Probes,
     SocketOptions,
     TrialPlan,
     TrialResult,
     ages,
     ages_up_to,
     duration,
+    format_duration,
 )
 from pgorthanc_cli.keepalive.trial import Trial
 
 __all__ = [
-    "Age", "KeepAlive", "SocketOptions", "Trial", "TrialPlan", "TrialResult", "ages", "ages_up_to", "duration",
+    "Age", "KeepAlive", "Probes", "SocketOptions", "Trial", "TrialPlan", "TrialResult", "ages", "ages_up_to",
+    "duration", "format_duration",
 ]  # fmt: skip

@@ -41,6 +41,7 @@ class Environment:
         settings: The server's keep-alive settings that act on this session; older versions lack some.
         timeouts_s: The server's limits for idle sessions; older versions lack some.
         started: When the server was started.
+        server: The database, server and role.
     """
 
     endpoint: str
@@ -51,6 +52,7 @@ class Environment:
     settings: dict[str, int]
     timeouts_s: dict[str, float]
     started: datetime
+    server: db.Endpoint | None = None
 
 
 def inspect(target: db.Target) -> Environment:
@@ -73,6 +75,7 @@ def inspect(target: db.Target) -> Environment:
             settings=settings if tcp else {},
             timeouts_s={name: value / 1000 for name, value in rows if name in _TIMEOUTS},
             started=server_start(conn),
+            server=db.endpoint(conn),
         )
 
 

@@ -207,6 +207,9 @@ class TrialResult:
         pooler: `none`, `session` or `transaction`, see `pooler.detect`.
         advice: What it means and what to do, a sentence or two each.
         elapsed_s: Duration of the test.
+        explanations: Of `advice`, what the outcomes mean.
+        role: The session's role, quoted for SQL.
+        endpoint: The database, server and role.
     """
 
     place: str
@@ -224,6 +227,9 @@ class TrialResult:
     pooler: str
     advice: tuple[str, ...]
     elapsed_s: float
+    explanations: tuple[str, ...]
+    role: str
+    endpoint: db.Endpoint | None
 
     @property
     def died(self) -> int:

@@ -83,9 +83,8 @@ class Trial:
         server = conclusions.advised_from("server")
         settings = server.settings() if server else {}
         parameters = client.parameters() if client else {}
-        advice = list(verdict.advice(ages, conclusions, self._tried, self._environment))
-        if self._unreachable:
-            advice.append("The server cannot be reached any more.")
+        outcome = (ages, conclusions, self._tried, self._environment)
+        end = ("The server cannot be reached any more.",) if self._unreachable else ()
         return TrialResult(
             place=self._environment.endpoint,
             ages=ages,
@@ -100,8 +99,11 @@ class Trial:
             sockets=(*self._environment.sockets, *([self._client_side] if self._client_side else [])),
             timeouts_s=self._environment.timeouts_s,
             pooler=self._environment.pooler,
-            advice=tuple(advice),
+            advice=(*verdict.advice(*outcome), *end),
             elapsed_s=round(time.monotonic() - self._began, 1),
+            explanations=(*verdict.explanations(*outcome), *end),
+            role=self._environment.role,
+            endpoint=self._environment.server,
         )
 
     def _pass(

@@ -9,6 +9,7 @@ from pathlib import Path
 from pgorthanc_cli.keepalive.environment import Environment
 from pgorthanc_cli.keepalive.idle import ACCIDENTS, UNNAMED
 from pgorthanc_cli.keepalive.model import Age, KeepAlive, Probes, format_duration
+from pgorthanc_cli.text import plural
 
 # Idle limits that vendors document as the default.
 _KNOWN_LIMITS_S = (
@@ -35,8 +36,7 @@ _SERVER_LIMITS = {
     "PgBouncer lost the server": "PgBouncer lost a session of the server, and ended its client. Run this test on"
     " PgBouncer's machine, to the server; its own probes are tcp_keepidle, tcp_keepintvl and tcp_keepcnt in"
     " pgbouncer.ini.",
-    UNNAMED: "The server, or a pooler in its name, ended connections of its own accord: the column detail has its"
-    " words.",
+    UNNAMED: "The server, or a pooler in its name, ended connections of its own accord; -v shows its message.",
 }
 _AFTER_ACCIDENTS = {
     "terminated": "An administrator ended sessions (pg_terminate_backend), or stopped the server: that is no idle"
@@ -50,7 +50,7 @@ _ORTHANC_SAYS = (
     ' "no connection to the server" is what libpq says of a connection that it has given up before.'
 )
 _ORTHANC_HANGS = (
-    "Nobody tells Orthanc that the connection is gone: it waits until the kernel gives up, about 15 min"
+    "Orthanc is not told that the connection is gone: it waits until the kernel gives up, about 15 min"
     ' (net.ipv4.tcp_retries2), and then says "could not receive data from server: Connection timed out";'
     " tcp_user_timeout makes that sooner."
 )
@@ -148,13 +148,26 @@ def advice(
     ages: tuple[Age, ...], verdict: Verdict, tried: KeepAlive, environment: Environment
 ) -> Iterator[str]:
     """Yield what the outcomes mean and what to do, a sentence or two each."""
+    unexplained = any(age.died and not age.cause for age in ages)
+    if unexplained:
+        yield from _about_limit(verdict.limit_s)
+    yield from explanations(ages, verdict, tried, environment)
+    if unexplained and verdict.passed and environment.tcp:
+        yield from _about_what_passed(verdict, environment)
+    if all(age.outcome == "alive" for age in ages):
+        yield f"No connection died within {format_duration(ages[-1].age_s)}. For a longer time use --up-to."
+
+
+def explanations(
+    ages: tuple[Age, ...], verdict: Verdict, tried: KeepAlive, environment: Environment
+) -> Iterator[str]:
+    """Yield what the outcomes mean; and what to do, unless parameters passed."""
     yield from _about_the_path(environment)
     pending = sum(age.outcome == "pending" for age in ages)
     if pending:
-        yield f"{pending} connections were still idle when the test was ended: nothing is known of them."
+        were = plural(pending, "connection was", "connections were")
+        yield f"{were} still idle when the test was ended: nothing is known of them."
     if not any(age.died for age in ages):
-        if not pending:
-            yield f"No connection died within {format_duration(ages[-1].age_s)}. For a longer time use --up-to."
         return
     causes = {age.cause for age in ages if age.died}
     for cause in sorted(causes - {""}):
@@ -167,9 +180,9 @@ def advice(
     if "dropped" in outcomes:
         yield _ORTHANC_HANGS
     if "" in causes:
-        yield from _about_limits(verdict.limit_s, _survived(ages, verdict.limit_s))
-        if environment.tcp:
-            yield from _about_keepalive(verdict, tried, environment)
+        yield from _known_limits(verdict.limit_s, _survived(ages, verdict.limit_s))
+        if environment.tcp and not verdict.passed:
+            yield from _about_keepalive(verdict, tried)
 
 
 def _about_the_path(environment: Environment) -> Iterator[str]:
@@ -196,12 +209,17 @@ def _survived(ages: tuple[Age, ...], limit_s: tuple[float, float | None]) -> flo
     return max((age.idle_s for age in silent if age.age_s <= limit_s[0]), default=0.0)
 
 
-def _about_limits(limit_s: tuple[float, float | None], survived_s: float | None = None) -> Iterator[str]:
+def _about_limit(limit_s: tuple[float, float | None]) -> Iterator[str]:
+    low, high = limit_s
+    if high is not None:
+        yield f"A silent connection dies after {format_duration(low)} to {format_duration(high)}."
+
+
+def _known_limits(limit_s: tuple[float, float | None], survived_s: float | None = None) -> Iterator[str]:
     low, high = limit_s
     if high is None:
         return
     survived = low if survived_s is None else survived_s
-    yield f"A silent connection dies after {format_duration(low)} to {format_duration(high)}."
     matches = [name for seconds, name in _KNOWN_LIMITS_S if survived <= seconds <= high]
     if matches:
         yield f"Known limits that fit: {'; '.join(matches)}."
@@ -233,7 +251,7 @@ def _about_futility(verdict: Verdict, tried: KeepAlive) -> Iterator[str]:
     yield _HOUSEKEEPING
 
 
-def _about_keepalive(verdict: Verdict, tried: KeepAlive, environment: Environment) -> Iterator[str]:
+def _about_keepalive(verdict: Verdict, tried: KeepAlive) -> Iterator[str]:
     if verdict.advised is None:
         yield from _about_futility(verdict, tried)
         return
@@ -243,14 +261,15 @@ def _about_keepalive(verdict: Verdict, tried: KeepAlive, environment: Environmen
             " tried, so nothing is recommended: add --confirm."
         )
         return
-    if not verdict.passed:
-        yield (
-            f"Probes after {verdict.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
-            f" {_DATA_ONLY}"
-        )
-        yield _RAISE
-        yield _HOUSEKEEPING
-        return
+    yield (
+        f"Probes after {verdict.advised.idle_s} s were tried, too, and connections died: nothing is recommended."
+        f" {_DATA_ONLY}"
+    )
+    yield _RAISE
+    yield _HOUSEKEEPING
+
+
+def _about_what_passed(verdict: Verdict, environment: Environment) -> Iterator[str]:
     if "client" in verdict.passed:
         yield "With the parameters above every connection lived: add them to ConnectionUri."
     elif "server" in verdict.passed:
@@ -261,6 +280,6 @@ def _about_keepalive(verdict: Verdict, tried: KeepAlive, environment: Environmen
     yield (
         "The discrete fields (Host, Port, ...) cannot say keep-alive. With them use the sysctl lines on Orthanc's"
         f" machine, or on the server postgresql.conf or ALTER ROLE {environment.role} SET tcp_keepalives_idle ="
-        f" {verdict.advised.idle_s};"
+        f" {verdict.advised.idle_s if verdict.advised else 0};"
     )
     yield "Plugins up to 3.2 carry libpq 9.6, which refuses tcp_user_timeout: leave it out there."

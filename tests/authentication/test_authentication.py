@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
@@ -86,16 +88,19 @@ def test_every_method(
     ("role", "first"),
     [
         ("md5", "md5 is weak"),
-        ("trust", "everybody who reaches the server is let in without a password"),
-        ("password", "the server gets the password itself"),
+        ("trust", "every client that reaches the server can log in without a password"),
+        ("password", "the client sends the password itself"),
         (
             "wrong",
-            "pg_hba.conf wants SCRAM, and the stored password is md5: run pgorthanc check-auth --fix scram",
+            "pg_hba.conf requires SCRAM, but the stored password is md5: it has to be set again",
         ),
         ("late", "the password has expired (2020-02-02T02:02:02Z); as administrator: ALTER ROLE"),
         ("none", "the role has no password; as administrator, in psql: \\password"),
         ("reject", "the administrator adds or changes the line"),
-        ("missing", 'there is no such role; as administrator: CREATE ROLE "missing_role" LOGIN'),
+        (
+            "missing",
+            'role "missing_role" does not exist; as administrator, in psql: CREATE ROLE "missing_role" LOGIN',
+        ),
     ],
 )
 def test_the_first_remedy(server: Server, role: str, first: str) -> None:
@@ -333,6 +338,56 @@ def test_the_plugin_of_the_configuration_counts(
     run = invoke("--config", str(configuration), "--json")
     assert (run.exit_code, json.loads(run.stdout)["plugin"]) == (code, release or "latest")
     assert invoke("--config", str(configuration), "--nagios").stdout.startswith(f"CHECK-AUTH {status} - ")
+
+
+def test_the_screen_of_a_login_that_works(server: Server) -> None:
+    uri = target(server, "scram", password=PASSWORD).dsn
+    run = invoke("--uri", uri, "--admin", server.place)
+    assert (run.exit_code, run.stderr.count("error")) == (0, 0)
+    headline, where, *_ = run.stdout.splitlines()
+    place = f"127.0.0.1:{server.port}"
+    assert (
+        headline == f"The current plugin can log in to {place} as role scram_role. The password is correct."
+    )
+    assert where.startswith("scram-sha-256 without TLS - PostgreSQL ")
+    assert f"{server.data}/pg_hba.conf:5: host all" in run.stdout
+    assert invoke("--uri", uri, "--quiet").output.count("Plugin") == 0
+
+
+@pytest.mark.parametrize("role", ["scram", "missing"])
+def test_the_screen_of_a_wrong_password(server: Server, role: str) -> None:
+    """It says so once, and never recommends another method."""
+    run = invoke("--uri", target(server, role, password="wr0ng").dsn)
+    assert run.exit_code == 3
+    assert "error" not in run.stderr
+    assert run.stdout.startswith(f"Role {role}_role cannot log in to 127.0.0.1:{server.port}.\n")
+    assert f'FAIL Check the password of role "{role}_role"' in run.stdout
+    assert run.stdout.count("PostgreSQL: ") == 1
+    assert "md5" not in run.stdout
+    assert "--fix" not in run.stdout
+
+
+def test_the_command_on_the_screen_shows_the_steps(server: Server) -> None:
+    uri = target(server, "scram", password=PASSWORD).dsn
+    run = invoke("--uri", uri, "--plugin", "3.2")
+    assert run.exit_code == 6
+    assert run.stdout.startswith("Plugin 3.2 cannot log in to ")
+    (command,) = re.findall(r"^ +pgorthanc check-auth (.*)", run.stdout, re.MULTILINE)
+    assert PASSWORD not in command
+    steps = invoke(*shlex.split(command))
+    assert steps.exit_code == 0, steps.output
+    assert "md5" in steps.stdout
+
+
+def test_a_statement_on_the_screen_solves_it(server: Server) -> None:
+    uri = target(server, "late", password=PASSWORD).dsn
+    run = invoke("--uri", uri, "--admin", server.place)
+    (statement,) = re.findall(r"^ +(ALTER ROLE .*)", run.stdout, re.MULTILINE)
+    try:
+        server.sql(statement)
+        assert invoke("--uri", uri).exit_code == 0
+    finally:
+        server.sql("ALTER ROLE late_role VALID UNTIL '2020-02-02 02:02:02Z'")
 
 
 def test_wrong_usage() -> None:

@@ -34,5 +34,5 @@ def test_usual_ages() -> None:
 def test_known_limits_that_fit_are_named(low: float, high: float, name: str) -> None:
     from pgorthanc_cli.keepalive import verdict
 
-    assert any(name in line for line in verdict._about_limits((low, high)))
-    assert not any("known" in line.lower() for line in verdict._about_limits((1, 5)))
+    assert any(name in line for line in verdict._known_limits((low, high)))
+    assert not any("known" in line.lower() for line in verdict._known_limits((1, 5)))
