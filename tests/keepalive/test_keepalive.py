@@ -396,7 +396,7 @@ def test_words_that_are_not_known_are_shown(server: Server) -> None:
     assert {(age.outcome, age.cause) for age in report.ages} == {("closed", "unnamed")}
     assert "FATAL" in report.ages[0].detail
     assert report.parameters == {}
-    assert "has its words" in said(report)
+    assert "-v shows its message" in said(report)
 
 
 def test_a_full_pool_is_not_taken_for_a_dead_connection(server: Server) -> None:
