@@ -47,10 +47,13 @@ ALLOWED = {
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {
+        "authentication",
         "config",
         "doctor",
         "index",
         "ingest",
+        "keepalive",
+        "locks",
         "migrate",
         "orthanc_log",
         "schema",
