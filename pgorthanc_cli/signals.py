@@ -77,10 +77,10 @@ class SignalEvent(threading.Event):
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
+def stop_on_signal(answer: str = "") -> Iterator[threading.Event]:
     """Set the event on the first signal, for work that ends at the next safe point.
 
-    The second signal interrupts.
+    The second signal interrupts. `answer` is what Ctrl-C at a terminal is answered with.
 
     Raises:
         KeyboardInterrupt: A signal came before, and what it interrupted has swallowed the
@@ -92,6 +92,9 @@ def stop_on_signal() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        if answer and number == signal.SIGINT and os.isatty(2):
+            # Not by sys.stderr, in whose `write` the signal may have arrived.
+            os.write(2, f"\r\x1b[K{answer}\n".encode())
 
     before = {number: signal.signal(number, handle) for number in _ending_signals()}
     try:

@@ -93,19 +93,6 @@ class Tls:
     self_signed: bool | None = None
     detail: str = ""
 
-    def __str__(self) -> str:
-        if not self.offered:
-            return f"not offered: {self.detail}"
-        lines = [f"{'used' if self.used else 'offered, not used'}: {self.protocol}, {self.cipher}"]
-        lines.extend(filter(None, [self.detail]))
-        if self.expires is not None:
-            kind = "self-signed" if self.self_signed else f"signed by {self.issuer}"
-            lines.append(f"certificate for {self.subject} ({', '.join(self.names) or 'no names'}), {kind}")
-            valid = self.days_left is not None and self.days_left >= 0
-            left = f"{self.days_left} days left" if valid else "EXPIRED"
-            lines.append(f"valid until {self.expires:%Y-%m-%d %H:%M} UTC: {left}")
-        return "\n".join(lines)
-
 
 @dataclass(frozen=True)
 class LoginReport:

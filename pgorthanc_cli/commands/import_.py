@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
 _list = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
+_STOPPING = "Stopping after this batch (a few seconds). Press Ctrl-C again to abort."
 _rate = click.FloatRange(min=0, min_open=True)
 
 
@@ -108,7 +109,7 @@ def command(
     try:
         with (
             call.resolved() as resolved,
-            signals.stop_on_signal() as stop,
+            signals.stop_on_signal("" if call.quiet else _STOPPING) as stop,
             import_page.refusal_list(refused) as list_refusals,
             output.progress(quiet=call.quiet) as bar,
         ):
@@ -129,10 +130,12 @@ def command(
 
                 tally = ingest.Tally(dry_run=settings.dry_run)
                 result = ingest.run_import(target, plan, settings, stop=stop, report=progress, tally=tally)
-    except (PgOrthancError, KeyboardInterrupt):
+    except (PgOrthancError, KeyboardInterrupt) as error:
         partial = tally.result(interrupted=True) if tally else None
         if partial and partial.files:  # what was counted is committed, whatever happened then
             _show(call, partial, paths, refused, options)
+            if isinstance(error, (Interrupted, KeyboardInterrupt)):
+                raise click.exceptions.Exit(Interrupted.exit_code) from None
         raise
     _show(call, result, paths, refused, options)
     if result.interrupted:

@@ -50,7 +50,7 @@ _ORTHANC_SAYS = (
     ' "no connection to the server" is what libpq says of a connection that it has given up before.'
 )
 _ORTHANC_HANGS = (
-    "Orthanc is not told that the connection is gone: it waits until the kernel gives up, about 15 min"
+    "Orthanc does not notice that the connection is gone: it waits until the kernel gives up, about 15 min"
     ' (net.ipv4.tcp_retries2), and then says "could not receive data from server: Connection timed out";'
     " tcp_user_timeout makes that sooner."
 )

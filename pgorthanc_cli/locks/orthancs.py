@@ -11,7 +11,6 @@ from pgorthanc_cli import db
 from pgorthanc_cli.locks import releases, statements
 from pgorthanc_cli.locks.sessions import Observed
 from pgorthanc_cli.schema import catalog
-from pgorthanc_cli.text import plural
 
 # When it starts, an Orthanc opens its connections one right after the other.
 _START_GAP = timedelta(seconds=2)
@@ -58,17 +57,6 @@ class Orthanc:
         """The name in messages."""
         address = self.address or ("the local socket" if self.since else "an address that is hidden")
         return f"the Orthanc at {address} (pid {self.pid})"
-
-    def __str__(self) -> str:
-        """Return one line for people."""
-        since = f" since {self.since}" if self.since else ""
-        name = self.application or "without a name"
-        doubt = "" if self.certain else ", perhaps"
-        return (
-            f"{self.named}{doubt}, application {name}, role {self.role}, {plural(self.sessions, 'session')}{since}, "
-            f"{'locked' if self.locked else 'no lock'}; it {', '.join(self.evidence)}; "
-            f"plugin {self.plugin}: {'; '.join(self.reasons) or 'nothing tells'}"
-        )
 
 
 @dataclass(frozen=True)

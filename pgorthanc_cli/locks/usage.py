@@ -76,22 +76,6 @@ class Lock:
     idle_since: datetime | None = None
     last_statement: str | None = None
 
-    def __str__(self) -> str:
-        """Return one line for people."""
-        if not self.held:
-            return f"{self.key} {self.name}: free"
-        details = {
-            "role": self.role,
-            "address": self.address or ("local" if self.since else None),
-            "since": self.since,
-            "state": self.state,
-            "idle since": self.idle_since,
-            "last statement": self.last_statement,
-        }
-        visible = "".join(f", {name} {value}" for name, value in details.items() if value is not None)
-        application = self.application or "without a name"
-        return f"{self.key} {self.name}: pid {self.pid}, application {application}{visible}"
-
 
 @dataclass(frozen=True)
 class Usage:

@@ -52,7 +52,7 @@ def page(
     if result.refused:
         blocks += _refusals(result, refused_in)
     if result.interrupted and result.stored and not result.dry_run:
-        blocks.append(Note("The imported files are complete; Orthanc may be started."))
+        blocks.append(Note("The imported files are complete, and Orthanc can use them."))
     bad = result.refused or result.interrupted or result.differing or result.restored
     status: Status = "warning" if bad else "ok"
     where = tuple(_where(result, paths, follow=follow))

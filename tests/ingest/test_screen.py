@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,24 @@ def test_an_interruption(fresh: db.Target, tmp_path: Path) -> None:
     assert int(counted[1]) == rows(fresh)
     assert "Next, continue" in screen
     check_continues(fresh, tmp_path, screen)
+
+
+def test_ctrl_c_at_a_terminal_is_answered(fresh: db.Target, tmp_path: Path) -> None:
+    samples.folder(tmp_path / "in", FILES)
+    parent, child = pty.openpty()
+    command = [*PROGRAM, "import", "--uri", fresh.dsn, "--storage", "postgresql", "--jobs", "1"]
+    slowly = ["--batch-files", "5", "--max-files-per-s", "20", str(tmp_path / "in")]
+    with subprocess.Popen([*command, *slowly], stdout=subprocess.DEVNULL, stderr=child) as process:
+        os.close(child)
+        wait_until(lambda: process.poll() is not None or rows(fresh) > 0)
+        process.send_signal(signal.SIGINT)
+        screen = b""
+        with suppress(OSError):  # the program has closed its end
+            while block := os.read(parent, 4096):
+                screen += block
+    os.close(parent)
+    assert process.returncode == 130
+    assert screen.count(b"Stopping after this batch") == 1
 
 
 def test_a_lost_connection(fresh: db.Target, tmp_path: Path) -> None:
