@@ -29,6 +29,7 @@ from pgorthanc_cli.keepalive.model import (
     format_duration,
 )
 from pgorthanc_cli.progress import Progress, Report, silent
+from pgorthanc_cli.text import plural
 
 _MAX_IDLE_S = 32767  # the longest that Linux accepts: as good as no probes
 _PROBES: tuple[Probes, ...] = ("none", "client", "server")
@@ -122,7 +123,8 @@ class Trial:
                 number = f"{len(connections) + 1} of {len(combinations)}"
                 connections.append(self._open(age_s, side, keepalive, number))
             duration = format_duration(ages_s[-1])
-            idle = f"{again}{len(connections)} connections are idle now; this takes {duration}"
+            count = plural(len(connections), "connection is", "connections are")
+            idle = f"{again}{count} idle now; this takes {duration}"
             report(Progress("", idle, 0, len(connections)))
             for done, connection in enumerate(watch(connections, self._plan.answer_s), 1):
                 report(Progress("", str(connection.state()), done, len(connections)))

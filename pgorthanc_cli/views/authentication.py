@@ -180,7 +180,9 @@ def _verdict(plugin: PluginVerdict) -> str:
     if plugin.works:
         _, _, needs = plugin.why.partition("; ")
         return f"can log in{'; ' if needs else ''}{needs}"
-    return plugin.why if plugin.works is None else f"cannot log in: {plugin.why}"
+    if plugin.works is None:
+        return plugin.why.replace("works if", "can log in if")
+    return f"cannot log in: {plugin.why}"
 
 
 def _capital(text: str) -> str:
