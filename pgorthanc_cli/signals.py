@@ -24,8 +24,9 @@ def end_on_signals() -> None:
     global _interrupted
     _interrupted = False
     for number in _ending_signals():
-        is_pythons = signal.getsignal(number) is signal.default_int_handler
-        if number != signal.SIGINT or is_pythons:
+        # A SIGINT that the shell has told us to ignore (`command &`) stays ignored.
+        is_default = signal.getsignal(number) is signal.default_int_handler
+        if number != signal.SIGINT or is_default:
             signal.signal(number, _interrupt)
 
 
