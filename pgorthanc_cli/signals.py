@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_LOOK_AGAIN_S = 0.5
 
 # Set by the first signal: a library may swallow the exception that the signal raises
 # (`except:` around an optional import, a destructor), and the command would then run on.
@@ -20,8 +24,9 @@ def end_on_signals() -> None:
     global _interrupted
     _interrupted = False
     for number in _ending_signals():
-        is_pythons = signal.getsignal(number) is signal.default_int_handler
-        if number != signal.SIGINT or is_pythons:
+        # A SIGINT that the shell has told us to ignore (`command &`) stays ignored.
+        is_default = signal.getsignal(number) is signal.default_int_handler
+        if number != signal.SIGINT or is_default:
             signal.signal(number, _interrupt)
 
 
@@ -64,10 +69,15 @@ class SignalEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, or `timeout` seconds; return whether it is set."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
-        # Interrupted by a signal, it goes on after the handler (PEP 475).
-        poll.poll(None if timeout is None else max(0.0, timeout * 1000))
+        left_s = deadline - time.monotonic()
+        while not self._set and left_s > 0:
+            # Python runs a handler between two instructions. A signal that arrives in
+            # the instant before the system call does not interrupt it.
+            poll.poll(min(left_s, _LOOK_AGAIN_S) * 1000)
+            left_s = deadline - time.monotonic()
         return self._set
 
     def close(self) -> None:

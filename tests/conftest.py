@@ -40,6 +40,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if os.environ.get("PGORTHANC_NO_SKIPS") and reporter and reporter.stats.get("skipped"):
         reporter.write_line("nothing may be skipped here", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if session.config.cache:
+            session.config.cache.set("pgorthanc/skipped", True)  # read by .ci/run
 
 
 @pytest.fixture(autouse=True)

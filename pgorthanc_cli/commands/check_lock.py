@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -14,7 +13,10 @@ from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.text import duration
 
 if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
     from pgorthanc_cli.config import OrthancConfiguration
+    from pgorthanc_cli.locks import Watcher
 
 
 def _pid_or_all(
@@ -27,11 +29,20 @@ def _pid_or_all(
     return int(value)
 
 
-def _connections(orthanc: OrthancConfiguration | None) -> Callable[[str], int] | None:
-    """Return IndexConnectionsCount by release of the plugin, whose default has changed."""
+def _watcher(conn: Connection, schema: str, orthanc: OrthancConfiguration | None) -> Watcher:
+    """Return what inspects the database, and knows Orthanc's configuration if it is given."""
+    from pgorthanc_cli import locks
+
     if orthanc is None:
-        return None
-    return lambda release: int(orthanc.postgresql("IndexConnectionsCount", release))
+        return locks.Watcher(conn, schema)
+    return locks.Watcher(
+        conn,
+        schema,
+        lock=bool(orthanc.postgresql("Lock")),
+        # The default has changed with the releases of the plugin.
+        connections=lambda release: int(orthanc.postgresql("IndexConnectionsCount", release)),
+        storage=bool(orthanc.postgresql("EnableStorage")),
+    )
 
 
 @commands.command("check-lock")
@@ -84,15 +95,7 @@ def command(
         call.resolved() as settings,
         db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
     ):
-        lock = bool(settings.orthanc.postgresql("Lock")) if settings.orthanc else None
-        storage = settings.orthanc is None or bool(settings.orthanc.postgresql("EnableStorage"))
-        watcher = locks.Watcher(
-            conn,
-            settings.target.schema,
-            lock=lock,
-            connections=_connections(settings.orthanc),
-            storage=storage,
-        )
+        watcher = _watcher(conn, settings.target.schema, settings.orthanc)
         if watch:
             call.watch(watcher.inspect, lambda now: views.page(now, suggested, watched=True))
             return

@@ -220,6 +220,7 @@ def _create_run(area: storage.FilesystemArea, run: str, *, session: bool) -> int
     import sees it without.
     """
     for attempt in range(_TRIES):  # another run may remove the top folder as empty
+        lock = -1
         try:
             with _create_top_folder(area) as top:
                 lock = os.open(f"{run}.new", _NEW | os.O_EXCL, 0o644, dir_fd=top)
@@ -230,10 +231,21 @@ def _create_run(area: storage.FilesystemArea, run: str, *, session: bool) -> int
                 os.mkdir(run, 0o700, dir_fd=top)
                 os.fsync(top)
             return lock
-        except FileNotFoundError:
-            if attempt == _TRIES - 1:
+        except OSError as error:  # on a full disk, too, nothing is left that looks like a run
+            if lock >= 0:
+                os.close(lock)
+            _remove_attempt(area, run)
+            if not isinstance(error, FileNotFoundError) or attempt == _TRIES - 1:
                 raise
     raise AssertionError
+
+
+def _remove_attempt(area: storage.FilesystemArea, run: str) -> None:
+    with suppress(OSError), open_top_folder(area) as top:
+        for name in (f"{run}.new", f"{run}.lock"):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=top)
+        os.rmdir(FOLDER, dir_fd=area.descriptor)  # fails while another run is active
 
 
 def _heartbeat(area: storage.FilesystemArea, lock: int, every_s: float, ended: threading.Event) -> None:

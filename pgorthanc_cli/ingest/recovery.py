@@ -75,6 +75,7 @@ class Recovery:
         try:
             with self.area.rights, open_top_folder(self.area) as top:
                 warnings = []
+                self._remove_attempts(top)
                 for run in self._other_runs(top):
                     warnings += self._clean_up_run(run, top)
                 return warnings
@@ -86,6 +87,16 @@ class Recovery:
             run, dot, kind = name.rpartition(".")
             if dot and kind == "lock" and _RUN.fullmatch(run) and run != self.journal.run:
                 yield run
+
+    def _remove_attempts(self, top: int) -> None:
+        """Remove what runs have left that were killed before their lock file got its name."""
+        for name in os.listdir(top):
+            run, dot, kind = name.rpartition(".")
+            if dot and kind == "new" and _RUN.fullmatch(run):
+                with suppress(FileNotFoundError):  # that run goes on, or another import was faster
+                    status = os.stat(name, dir_fd=top, follow_symlinks=False)
+                    if self._storage_time_s(top) - status.st_mtime > runs.STALE_S:
+                        os.unlink(name, dir_fd=top)
 
     def _clean_up_run(self, run: str, top: int) -> list[str]:
         try:
@@ -134,15 +145,19 @@ class Recovery:
 
     def _age_s(self, run: str, lock: int, marker: runs.Marker | None, top: int) -> float:
         """Return how long ago a run was last seen alive, by the clock of the storage."""
-        own_lock = f"{self.journal.run}.lock"
-        # Touching a file of our own reads the server's clock on a network file system.
-        os.utime(own_lock, dir_fd=top, follow_symlinks=False)
+        now = self._storage_time_s(top)
         seen = os.fstat(lock).st_mtime
         if marker is None:
             with suppress(FileNotFoundError):
                 folder_mtime = os.stat(run, dir_fd=top, follow_symlinks=False).st_mtime
                 seen = max(seen, folder_mtime)
-        return os.stat(own_lock, dir_fd=top, follow_symlinks=False).st_mtime - seen
+        return now - seen
+
+    def _storage_time_s(self, top: int) -> float:
+        """Return the time of the storage's clock, which on a network file system is the server's."""
+        own_lock = f"{self.journal.run}.lock"
+        os.utime(own_lock, dir_fd=top, follow_symlinks=False)
+        return os.stat(own_lock, dir_fd=top, follow_symlinks=False).st_mtime
 
     def _workers_ended(self, run: str, marker: runs.Marker | None, top: int) -> bool:
         """Wait for the workers of a dead run.

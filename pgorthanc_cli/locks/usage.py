@@ -361,7 +361,7 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
 def _several_perhaps(groups: Sequence[Group]) -> Iterator[str]:
     """Yield for which groups only the number of connections tells whether they are one Orthanc."""
     for group in groups:
-        if len(group.members) > 1 and not group.orthanc.locked:
+        if len(group.members) > 1 and group.starts == 1 and not group.orthanc.locked:
             yield (
                 f"{group.orthanc.named} may be several Orthancs: its {len(group.members)} sessions hold no lock "
                 "and began within seconds; name its configuration (--config) to tell them apart"

@@ -21,9 +21,9 @@ def handle(number, frame):
 
 handled = 0
 signal.signal(signal.SIGALRM, handle)
-while handled < 2000:
+while handled < 500:
     stop = SignalEvent()
-    signal.setitimer(signal.ITIMER_REAL, 20e-6 + handled % 100 * 1e-6)
+    signal.setitimer(signal.ITIMER_REAL, 20e-6 + handled % 50 * 2e-6)
     assert stop.wait(20)
     signal.setitimer(signal.ITIMER_REAL, 0)
     stop.close()

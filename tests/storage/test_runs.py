@@ -258,3 +258,40 @@ def test_what_is_no_journal_in_its_place_is_left_or_set_aside(fresh: db.Target, 
     warnings = settle(fresh, tmp_path, [samples.REAL])
     assert len([w for w in warnings if "was set aside" in w]) == 2
     assert len([w for w in warnings if "is left alone" in w]) == 2
+
+
+# --- runs that ended before they began ---------------------------------------------------------------------------
+
+# Every write to a file fails from here on, as on a full disk; pipes still work.
+FULL = """
+import resource
+from pgorthanc_cli.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+main(prog_name="pgorthanc")
+"""
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_of_a_run(fresh: db.Target, tmp_path: Path) -> None:
+    samples.folder(tmp_path / "in", 3)
+    command = [sys.executable, "-c", FULL, "import", "--uri", fresh.dsn, "--jobs", "1"]
+    area = tmp_path / "area"
+    done = subprocess.run(
+        [*command, "--storage-dir", str(area), str(tmp_path / "in")], capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(area.rglob("*")) == []
+
+
+def test_the_lock_file_of_a_run_that_was_killed_before_it_began_is_removed(
+    fresh: db.Target, tmp_path: Path
+) -> None:
+    folder = tmp_path / "area" / FOLDER
+    folder.mkdir(parents=True)
+    old, young = (folder / f"{uuid.uuid4().hex}.new" for _ in range(2))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (1, 1))
+    samples.folder(tmp_path / "in", 1)
+    run(fresh, [tmp_path / "in"], tmp_path / "area")
+    assert [path.name for path in folder.iterdir()] == [young.name]
