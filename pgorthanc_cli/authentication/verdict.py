@@ -115,7 +115,7 @@ def _remedies(
         yield Remedy(
             "md5 is weak, and whoever reads the stored value can log in with it. Once every plugin is 3.3 or later, "
             "move the role to SCRAM. To see the steps",
-            ("check-auth", "--fix", "scram", "--print"),
+            ("check-auth", "--fix", "scram", "--print-sql"),
         )
     if report.method == "trust" and not report.is_local:
         line = f" ({report.hba_line})" if report.hba_line else ""
@@ -157,7 +157,7 @@ def _causes_on_the_server(report: LoginReport, server: ServerSide, role: str) ->
     if report.stored == "md5" and server.rule and server.rule.method == "scram-sha-256":
         yield Remedy(
             "pg_hba.conf requires SCRAM, but the stored password is md5: it has to be set again. To see the steps",
-            ("check-auth", "--fix", "scram", "--print"),
+            ("check-auth", "--fix", "scram", "--print-sql"),
         )
 
 

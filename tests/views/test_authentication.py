@@ -57,7 +57,7 @@ STATES = {
     "works-for-all": replace(
         WORKS, method="md5", before_tls="md5", after_tls="md5", stored="md5",
         plugins=(replace(OLD, works=True, why="knows md5"), replace(NEW, why="knows md5")),
-        fixes=(Remedy("md5 is weak. To see the steps", ("check-auth", "--fix", "scram", "--print")),),
+        fixes=(Remedy("md5 is weak. To see the steps", ("check-auth", "--fix", "scram", "--print-sql")),),
     ),
     "old-plugin": replace(
         WORKS, plugin="3.2", plugins=(replace(OLD, release="3.2"),),
