@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import reference
 
 from pgorthanc_cli import cli, db, errors, output
 from tests.support import samples
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-import reference  # noqa: E402 - it stands beside the page that it writes
 
 KEYS = {
     "check-auth": "method tls stored password_encryption hba_line plugins remedies",

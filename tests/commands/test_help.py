@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import reference
 from click.testing import CliRunner
 
 from pgorthanc_cli import cli
-from tests.commands.test_cli import pgorthanc, reference
+from tests.commands.test_cli import pgorthanc
 
 WIDTH = 80
 

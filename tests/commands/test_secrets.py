@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+import reference
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli
@@ -18,8 +19,6 @@ from tests.support import samples
 from tests.support.real_servers import Server
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-import reference  # noqa: E402 - it stands beside the page that it writes
 
 PASSWORD = "pl4nted-s3cret"
 WRONG = "an0ther-s3cret"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reference
 from click.testing import CliRunner
 
 from pgorthanc_cli.cli import main
-from tests.commands.test_cli import reference
 from tests.support import commandlines
 
 ROOT = Path(__file__).parents[2]
