@@ -139,19 +139,19 @@ class Group(_Helpful, click.Group):
             path = ctx.command_path
             raise UsageError(
                 f"no such command: {' '.join((*path.split()[1:], name))}",
-                _suggestion(name, self.list_commands(ctx), f"all commands: {path} --help"),
+                _suggestion(name, self.list_commands(ctx), "All commands", f"{path} --help"),
             )
         return super().resolve_command(ctx, args)
 
 
-def _suggestion(name: str, names: Iterable[str], otherwise: str) -> str:
-    """Return a hint: the similar names, if there are any, and where all are listed."""
+def _suggestion(name: str, names: Iterable[str], listed: str, command: str) -> str:
+    """Return a hint: the similar names, if there are any, and the command that lists all."""
     known = {known.lstrip("-"): known for known in names}
     similar = get_close_matches(name.lstrip("-"), known, n=2, cutoff=0.7)
     if not similar:
-        return otherwise
+        return f"run: {command}"
     meant = " or ".join(known[match] for match in similar)
-    return f"did you mean {meant}? {otherwise[0].upper()}{otherwise[1:]}"
+    return f"did you mean {meant}? {listed}: {command}"
 
 
 def usage_error(error: click.UsageError) -> UsageError:
@@ -161,11 +161,13 @@ def usage_error(error: click.UsageError) -> UsageError:
     if isinstance(error, click.NoSuchOption):
         parameters = context.command.params if context else []
         options = (o for o in parameters if isinstance(o, click.Option) and not o.hidden)
-        hint = f"all options: {path} --help"
-        if context and isinstance(context.command, click.Group):
-            hint = f"options follow the command; {hint}"
         names = [name for option in options for name in option.opts]
-        return UsageError(f"no such option: {error.option_name}", _suggestion(error.option_name, names, hint))
+        # --config and the like follow the command.
+        where = " before the command" if context and isinstance(context.command, click.Group) else ""
+        return UsageError(
+            f"no such option{where}: {error.option_name}",
+            _suggestion(error.option_name, names, "All options", f"{path} --help"),
+        )
     parameter = error.param if isinstance(error, click.BadParameter) else None
     if isinstance(error, click.MissingParameter) or parameter is None:
         message = re.sub(r"'(.*?)'", r"\1", error.format_message(), count=1).rstrip(".")

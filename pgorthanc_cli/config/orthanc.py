@@ -167,8 +167,9 @@ def validate(path: documents.Paths, document: documents.Document) -> OrthancConf
     Raises:
         ConfigurationError: The first value with which it does not.
     """
-    problems = [*document.problems, *validation.values(document), *validation.names(document)]
+    problems = [*document.problems, *validation.values(document)]
     for problem in problems:
         if problem.severity == "error":
             raise ConfigurationError(problem.warning, problem.hint)
+    problems += validation.names(document)  # Orthanc starts with any of these
     return OrthancConfiguration(path, document.values, tuple(problem.warning for problem in problems))

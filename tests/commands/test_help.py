@@ -52,7 +52,7 @@ def test_a_help_begins_with_what_the_command_does(words: tuple[str, ...]) -> Non
             "no such command: verify shema",
             "did you mean schema? All commands: pgorthanc verify --help",
         ),
-        ("xyz", "no such command: xyz", "all commands: pgorthanc --help"),
+        ("xyz", "no such command: xyz", "run: pgorthanc --help"),
         (
             "status --hots db1",
             "no such option: --hots",
@@ -60,8 +60,8 @@ def test_a_help_begins_with_what_the_command_does(words: tuple[str, ...]) -> Non
         ),
         (
             "--host db1 status",
-            "no such option: --host",
-            "options follow the command; all options: pgorthanc --help",
+            "no such option before the command: --host",
+            "run: pgorthanc --help",
         ),
         (
             "status --port 54x2",

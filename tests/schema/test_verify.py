@@ -376,7 +376,7 @@ def test_the_command(index: Callable[[int], db.Target], empty: db.Target) -> Non
     code, text = invoke(target)
     assert text.startswith(f"The index does not match revision {CURRENT}: 1 problem.")
     assert "FAIL index labelsindex1 is missing" in text
-    assert "    pgorthanc verify schema --repair --apply --uri " in text
+    assert "    pgorthanc verify schema --apply --uri " in text
 
     code, text = invoke(target, "--json")
     document = json.loads(text)
