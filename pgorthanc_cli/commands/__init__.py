@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -116,6 +116,7 @@ class _Warnings(logging.Handler):
 
 
 _NO_INPUT = "pgorthanc_cli.no_input"
+_SEVERAL_SERVERS = {"replication standby", "replication promote", "replication rejoin"}
 
 
 def may_ask() -> bool:
@@ -230,6 +231,25 @@ class Call:
                 connection += [_option(name), _without_password(text) if name == "uri" else text]
         return shlex.join(["pgorthanc", *words, *connection])
 
+    def complete(self, error: PgOrthancError) -> None:
+        """Give the command to paste in a hint the connection options of this call.
+
+        Without effect if it names a server itself, or if one of the two commands works with the
+        data folders of several servers.
+        """
+        advice, paste = error.advice()
+        if not paste.startswith("pgorthanc "):
+            return
+        words = shlex.split(paste)[1:]
+        known = _connection_options(_named(words))
+        names = {name for name, value in self.options.items() if value}
+        if (
+            names.issubset(known)
+            and not any(_option(name) in words for name in known)
+            and {self.name, " ".join(words[:2])}.isdisjoint(_SEVERAL_SERVERS)
+        ):
+            error.hint = f"{advice} {self.command_line(*words)}"
+
     def again(self, *added: str, without: Collection[str] = ()) -> str:
         """Return this command line, to paste: with more options, or without some flags.
 
@@ -274,6 +294,26 @@ def _without_password(dsn: str) -> str:
     parameters = db.parse_dsn(dsn)
     rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}
     return dsn if rest == parameters else str(make_dsn(**rest))
+
+
+def _connection_options(command: click.Command | None) -> list[str]:
+    """Return the names of the connection options that a command takes."""
+    return [
+        parameter.name or ""
+        for parameter in (command.params if command else ())
+        if isinstance(parameter, Option) and parameter.section == "Connection"
+    ]
+
+
+def _named(words: Sequence[str]) -> click.Command | None:
+    """Return the command that a command line calls; None if there is none."""
+    context = click.get_current_context().find_root()
+    command: click.Command | None = context.command
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(context, word)
+    return command
 
 
 def _option(name: str) -> str:
@@ -349,16 +389,16 @@ def command(
         @wraps(function)
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             context = click.get_current_context()
-            names = [
-                parameter.name or ""
-                for parameter in context.command.params
-                if isinstance(parameter, Option) and parameter.section == "Connection"
-            ]
-            options = {name: own.pop(name) for name in names} if connection else {}
+            names = _connection_options(context.command) if connection else []
+            options = {name: own.pop(name) for name in names}
             quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = context.command_path.partition(" ")[2]  # with the names of its groups
             call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)
-            function(call, **own)
+            try:
+                function(call, **own)
+            except PgOrthancError as error:
+                call.complete(error)
+                raise
 
         for declare in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
             run = declare(run)

@@ -48,7 +48,7 @@ def schema(call: Call, *, deep: bool, print_sql: bool, apply: bool) -> None:
       pgorthanc verify schema --print-sql --config /etc/orthanc > repair.sql
       pgorthanc verify schema --apply --config /etc/orthanc
 
-    Exit codes: 0 nothing that matters; 6 something that does.
+    Exit codes: 0 no problems, but perhaps harmless differences; 6 problems.
     """
     from pgorthanc_cli import db, locks
     from pgorthanc_cli.schema import verify

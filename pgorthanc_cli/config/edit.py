@@ -231,7 +231,7 @@ def _misspelt(
     place = f'the section "{SECTION}"' if section else "the root"
     raise UsageError(
         f"{path} has no option {printable(old)} in {place}",
-        "see its options: pgorthanc config show --all; an option cannot be renamed into another section",
+        "an option cannot be renamed into another section; to see its options: pgorthanc config show --all",
     )
 
 

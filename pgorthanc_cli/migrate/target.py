@@ -106,7 +106,7 @@ def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettin
     if settings.revision not in (None, layout.revision):
         raise RevisionError(
             f"schema {schema} holds an index at revision {layout.name}, wanted revision {settings.revision}",
-            "use another database, leave out --revision, or run: pgorthanc downgrade or upgrade",
+            "use another database, leave out --revision, or downgrade or upgrade the index first",
         )
     expected = catalog.expected(layout.revision or 1, with_storage=with_storage)
     # Version 4.0 of the plugin creates no labels.
@@ -120,7 +120,7 @@ def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettin
         raise RevisionError(
             f"the index in schema {schema} is not what revision {layout.name} must be: "
             f"{'; '.join(problems[:5]) or 'it is older than revision 1'}",
-            "run: pgorthanc verify schema --print-sql; or use a new database",
+            "use a new database, or see how to repair it: pgorthanc verify schema --print-sql",
         )
     _require_empty(conn, schema, objects, with_storage=settings.large_objects)
 
@@ -320,7 +320,7 @@ def _end_orphaned_workers(conn: Connection, plan: LoadPlan) -> None:
         except psycopg2.errors.LockNotAvailable:
             raise InUseError(
                 "another session works with the tables of the unfinished index",
-                "see who with: pgorthanc check-lock; end that session, then run the same command again",
+                "end the session that blocks it, then run the same command again; to find it: pgorthanc check-lock",
             ) from None
 
 
