@@ -82,11 +82,16 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_archive("-n", "--dry-run", is_flag=True, help="Read and report, write nothing.")
 @_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
 @_pace("--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file.")
-@_pace("--max-files", type=FILE_RATE, metavar="N/s", help="Read no more files each second, such as 500/s.")
+@_pace(
+    "--max-files",
+    "max_files_per_s",
+    aliases=["--max-files-per-s"],
+    type=FILE_RATE,
+    metavar="N/s",
+    help="Read no more files each second, such as 500/s.",
+)
 @_pace("--max-rate", type=SIZE_RATE, metavar="SIZE/s", help="Read no more bytes each second, such as 50MB/s.")
-# The names and units before.
-@_pace("--max-files-per-s", type=_rate, hidden=True)
-@_pace("--max-mb-per-s", type=_rate, hidden=True)
+@_pace("--max-mb-per-s", type=_rate, hidden=True)  # the option before
 @_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
 @_report(
@@ -113,7 +118,6 @@ def command(
     refused: Path | None,
     report: Path | None,
     report_names: bool,
-    max_files: float | None,
     max_rate: float | None,
     **options: Any,
 ) -> None:
@@ -137,8 +141,6 @@ def command(
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
-    if max_files is not None:
-        options["max_files_per_s"] = max_files
     if max_rate is not None:
         options["max_mb_per_s"] = max_rate / 1e6
     tally: ingest.Tally | None = None
