@@ -109,7 +109,7 @@ def _remedies(
         yield Remedy(
             f"if you cannot upgrade it, move only role {report.role} to md5: its password and all data stay, and "
             "--fix scram leads back. To see the steps",
-            ("check-auth", "--fix", "md5", "--print"),
+            ("check-auth", "--fix", "md5", "--print-sql"),
         )
     if works and (report.method == "md5" or report.stored == "md5"):
         yield Remedy(

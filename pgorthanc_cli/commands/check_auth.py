@@ -127,7 +127,9 @@ def _fix(call: Call, target: Target, method: str, admin: Target | None, *, print
     before = next(
         (option for option, name in authentication.METHODS.items() if name == changed.stored_before), None
     )
-    undo = call.command_line("check-auth", "--fix", before, "--print-sql") if before and before != method else ""
+    undo = (
+        call.command_line("check-auth", "--fix", before, "--print-sql") if before and before != method else ""
+    )
     call.emit_page(changed, views.changed_page(changed, undo))
 
 

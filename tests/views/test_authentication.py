@@ -63,7 +63,7 @@ STATES = {
         WORKS, plugin="3.2", plugins=(replace(OLD, release="3.2"),),
         fixes=(
             Remedy("upgrade the plugin to 3.3 or later"),
-            Remedy("if you cannot upgrade it, see the steps", ("check-auth", "--fix", "md5", "--print")),
+            Remedy("if you cannot upgrade it, see the steps", ("check-auth", "--fix", "md5", "--print-sql")),
         ),
     ),
     "peer": replace(
@@ -112,5 +112,5 @@ def test_a_changed_method() -> None:
         "/etc/postgresql/pg_hba.conf:97: host orthanc orthanc 10.0.0.0/24 scram-sha-256",
         "/etc/postgresql/pg_hba.conf.2026", ("line 4 stays at md5",),
     )  # fmt: skip
-    undo = command_line("check-auth", "--fix", "md5", "--print")
+    undo = command_line("check-auth", "--fix", "md5", "--print-sql")
     golden.check_view(GOLDEN, "changed", views.changed_page(changed, undo))
