@@ -8,7 +8,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 import click
 
 from pgorthanc_cli import __version__, commands, output, signals
+from pgorthanc_cli.commands import help_options
 from pgorthanc_cli.constants import NAGIOS
-from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
+from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError
 from pgorthanc_cli.text import printable
 
 
@@ -33,12 +34,34 @@ def _command_modules() -> dict[str, str]:
 COMMANDS = _command_modules()
 
 
-class Main(click.Group):
+# How the help lists them.
+GROUPS = {
+    "Set up": ("init", "config", "wait", "server"),
+    "Inspect (changes nothing)": (
+        "status",
+        "verify",
+        "doctor",
+        "check-lock",
+        "check-auth",
+        "keepalive-test",
+        "explain-log",
+    ),
+    "Change": ("import", "upgrade", "downgrade", "migrate-sqlite"),
+    "Protect": ("replication",),
+    "Help": ("guide", "support-bundle", "completion"),
+}
+
+
+class Main(help_options.Group):
     """The group of all commands; each is imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in alphabetical order."""
         return sorted(COMMANDS)
+
+    def listed(self, ctx: click.Context) -> Mapping[str, Iterable[str]]:
+        """Return the names of the commands by what they are for."""
+        return GROUPS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None: click then says that there is none."""
@@ -81,13 +104,12 @@ class Main(click.Group):
 
 
 def _usage(error: click.UsageError, words: Sequence[str]) -> int:
-    """Show what is wrong with the command line: as click does, or as JSON, or as one line for Nagios."""
-    if "--json" not in words and "--nagios" not in words:
+    """Show what is wrong with the command line, or the help of a group that needs a command."""
+    if isinstance(error, _NO_COMMAND) and error.ctx:
         with suppress(OSError):
-            error.show()
+            sys.stderr.write(f"{error.ctx.get_help()}\n")
         return error.exit_code
-    command = error.ctx.command_path if error.ctx else "pgorthanc"
-    return _fail(UsageError(error.format_message(), f"run: {command} --help"), words)
+    return _fail(help_options.usage_error(error), words)
 
 
 def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
@@ -154,6 +176,10 @@ def _show_versions(context: click.Context) -> None:
     context.exit()
 
 
+# click before 8.2 prints that help itself.
+_NO_COMMAND: tuple[type[click.UsageError], ...] = tuple(
+    filter(None, [getattr(click.exceptions, "NoArgsIsHelpError", None)])
+)
 _BUG = "this is a bug; run again with --traceback and report the output"
 _OS_HINTS = {
     errno.EMFILE: "raise the limit on open files: ulimit -n 1024",
@@ -166,7 +192,12 @@ _OS_HINTS = {
 }
 
 
-@click.command(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=Main,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    options_metavar=None,
+    subcommand_metavar="COMMAND [OPTIONS]",
+)
 @click.option(
     "-V",
     "--version",
@@ -180,8 +211,13 @@ def main() -> None:
     """Administer the PostgreSQL databases of Orthanc, the DICOM server.
 
     \b
+    Examples:
+      pgorthanc status --config /etc/orthanc
+      pgorthanc doctor --config /etc/orthanc
+      pgorthanc import --help
+
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 cannot reach the server or log in;
-    4 no index, unknown or damaged schema; 5 somebody works on the database;
-    6 finished, but some items were refused; 130 interrupted (run again to go on).
+    4 no index, unknown or damaged schema; 5 another session uses the database;
+    6 finished, but with problems or refused items; 130 interrupted (run it again to continue).
     """
     signals.end_on_signals()

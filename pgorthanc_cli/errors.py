@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+_SQL = r"(?:ALTER|CREATE|DROP|GRANT|REINDEX|REVOKE|SELECT|ROLLBACK PREPARED) [^;]+;"
+_COMMAND = r"pgorthanc (?!.*--help)[a-z](?:'[^']*'|(?!; |, |\. )[^'])*"
+_TO_PASTE = re.compile(rf"(?P<advice>.*?:) (?P<paste>{_COMMAND}|{_SQL}(?: {_SQL})*)", re.DOTALL)
 
 
 class PgOrthancError(Exception):
     """A failure: the message is the fact, the hint the next step.
 
     Both never contain passwords, and patient data only where the user asked for it.
+
+    Attributes:
+        fact: What could not be done.
+        server_message: PostgreSQL's own words about it, in any language; empty if there are none.
+        message: Both, for logs and programs.
+        hint: An instruction. What is to be pasted comes last, after a colon: a command of
+            pgorthanc, or SQL statements with their semicolons.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, fact: str, hint: str | None = None, *, server_message: str = "") -> None:
+        message = f"{fact}: {server_message}" if server_message else fact
         super().__init__(message)
+        self.fact = fact
+        self.server_message = server_message
         self.message = message
         self.hint = hint
+
+    def advice(self) -> tuple[str, str]:
+        """Return the hint without what is to be pasted, and that, one statement a line."""
+        hint = self.hint or ""
+        match = _TO_PASTE.fullmatch(hint)
+        if not match:
+            return hint, ""
+        return match["advice"], re.sub(r"(?<=;) (?=[A-Z])", "\n", match["paste"])
 
 
 class UsageError(PgOrthancError):

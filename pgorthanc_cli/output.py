@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _LOG_EVERY_S = 5.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
 _BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
+_NARROWEST = 20  # cells for the text of an error, however narrow the terminal
 _LINES = 10  # of a list in a table; --json has all of it
 
 
@@ -274,9 +276,14 @@ def fail(error: PgOrthancError, *, as_json: bool) -> None:
         document = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         sys.stderr.write(_json(document))
         return
-    _line("error: ", "bold red", error.message)
-    if error.hint:
-        _line("  hint: ", "bold", error.hint)
+    advice, paste = error.advice()
+    _paragraph("error: ", "bold red", error.fact)
+    if error.server_message:
+        _paragraph("PostgreSQL: ", "bold", error.server_message)
+    if advice:
+        _paragraph("hint: ", "bold", advice)
+    for line in paste.splitlines():
+        _line(" " * len("hint: ") + "    ", "", line)
 
 
 class Progress:
@@ -424,6 +431,17 @@ def _is_visible(result: object, field: dataclasses.Field[Any]) -> bool:
     if field.metadata.get("optional", False) and getattr(result, field.name) is None:
         return False
     return bool(field.metadata.get("shown", True))
+
+
+def _paragraph(prefix: str, style: str, message: str) -> None:
+    """Print a text on stderr; on a terminal, wrapped lines are aligned with its beginning."""
+    lines = message.splitlines()
+    if sys.stderr.isatty():
+        width = max(console(sys.stderr).width - len(prefix), _NARROWEST)
+        # A word that is longer, such as a path, is not broken.
+        wrap = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).wrap
+        lines = [part for line in lines for part in wrap(printable_lines(line))]
+    _line(prefix, style, f"\n{' ' * len(prefix)}".join(lines))
 
 
 def _line(prefix: str, style: str, message: str) -> None:

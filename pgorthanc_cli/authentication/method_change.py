@@ -93,7 +93,7 @@ def _check_first(conn: Connection | None, planned: MethodPlan) -> tuple[Connecti
     """Check that a plan can be executed, before anything is changed; return the superuser's session and the line."""
     role = planned.client.role
     option = next(option for option, method in METHODS.items() if method == planned.target_method)
-    by_hand = f"do the steps by hand: pgorthanc check-auth --fix {option} --print"
+    by_hand = f"do the steps by hand: pgorthanc check-auth --fix {option} --print-sql"
     is_superuser = "SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user"
     if conn is None or not value(conn, is_superuser):
         raise PgOrthancError(

@@ -109,13 +109,13 @@ def _remedies(
         yield Remedy(
             f"if you cannot upgrade it, move only role {report.role} to md5: its password and all data stay, and "
             "--fix scram leads back. To see the steps",
-            ("check-auth", "--fix", "md5", "--print"),
+            ("check-auth", "--fix", "md5", "--print-sql"),
         )
     if works and (report.method == "md5" or report.stored == "md5"):
         yield Remedy(
             "md5 is weak, and whoever reads the stored value can log in with it. Once every plugin is 3.3 or later, "
             "move the role to SCRAM. To see the steps",
-            ("check-auth", "--fix", "scram", "--print"),
+            ("check-auth", "--fix", "scram", "--print-sql"),
         )
     if report.method == "trust" and not report.is_local:
         line = f" ({report.hba_line})" if report.hba_line else ""
@@ -157,7 +157,7 @@ def _causes_on_the_server(report: LoginReport, server: ServerSide, role: str) ->
     if report.stored == "md5" and server.rule and server.rule.method == "scram-sha-256":
         yield Remedy(
             "pg_hba.conf requires SCRAM, but the stored password is md5: it has to be set again. To see the steps",
-            ("check-auth", "--fix", "scram", "--print"),
+            ("check-auth", "--fix", "scram", "--print-sql"),
         )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from pgorthanc_cli import output
+from pgorthanc_cli.commands.help_options import Command, Group, Option
+from pgorthanc_cli.commands.type_options import PORT
 from pgorthanc_cli.constants import NAGIOS, SSLMODES
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
@@ -34,48 +36,60 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Result = TypeVar("_Result")
 
 
-class _SectionOption(click.Option):
-    """An option that the help shows under a heading of its own."""
-
-    def __init__(self, *declarations: Any, section: str, **attributes: Any) -> None:
-        super().__init__(*declarations, **attributes)
-        self.section = section
+# A `click.option` that may have `aliases`: names of former releases, which the help does not show.
+option = partial(click.option, cls=Option)
 
 
 def section(title: str) -> Callable[..., Callable[[_Function], _Function]]:
     """Return a `click.option` for options that the help shows together under a heading."""
-    return partial(click.option, cls=_SectionOption, section=title)
+    return partial(click.option, cls=Option, section=title)
 
 
+CONFIG_HELP = "Orthanc's configuration, a JSON file or a folder of them; repeatable."
 _connection, _output = section("Connection"), section("Output")
 _OUTPUT = (
     _output("--json", "as_json", is_flag=True, help="Print one JSON document."),
-    _output("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
-    _output("-v", "--verbose", is_flag=True, help="Tell where each setting came from."),
+    _output("-q", "--quiet", is_flag=True, help="Print problems only: no progress, no warnings."),
+    _output("-v", "--verbose", is_flag=True, help="Print details, and where each setting came from."),
     _output(
         "--traceback",
         is_flag=True,
         expose_value=False,
         help="Show the Python traceback of an unexpected error.",
     ),
+    _output(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        expose_value=False,
+        callback=lambda _context, _option, value: _set_colour(value),
+        help="Colours and bold type.  [default: auto, without NO_COLOR]",
+    ),
+    _output(
+        "--no-input",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, _option, value: context.meta.update({_NO_INPUT: value}),
+        help="Never ask a question or for a password.",
+    ),
 )
 _CONNECTION = (
     _connection("--uri", metavar="DSN", help="Connection URI or keyword/value string, as libpq takes it."),
-    _connection("--host", help="Host name, address or folder of the socket."),
-    _connection("--port", type=click.IntRange(1, 65535)),
-    _connection("-d", "--dbname", help="Database."),
-    _connection("-U", "--username", help="Role to log in with."),
+    _connection("--host", metavar="HOST", help="Host name, address or folder of the socket."),
+    _connection("-p", "--port", type=PORT, metavar="PORT", help="TCP port.  [default: 5432]"),
+    _connection("-d", "--dbname", metavar="NAME", help="Database."),
+    _connection("-U", "--username", metavar="ROLE", help="Role to log in with."),
     _connection(
         "--sslmode",
         type=click.Choice(SSLMODES),
-        help="TLS; only verify-full makes sure of the server.",
+        help="TLS; only verify-full proves the identity of the server.",
     ),
-    _connection("--schema", help="PostgreSQL namespace of the index.  [default: public]"),
+    _connection("--schema", metavar="NAME", help="PostgreSQL schema of the index.  [default: public]"),
     _connection(
         "--config",
         type=click.Path(exists=True),
+        multiple=True,
         metavar="PATH",
-        help="Orthanc's configuration: a JSON file, or a folder of them.",
+        help=CONFIG_HELP,
     ),
     _connection(
         "--password-file",
@@ -87,7 +101,7 @@ _CONNECTION = (
         "--embedded",
         type=click.Path(file_okay=False),
         metavar="DIR",
-        help="Use the private PostgreSQL in DIR; init, migrate-sqlite and server start create it.",
+        help="The private PostgreSQL server in DIR; init, migrate-sqlite and server start create it.",
     ),
 )
 nagios_option = _output("--nagios", is_flag=True, help="One line and the exit code of a monitoring plugin.")
@@ -99,6 +113,24 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         output.warn(record.getMessage())
+
+
+_NO_INPUT = "pgorthanc_cli.no_input"
+_SEVERAL_SERVERS = {"replication standby", "replication promote", "replication rejoin"}
+
+
+def may_ask() -> bool:
+    """Return whether a person can answer: stdin and stderr are a terminal, and no --no-input."""
+    asking = not click.get_current_context().meta.get(_NO_INPUT)
+    return asking and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _set_colour(choice: str | None) -> None:
+    """Set the variables that rich reads, for this process and its workers."""
+    if choice in ("always", "never"):
+        os.environ.pop("NO_COLOR", None)
+        os.environ.pop("FORCE_COLOR", None)
+        os.environ["FORCE_COLOR" if choice == "always" else "NO_COLOR"] = "1"
 
 
 class Call:
@@ -192,11 +224,31 @@ class Call:
 
         `changed` replaces some of these. It never has a password: one in --uri is left out.
         """
-        options = {name: str(value) for name, value in (self.options | changed).items() if value}
-        if "uri" in options:
-            options["uri"] = _without_password(options["uri"])
-        connection = [word for name, value in options.items() for word in (_option(name), value)]
+        connection = []
+        for name, given in (self.options | changed).items():
+            for value in given if isinstance(given, tuple) else (given,) if given else ():
+                text = str(value)
+                connection += [_option(name), _without_password(text) if name == "uri" else text]
         return shlex.join(["pgorthanc", *words, *connection])
+
+    def complete(self, error: PgOrthancError) -> None:
+        """Give the command to paste in a hint the connection options of this call.
+
+        Without effect if it names a server itself, or if one of the two commands works with the
+        data folders of several servers.
+        """
+        advice, paste = error.advice()
+        if not paste.startswith("pgorthanc "):
+            return
+        words = shlex.split(paste)[1:]
+        known = _connection_options(_named(words))
+        names = {name for name, value in self.options.items() if value}
+        if (
+            names.issubset(known)
+            and not any(_option(name) in words for name in known)
+            and {self.name, " ".join(words[:2])}.isdisjoint(_SEVERAL_SERVERS)
+        ):
+            error.hint = f"{advice} {self.command_line(*words)}"
 
     def again(self, *added: str, without: Collection[str] = ()) -> str:
         """Return this command line, to paste: with more options, or without some flags.
@@ -244,6 +296,26 @@ def _without_password(dsn: str) -> str:
     return dsn if rest == parameters else str(make_dsn(**rest))
 
 
+def _connection_options(command: click.Command | None) -> list[str]:
+    """Return the names of the connection options that a command takes."""
+    return [
+        parameter.name or ""
+        for parameter in (command.params if command else ())
+        if isinstance(parameter, Option) and parameter.section == "Connection"
+    ]
+
+
+def _named(words: Sequence[str]) -> click.Command | None:
+    """Return the command that a command line calls; None if there is none."""
+    context = click.get_current_context().find_root()
+    command: click.Command | None = context.command
+    for word in words:
+        if not isinstance(command, click.Group):
+            break
+        command = command.get_command(context, word)
+    return command
+
+
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -261,7 +333,7 @@ def _with_password(target: Target) -> Target:
 
     Rooms never prompt, so one attempt is made here; any other failure is left to the command.
     """
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not may_ask():
         return target
     from pgorthanc_cli import db
 
@@ -301,42 +373,6 @@ class List(click.File):
         return stream
 
 
-class Command(click.Command):
-    """A command whose help has sections: its own options first, then those all commands share.
-
-    `{checks}` and the like in its help are filled in by `help_values`, when the help is shown.
-    """
-
-    help_values: Callable[[], Mapping[str, str]] | None = None
-
-    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the docstring."""
-        template = self.help
-        if template and self.help_values:
-            self.help = template.format_map(self.help_values())
-        super().format_help_text(ctx, formatter)
-        self.help = template
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write plain options, those of the command's own sections, the connection, the output."""
-        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
-        shared: dict[str, list[tuple[str, str]]] = {"Connection": [], "Output": []}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            title = "Options"
-            if isinstance(parameter, _SectionOption):
-                title = parameter.section
-            elif parameter is self.get_help_option(ctx):
-                title = "Output"
-            (shared if title in shared else sections).setdefault(title, []).append(record)
-        for title, records in (sections | shared).items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
-
-
 def command(
     name: str,
     *,
@@ -353,21 +389,26 @@ def command(
         @wraps(function)
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             context = click.get_current_context()
-            names = [
-                parameter.name or ""
-                for parameter in context.command.params
-                if isinstance(parameter, _SectionOption) and parameter.section == "Connection"
-            ]
-            options = {name: own.pop(name) for name in names} if connection else {}
+            names = _connection_options(context.command) if connection else []
+            options = {name: own.pop(name) for name in names}
             quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = context.command_path.partition(" ")[2]  # with the names of its groups
             call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)
-            function(call, **own)
+            try:
+                function(call, **own)
+            except PgOrthancError as error:
+                call.complete(error)
+                raise
 
-        for option in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
-            run = option(run)
+        for declare in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
+            run = declare(run)
         result = click.command(name, cls=Command)(run)
         result.help_values = help_values
         return result
 
     return decorate
+
+
+def group(name: str) -> Callable[[Callable[..., None]], Group]:
+    """Make a group of commands of a function, whose docstring is its help."""
+    return click.group(name, cls=Group)

@@ -20,7 +20,9 @@ _WARN_DAYS = 30  # before the server's certificate expires
 
 
 @commands.command("check-auth")
-@click.option("--plugin", metavar="V", help="Judge for this release of Orthanc's plugin only, as in 3.2.")
+@click.option(
+    "--plugin", metavar="VERSION", help="Judge for this release of Orthanc's plugin only, as in 3.2."
+)
 @click.option(
     "--admin",
     metavar="DSN",
@@ -33,7 +35,9 @@ _WARN_DAYS = 30  # before the server's certificate expires
     type=click.Choice(["md5", "scram"]),
     help="Move this role to md5 or SCRAM with the same password, and put everything back if the login fails then.",
 )
-@click.option("--print", "printed", is_flag=True, help="With --fix: show the steps instead.")
+@commands.option(
+    "--print-sql", "printed", aliases=["--print"], is_flag=True, help="With --fix: show the steps instead."
+)
 @click.option("--yes", is_flag=True, help="With --fix: do not ask.")
 @commands.nagios_option
 def command(
@@ -46,20 +50,26 @@ def command(
     yes: bool,
     nagios: bool,
 ) -> None:
-    """Tell how a role logs in, and if Orthanc can.
+    """Show whether Orthanc can log in, and if not, why.
 
     By which method, before and after TLS; what is stored, which line of pg_hba.conf decides; every sslmode and the
     server's certificate; and which releases of Orthanc's plugin can log in that way. Only --fix changes anything.
 
     The release of the plugin that counts is that of --plugin, else the one that --config loads, else the latest.
 
-    Exit code 0: this login works, for that release, too; 6: not for that release; 3: refused.
+    \b
+    Examples:
+      pgorthanc check-auth --config /etc/orthanc
+      pgorthanc check-auth --config /etc/orthanc --plugin 3.2
+      pgorthanc check-auth --config /etc/orthanc --fix scram --print-sql
+
+    Exit codes: 0 this login works, for that release, too; 3 refused; 6 not for that release.
     """
     from pgorthanc_cli import authentication
     from pgorthanc_cli.views import authentication as views
 
     if fix is None and (printed or yes):
-        raise UsageError("--print and --yes belong to --fix", "add --fix md5 or --fix scram")
+        raise UsageError("--print-sql and --yes belong to --fix", "add --fix md5 or --fix scram")
     if fix and nagios:
         raise UsageError("--nagios and --fix contradict each other", "give one of them")
     with call.resolved() as settings:
@@ -117,7 +127,9 @@ def _fix(call: Call, target: Target, method: str, admin: Target | None, *, print
     before = next(
         (option for option, name in authentication.METHODS.items() if name == changed.stored_before), None
     )
-    undo = call.command_line("check-auth", "--fix", before, "--print") if before and before != method else ""
+    undo = (
+        call.command_line("check-auth", "--fix", before, "--print-sql") if before and before != method else ""
+    )
     call.emit_page(changed, views.changed_page(changed, undo))
 
 

@@ -8,6 +8,7 @@ import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call, upgrade_options
+from pgorthanc_cli.commands.type_options import TIME
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.text import duration
@@ -49,9 +50,9 @@ def _watcher(conn: Connection, schema: str, orthanc: OrthancConfiguration | None
 @click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(min=0),
+    type=TIME,
     default=0,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Wait until the database is free.",
 )
 @click.option("--watch", is_flag=True, help="Show it again and again until Ctrl-C.")
@@ -66,14 +67,20 @@ def _watcher(conn: Connection, schema: str, orthanc: OrthancConfiguration | None
 def command(
     call: Call, *, wait_s: float, watch: bool, terminate: int | Literal["all"] | None, yes: bool, nagios: bool
 ) -> None:
-    """Show which sessions hold Orthanc's locks, and which Orthancs work without one.
+    """Show which sessions hold Orthanc's locks.
 
-    Explains "The PostgreSQL database is locked by another instance of Orthanc" (locks 42 and 43, option Lock) and
-    "Cannot acquire a transient advisory lock" (lock 44, while tables are created or upgraded). Reads only: no lock is
-    tried, because that could keep an Orthanc from starting.
+    Also shows the Orthancs that work without a lock. Explains "The PostgreSQL database is locked by another instance
+    of Orthanc" (locks 42 and 43, option Lock) and "Cannot acquire a transient advisory lock" (lock 44, while tables are
+    created or upgraded). Reads only: no lock is tried, because that could keep an Orthanc from starting.
 
-    Exit code 0: the database is free; 5: it is in use, which is normal while Orthanc is running. With --nagios an
-    Orthanc at work is OK, a lost lock or a second Orthanc beside one with a lock is CRITICAL.
+    \b
+    Examples:
+      pgorthanc check-lock --config /etc/orthanc
+      pgorthanc check-lock --config /etc/orthanc --wait 10m
+      pgorthanc check-lock --config /etc/orthanc --nagios
+
+    Exit codes: 0 the database is free; 5 it is in use, which is normal while Orthanc is running. With --nagios, an
+    Orthanc at work is OK; a lost lock, or a second Orthanc beside one with a lock, is CRITICAL.
     """
     from pgorthanc_cli import db, locks
     from pgorthanc_cli.views import locks as views

@@ -39,8 +39,10 @@ def command(call: Call, *, shell: str) -> None:
     With it, the Tab key completes commands and options. Its first lines say where to save it.
 
     \b
-    Example:
-      pgorthanc completion bash > ~/.local/share/bash-completion/completions/pgorthanc
+    Examples:
+      pgorthanc completion bash \\
+          > ~/.local/share/bash-completion/completions/pgorthanc
+      pgorthanc completion fish > ~/.config/fish/completions/pgorthanc.fish
     """
     from click import shell_completion
 

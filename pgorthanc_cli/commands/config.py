@@ -15,26 +15,27 @@ import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.commands.type_options import COUNT
 from pgorthanc_cli.errors import PartialFailure, UsageError
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config.deployment import Deployment
-    from pgorthanc_cli.config.documents import Problem
+    from pgorthanc_cli.config.documents import Paths, Problem
     from pgorthanc_cli.config.template import Starting
     from pgorthanc_cli.db import Target
 
 _CONFIG = commands.section("Connection")(
     "--config",
-    type=click.Path(exists=True, path_type=Path),
-    envvar="PGORTHANC_CONFIG",
-    show_envvar=True,
+    type=click.Path(exists=True),
+    multiple=True,
     metavar="PATH",
-    help="Orthanc's configuration: a JSON file, or a folder of them.",
+    help=f"{commands.CONFIG_HELP}  [env var: PGORTHANC_CONFIG]",
+    callback=lambda _context, _option, paths: _paths(paths),
 )
 _READER = (
     click.option(
-        "--plugin", metavar="RELEASE", help="Release of Orthanc's PostgreSQL plugin.  [default: read from it]"
+        "--plugin", metavar="VERSION", help="Release of Orthanc's PostgreSQL plugin.  [default: read from it]"
     ),
     click.option(
         "--container", is_flag=True, help="Read variables and secrets as the image orthancteam/orthanc does."
@@ -56,6 +57,15 @@ _READER = (
 )
 
 
+def _paths(given: tuple[str, ...]) -> Paths | None:
+    """Return the configuration that --config or PGORTHANC_CONFIG names."""
+    from pgorthanc_cli.config.documents import Paths
+
+    variable = os.environ.get("PGORTHANC_CONFIG")
+    paths = given or ((variable,) if variable else ())
+    return Paths.of(paths) if paths else None
+
+
 _SET_HELP = "run: pgorthanc config set --help"
 
 
@@ -66,11 +76,16 @@ def _reader(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.group("config")
+@commands.group("config")
 def command() -> None:
     """Create, check, compare and edit Orthanc's configuration.
 
     Only `new` and `set` write.
+
+    \b
+    Examples:
+      pgorthanc config check --config /etc/orthanc
+      pgorthanc config show --config /etc/orthanc
     """
 
 
@@ -79,7 +94,7 @@ def command() -> None:
 @_reader
 @click.option(
     "--containers",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=1,
     metavar="N",
     help="Orthancs with this configuration.",
@@ -97,19 +112,18 @@ def check(
 ) -> None:
     """Find the problems of a configuration before Orthanc is started with it.
 
-    PATH is a JSON file or a folder of them, as with --config.
-
-    Misspelt and unknown options, wrong types, options that the plugin's release does not know, values that the
-    plugin garbles on their way to libpq, contradictions, weak passwords. Then, in the database that it names:
-    what the plugin will do with the revision it finds, connection limits, a pooler in between. Changes
-    nothing; -v also shows remarks.
+    PATH is a JSON file or a folder of them, as with --config. Reported are misspelt and unknown options, wrong
+    types, options that the plugin's release does not know, values that the plugin garbles on their way to libpq,
+    contradictions, weak passwords. Then, in the database that it names: what the plugin will do with the revision it
+    finds, connection limits, a pooler in between. Changes nothing; -v also shows remarks.
 
     \b
     Examples:
       pgorthanc config check /etc/orthanc
-      pgorthanc config check --offline /etc/orthanc/postgresql.json
+      pgorthanc config check --plugin 6.0 --offline /etc/orthanc/postgresql.json
+      pgorthanc config check --container --env-file orthanc.env
 
-    Exit code 0: no problems, but perhaps remarks; 6: errors or warnings.
+    Exit codes: 0 no problems, but perhaps remarks; 6 errors or warnings.
     """
     from pgorthanc_cli.config.check import check as check_configuration
     from pgorthanc_cli.views import config_check as views
@@ -118,7 +132,7 @@ def check(
         source = click.get_current_context().get_parameter_source("config")
         if source is click.core.ParameterSource.COMMANDLINE:
             raise UsageError("PATH and --config are the same thing", "give one of them")
-        reader["config"] = path
+        reader["config"] = _paths((str(path),))
     deployment = _deployment(containers=containers, **reader)
     further = list(_unread_container_variables(reader))
     if not offline:
@@ -141,9 +155,14 @@ def check(
     "--all", "everything", is_flag=True, help="Every option that is given, those of other plugins, too."
 )
 def show(call: Call, *, everything: bool, **reader: Any) -> None:
-    """Print the merged configuration, each value with the file and line or the variable it comes from.
+    """Print the merged configuration, and the origin of each value.
 
-    Passwords and other secrets are masked.
+    The origin is a file and line, or a variable. Passwords and other secrets are masked.
+
+    \b
+    Examples:
+      pgorthanc config show --config /etc/orthanc
+      pgorthanc config show --config /etc/orthanc --config /run/orthanc.json --all
     """
     from pgorthanc_cli.config import deployment
 
@@ -155,10 +174,18 @@ def show(call: Call, *, everything: bool, **reader: Any) -> None:
 @click.option("--fields", is_flag=True, help='Print the section "PostgreSQL" with single fields instead.')
 @click.option("--show-password", is_flag=True, help="Print the password instead of ***.")
 def uri(call: Call, *, fields: bool, show_password: bool) -> None:
-    """Print the ConnectionUri for a connection, correctly encoded; or with --fields the single fields.
+    """Print the ConnectionUri for a connection, correctly encoded.
 
-    The connection is the one that the options, the environment and --config mean, as for every other command; libpq's
-    own environment, service file and .pgpass are resolved. The server need not be reachable.
+    Or, with --fields, the single fields. The connection is the one that the options, the environment and --config mean,
+    as for every other command; libpq's own environment, service file and .pgpass are resolved. The server need not be
+    reachable.
+
+    \b
+    Examples:
+      pgorthanc config uri --host db1 --dbname orthanc --username orthanc
+      pgorthanc config uri --config /etc/orthanc --fields
+
+    Exit codes: 0 printed; 6 single fields cannot carry this connection.
     """
     from pgorthanc_cli import db
     from pgorthanc_cli.config import conninfo
@@ -239,7 +266,7 @@ class New:
 @click.option(
     "--plugin",
     "release",
-    metavar="RELEASE",
+    metavar="VERSION",
     help="Release of the PostgreSQL plugin.  [default: read from its library]",
 )
 @click.option(
@@ -310,7 +337,12 @@ def diff(call: Call, *, first: Path, second: Path) -> None:
     (DatabaseServerIdentifier), and which may (name, ports, passwords). Passwords and other secrets are compared,
     but masked. Each configuration is read with the variables of this environment.
 
-    Exit code 0: the two can share a database; 6: they must not.
+    \b
+    Examples:
+      pgorthanc config diff /etc/orthanc-1 /etc/orthanc-2
+      pgorthanc config diff writer.json reader.json --json
+
+    Exit codes: 0 the two can share a database; 6 they must not.
     """
     from pgorthanc_cli.config import compare, documents
     from pgorthanc_cli.config.deployment import Deployment
@@ -318,8 +350,8 @@ def diff(call: Call, *, first: Path, second: Path) -> None:
 
     sides = []
     for path in (first, second):
-        document = documents.read(path, os.environ)
-        folder = (path if path.is_dir() else path.parent).absolute()
+        paths = documents.Paths.of(path)
+        document, folder = documents.read(paths, os.environ), paths.folder
         sides.append(compare.Side(path, Deployment.of(document, folder)))
         for problem in compare.problems(sides[-1]):
             call.warn(problem)
@@ -335,26 +367,28 @@ def diff(call: Call, *, first: Path, second: Path) -> None:
 @click.argument("value", required=False)
 @click.option("--unset", is_flag=True, help="Remove the option instead.")
 @click.option("--rename", is_flag=True, help="Give the option KEY the name VALUE; its value stays.")
-@click.option("--dry-run", is_flag=True, help="Only show what would change.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only show what would change.")
 def set_(
     call: Call,
     *,
-    config: Path | None,
+    config: Paths | None,
     key: str,
     value: str | None,
     unset: bool,
     rename: bool,
     dry_run: bool,
 ) -> None:
-    """Change one option in the JSON file; comments and layout stay, and the old file is kept beside it.
+    """Change one option in a JSON file; comments and layout stay.
 
-    KEY is an option of the section "PostgreSQL", such as Host or PostgreSQL.Host, or one of Orthanc itself.
-    VALUE is the text, number, true or false; - reads it from standard input, as a password has to be.
-
+    The old file is kept next to it. KEY is an option of the section "PostgreSQL", such as Host or PostgreSQL.Host, or
+    one of Orthanc itself. VALUE is the text, number, true or false; - reads it from standard input, for passwords.
     With --rename, KEY is a name that `config check` calls misspelt, and VALUE the right one.
 
     \b
-    Example:
+    Examples:
+      pgorthanc config set Host db1 --config /etc/orthanc
+      pgorthanc config set StorageDirectory /data --config /etc/orthanc --dry-run
+      pgorthanc config set Password - --config /etc/orthanc < password.txt
       pgorthanc config set --rename EnableIndx EnableIndex --config /etc/orthanc
     """
     from pgorthanc_cli.config import edit
@@ -389,7 +423,7 @@ def _text(key: str, value: str) -> str:
 
 def _deployment(
     *,
-    config: Path | None,
+    config: Paths | None,
     plugin: str | None,
     container: bool,
     env_file: Path | None,
@@ -410,7 +444,7 @@ def _deployment(
         raise UsageError(
             "no configuration is named", "name it with --config, or read a container's with --container"
         )
-    folder = (config if config and config.is_dir() else config.parent if config else Path()).absolute()
+    folder = config.folder if config else Path().absolute()
     return Deployment.of(document, folder, release=plugin, containers=containers, in_image=container)
 
 
@@ -436,13 +470,13 @@ def _unread_container_variables(reader: dict[str, Any]) -> tuple[Problem, ...]:
 def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...]:
     """Return the problems with the database, if the configuration is good enough to connect."""
     from pgorthanc_cli import config
-    from pgorthanc_cli.config import ConfigurationError, database
+    from pgorthanc_cli.config import ConfigurationError, database, documents
     from pgorthanc_cli.config.orthanc import validate
 
     if not (deployment.option("EnableIndex") or deployment.option("EnableStorage")):
         return ()
     try:
-        orthanc = validate(Path("the configuration"), deployment.document)
+        orthanc = validate(documents.Paths.of("the configuration"), deployment.document)
         # Only this configuration counts here, and a server that is down is a problem to report at once.
         target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
     except (ConfigurationError, UsageError):  # among the problems of the document itself

@@ -44,13 +44,19 @@ def command(
     html: Path | None,
     nagios: bool,
 ) -> None:
-    """Run health checks on the server and the index, and suggest fixes.
+    """Check the server and the index, and suggest fixes.
 
     All checks, or those that are named: {checks}. Changes nothing. A check that cannot be run is
     marked ?, with the reason or the missing privilege.
 
-    Exit code 0: no warnings and no problems, though some checks may not have been run; 6: there
-    are some; 3: the server cannot be reached.
+    \b
+    Examples:
+      pgorthanc doctor --config /etc/orthanc
+      pgorthanc doctor --config /etc/orthanc disk locks
+      pgorthanc doctor --config /etc/orthanc --deep --html doctor.html
+
+    Exit codes: 0 no warnings and no problems, though some checks may not have been run; 3 the server cannot be
+    reached; 6 warnings or problems.
     """
     from pgorthanc_cli import doctor, render
     from pgorthanc_cli.views import doctor as views

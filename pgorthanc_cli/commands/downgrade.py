@@ -34,12 +34,19 @@ def command(
     yes: bool,
     **options: Any,
 ) -> None:
-    """Bring an index to a lower revision.
+    """Downgrade an index for an older PostgreSQL plugin.
 
-    What that cannot hold is kept aside in tables pgorthanc_kept_..., and an upgrade brings it back. The phases are
+    What the lower revision cannot hold is kept in tables pgorthanc_kept_..., and an upgrade restores it. The phases are
     those of upgrade. See docs/downgrade.md.
 
-    Exit code of --plan: 0, or 6 if something blocks the downgrade.
+    \b
+    Examples:
+      pgorthanc downgrade --to 6 --plan --config /etc/orthanc
+      pgorthanc downgrade --to 6 --config /etc/orthanc
+      pgorthanc downgrade --plugin 7.2 --export kept.jsonl --config /etc/orthanc
+
+    Exit codes: 0 done; 4 no index, or one that cannot be downgraded; 5 another session uses the database;
+    6 --plan has found obstacles; 130 interrupted, run it again to continue.
     """
     from pgorthanc_cli import upgrade
 

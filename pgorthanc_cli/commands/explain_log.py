@@ -29,7 +29,7 @@ from pgorthanc_cli.commands import Call
     help="Also write FILE as a web page.",
 )
 def command(call: Call, *, file: str, config: str, html: Path | None) -> None:
-    """Explain the messages of the PostgreSQL plugin in a log of Orthanc.
+    """Explain the PostgreSQL messages in an Orthanc log.
 
     Shows each message once: how often it occurs, its first and last time, what it means,
     and which command helps. FILE is the log, of any size; - reads standard input. Names and
@@ -41,7 +41,7 @@ def command(call: Call, *, file: str, config: str, html: Path | None) -> None:
       journalctl -u orthanc --since yesterday | pgorthanc explain-log -
       docker logs orthanc 2>&1 | pgorthanc explain-log -
 
-    Exit code 0: no problems; 6: problems, warnings, or unknown errors and warnings.
+    Exit codes: 0 no problems; 6 problems, warnings, or unknown errors and warnings.
     """
     from pgorthanc_cli import orthanc_log, render
     from pgorthanc_cli.views import orthanc_log as views

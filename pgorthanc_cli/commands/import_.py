@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from pgorthanc_cli import commands, output, signals
+from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, TIME
 from pgorthanc_cli.errors import Interrupted, PartialFailure, PgOrthancError
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_input("--follow", is_flag=True, help="Go on with what arrives in the folders, until Ctrl-C or SIGTERM.")
 @_input(
     "--settle",
-    type=click.FloatRange(min=0),
-    default=5.0,
+    type=TIME,
+    default="5s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="With --follow: how long a file must have stayed the same.",
 )
 @_input("--shard", metavar="I/N", help="Only share I of N; other machines import the others.")
@@ -56,7 +57,10 @@ _rate = click.FloatRange(min=0, min_open=True)
     help="Where the DICOM files go.  [default: by --config]",
 )
 @_archive(
-    "--storage-dir", type=click.Path(file_okay=False, path_type=Path), help="Orthanc's StorageDirectory."
+    "--storage-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Orthanc's StorageDirectory.",
 )
 @_archive(
     "--link",
@@ -74,16 +78,37 @@ _rate = click.FloatRange(min=0, min_open=True)
     help="Write what this Orthanc would.",
 )
 @_archive("--stable-changes", is_flag=True, help="Log the Stable* changes at the end, as Orthanc would.")
-@_archive("--concurrent", is_flag=True, help="Work beside Orthancs and imports that use the database.")
-@_archive("--dry-run", is_flag=True, help="Read and report, write nothing.")
-@_pace("-j", "--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes.")
+@_archive("--concurrent", is_flag=True, help="Run while Orthanc or other imports use the database.")
+@_archive("-n", "--dry-run", is_flag=True, help="Read and report, write nothing.")
+@_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
 @_pace("--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file.")
-@_pace("--max-files-per-s", type=_rate, metavar="N", help="Read no more files each second.")
-@_pace("--max-mb-per-s", type=_rate, metavar="N", help="Read no more than N million bytes each second.")
+@_pace(
+    "--max-files",
+    "max_files_per_s",
+    aliases=["--max-files-per-s"],
+    type=FILE_RATE,
+    metavar="N/s",
+    help="Read no more files each second, such as 500/s.",
+)
+@_pace("--max-rate", type=SIZE_RATE, metavar="SIZE/s", help="Read no more bytes each second, such as 50MB/s.")
+@_pace("--max-mb-per-s", type=_rate, hidden=True)  # the option before
 @_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
-@_report("--report", type=_file, metavar="FILE", help="Write a page about the import (HTML) to FILE.")
-@_report("--report-names", is_flag=True, help="Name patients, folders and files on that page, too.")
+@_report(
+    "--html",
+    "report",
+    aliases=["--report"],
+    type=_file,
+    metavar="FILE",
+    help="Write a report as a web page to FILE.",
+)
+@_report(
+    "--html-names",
+    "report_names",
+    aliases=["--report-names"],
+    is_flag=True,
+    help="Show names of patients, folders and files on that page, too.",
+)
 # For tests: small batches give many moments at which an import can be interrupted.
 @_pace("--batch-files", type=click.IntRange(min=1), default=1000, hidden=True)
 def command(
@@ -93,18 +118,31 @@ def command(
     refused: Path | None,
     report: Path | None,
     report_names: bool,
+    max_rate: float | None,
     **options: Any,
 ) -> None:
     """Import DICOM files, folders, ZIP and gzip archives.
 
     Writes what Orthanc writes when it receives the same files one after the other; see docs/import.md.
-    Interrupted at any point, run it again: it goes on where it stopped.
+    Interrupted at any point, run it again: files that are stored already are skipped.
+
+    \b
+    Examples:
+      pgorthanc import --config /etc/orthanc /mnt/dicom
+      pgorthanc import --config /etc/orthanc --dry-run --refused bad.txt /mnt/cd
+      pgorthanc import --config /etc/orthanc --concurrent --follow /srv/incoming
+      find /mnt -mtime -7 | pgorthanc import --config /etc/orthanc --files-from -
+
+    Exit codes: 0 all imported or stored already; 3 cannot reach the server or log in; 5 another session uses the
+    database (see --concurrent); 6 some files were refused; 130 interrupted, run it again to continue.
     """
     from pgorthanc_cli import ingest
     from pgorthanc_cli.views import import_page
 
     if not paths and not files_from:
         raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
+    if max_rate is not None:
+        options["max_mb_per_s"] = max_rate / 1e6
     tally: ingest.Tally | None = None
     try:
         with (

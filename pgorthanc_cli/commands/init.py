@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @commands.command("init")
 @click.option("--revision", type=int, metavar="N", help="Revision of the index.  [default: the newest]")
-@click.option("--plugin", metavar="V", help="Or the release of Orthanc's plugin that it is wanted for.")
+@click.option("--plugin", metavar="VERSION", help="Or the PostgreSQL plugin that will use it.")
 @click.option(
     "--with-storage/--no-storage",
     "storage",
     default=None,
-    help="Also make the PostgreSQL storage area.  [default: by --config, else yes]",
+    help="Also create the PostgreSQL storage area.  [default: by --config, else yes]",
 )
 @click.option(
     "--create-database", is_flag=True, help="Create the database and the schema if they are missing."
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     help="Its password; a missing file is written, with a new password.  [default: the password in --config]",
 )
 @click.option("--print-sql", is_flag=True, help="Print the script for an administrator, and stop.")
-@click.option("--dry-run", is_flag=True, help="Try everything, then roll it back.")
+@click.option("-n", "--dry-run", is_flag=True, help="Try everything, then roll it back.")
 def command(
     call: Call,
     *,
@@ -50,7 +50,18 @@ def command(
     print_sql: bool,
     dry_run: bool,
 ) -> None:
-    """Create an Orthanc index in an empty schema, or repair an existing one."""
+    """Create an Orthanc index in an empty schema, or repair one.
+
+    \b
+    Examples:
+      pgorthanc init --config /etc/orthanc
+      pgorthanc init --host db1 --username orthanc --dbname orthanc --dry-run
+      pgorthanc init --print-sql --revision 6 > index.sql
+      pgorthanc init --embedded /srv/orthanc-pg
+
+    Exit codes: 0 created, repaired, or nothing to do; 4 the schema holds something else; 5 another session uses the
+    database.
+    """
     from pgorthanc_cli import db, locks
     from pgorthanc_cli.config import conninfo
     from pgorthanc_cli.schema import catalog, initialize, provision

@@ -8,6 +8,7 @@ import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.commands.type_options import POSITIVE_TIME, TIMES
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 from pgorthanc_cli.progress import silent
 
@@ -15,32 +16,55 @@ if TYPE_CHECKING:
     from pgorthanc_cli.keepalive import TrialResult
 
 
+_UP_TO_S = 15 * 60.0
+
+
 @commands.command("keepalive-test")
-@click.option("--ages", metavar="LIST", help="Idle times to try, such as 1m,4m,6m.")
-@click.option("--up-to", metavar="TIME", help="Try usual idle times up to this one.  [default: 15m]")
+@click.option("--ages", type=TIMES, metavar="TIME,...", help="Idle times to try, such as 1m,4m,6m.")
 @click.option(
-    "--answer", metavar="TIME", default="10s", show_default=True, help="Wait so long for an answer."
+    "--up-to", type=POSITIVE_TIME, metavar="TIME", help="Try usual idle times up to this one.  [default: 15m]"
+)
+@click.option(
+    "--answer",
+    type=POSITIVE_TIME,
+    metavar="TIME",
+    default="10s",
+    show_default=True,
+    help="How long to wait for an answer.",
 )
 @click.option("--in-transaction", is_flag=True, help="Leave a transaction open on the idle connections.")
 @click.option("--confirm", is_flag=True, help="Then try the recommended parameters again, as long.")
 def command(
-    call: Call, *, ages: str | None, up_to: str | None, answer: str, in_transaction: bool, confirm: bool
+    call: Call,
+    *,
+    ages: tuple[float, ...] | None,
+    up_to: float | None,
+    answer: float,
+    in_transaction: bool,
+    confirm: bool,
 ) -> None:
-    """Find out after how long an idle connection dies, and what keeps it alive.
+    """Find out when idle connections are dropped.
 
-    For each idle time three connections wait at once: one silent, one with keep-alive probes from this client,
-    one with probes from the server. So the test lasts as long as the longest time. It tells who died and how,
-    the limit, and the parameters for ConnectionUri that pass. Run it on Orthanc's machine.
+    And what keeps them alive. For each idle time, three connections wait at the same time: one silent, one with
+    keep-alive probes from this client, one with probes from the server. So the test lasts as long as the longest time.
+    It reports which connections were dropped and how, the limit, and the parameters for ConnectionUri that pass. Run it
+    on Orthanc's machine.
 
-    Exit code 0: every connection lived; 6: some died.
+    \b
+    Examples:
+      pgorthanc keepalive-test --config /etc/orthanc
+      pgorthanc keepalive-test --config /etc/orthanc --up-to 2h
+      pgorthanc keepalive-test --config /etc/orthanc --ages 1m,4m,6m
+
+    Exit codes: 0 every connection survived; 6 some were dropped; 130 interrupted.
     """
     from pgorthanc_cli import keepalive
 
     if ages and up_to:
         raise UsageError("--ages and --up-to contradict each other", "name one of them")
     plan = keepalive.TrialPlan(
-        ages_s=keepalive.ages(ages) if ages else keepalive.ages_up_to(keepalive.duration(up_to or "15m")),
-        answer_s=keepalive.duration(answer),
+        ages_s=ages or keepalive.ages_up_to(up_to or _UP_TO_S),
+        answer_s=answer,
         in_transaction=in_transaction,
         confirm=confirm,
     )

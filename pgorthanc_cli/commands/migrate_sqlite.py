@@ -12,6 +12,7 @@ import click
 
 from pgorthanc_cli import commands, files, signals
 from pgorthanc_cli.commands import Call, upgrade_options
+from pgorthanc_cli.commands.type_options import COUNT
 from pgorthanc_cli.errors import Interrupted, UsageError
 from pgorthanc_cli.text import printable
 
@@ -21,22 +22,31 @@ if TYPE_CHECKING:
     from pgorthanc_cli.progress import Progress
 
 
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
 @commands.command("migrate-sqlite")
 @click.argument("index", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "--to-revision",
-    "revision",
+@commands.option(
+    "--revision",
+    aliases=["--to-revision"],
     type=int,
     metavar="N",
-    help="Revision of the new index.  [default: the newest, or that of an empty one that is there]",
+    help="Revision of the new index.  [default: the newest, or that of the empty index in the target]",
 )
-@click.option("--plugin", metavar="V", help="Or the release of Orthanc's plugin that it is wanted for.")
+@click.option("--plugin", metavar="VERSION", help="Or the PostgreSQL plugin that will use it.")
 @click.option(
     "--server-identifier", metavar="ID", help="Orthanc's DatabaseServerIdentifier.  [default: by --config]"
 )
 @click.option("--check", "check_only", is_flag=True, help="Read everything and report, without a database.")
 @click.option("--strict", is_flag=True, help="Refuse what would have to be repaired or skipped.")
-@click.option("--restart", is_flag=True, help="Begin anew where an unfinished conversion is found.")
+@commands.option(
+    "--start-over",
+    "restart",
+    aliases=["--restart"],
+    is_flag=True,
+    help="Discard an unfinished conversion, and start from the beginning.",
+)
 @click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Read everything back and compare."
 )
@@ -52,17 +62,18 @@ if TYPE_CHECKING:
 @click.option(
     "--storage-dir",
     type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Orthanc's StorageDirectory.  [default: by --config]",
 )
 @click.option(
-    "--report",
-    type=click.Path(dir_okay=False, path_type=Path),
+    "--html",
+    type=_FILE,
     metavar="FILE",
-    help="Write all that was repaired or skipped to FILE.json or FILE.html.",
+    help="Write a report with all repairs and skipped rows as a web page.",
 )
-@click.option(
-    "-j", "--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Worker processes."
-)
+@click.option("--report-json", type=_FILE, metavar="FILE", help="Write the same report as JSON.")
+@click.option("--report", type=_FILE, hidden=True)  # the option before, HTML or JSON by the suffix
+@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
 def command(
     call: Call,
     *,
@@ -70,14 +81,25 @@ def command(
     check_only: bool,
     plugin: str | None,
     storage: str,
+    html: Path | None,
+    report_json: Path | None,
     report: Path | None,
     **options: Any,
 ) -> None:
     """Convert Orthanc's default SQLite index to PostgreSQL.
 
     INDEX is the file `index` of Orthanc's IndexDirectory; --config finds it, too. It is only read, and the files of the
-    storage stay where they are. The target must be an empty index, or none: it is made then. Interrupted at any point,
-    run it again: it goes on. See docs/migrate-sqlite.md.
+    storage stay where they are. The target must be an empty index, or none: it is created then. Interrupted at any
+    point, run it again: it continues. See docs/migrate-sqlite.md.
+
+    \b
+    Examples:
+      pgorthanc migrate-sqlite --config /etc/orthanc --check
+      pgorthanc migrate-sqlite --config /etc/orthanc
+      pgorthanc migrate-sqlite /var/lib/orthanc/index --host db1 --username orthanc
+
+    Exit codes: 0 everything was converted and verified; 5 another program uses one of the two; 6 rows were skipped, or
+    files are missing; 130 interrupted, run it again to continue.
     """
     from pgorthanc_cli import migrate
     from pgorthanc_cli.schema import catalog
@@ -86,11 +108,9 @@ def command(
 
     if plugin is not None:
         if options["revision"] is not None:
-            raise UsageError(
-                "--to-revision and --plugin both say which revision is wanted", "give one of them"
-            )
+            raise UsageError("--revision and --plugin both name the target revision", "give one of them")
         options["revision"] = catalog.revision_of_plugin(plugin)
-    _check_report(report)
+    report = _report(html, report_json, report)
     settings = migrate.ConversionSettings(large_objects=storage == "postgresql", **options)
     printer = upgrade_options.ProgressPrinter(quiet=call.quiet)
     with (
@@ -133,10 +153,9 @@ def command(
 def _again(index: Path | None, storage: str, options: Mapping[str, object]) -> list[str]:
     """Return the words that convert what was checked."""
     words = [str(index)] if index else []
-    names = ("server_identifier", "storage_dir")
-    flags = {"revision": "--to-revision", **{name: f"--{name.replace('_', '-')}" for name in names}}
-    for name, flag in flags.items():
-        words += [flag, str(options[name])] if options[name] else []
+    for name in ("revision", "server_identifier", "storage_dir"):
+        value = options[name]
+        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
     return words + (["--storage", storage] if storage != "filesystem" else [])
 
 
@@ -161,18 +180,30 @@ def _index(argument: Path | None, orthanc: OrthancConfiguration | None) -> Path:
     return path / "index" if path.is_dir() else path
 
 
-def _check_report(path: Path | None) -> None:
-    """Raise UsageError before the work if the report cannot be written after it."""
-    if path is None:
-        return
-    if path.suffix not in (".json", ".html"):
-        raise UsageError(f"--report {path}: wanted a name that ends in .json or .html")
+def _report(html: Path | None, as_json: Path | None, either: Path | None) -> Path | None:
+    """Return the file of the report.
+
+    Raises:
+        UsageError: Before the work: it could not be written after it.
+    """
+    given = {"--html": html, "--report-json": as_json, "--report": either}
+    files_given = [(name, path) for name, path in given.items() if path is not None]
+    if not files_given:
+        return None
+    if len(files_given) > 1:
+        names = " and ".join(name for name, _ in files_given)
+        raise UsageError(f"{names} contradict each other", "write one report")
+    ((option, path),) = files_given
+    suffixes = {"--html": (".html",), "--report-json": (".json",)}.get(option, (".json", ".html"))
+    if path.suffix not in suffixes:
+        raise UsageError(f"{option} {printable(str(path))}: the name must end in {' or '.join(suffixes)}")
     if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         reason = "it is a folder" if path.is_dir() else f"{path.parent} does not exist or is not writable"
         raise UsageError(
-            f"--report {printable(str(path))} cannot be written: {printable(reason)}",
+            f"{option} {printable(str(path))} cannot be written: {printable(reason)}",
             "choose a file in a folder that you may write to",
         )
+    return path
 
 
 def write_report(path: Path, converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:

@@ -5,7 +5,6 @@ Longer than others: six subcommands, of which most lines declare options.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands.type_options import PORT, POSITIVE_TIME, SIZE, TIME
 from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_PGDATA = ("-D", "--pgdata", "directory")
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
 _NO_START = click.option("--no-start", is_flag=True, help="Leave the start to a service manager.")
@@ -53,7 +54,7 @@ _requirements = _options(
         default="10GB",
         show_default=True,
         metavar="SIZE",
-        help="WAL that slots may hold back; beyond, a standby that stays away is given up.",
+        help="WAL that slots may keep, in PostgreSQL's units; a standby that needs more is given up.",
     ),
     click.option("--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."),
 )
@@ -70,12 +71,17 @@ _following = _options(
 )
 
 
-@click.group("replication")
+@commands.group("replication")
 def command() -> None:
-    """Keep a copy of the database on a second server, and switch to it.
+    """Keep a standby copy of the database, and fail over to it.
 
     First `plan` and `primary` on the primary, then `standby` on the other machine. See
     docs/replication.md.
+
+    \b
+    Examples:
+      pgorthanc replication plan --host db1 --username postgres --allow 10.0.0.6
+      pgorthanc replication status --uri "host=db1,db2 user=orthanc dbname=orthanc"
     """
 
 
@@ -102,10 +108,16 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
     help="Print what an administrator would run by hand, or files for the standby.",
 )
 def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
-    """Show what a primary needs before a standby can follow it. Reads only.
+    """Show what a primary needs before a standby can follow it.
 
-    Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing, advice,
-    or hidden from the login.
+    Reads only. Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing,
+    advice, or hidden from the login.
+
+    \b
+    Examples:
+      pgorthanc replication plan --host db1 --username postgres --allow 10.0.0.6
+      pgorthanc replication plan --host db1 --username postgres --allow 10.0.0.6 \\
+          --print steps
     """
     from pgorthanc_cli import db, replication
 
@@ -140,18 +152,29 @@ def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     is_flag=True,
     help="With --new-password: also if standbys elsewhere stream; bring them the new password file yourself.",
 )
-@click.option(
-    "--restart", is_flag=True, help="Restart the server if a setting needs it; only with --embedded."
+@commands.option(
+    "--restart-server",
+    "restart",
+    aliases=["--restart"],
+    is_flag=True,
+    help="Restart the server if a setting needs it; only with --embedded.",
 )
 def primary(
     call: commands.Call, *, passfile: Path, new_password: bool, yes: bool, restart: bool, **options: object
 ) -> None:
-    """Make a server ready for a standby.
+    """Prepare a server for a standby.
 
     Role, settings, pg_hba.conf, slot, and a login that proves it. Needs a superuser. Run
     again, it does what is still missing. The line of pg_hba.conf is written where the
-    file is on this machine (a copy is kept), else it is printed; exit code 6: something
-    is left to do by hand.
+    file is on this machine (a copy is kept), else it is printed.
+
+    \b
+    Examples:
+      pgorthanc replication primary --host db1 --username postgres --allow 10.0.0.6
+      pgorthanc replication primary --embedded /srv/orthanc-pg --allow 10.0.0.6 \\
+          --restart-server
+
+    Exit codes: 0 a standby can follow; 6 something must still be done by hand.
     """
     from pgorthanc_cli import replication
 
@@ -159,7 +182,7 @@ def primary(
         raise UsageError("--yes belongs to --new-password", "leave it out")
     if restart and not call.options["embedded"]:
         raise UsageError(
-            "--restart is for a server of --embedded", "restart others with their service manager"
+            "--restart-server is for a server of --embedded", "restart others with their service manager"
         )
     with _administrator(call) as target:
         prepared = replication.prepare(
@@ -183,13 +206,18 @@ def primary(
 
 
 @commands.command("replication standby")
-@click.option(
-    "--dir", "directory", type=_FOLDER, required=True, help="Its data folder: empty, or to be made."
+@commands.option(
+    *_PGDATA,
+    aliases=["--dir"],
+    type=_FOLDER,
+    metavar="DIR",
+    required=True,
+    help="Its data folder: empty, or to be created.",
 )
 @_following
 @click.option("--listen", default="127.0.0.1", show_default=True, metavar="ADDR", help="Its TCP address.")
 @click.option(
-    "--listen-port", type=click.IntRange(1, 65535), default=5432, show_default=True, help="Its TCP port."
+    "--listen-port", type=PORT, default=5432, show_default=True, metavar="PORT", help="Its TCP port."
 )
 @click.option(
     "--allow",
@@ -208,7 +236,16 @@ def standby(
 
     The copy goes to an empty folder, is verified and started; the command waits until it
     streams. With connection options for Orthanc's database on the primary (--config,
-    --uri) it also compares what both hold; exit code 6: they differ.
+    --uri) it also compares what both hold.
+
+    \b
+    Examples:
+      pgorthanc replication standby --pgdata /srv/standby \\
+          --from "host=db1 user=pgorthanc_replication passfile=replication.pgpass"
+      pgorthanc replication standby --pgdata /srv/standby --config /etc/orthanc \\
+          --from "host=db1 user=pgorthanc_replication passfile=replication.pgpass"
+
+    Exit codes: 0 it streams; 6 the contents differ.
     """
     from pgorthanc_cli import replication
 
@@ -271,22 +308,26 @@ def _refuse_difference(actual: str, expected: str) -> None:
 
 @commands.command("replication status")
 @commands.nagios_option
-@click.option("--warning", default="64MB", show_default=True, metavar="SIZE", help="Lag that is a warning.")
-@click.option("--critical", default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical.")
+@click.option(
+    "--warning", type=SIZE, default="64MB", show_default=True, metavar="SIZE", help="Lag that is a warning."
+)
+@click.option(
+    "--critical", type=SIZE, default="1GB", show_default=True, metavar="SIZE", help="Lag that is critical."
+)
 @click.option(
     "--warning-age",
-    type=click.FloatRange(min=0),
-    default=30.0,
+    type=TIME,
+    default="30s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Age of the data of a standby that is a warning.",
 )
 @click.option(
     "--critical-age",
-    type=click.FloatRange(min=0),
-    default=300.0,
+    type=TIME,
+    default="5m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Age of the data that is critical.",
 )
 @click.option("--watch", is_flag=True, help="Show it again and again.")
@@ -294,24 +335,28 @@ def status(
     call: commands.Call,
     *,
     nagios: bool,
-    warning: str,
-    critical: str,
+    warning: float,
+    critical: float,
     warning_age: float,
     critical_age: float,
     watch: bool,
 ) -> None:
-    """Show a primary and its standbys, and what is wrong.
+    """Show a primary and its standbys, and their problems.
 
     Lag, slots and the disk that they may fill, cancelled finds, and whether a read-only
-    Orthanc can use a standby now. Looks at every host of the URI (host=a,b). Log in with
-    a role that has pg_monitor to see everything. Reads only. Exit code 0: the verdict is
-    OK; 6: it is WARNING or CRITICAL.
+    Orthanc can use a standby now. Inspects every host of the URI (host=a,b). Log in with
+    a role that has pg_monitor to see everything. Reads only.
+
+    \b
+    Examples:
+      pgorthanc replication status --uri "host=db1,db2 user=orthanc dbname=orthanc"
+      pgorthanc replication status --config /etc/orthanc --nagios --warning-age 1m
+
+    Exit codes: 0 the verdict is OK; 6 it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
 
-    limits = replication.Limits(
-        _bytes("--warning", warning), _bytes("--critical", critical), warning_age, critical_age
-    )
+    limits = replication.Limits(int(warning), int(critical), warning_age, critical_age)
     with _administrator(call) as target:
         targets = replication.hosts(target)
         if watch:
@@ -328,17 +373,13 @@ def status(
         )
 
 
-def _bytes(option: str, text: str) -> int:
-    match = re.fullmatch(r"(\d+)(kB|MB|GB|TB)", text)
-    if match is None:
-        raise UsageError(f"{option} is {text!r}, wanted a size such as 64MB")
-    exponent = 10 * (1 + ("kB", "MB", "GB", "TB").index(match[2]))
-    return int(match[1]) << exponent
-
-
 @commands.command("replication promote")
-@click.option(
-    "--dir", "directory", type=_FOLDER, help="The standby by its folder on this machine, without a login."
+@commands.option(
+    *_PGDATA,
+    aliases=["--dir"],
+    type=_FOLDER,
+    metavar="DIR",
+    help="The standby by its data folder on this machine, without a login.",
 )
 @click.option(
     "--fence",
@@ -363,10 +404,10 @@ def _bytes(option: str, text: str) -> int:
 @click.option(
     "--wait",
     "wait_s",
-    type=click.FloatRange(min=1),
-    default=300,
+    type=POSITIVE_TIME,
+    default="5m",
     show_default=True,
-    metavar="SECONDS",
+    metavar="TIME",
     help="Give up after that time, whatever does not answer.",
 )
 def promote(
@@ -380,12 +421,18 @@ def promote(
     slots: tuple[str, ...],
     wait_s: float,
 ) -> None:
-    """Make a standby the primary, once the old one is proved to be dead.
+    """Promote a standby, once the old primary is proved dead.
 
-    The standby is the server of the connection options, or the folder of --dir. A closed
+    The standby is the server of the connection options, or the folder of --pgdata. A closed
     port proves nothing. With --fence nothing that was committed is lost: the old primary
     is stopped first, and the standby gets the rest; its folder is then fenced for this
     standby, and no other one can be promoted with it.
+
+    \b
+    Examples:
+      pgorthanc replication promote --pgdata /srv/standby --fence /srv/primary
+      pgorthanc replication promote --host db2 --username postgres \\
+          --old-primary-is-down
     """
     from pgorthanc_cli import db, replication
 
@@ -405,8 +452,13 @@ def promote(
 
 
 @commands.command("replication rejoin")
-@click.option(
-    "--dir", "directory", type=_FOLDER, required=True, help="Data folder of the old primary, stopped."
+@commands.option(
+    *_PGDATA,
+    aliases=["--dir"],
+    type=_FOLDER,
+    metavar="DIR",
+    required=True,
+    help="Data folder of the old primary, stopped.",
 )
 @_following
 @click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
@@ -415,8 +467,18 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
     """Make the old primary a standby of the new one.
 
     With connection options for a superuser on the new primary it is rewound (pg_rewind),
-    else copied anew; the old data are then kept beside it. Its own configuration stays.
+    else copied again; the old data are then kept next to it. Its own configuration stays.
     Commits that only it has are counted first.
+
+    \b
+    Examples:
+      pgorthanc replication rejoin --pgdata /srv/primary \\
+          --from "host=db2 user=pgorthanc_replication passfile=replication.pgpass"
+      pgorthanc replication rejoin --pgdata /srv/primary \\
+          --host db2 --username postgres \\
+          --from "host=db2 user=pgorthanc_replication passfile=replication.pgpass"
+
+    Exit codes: 0 it follows the new primary; 6 the contents differ.
     """
     from pgorthanc_cli import replication
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import click
 
 from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands.type_options import PORT
 from pgorthanc_cli.errors import UsageError
 
 _connection = commands.section("Connection")
 
-_DIRECTORY = click.option(
-    "--dir",
+_DIRECTORY = commands.option(
+    "--embedded",
     "directory",
+    aliases=["--dir"],
+    metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="PGDATA",
     show_envvar=True,
@@ -24,19 +27,28 @@ _DIRECTORY = click.option(
 )
 
 
-@click.group("server")
+@commands.group("server")
 def command() -> None:
-    """Keep a private PostgreSQL up for others.
+    """Run a private PostgreSQL server.
 
     It needs no administrator. Other commands use the same server with --embedded DIR,
-    whether it is kept up or not.
+    whether it is kept running or not.
+
+    \b
+    Examples:
+      pgorthanc server start --embedded /srv/orthanc-pg
+      pgorthanc server status --embedded /srv/orthanc-pg
     """
 
 
 @commands.command("start", connection=False)
 @_DIRECTORY
 @_connection(
-    "--port", type=click.IntRange(1, 65535), help="TCP port.  [default: the one before; at first a free one]"
+    "-p",
+    "--port",
+    type=PORT,
+    metavar="PORT",
+    help="TCP port.  [default: the one before; at first a free one]",
 )
 @click.option(
     "--listen", metavar="ADDR", help="TCP address; * for all.  [default: the one before; at first 127.0.0.1]"
@@ -80,6 +92,11 @@ def start(
     how to connect and the section for Orthanc's configuration. The password is in the
     folder's pgorthanc.password, mode 0600. Connections are not encrypted: listen on
     another address than 127.0.0.1 only in a network that you trust.
+
+    \b
+    Examples:
+      pgorthanc server start --embedded /srv/orthanc-pg
+      pgorthanc server start --embedded /srv/orthanc-pg --port 5433 --dbname pacs
     """
     from pgorthanc_cli.server import embedded
 
@@ -111,9 +128,14 @@ def _password(file: Path | None) -> str | None:
 @commands.command("stop", connection=False)
 @_DIRECTORY
 def stop(call: commands.Call, *, directory: Path) -> None:
-    """Stop a server; clients such as an Orthanc lose their connections.
+    """Stop a server; clients such as Orthanc lose their connections.
 
-    Refused (exit code 5) while commands use it with --embedded.
+    \b
+    Examples:
+      pgorthanc server stop --embedded /srv/orthanc-pg
+      pgorthanc server stop --embedded /srv/orthanc-pg --json
+
+    Exit codes: 0 stopped; 5 refused, because commands use it with --embedded.
     """
     from pgorthanc_cli.server import embedded
 
@@ -123,9 +145,16 @@ def stop(call: commands.Call, *, directory: Path) -> None:
 @commands.command("status", connection=False)
 @_DIRECTORY
 def status(call: commands.Call, *, directory: Path) -> None:
-    """Tell whether a server runs, its version, where it listens, and what it holds.
+    """Show whether a server runs, and where it listens.
 
-    Exit code 0: it runs. 1: it is stopped, or the folder holds none.
+    Also its version and what it holds.
+
+    \b
+    Examples:
+      pgorthanc server status --embedded /srv/orthanc-pg
+      pgorthanc server status --embedded /srv/orthanc-pg --json
+
+    Exit codes: 0 it runs; 1 it is stopped, or the folder holds no server.
     """
     from pgorthanc_cli.server import embedded
 

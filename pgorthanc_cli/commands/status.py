@@ -17,6 +17,14 @@ def command(call: Call) -> None:
 
     Its revision, counts and sizes, the sessions with Orthanc's locks, and pending work. Reads
     only.
+
+    \b
+    Examples:
+      pgorthanc status --config /etc/orthanc
+      pgorthanc status --host db1 --dbname orthanc --username orthanc
+      pgorthanc status --config /etc/orthanc --json
+
+    Exit codes: 0 shown; 3 cannot reach the server or log in; 4 no index.
     """
     from pgorthanc_cli import db
     from pgorthanc_cli.schema import status as room

@@ -20,13 +20,19 @@ class _Written:
 @commands.command("support-bundle")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def command(call: Call, *, file: Path) -> None:
-    """Write all that somebody who helps wants to see into one archive, FILE (.tar.gz).
+    """Collect diagnostics in a file, without patient data.
 
-    It holds what doctor, status, verify schema and check-lock say, sizes and activity of tables and indexes,
-    settings and sessions; with --config also Orthanc's options, masked. No row of the index, no statement of a session,
-    no password, nothing about patients.
+    FILE (.tar.gz) holds what doctor, status, verify schema and check-lock report, sizes and activity of tables and
+    indexes, settings and sessions; with --config also Orthanc's options, masked. No row of the index, no statement of a
+    session, no password, nothing about patients.
+
+    \b
+    Examples:
+      pgorthanc support-bundle --config /etc/orthanc bundle.tar.gz
+      pgorthanc support-bundle --host db1 --username orthanc bundle.tar.gz
     """
     from pgorthanc_cli import doctor, render
+    from pgorthanc_cli.config import documents
     from pgorthanc_cli.views import bundle
     from pgorthanc_cli.views import doctor as views
 
@@ -34,6 +40,6 @@ def command(call: Call, *, file: Path) -> None:
         config = call.options["config"]
         health = doctor.examine(target)
         page = render.html(views.page(health, call.command_line, verbose=True))
-        configuration = Path(config) if config else None
+        configuration = documents.Paths.of(config) if config else None
         names = doctor.bundle(target, health, file, configuration, page=page)
     call.emit_page(_Written(file, names), bundle.page(file, names))

@@ -23,15 +23,23 @@ def command(
     yes: bool,
     **options: Any,
 ) -> None:
-    """Bring an index to a higher revision.
+    """Upgrade an index for a newer PostgreSQL plugin.
 
-    By default to the newest, and with almost no downtime.
+    By default to the newest revision, and with almost no downtime.
 
-    Three phases: prepare and finish run beside a working Orthanc; for the switch, a second or so, everybody else
-    has to leave. Each can be interrupted and run again. What other tools have left behind is mended on the way.
+    Three phases: prepare and finish run while Orthanc is running; for the switch, a second or so, all other sessions
+    must be closed. Each can be interrupted and run again. Leftovers of other tools are repaired on the way.
     See docs/upgrade.md.
 
-    Exit code of --plan: 0, or 6 if something blocks the upgrade.
+    \b
+    Examples:
+      pgorthanc upgrade --plan --config /etc/orthanc
+      pgorthanc upgrade --phase prepare --config /etc/orthanc
+      pgorthanc upgrade --config /etc/orthanc --wait 5m
+      pgorthanc upgrade --plugin 7.2 --print-sql --config /etc/orthanc > upgrade.sql
+
+    Exit codes: 0 done, or nothing to do; 4 no index, or one that cannot be upgraded; 5 another session uses the
+    database; 6 --plan has found obstacles; 130 interrupted, run it again to continue.
     """
     from pgorthanc_cli import upgrade
     from pgorthanc_cli.schema import catalog

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import output, signals
-from pgorthanc_cli.commands import Call
+from pgorthanc_cli.commands import Call, may_ask, option
+from pgorthanc_cli.commands.type_options import TIME
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
@@ -21,31 +22,37 @@ if TYPE_CHECKING:
     from pgorthanc_cli.views.upgrade import Commands
 
 _PRINT_EVERY_S = 5.0
-_UNCONFIRMED = "confirmation needed, but stdin is not a terminal"
+_UNCONFIRMED = "confirmation needed, but stdin is not a terminal, or --no-input was given"
 
 _OPTIONS = (
-    click.option("--to", type=int, metavar="N", help="Revision that is wanted."),
-    click.option("--plugin", metavar="V", help="Or the release of Orthanc's plugin that it is wanted for."),
-    click.option("--plan", "planned", is_flag=True, help="Say what would be done, and stop."),
-    click.option("--sql", is_flag=True, help="Print the statements for an administrator, and stop."),
+    click.option("--to", type=int, metavar="N", help="Target revision."),
+    click.option("--plugin", metavar="VERSION", help="Or the PostgreSQL plugin that will use it."),
+    click.option("--plan", "planned", is_flag=True, help="Show what would be done, with estimates, and stop."),
+    option(
+        "--print-sql",
+        "sql",
+        aliases=["--sql"],
+        is_flag=True,
+        help="Print the statements for an administrator, and stop.",
+    ),
     click.option(
         "--phase",
         type=click.Choice(["prepare", "switch", "finish"]),
-        help="Only this phase; prepare and finish run beside Orthanc.  [default: all, in this order]",
+        help="Only this phase; prepare and finish run while Orthanc is running.  [default: all, in this order]",
     ),
     click.option(
-        "--wait", "wait_s", type=click.FloatRange(min=0), default=0, metavar="SECONDS",
-        help="Wait for others to leave the database.",
+        "--wait", "wait_s", type=TIME, default=0, metavar="TIME",
+        help="Wait for other sessions to leave the database.",
     ),
-    click.option("--terminate", is_flag=True, help="End the sessions of others."),
+    click.option("--terminate", is_flag=True, help="End other sessions."),
     click.option("--yes", is_flag=True, help="Do not ask."),
 )  # fmt: skip
 
 
 def options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of both commands."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
+    for declare in reversed(_OPTIONS):
+        function = declare(function)
     return function
 
 
@@ -98,13 +105,13 @@ def show_plan(
 
 
 def confirm(question: str, details: Sequence[object], *, yes: bool, needed: bool) -> None:
-    """Ask for confirmation, if stdin is a terminal.
+    """Ask for confirmation, if a person can answer.
 
     Args:
         question: The question.
         details: Printed before the question, one per line.
         yes: Whether the user has confirmed already.
-        needed: Whether to refuse without a confirmation if stdin is not a terminal.
+        needed: Whether to refuse without a confirmation if no person can answer.
     """
     if yes:
         return
@@ -114,12 +121,12 @@ def confirm(question: str, details: Sequence[object], *, yes: bool, needed: bool
 
 
 def confirm_page(question: str, page: Page, refusal: PgOrthancError | None) -> None:
-    """Show a page on stderr and ask for confirmation, if stdin is a terminal.
+    """Show a page on stderr and ask for confirmation, if a person can answer.
 
     Args:
         question: The question.
         page: What to know before.
-        refusal: The error if stdin is not a terminal; None: continue without confirmation.
+        refusal: The error if no person can answer; None: continue without confirmation.
     """
     from pgorthanc_cli import render
 
@@ -128,7 +135,7 @@ def confirm_page(question: str, page: Page, refusal: PgOrthancError | None) -> N
 
 
 def _ask(question: str, refusal: PgOrthancError | None) -> None:
-    if not sys.stdin.isatty():
+    if not may_ask():
         if refusal:
             raise refusal
         return

@@ -6,12 +6,17 @@ import click
 
 from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
-from pgorthanc_cli.errors import UsageError
 
 
-@click.group("verify")
+@commands.group("verify")
 def command() -> None:
-    """Hold an index against what it must be; only --apply writes."""
+    """Check an index for damage; only --apply changes anything.
+
+    \b
+    Examples:
+      pgorthanc verify schema --config /etc/orthanc
+      pgorthanc verify schema --deep --apply --config /etc/orthanc
+    """
 
 
 @commands.command("schema")
@@ -20,24 +25,35 @@ def command() -> None:
     is_flag=True,
     help="Also recount statistics, tree, child counts; check the rows of stored files.",
 )
-@click.option("--repair", is_flag=True, help="Print the SQL that mends what can be mended.")
-@click.option("--apply", is_flag=True, help="With --repair: run it, in one transaction with its proof.")
-def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
-    """Compare a schema with its revision: tables, indexes, functions, triggers, properties, counters.
+@commands.option(
+    "--print-sql",
+    "print_sql",
+    aliases=["--repair"],
+    is_flag=True,
+    help="Print the SQL that repairs what can be repaired, for an administrator.",
+)
+@click.option(
+    "--apply", is_flag=True, help="Repair what can be repaired, in one transaction, and verify the result."
+)
+def schema(call: Call, *, deep: bool, print_sql: bool, apply: bool) -> None:
+    """Compare the index with its revision.
 
-    Each difference is named, whether it matters to Orthanc's plugin, and why. An index made by the plugin itself
-    is as good as one of ours.
+    Tables, indexes, functions, triggers, properties, counters. Each difference is named, whether it matters to
+    Orthanc's plugin, and why. An index created by the plugin itself passes just as one created by pgorthanc.
 
-    Exit code 0: nothing that matters; 6: something that does.
+    \b
+    Examples:
+      pgorthanc verify schema --config /etc/orthanc
+      pgorthanc verify schema --deep --config /etc/orthanc
+      pgorthanc verify schema --print-sql --config /etc/orthanc > repair.sql
+      pgorthanc verify schema --apply --config /etc/orthanc
+
+    Exit codes: 0 no problems, but perhaps harmless differences; 6 problems.
     """
     from pgorthanc_cli import db, locks
     from pgorthanc_cli.schema import verify
     from pgorthanc_cli.views import verify as views
 
-    if apply and not repair:
-        raise UsageError(
-            "--apply alone has nothing to apply", "run: pgorthanc verify schema --repair --apply"
-        )
     with call.target() as target, db.session(target, readonly=not apply) as conn:
         if apply:
             done = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
@@ -46,10 +62,10 @@ def schema(call: Call, *, deep: bool, repair: bool, apply: bool) -> None:
         else:
             report = verify.schema(conn, target.schema, deep=deep)
             healthy = report.healthy
-    if repair and not apply and not call.as_json:
+    if print_sql and not apply and not call.as_json:
         output.text(verify.script(report))
     elif not apply:
-        words = ("verify", "schema", "--repair", "--apply", *(["--deep"] if deep else []))
+        words = ("verify", "schema", "--apply", *(["--deep"] if deep else []))
         page = views.page(report, call.command_line(*words), verbose=call.verbose)
         call.emit_page(report, page)
     if not healthy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -123,14 +123,38 @@ class Document:
         return next((self.places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.places), "")
 
 
-def read(path: Path, environ: Mapping[str, str]) -> Document:
-    """Return a JSON file, or all `*.json` files of a folder (without sub-folders), as one document.
+@dataclass(frozen=True)
+class Paths:
+    """Files and folders that Orthanc reads as one configuration, several since 1.13.0."""
+
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, given: str | Path | Paths | Iterable[str | Path]) -> Paths:
+        """Return one path, or several, as paths."""
+        if isinstance(given, Paths):
+            return given
+        return cls(tuple(map(Path, (given,) if isinstance(given, (str, Path)) else given)))
+
+    def __str__(self) -> str:
+        """Return the paths for a message."""
+        return ", ".join(map(str, self.paths))
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths of the configuration start from, absolute."""
+        first = self.paths[0]
+        return (first if first.is_dir() else first.parent).absolute()
+
+
+def read(path: str | Path | Paths, environ: Mapping[str, str]) -> Document:
+    """Return JSON files, and all `*.json` files of folders (without sub-folders), as one document.
 
     A variable that is not set counts as empty, as in Orthanc, and is a problem of severity `error`.
 
     Raises:
-        ConfigurationError: Unreadable or malformed file (with line and column), a key that two files of the
-            folder define.
+        ConfigurationError: Unreadable or malformed file (with line and column), a key that two files
+            define.
     """
     document = Document()
     for file in files(path):
@@ -143,7 +167,7 @@ def read(path: Path, environ: Mapping[str, str]) -> Document:
                 _fail(
                     f'{path}: the configuration section "{key}" is defined in 2 different configuration '
                     f"files: {Path(first.partition(', line')[0]).name} and {file.name}",
-                    "keep each section in one file: Orthanc does not start with such a folder, either",
+                    "keep each section in one file: Orthanc does not start with it twice, either",
                 )
         record(root, source, document)
     return document
@@ -157,12 +181,16 @@ def record(root: jsontext.Node, source: Source, document: Document) -> None:
             document.places[keys + (name,)] = source.location(position)  # noqa: RUF005 - Python 3.10 has no * here
 
 
-def files(path: Path) -> list[Path]:
-    """Return the files that Orthanc reads for a path: the file, or the `*.json` files of the folder by name.
+def files(path: str | Path | Paths) -> list[Path]:
+    """Return the files that Orthanc reads: each file, and the `*.json` files of each folder by name.
 
     Raises:
-        ConfigurationError: The folder cannot be read, or holds no such file.
+        ConfigurationError: A folder cannot be read, or holds no such file.
     """
+    return [file for one in Paths.of(path).paths for file in _files(one)]
+
+
+def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pgorthanc_cli import db
 from pgorthanc_cli.config import deployment, documents, jsontext
-from pgorthanc_cli.config.documents import Source
+from pgorthanc_cli.config.documents import Paths, Source
 from pgorthanc_cli.config.jsontext import Node
 from pgorthanc_cli.config.options import (
     POSTGRESQL_KEYS,
@@ -109,7 +109,12 @@ def _example(key: Key | None) -> str | None:
 
 
 def set_option(
-    path: Path, keys: tuple[str, ...], value: Any, *, environ: Mapping[str, str], dry_run: bool = False
+    path: Path | Paths,
+    keys: tuple[str, ...],
+    value: Any,
+    *,
+    environ: Mapping[str, str],
+    dry_run: bool = False,
 ) -> Edited:
     """Give an option a value, or with None remove it, in the file of a configuration that holds it.
 
@@ -169,7 +174,7 @@ class Renamed:
 
 
 def rename_option(
-    path: Path, old: str, new: str, *, environ: Mapping[str, str], dry_run: bool = False
+    path: Path | Paths, old: str, new: str, *, environ: Mapping[str, str], dry_run: bool = False
 ) -> Renamed:
     """Give a misspelt option its right name; its value, its place and all comments stay.
 
@@ -210,7 +215,7 @@ def rename_option(
 
 
 def _misspelt(
-    path: Path, old: str, section: tuple[str, ...], environ: Mapping[str, str]
+    path: Path | Paths, old: str, section: tuple[str, ...], environ: Mapping[str, str]
 ) -> tuple[Source, Node, tuple[str, ...]]:
     """Return the file that has a misspelt option, its root, and the keys that lead to the option.
 
@@ -226,7 +231,7 @@ def _misspelt(
     place = f'the section "{SECTION}"' if section else "the root"
     raise UsageError(
         f"{path} has no option {printable(old)} in {place}",
-        "see its options: pgorthanc config show --all; an option cannot be renamed into another section",
+        "an option cannot be renamed into another section; to see its options: pgorthanc config show --all",
     )
 
 
@@ -249,7 +254,7 @@ def _masked(keys: tuple[str, ...], value: Any) -> str:
     return json.dumps(deployment.masked(keys, value), ensure_ascii=False)
 
 
-def _file_of(path: Path, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
+def _file_of(path: Path | Paths, keys: tuple[str, ...], environ: Mapping[str, str]) -> tuple[Source, Node]:
     """The file that holds the option, or the section that it belongs to, or the only one there is."""
     read = [
         (source, documents.parse(source, []))

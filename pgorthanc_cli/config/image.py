@@ -32,7 +32,9 @@ _DEFAULTS = {"EnableIndex": True, "Lock": False}
 _LOGIN_DEFAULTS = {"Database": "postgres", "Username": "postgres", "Password": "postgres"}
 
 
-def read(path: Path | None, environ: Mapping[str, str], secrets: Path = SECRETS) -> Document:
+def read(
+    path: Path | documents.Paths | None, environ: Mapping[str, str], secrets: Path = SECRETS
+) -> Document:
     """Return the merged configuration, each value with its file or variable.
 
     Args:

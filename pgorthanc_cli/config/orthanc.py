@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,12 +26,12 @@ class OrthancConfiguration:
     """Orthanc's configuration with Orthanc's defaults; without arguments that of an empty file.
 
     Attributes:
-        path: The file or the folder that was read.
+        path: The files and folders that were read.
         root: Its top-level keys; may hold the password, so it is never shown.
         warnings: What Orthanc ignores silently: unknown keys, unused keys, keys defined twice.
     """
 
-    path: Path = field(default_factory=lambda: Path("orthanc.json"))
+    path: documents.Paths = field(default_factory=lambda: documents.Paths.of("orthanc.json"))
     root: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -42,7 +42,7 @@ class OrthancConfiguration:
     @property
     def folder(self) -> Path:
         """The folder that relative paths of the configuration start from."""
-        return (self.path if self.path.is_dir() else self.path.parent).absolute()
+        return self.path.folder
 
     def given(self, key: str) -> bool:
         """Return whether the "PostgreSQL" section sets a key."""
@@ -148,25 +148,28 @@ class OrthancConfiguration:
         return value_or_default(ROOT_KEYS[key], self.root, LATEST_PLUGIN)
 
 
-def load(path: str | Path, environ: Mapping[str, str] | None = None) -> OrthancConfiguration:
-    """Return Orthanc's configuration, read and checked: a JSON file, or a folder of `*.json` files.
+def load(
+    path: str | Path | Iterable[str | Path], environ: Mapping[str, str] | None = None
+) -> OrthancConfiguration:
+    """Return Orthanc's configuration, read and checked: JSON files, and folders of `*.json` files.
 
     Raises:
         ConfigurationError: Malformed file, a wrong type, a value out of range, a variable that is not set: with
             file, key, actual and expected value.
     """
-    document = documents.read(Path(path), os.environ if environ is None else environ)
-    return validate(Path(path), document)
+    paths = documents.Paths.of(path)
+    return validate(paths, documents.read(paths, os.environ if environ is None else environ))
 
 
-def validate(path: Path, document: documents.Document) -> OrthancConfiguration:
+def validate(path: documents.Paths, document: documents.Document) -> OrthancConfiguration:
     """Return the configuration of a document, if Orthanc starts with its values.
 
     Raises:
         ConfigurationError: The first value with which it does not.
     """
-    problems = [*document.problems, *validation.values(document), *validation.names(document)]
+    problems = [*document.problems, *validation.values(document)]
     for problem in problems:
         if problem.severity == "error":
             raise ConfigurationError(problem.warning, problem.hint)
+    problems += validation.names(document)  # Orthanc starts with any of these
     return OrthancConfiguration(path, document.values, tuple(problem.warning for problem in problems))

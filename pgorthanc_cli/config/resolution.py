@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def resolve(
     username: str | None = None,
     sslmode: str | None = None,
     schema: str | None = None,
-    config: str | Path | None = None,
+    config: str | Path | Sequence[str | Path] | None = None,
     password_file: str | Path | None = None,
     orthanc: OrthancConfiguration | None = None,
     environ: Mapping[str, str] = os.environ,
@@ -104,10 +104,12 @@ def resolve(
         ConfigurationError: The same within Orthanc's configuration.
     """
     fields = {"host": host, "port": port, "dbname": dbname, "username": username, "sslmode": sslmode}
-    options = {"uri": uri, **fields, "schema": schema, "config": config, "password_file": password_file}
+    options = {"uri": uri, **fields, "schema": schema, "password_file": password_file}
     levels = (_options_level(options), _environment_level((*options, "password"), environ))
-    path = _Part(str(orthanc.path), "given") if orthanc else _first(levels, "config")
-    orthanc = load(path.value, environ) if path and orthanc is None else orthanc
+    origin = "given" if orthanc else "--config" if config else "PGORTHANC_CONFIG"
+    config = config or environ.get("PGORTHANC_CONFIG")
+    orthanc = load(config, environ) if config and orthanc is None else orthanc
+    path = _Part(str(orthanc.path), origin) if orthanc else None
     sources = [source for level in levels for source in _level_sources(level)]
     warnings = [warning for level in levels for warning in _level_warnings(level)]
     target = db.Target("", application=application)

@@ -113,24 +113,24 @@ _CAUSES = (
     ),
     _Cause(
         "no such database",
-        "create it: pgorthanc init --create-database; or name another one with --dbname",
+        "name another one with --dbname, or create it: pgorthanc init --create-database",
         states=("3D000",),
         error=MissingDatabase,
     ),
     _Cause(
         "login refused",
-        "as owner of the database: GRANT CONNECT ON DATABASE {database} TO {role}",
+        "as owner of the database: GRANT CONNECT ON DATABASE {database} TO {role};",
         states=("42501 CheckMyDatabase",),
     ),
     _Cause(
         "login refused",
         "the server's words name the attribute or the privilege that role {role} lacks; as administrator, for "
-        "replication: ALTER ROLE {role} REPLICATION",
+        "replication: ALTER ROLE {role} REPLICATION;",
         states=("42501",),
     ),
     _Cause(
         "the database is closed",
-        "as administrator: ALTER DATABASE {database} ALLOW_CONNECTIONS true",
+        "as administrator: ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
         states=("55000",),
     ),
     _CLIENT_CERTIFICATE,
@@ -265,6 +265,8 @@ def explain(text: str, resolve: Resolve) -> tuple[ConnectError, bool]:
     )
     if cause is _CERTIFICATE:
         summary, hint = _certificate_reason(attempts, resolve, hint)
+    if refused:
+        return cause.error(summary, hint, server_message=_one_line(text)), cause.transient
     return cause.error(f"{summary}: {_one_line(text)}", hint), cause.transient
 
 

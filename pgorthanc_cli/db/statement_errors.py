@@ -72,12 +72,14 @@ def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = Non
         from_libpq = False
     if conn.closed or from_libpq or state.startswith(_LOST):
         return ConnectError(
-            f"the connection to {endpoint(conn)} was lost: {primary}",
+            f"the connection to {endpoint(conn)} was lost",
             "see whether the server still runs (its log says what happened), then run the same command again",
+            server_message=primary,
         )
     return PgOrthancError(
-        f"PostgreSQL: {primary}" + (f" (SQLSTATE {state})" if state else ""),
+        "the server refused a statement",
         error_hint(error, conn, schema),
+        server_message=f"{primary} (SQLSTATE {state})" if state else primary,
     )
 
 

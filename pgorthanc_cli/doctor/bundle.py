@@ -77,7 +77,7 @@ def bundle(
     target: db.Target,
     health: Health,
     path: Path,
-    configuration: Path | None = None,
+    configuration: documents.Paths | None = None,
     *,
     page: str,
 ) -> tuple[str, ...]:
@@ -87,7 +87,7 @@ def bundle(
         target: The database.
         health: The result of an examination of it.
         path: The archive, which must not exist.
-        configuration: Orthanc's configuration, a file or a folder; secrets are masked.
+        configuration: Orthanc's configuration; secrets are masked.
         page: The examination as an HTML page.
 
     Raises:
@@ -115,7 +115,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _contents(
-    target: db.Target, health: Health, configuration: Path | None, page: str
+    target: db.Target, health: Health, configuration: documents.Paths | None, page: str
 ) -> Iterator[tuple[str, str]]:
     """Yield name and content of each file."""
     versions = {
@@ -145,9 +145,8 @@ def _contents(
         yield "connection-error.json", _json({"error": error.message, "hint": error.hint})
 
 
-def _masked_options(path: Path) -> deployment.Shown:
-    folder = path if path.is_dir() else path.parent
-    return deployment.show(Deployment.of(documents.read(path, os.environ), folder.absolute()))
+def _masked_options(path: documents.Paths) -> deployment.Shown:
+    return deployment.show(Deployment.of(documents.read(path, os.environ), path.folder))
 
 
 def _records(conn: Connection, query: str) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def schema(subject: Subject) -> Verdict:
         message,
         "Show how to repair it; this changes nothing yet:",
         {"schema_findings": len(findings)},
-        command=f"verify schema{' --deep' if subject.deep else ''} --repair",
+        command=f"verify schema{' --deep' if subject.deep else ''} --print-sql",
     )
 
 

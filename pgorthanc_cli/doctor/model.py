@@ -71,7 +71,7 @@ class Verdict:
         hint: The consequence and the fix, in sentences.
         statements: SQL that fixes it, or grants the missing privilege.
         command: The command of this program that fixes it or shows more, without
-            connection options, such as `verify schema --repair`.
+            connection options, such as `verify schema --print-sql`.
         figures: Measurements for a monitoring system; the unit is in the name.
     """
 

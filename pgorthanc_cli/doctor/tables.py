@@ -80,7 +80,7 @@ def indexes(subject: Subject) -> Verdict:
     fixes += [f"DROP INDEX CONCURRENTLY {_qualified(subject, name)};" for name, _ in unused]
     hint, command = "As the owner of the index:", ""
     if without_index:
-        hint, command = "Such queries read whole tables. Show how to repair it:", "verify schema --repair"
+        hint, command = "Such queries read whole tables. Show how to repair it:", "verify schema --print-sql"
         fixes = []  # the missing ones come first
     return Verdict(
         "CRITICAL" if without_index else "WARNING" if problems else "OK",
@@ -266,5 +266,5 @@ def _content_verdict(subject: Subject, findings: Sequence[Finding], table: str, 
         ("; ".join(messages) or healthy) + scope,
         " ".join(hints) or None,
         statements="\n".join(fixes),
-        command="verify schema --deep --repair" if fixes else "",
+        command="verify schema --deep --print-sql" if fixes else "",
     )

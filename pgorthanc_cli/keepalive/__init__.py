@@ -13,14 +13,12 @@ from pgorthanc_cli.keepalive.model import (
     SocketOptions,
     TrialPlan,
     TrialResult,
-    ages,
     ages_up_to,
-    duration,
     format_duration,
 )
 from pgorthanc_cli.keepalive.trial import Trial
 
 __all__ = [
-    "Age", "KeepAlive", "Probes", "SocketOptions", "Trial", "TrialPlan", "TrialResult", "ages", "ages_up_to",
-    "duration", "format_duration",
+    "Age", "KeepAlive", "Probes", "SocketOptions", "Trial", "TrialPlan", "TrialResult", "ages_up_to",
+    "format_duration",
 ]  # fmt: skip

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pgorthanc_cli import db
-from pgorthanc_cli.errors import UsageError
 
 Probes = Literal["none", "client", "server"]
 Outcome = Literal["alive", "closed", "reset", "dropped", "pending"]
 
-_UNITS_S = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 # Around the limits that load balancers and firewalls are known for: see verdict.py.
 _LADDER_S = (1, 2, 5, 10, 20, 30, 60, 120, 240, 300, 360, 600, 900, 1200, 1800, 3600, 7200)
-
-
-def duration(text: str) -> float:
-    """Return the seconds of `90`, `90s`, `1.5m` or `2h`.
-
-    Raises:
-        UsageError: The text is not a duration, or not above 0.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
-    if match is None or match[2] not in _UNITS_S or not float(match[1]):
-        raise UsageError(f"{text!r} is no length of time", "write it as 30s, 4m or 1h")
-    return float(match[1]) * _UNITS_S[match[2]]
-
-
-def ages(text: str) -> tuple[float, ...]:
-    """Return the seconds of a list such as `1m,4m,6m`, each once, in ascending order."""
-    return tuple(sorted({duration(part) for part in text.split(",")}))
 
 
 def ages_up_to(longest_s: float) -> tuple[float, ...]:

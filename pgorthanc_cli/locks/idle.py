@@ -42,7 +42,7 @@ def require_no_orthanc(conn: Connection, schema: str, *, otherwise: str = "") ->
         raise InUseError(
             f"an Orthanc is using database {usage.database}: the housekeeping of its index goes on, "
             "and this role may not see which session does it",
-            f"see it as a superuser with: pgorthanc check-lock; {_STOP}{instead}",
+            f"{_STOP}{instead}; to see it, as a superuser: pgorthanc check-lock",
         )
     return tuple(hidden_sessions(conn, observe(conn)))
 

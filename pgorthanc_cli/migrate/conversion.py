@@ -167,7 +167,7 @@ class _Conversion:
             rows = "; ".join(f"{count} rows of {table}" for table, count in lost.items())
             raise RevisionError(
                 f"an index at revision {number} cannot hold {rows}",
-                f"convert to revision {catalog.newest()}; or leave them out with --to-revision {number}",
+                f"convert to revision {catalog.newest()}; or leave them out with --revision {number}",
             )
         for table, count in lost.items():
             what = f"{count} rows skipped: revision {number} cannot hold them"
@@ -181,7 +181,7 @@ class _Conversion:
             first = [*run.findings.listed["skipped"], *run.findings.listed["repaired"]][0]
             raise PgOrthancError(
                 f"{run.findings.counts.total()} rows cannot be stored as they are, such as {first}",
-                "see all with --check --report FILE.html; without --strict they are repaired or skipped",
+                "see all with --check --html FILE.html; without --strict they are repaired or skipped",
             )
         for totals in (run.rows, run.checksums, run.rows_read):
             totals.clear()
@@ -284,5 +284,5 @@ def _require_equal(compared: tuple[Compared, ...]) -> None:
         counts = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in differing)
         raise PgOrthancError(
             f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {counts}",
-            "make sure that nobody else works on the database, then run it again with --restart",
+            "make sure that nobody else works on the database, then run it again with --start-over",
         )

@@ -143,6 +143,6 @@ def outcome(cur: Cursor, name: str) -> Outcome:
         raise PgOrthancError(
             f"the record of what was converted (row '{name}' of table {TABLE}) is damaged, "
             "so it cannot be continued",
-            "run it again with --restart: everything is converted from the beginning",
+            "run it again with --start-over: everything is converted from the beginning",
         ) from None
     return Outcome(rows, checksum, **lists)

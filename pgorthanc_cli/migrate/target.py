@@ -106,7 +106,7 @@ def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettin
     if settings.revision not in (None, layout.revision):
         raise RevisionError(
             f"schema {schema} holds an index at revision {layout.name}, wanted revision {settings.revision}",
-            "use another database, leave out --to-revision, or run: pgorthanc downgrade or upgrade",
+            "use another database, leave out --revision, or downgrade or upgrade the index first",
         )
     expected = catalog.expected(layout.revision or 1, with_storage=with_storage)
     # Version 4.0 of the plugin creates no labels.
@@ -120,7 +120,7 @@ def ensure_empty_index(conn: Connection, schema: str, settings: ConversionSettin
         raise RevisionError(
             f"the index in schema {schema} is not what revision {layout.name} must be: "
             f"{'; '.join(problems[:5]) or 'it is older than revision 1'}",
-            "run: pgorthanc verify schema --repair; or use a new database",
+            "use a new database, or see how to repair it: pgorthanc verify schema --print-sql",
         )
     _require_empty(conn, schema, objects, with_storage=settings.large_objects)
 
@@ -196,7 +196,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Conversion
     elif plan.fingerprint != fingerprint:
         raise PgOrthancError(
             f"the schema holds an unfinished conversion of {plan.source}, which was another index or has changed since",
-            "add --restart to begin anew with this one",
+            "add --start-over to start over with this one",
         )
     return plan
 
@@ -266,7 +266,7 @@ def require_sound(problems: Sequence[str]) -> None:
     if problems:
         raise RevisionError(
             f"the new index is not as it must be, and was not made: {'; '.join(problems[:5])}",
-            "run it again with --restart; if that does not help, report it with the output of --report",
+            "run it again with --start-over; if that does not help, report it with the output of --html",
         )
 
 
@@ -320,7 +320,7 @@ def _end_orphaned_workers(conn: Connection, plan: LoadPlan) -> None:
         except psycopg2.errors.LockNotAvailable:
             raise InUseError(
                 "another session works with the tables of the unfinished index",
-                "see who with: pgorthanc check-lock; end that session, then run the same command again",
+                "end the session that blocks it, then run the same command again; to find it: pgorthanc check-lock",
             ) from None
 
 

@@ -125,7 +125,7 @@ class _SqlCandidate:
         if "primary_conninfo" not in settings:
             raise PgOrthancError(
                 f"role {self._conn.info.user} may not see which server the standby follows",
-                "log in as a superuser with --username, or name the folder of the standby with --dir",
+                "log in as a superuser with --username, or name the folder of the standby with --pgdata",
             )
         folder = settings.get("data_directory", "")
         local = local_folder(self._conn, folder)
@@ -160,7 +160,7 @@ class _SqlCandidate:
         except errors.InsufficientPrivilege:
             raise PgOrthancError(
                 f"role {self._conn.info.user} may not promote the standby",
-                "log in as a superuser with --username, or name the folder of the standby with --dir",
+                "log in as a superuser with --username, or name the folder of the standby with --pgdata",
             ) from None
         if not promoted:  # the server goes on with it, but did not finish in time
             raise TimeoutError
@@ -216,7 +216,7 @@ class _FolderCandidate:
             )
         port, _ = self._cluster.endpoint()
         self.endpoint = (local_address(self._cluster.listen_addresses() or "localhost"), port)
-        self.command = f"pgorthanc replication promote --dir {shlex.quote(str(self._cluster.path))}"
+        self.command = f"pgorthanc replication promote --pgdata {shlex.quote(str(self._cluster.path))}"
 
     def state(self, timeout_s: float) -> StandbyState:
         control = self._cluster.control()
@@ -255,7 +255,7 @@ class _FolderCandidate:
         except ConnectError as error:
             raise type(error)(
                 f"the role {role} cannot log in to its own standby: {error.message}",
-                "name the standby by --uri as a superuser instead of --dir",
+                "name the standby by --uri as a superuser instead of --pgdata",
             ) from None
 
     def promote(self, timeout_s: float) -> None:

@@ -115,7 +115,7 @@ def _systemd(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
     """Yield a systemd unit for the folder that `replication standby` has created."""
     major = plan.version.partition(".")[0]
     yield f"""\
-# /etc/systemd/system/{requirements.slot}.service; DIR is the folder of `pgorthanc replication standby --dir DIR`.
+# /etc/systemd/system/{requirements.slot}.service; DIR is the folder of `pgorthanc replication standby --pgdata DIR`.
 # Stop what pg_ctl has started before the first start by systemd: pg_ctl -D DIR stop
 [Unit]
 Description=PostgreSQL {major}, standby of {plan.server}

@@ -185,7 +185,7 @@ def _listen(facts: Facts, requirements: Requirements) -> PlanItem:
     expected = "the address of this server that the standby reaches"
     statement = "ALTER SYSTEM SET listen_addresses = 'localhost,ADDRESS-OF-THIS-SERVER'"
     if facts.is_private:
-        statement = f"pgorthanc server start --dir {facts.folder} --listen ADDRESS-OF-THIS-SERVER"
+        statement = f"pgorthanc server start --embedded {facts.folder} --listen ADDRESS-OF-THIS-SERVER"
     return PlanItem("listen_addresses", actual, expected, "missing", "restart", statement)
 
 

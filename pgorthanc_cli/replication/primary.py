@@ -169,7 +169,7 @@ def _standby_command(endpoint: str, requirements: Requirements, passfile: Path) 
     slot = f" --slot {requirements.slot}" if requirements.slot != upstream.SLOT else ""
     return (
         f"copy {passfile} to the standby's machine (mode 0600), and run there: "
-        f"pgorthanc replication standby --dir DIR --from '{dsn}'{slot}"
+        f"pgorthanc replication standby --pgdata DIR --from '{dsn}'{slot}"
     )
 
 

@@ -103,7 +103,7 @@ def promote(
         next=(
             "put connection_uri into Orthanc's configuration (ConnectionUri), add the password, restart each Orthanc",
             "let the old primary connect: pgorthanc replication primary --allow ITS-ADDRESS --passfile FILE",
-            "bring it back as a standby, on its machine: pgorthanc replication rejoin --dir FOLDER --from DSN",
+            "bring it back as a standby, on its machine: pgorthanc replication rejoin --pgdata FOLDER --from DSN",
             "if commits are to wait for it, switch that on again: pgorthanc replication primary --synchronous",
         ),
     )
@@ -155,7 +155,7 @@ def _translated(
         )
     raise ConnectError(
         f"the standby {server} has not answered within {waited}; nothing was promoted",
-        "check the server and the network, then run the same command again, or name its folder on its machine: --dir",
+        "check the server and the network, then run the same command again, or name its data folder with --pgdata",
     )
 
 

@@ -143,7 +143,7 @@ def _check(cluster: Cluster, control: Control, source: Upstream) -> None:
         raise PgOrthancError(
             f"the server in {cluster.path} runs",
             f"if it takes writes, stop every Orthanc that uses it; stop it: pg_ctl -D {cluster.path} stop, or "
-            f"pgorthanc server stop --dir {cluster.path}",
+            f"pgorthanc server stop --embedded {cluster.path}",
         )
     if cluster.major != source.identity.major:
         raise UsageError(

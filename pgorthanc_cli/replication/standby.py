@@ -281,7 +281,7 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
 def allow_in_pg_hba(cluster: Cluster, role: str, allowed: Sequence[hba.Network]) -> None:
     """Insert lines, with passwords, for the replication role and allowed networks.
 
-    `promote --dir` logs in as that role through the socket, to ask how much the standby
+    `promote --pgdata` logs in as that role through the socket, to ask how much the standby
     has received.
     """
     file = cluster.path / "pg_hba.conf"

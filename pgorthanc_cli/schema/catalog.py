@@ -164,7 +164,7 @@ def layout(objects: Catalog, schema: str) -> Layout | None:
     if "table pgorthanc_migration" in objects:
         raise RevisionError(
             f"schema {schema} holds a conversion from SQLite that is not complete, and no index yet",
-            "run the same pgorthanc migrate-sqlite again: it goes on; or drop the schema",
+            "run the same migrate-sqlite command again to continue, or drop the schema",
         )
     match = next((entry for entry in layouts() if entry.matches(objects)), None)
     core = [name for name in ("resources", "globalproperties") if f"table {name}" in objects]

@@ -205,5 +205,5 @@ def _run(conn: Connection, scripts: list[str]) -> None:
 def _damaged(differences: list[catalog.Difference], revision: int) -> RevisionError:
     return RevisionError(
         f"the schema is not what revision {revision} must be, and was left as it was: {shortened(differences, 5)}",
-        "run: pgorthanc verify schema --repair",
+        "run: pgorthanc verify schema --print-sql",
     )

@@ -271,7 +271,7 @@ def stop(directory: Path) -> StoppedServer:
     if not folder.exists():
         raise PgOrthancError(
             f"{printable(str(folder.path))} does not contain a pgorthanc server",
-            "name the folder of a server with --dir",
+            "name the folder of a server with --embedded",
         )
     with folder.exclusive():
         was_running = folder.listener_pid() is not None

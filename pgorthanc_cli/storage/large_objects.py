@@ -44,7 +44,7 @@ class LargeObjectArea:
         if table is None:
             raise RevisionError(
                 "there is no storage area in this schema, expected the table storagearea",
-                "run: pgorthanc init --with-storage; or name a folder with --storage-dir",
+                "name a folder with --storage-dir, or create the storage area: pgorthanc init --with-storage",
             )
         owner, is_other, is_member, current_user = table
         self.owner = owner if is_other else None
@@ -52,7 +52,7 @@ class LargeObjectArea:
             raise PgOrthancError(
                 f"large objects made by role {current_user} could not be deleted by {owner},"
                 " the owner of storagearea",
-                f"log in as {owner}, or let an administrator run: GRANT {owner} TO {current_user}",
+                f"log in as {owner}, or let an administrator run: GRANT {owner} TO {current_user};",
             )
         # Since PostgreSQL 14, where the server was built with it.
         self._has_lz4 = db.value(

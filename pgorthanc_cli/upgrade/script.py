@@ -7,7 +7,7 @@ from pgorthanc_cli.upgrade.items import Item
 from pgorthanc_cli.upgrade.plan import Plan
 
 _HEAD = """\
--- From revision {plan.revision} to {plan.to}, printed by: pgorthanc {command} --sql
+-- From revision {plan.revision} to {plan.to}, printed by: pgorthanc {command} --print-sql
 -- Run it with psql as the owner of the index. Each phase can be run by itself, and again.
 \\set ON_ERROR_STOP on
 SET search_path TO {schema};

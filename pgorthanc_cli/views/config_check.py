@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pgorthanc_cli.config.check import Checked
-from pgorthanc_cli.config.documents import Problem
+from pgorthanc_cli.config.documents import Paths, Problem
 from pgorthanc_cli.text import plural, printable
 from pgorthanc_cli.views.page import Note, Page, Status
 
@@ -16,12 +16,12 @@ _STATUSES: dict[str, Status] = {"error": "problem", "warning": "warning", "info"
 _PLACE = re.compile(r"(.+), line (\d+)")
 
 
-def page(checked: Checked, config: Path | None, *, verbose: bool = False) -> Page:
+def page(checked: Checked, config: Paths | None, *, verbose: bool = False) -> Page:
     """Return the page: the consequence, then the problems, the worst first.
 
     Args:
         checked: What was found.
-        config: The file or folder, for the commands to paste; None in a container.
+        config: Its files and folders, for the commands to paste; None in a container.
         verbose: Also show remarks.
     """
     findings = [_finding(problem, config) for problem in checked.wrong]
@@ -51,7 +51,7 @@ def _headline(checked: Checked) -> str:
     return f"The configuration has {' and '.join(parts)}."
 
 
-def _where(checked: Checked, config: Path | None) -> Iterator[str]:
+def _where(checked: Checked, config: Paths | None) -> Iterator[str]:
     if config:
         yield printable(str(config))
     else:
@@ -62,7 +62,7 @@ def _where(checked: Checked, config: Path | None) -> Iterator[str]:
         yield f"database {printable(checked.database)}"
 
 
-def _finding(problem: Problem, config: Path | None) -> Note:
+def _finding(problem: Problem, config: Paths | None) -> Note:
     place = printable(problem.place)
     if match := _PLACE.fullmatch(place):
         place = f"{Path(match[1]).name}:{match[2]}"
@@ -77,7 +77,8 @@ def _finding(problem: Problem, config: Path | None) -> Note:
     return Note(text, _STATUSES[problem.severity], details, _command(problem, config))
 
 
-def _command(problem: Problem, config: Path | None) -> str:
+def _command(problem: Problem, config: Paths | None) -> str:
     if config and problem.command.startswith("pgorthanc "):
-        return f"{problem.command} --config {shlex.quote(str(config))}"
+        options = shlex.join(word for path in config.paths for word in ("--config", str(path)))
+        return f"{problem.command} {options}"
     return problem.command

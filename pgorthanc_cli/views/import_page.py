@@ -107,7 +107,7 @@ def _create(path: Path, *, private: bool) -> int:
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, mode))
     except OSError as error:
-        raise _unwritable("report", path, "--report", error) from None
+        raise _unwritable("report", path, "--html", error) from None
     return mode
 
 

@@ -84,7 +84,7 @@ def _problems(converted: Converted) -> Iterator[Note]:
         if count:
             rows = plural(count, "row was", "rows were")
             shown = tuple(printable(str(example)) for example in examples[:_SHOWN])
-            more = ("All of them: --report FILE.html",) if count > len(shown) else ()
+            more = ("All of them: --html FILE.html",) if count > len(shown) else ()
             yield Note(f"{rows} {verb} {'it' if count == 1 else 'them'}", "warning", shown + more)
     files = converted.files
     if files is None:

@@ -185,7 +185,7 @@ def test_it_takes_a_superuser(server: Server) -> None:
         authentication.fix(login(server, "scram"), "md5")
     assert (
         caught.value.hint
-        == "name it with --admin; or do the steps by hand: pgorthanc check-auth --fix md5 --print"
+        == "name it with --admin; or do the steps by hand: pgorthanc check-auth --fix md5 --print-sql"
     )
     assert state(server) == before
 

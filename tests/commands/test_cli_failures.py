@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -192,7 +193,7 @@ def test_hostile_file_names(fresh: db.Target, tmp_path: Path) -> None:
     ]
     for show in shown:
         screen = show()
-        assert "evil" in screen
+        assert "evil" in re.sub(r"\s|\x1b\[\d*m", "", screen)  # a narrow column breaks the name anywhere
         assert not [character for character in OBEYED if character in screen]
     (refusal,) = json.loads(pgorthanc(*words, "--json").stdout)["refusals"]
     assert refusal["path"] == printable(str(bad))  # as in the list of --refused: one name, unambiguously

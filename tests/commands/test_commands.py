@@ -142,13 +142,15 @@ def test_embedded_is_one_server(tmp_path: Path, option: str) -> None:
 def test_warnings_of_the_configuration(server: Server, tmp_path: Path, quiet: bool) -> None:
     uri = f"postgresql://postgres@/postgres?host={server.folder}&port={server.port}"
     path = tmp_path / "orthanc.json"
-    path.write_text(json.dumps({"PostgreSQL": {"ConnectionUri": uri, "Lok": True}}))
+    path.write_text(json.dumps({"PostgreSQL": {"ConnectionUri": uri, "Lok": True, "EnableIndeks": True}}))
     arguments = ["--config", str(path), "--json", *(["--quiet"] if quiet else [])]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"role": "postgres"})
-    assert ('did you mean "Lock"?' in done.stderr) != quiet
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"role": "postgres"}
+    for meant in ("Lock", "EnableIndex"):
+        assert (f'did you mean "{meant}"?' in done.stderr) != quiet
 
 
 @pytest.mark.parametrize(

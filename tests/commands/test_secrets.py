@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+import reference
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli
@@ -18,8 +19,6 @@ from tests.support import samples
 from tests.support.real_servers import Server
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs"))
-import reference  # noqa: E402 - it stands beside the page that it writes
 
 PASSWORD = "pl4nted-s3cret"
 WRONG = "an0ther-s3cret"
@@ -46,12 +45,12 @@ WORDS = {
     "replication plan": "--allow 10.0.0.2",
     "replication primary": "--allow 10.0.0.2 --passfile {tmp}/passfile",
     "replication promote": "",
-    "replication rejoin": "--dir {tmp}/old --from host=127.0.0.1",
-    "replication standby": "--dir {tmp}/standby --from host=127.0.0.1",
+    "replication rejoin": "--pgdata {tmp}/old --from host=127.0.0.1",
+    "replication standby": "--pgdata {tmp}/standby --from host=127.0.0.1",
     "replication status": "",
-    "server start": "--dir {tmp}/nowhere/server --port 1",
-    "server status": "--dir {tmp}/server",
-    "server stop": "--dir {tmp}/server",
+    "server start": "--embedded {tmp}/nowhere/server --port 1",
+    "server status": "--embedded {tmp}/server",
+    "server stop": "--embedded {tmp}/server",
     "status": "",
     "support-bundle": "{tmp}/bundle.tar.gz",
     "upgrade": "--to 10",

@@ -482,7 +482,9 @@ def test_schema_without_rights(server: Server) -> None:
 def test_missing_right_names_the_grant(server: Server) -> None:
     server.sql("CREATE TABLE public.secret (x int)", "GRANT USAGE ON SCHEMA public TO trusted_role")
     target = db.Target(server.tcp + " user=trusted_role")
-    with pytest.raises(PgOrthancError, match=r"^PostgreSQL: .*secret.* \(SQLSTATE 42501\)$") as caught:
+    with pytest.raises(
+        PgOrthancError, match=r"^the server refused a statement: .*secret.* \(SQLSTATE 42501\)$"
+    ) as caught:
         with db.session(target) as conn:
             db.rows(conn, "SELECT * FROM secret")
     assert caught.value.hint == (

@@ -74,10 +74,15 @@ def test_a_reader_does_not_wait_for_ever_for_a_locked_table(fresh: db.Target) ->
 def test_errors_keep_patient_data_to_themselves(empty: db.Target) -> None:
     make = "CREATE TEMP TABLE t (name text PRIMARY KEY, n integer)"
     twice = failure(empty, make, "INSERT INTO t VALUES ('Doe^John')", "INSERT INTO t VALUES ('Doe^John')")
-    assert twice.message.startswith("PostgreSQL: duplicate key value violates unique constraint")
+    assert twice.message.startswith(
+        "the server refused a statement: duplicate key value violates unique constraint"
+    )
     assert twice.exit_code == 1
     wrong = failure(empty, make, "INSERT INTO t VALUES ('x', 'Doe^John')")
-    assert wrong.message == 'PostgreSQL: invalid input syntax for type integer: "..." (SQLSTATE 22P02)'
+    assert (
+        wrong.message
+        == 'the server refused a statement: invalid input syntax for type integer: "..." (SQLSTATE 22P02)'
+    )
 
 
 def test_lost_connection(empty: db.Target, admin: Connection) -> None:

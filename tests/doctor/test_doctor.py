@@ -264,7 +264,7 @@ def test_the_screen_names_the_problem_and_its_fix(fresh: db.Target) -> None:
 def test_a_command_to_paste_has_the_connection_but_no_password(fresh: db.Target, stranger: db.Target) -> None:
     schemas.run(fresh, "DROP INDEX childrenindex2")
     run = pgorthanc("doctor", "--uri", make_dsn(fresh.dsn, password=SECRET), "indexes")
-    (command,) = (line for line in run.stdout.splitlines() if "pgorthanc verify schema --repair" in line)
+    (command,) = (line for line in run.stdout.splitlines() if "pgorthanc verify schema --print-sql" in line)
     assert "--uri" in command
     assert SECRET not in run.stdout
 

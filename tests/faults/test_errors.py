@@ -13,4 +13,4 @@ def test_what_the_server_says_about_a_large_object_is_no_lost_connection(empty: 
         with db.session(empty) as conn:
             conn.lobject(4_000_000_000, "rb")
     assert type(caught.value) is PgOrthancError
-    assert caught.value.message == "PostgreSQL: large object 4000000000 does not exist"
+    assert caught.value.message == "the server refused a statement: large object 4000000000 does not exist"

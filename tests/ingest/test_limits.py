@@ -200,7 +200,7 @@ def test_work_pauses_between_the_hours_and_loses_no_file(fresh: db.Target, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "options", [["--max-files-per-s", "0.01"], ["--schedule", "closed"]], ids=["rate", "hours"]
+    "options", [["--max-files", "0.01"], ["--schedule", "closed"]], ids=["rate", "hours"]
 )
 def test_signals_end_it_while_it_waits(
     fresh: db.Target, tmp_path: Path, number: signal.Signals, options: list[str]
@@ -244,7 +244,7 @@ def wait_for_a_session(target: db.Target) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-files-per-s", "0"], "--max-files-per-s"),
+        (["--max-files", "0"], "--max-files"),
         (["--schedule", '{"Monday": []}'], "no hour of the week"),
         (["--shard", "9/2"], "expected one of 1/N to N/N"),
         (["--follow", "--files-from", "-"], "--follow looks into folders"),

@@ -90,7 +90,7 @@ def test_refused_files_on_standard_output(fresh: db.Target, folder: Path) -> Non
     assert r"new\nline" in done.stdout
 
 
-@pytest.mark.parametrize("option", ["--refused", "--report"])
+@pytest.mark.parametrize("option", ["--refused", "--html"])
 def test_a_list_that_cannot_be_written_is_refused_before_the_work(
     fresh: db.Target, folder: Path, option: str
 ) -> None:

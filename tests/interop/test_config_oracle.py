@@ -267,7 +267,7 @@ def test_values_that_the_plugin_refuses(program: Program, tmp_path: Path, key: s
     section = {**PLAIN, key: value}
     assert knock(program, section, tmp_path / "run") is None
     with pytest.raises(ConfigurationError, match=key):
-        validate(tmp_path, documents.Document({"PostgreSQL": section}))
+        validate(documents.Paths.of(tmp_path), documents.Document({"PostgreSQL": section}))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_root_values(program: Program, tmp_path: Path, key: str, value: object) 
     case = Case(key, {"a.json": json.dumps({key: value}).encode()})
     refused = ask(program, case, tmp_path / "run") == "refused"
     try:
-        validate(tmp_path, documents.Document({key: value}))
+        validate(documents.Paths.of(tmp_path), documents.Document({key: value}))
     except ConfigurationError:
         assert refused
     else:

@@ -357,7 +357,7 @@ def test_an_unfinished_run_of_another_file_has_to_be_given_up_by_name(
     other = sqliteindex.rich(tmp_path / "index", instances=130)
     with pytest.raises(PgOrthancError, match="which was another index or has changed since") as error:
         convert(empty, other)
-    assert "--restart" in (error.value.hint or "")
+    assert "--start-over" in (error.value.hint or "")
     with pytest.raises(PgOrthancError, match="unfinished conversion to revision 10"):
         convert(empty, other, revision=6, restart=True)
     converted = convert(empty, other, restart=True)
@@ -462,10 +462,10 @@ def test_wrong_usage(sound: Path, empty: db.Target, tmp_path: Path) -> None:
     for words, said in (
         ((), "which index?"),
         ((sound, "--verify-files"), "where are the attachments?"),
-        ((sound, "--report", tmp_path / "report.txt"), "ends in .json or .html"),
+        ((sound, "--report", tmp_path / "report.txt"), "the name must end in .json or .html"),
         ((sound, "--report", tmp_path / "none" / "report.json"), "cannot be written"),
         ((sound, "--server-identifier", "x" * 65), "65 characters, wanted 1 to 64"),
-        ((sound, "--to-revision", "6", "--plugin", "9.0"), "both say which revision"),
+        ((sound, "--to-revision", "6", "--plugin", "9.0"), "both name the target revision"),
     ):
         ended = pgorthanc(*words, "--uri", empty.dsn)
         assert (ended.returncode, ended.stdout) == (UsageError.exit_code, "")

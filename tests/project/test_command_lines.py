@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reference
+from click.testing import CliRunner
 
+from pgorthanc_cli.cli import main
 from tests.support import commandlines
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +78,15 @@ def test_mistakes_are_refused(line: str, reason: str) -> None:
 )
 def test_good_lines_are_accepted(line: str) -> None:
     assert commandlines.refusal(line.split()) is None
+
+
+@pytest.mark.parametrize("words", list(reference.commands(main)), ids=" ".join)
+def test_the_examples_of_a_help_are_accepted(words: tuple[str, ...]) -> None:
+    """Each help has two to four of them, and they call the command that it describes."""
+    help_text = CliRunner().invoke(main, [*words, "--help"], terminal_width=200).output
+    examples = help_text.partition("\nExamples:\n")[2].partition("\n\n")[0]
+    calls = commandlines.in_shell(examples)
+    assert 2 <= len(calls) <= 4
+    for call in calls:
+        assert commandlines.refusal(call) is None, call
+        assert call[: len(words)] == list(words)

@@ -249,7 +249,7 @@ def test_a_login_that_may_not(pair: Site) -> None:
         replication.by_sql(watcher) as candidate,
     ):
         replication.promote(candidate, DOWN)
-    assert "--dir" in str(refused.value.hint)
+    assert "--pgdata" in str(refused.value.hint)
 
 
 def test_a_standby_that_does_not_run(pair: Site) -> None:

@@ -94,7 +94,7 @@ def test_a_closed_port_of_a_dead_primary_needs_a_word_or_a_fence(pair: Site) -> 
         replication.promote(replication.by_folder(pair.folder), Fence())
     [command] = [s for s in str(refused.value.hint).split(": ") if "--fence" in s]
     line = command.partition(";")[0].replace("FOLDER-OF-THE-OLD-PRIMARY", str(pair.primary.data))
-    assert line.startswith("pgorthanc replication promote --dir ")
+    assert line.startswith("pgorthanc replication promote --pgdata ")
     promoted = answer(*shlex.split(line)[1:])  # the hint is right
     assert promoted["lost_commits"] == 0
     assert takes_writes(pair.folder)

@@ -57,13 +57,13 @@ STATES = {
     "works-for-all": replace(
         WORKS, method="md5", before_tls="md5", after_tls="md5", stored="md5",
         plugins=(replace(OLD, works=True, why="knows md5"), replace(NEW, why="knows md5")),
-        fixes=(Remedy("md5 is weak. To see the steps", ("check-auth", "--fix", "scram", "--print")),),
+        fixes=(Remedy("md5 is weak. To see the steps", ("check-auth", "--fix", "scram", "--print-sql")),),
     ),
     "old-plugin": replace(
         WORKS, plugin="3.2", plugins=(replace(OLD, release="3.2"),),
         fixes=(
             Remedy("upgrade the plugin to 3.3 or later"),
-            Remedy("if you cannot upgrade it, see the steps", ("check-auth", "--fix", "md5", "--print")),
+            Remedy("if you cannot upgrade it, see the steps", ("check-auth", "--fix", "md5", "--print-sql")),
         ),
     ),
     "peer": replace(
@@ -112,5 +112,5 @@ def test_a_changed_method() -> None:
         "/etc/postgresql/pg_hba.conf:97: host orthanc orthanc 10.0.0.0/24 scram-sha-256",
         "/etc/postgresql/pg_hba.conf.2026", ("line 4 stays at md5",),
     )  # fmt: skip
-    undo = command_line("check-auth", "--fix", "md5", "--print")
+    undo = command_line("check-auth", "--fix", "md5", "--print-sql")
     golden.check_view(GOLDEN, "changed", views.changed_page(changed, undo))

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pgorthanc_cli import cli
 from pgorthanc_cli.config.check import Checked
 from pgorthanc_cli.config.compare import Compared, Difference
-from pgorthanc_cli.config.documents import Problem
+from pgorthanc_cli.config.documents import Paths, Problem
 from pgorthanc_cli.views import compare, config_check
 from tests.support import golden
 
@@ -57,7 +57,7 @@ CHECKED = {
 
 @pytest.mark.parametrize("state", CHECKED)
 def test_states_of_check(state: str) -> None:
-    golden.check_view(GOLDEN, state, config_check.page(CHECKED[state], Path("/etc/my orthanc")))
+    golden.check_view(GOLDEN, state, config_check.page(CHECKED[state], Paths.of("/etc/my orthanc")))
 
 
 def test_remarks_and_a_container() -> None:

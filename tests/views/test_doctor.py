@@ -34,7 +34,7 @@ SCHEMA = Verdict(
     "CRITICAL",
     "index childrenindex2 is missing: look-ups of children read whole tables",
     "Show how to repair it; this changes nothing yet:",
-    command="verify schema --repair",
+    command="verify schema --print-sql",
 )
 STATES = {
     "healthy": HEALTHY,

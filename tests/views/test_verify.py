@@ -12,7 +12,7 @@ from tests.support import golden
 
 GOLDEN = Path(__file__).parent / "golden" / "verify"
 ENDPOINT = db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18")
-REPAIR = "pgorthanc verify schema --repair --apply --config /etc/orthanc"
+REPAIR = "pgorthanc verify schema --apply --config /etc/orthanc"
 MISSING = Finding(
     "index childrenindex2", None, "CREATE INDEX", matters=True, why="the searches that need it read whole tables",
     repair=(Fix(Phase.INDEX, "CREATE INDEX childrenindex2 ON resources (parentid)"),),

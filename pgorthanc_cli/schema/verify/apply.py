@@ -48,7 +48,7 @@ def script(report: SchemaReport) -> str:
     why = {fix: finding for finding in report.findings for fix in finding.repair}
     left = [finding for finding in report.findings if not finding.repair]
     lines = [
-        f"-- Mends an Orthanc index at revision {report.revision}, printed by: pgorthanc verify schema --repair",
+        f"-- Mends an Orthanc index at revision {report.revision}, printed by: pgorthanc verify schema --print-sql",
         *(_comment(f"not mended: {finding}") for finding in left),
         "BEGIN;",
         f"SET LOCAL search_path TO {name};",
@@ -112,7 +112,7 @@ def _require_repaired(before: SchemaReport, after: SchemaReport) -> None:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise RevisionError(
             f"the repair would leave the schema with: {'; '.join(map(str, wrong[:3]))}{more}; it was rolled back",
-            "print the statements with --repair, and see which of them does not do its work",
+            "print the statements with --print-sql, and see which of them does not do its work",
         )
 
 

@@ -105,7 +105,7 @@ class SeverityRules:
         """Return what to do about a difference that no statement repairs safely."""
         kind, _, rest = difference.name.partition(" ")
         if difference.name == f"index {TRIGRAM_INDEX}":
-            return "have an administrator run CREATE EXTENSION pg_trgm, then run: pgorthanc verify schema --repair"
+            return "have an administrator run CREATE EXTENSION pg_trgm, then run: pgorthanc verify schema --print-sql"
         if not difference.matters:
             return None
         if kind in _SWITCH_OFF:

@@ -1,0 +1,95 @@
+"""Help, suggestions for misspelt names, and errors of usage."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import reference
+from click.testing import CliRunner
+
+from pgorthanc_cli import cli
+from tests.commands.test_cli import pgorthanc
+
+WIDTH = 80
+
+
+def shown(*words: str) -> str:
+    result = CliRunner().invoke(cli.main, [*words, "--help"], terminal_width=WIDTH, prog_name="pgorthanc")
+    assert result.exit_code == 0
+    return result.output
+
+
+def test_every_command_is_in_one_group_of_the_help() -> None:
+    listed = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(cli.COMMANDS)
+
+
+def test_the_list_of_commands_shows_whole_summaries() -> None:
+    assert "..." not in shown()
+    for group in ("config", "verify", "server", "replication"):
+        assert "..." not in shown(group).partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("words", list(reference.commands(cli.main)), ids=" ".join)
+def test_a_help_begins_with_what_the_command_does(words: tuple[str, ...]) -> None:
+    lines = shown(*words).splitlines()
+    assert lines[0].endswith(".")
+    assert lines[2].startswith("Usage: pgorthanc")
+    assert max(map(len, lines)) <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (
+            "statsu",
+            "no such command: statsu",
+            "did you mean status? All commands: pgorthanc --help",
+        ),
+        (
+            "verify shema",
+            "no such command: verify shema",
+            "did you mean schema? All commands: pgorthanc verify --help",
+        ),
+        ("xyz", "no such command: xyz", "run: pgorthanc --help"),
+        (
+            "status --hots db1",
+            "no such option: --hots",
+            "did you mean --host? All options: pgorthanc status --help",
+        ),
+        (
+            "--host db1 status",
+            "no such option before the command: --host",
+            "run: pgorthanc --help",
+        ),
+        (
+            "status --port 54x2",
+            '--port: "54x2" is not a port number (1 to 65535)',
+            "run: pgorthanc status --help",
+        ),
+        ("explain-log", "missing argument FILE", "run: pgorthanc explain-log --help"),
+        (
+            "status x",
+            "got unexpected extra argument (x)",
+            "run: pgorthanc status --help",
+        ),
+    ],
+)
+def test_wrong_usage_says_what_is_meant(words: str, message: str, hint: str) -> None:
+    run = pgorthanc(*words.split())
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.splitlines()[0] == f"error: {message}"
+    assert " ".join(run.stderr.split()).endswith(f"hint: {hint}")
+    run = pgorthanc(*words.split(), "--json")
+    assert (run.returncode, run.stdout) == (2, "")
+    if words != "explain-log":
+        document = json.loads(run.stderr)
+        assert document == {"error": "UsageError", "message": message, "hint": hint}
+
+
+def test_a_group_alone_shows_its_help() -> None:
+    for words in ((), ("verify",)):
+        run = pgorthanc(*words)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert "Usage: pgorthanc" in run.stderr
