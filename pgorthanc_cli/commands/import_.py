@@ -90,7 +90,13 @@ _rate = click.FloatRange(min=0, min_open=True)
     metavar="N/s",
     help="Read no more files each second, such as 500/s.",
 )
-@_pace("--max-rate", type=SIZE_RATE, metavar="SIZE/s", help="Read no more bytes each second, such as 50MB/s.")
+@_pace(
+    "--max-rate",
+    "max_bytes_per_s",
+    type=SIZE_RATE,
+    metavar="SIZE/s",
+    help="Read no more bytes each second, such as 50MB/s.",
+)
 @_pace("--max-mb-per-s", type=_rate, hidden=True)  # the option before
 @_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
@@ -118,7 +124,7 @@ def command(
     refused: Path | None,
     report: Path | None,
     report_names: bool,
-    max_rate: float | None,
+    max_mb_per_s: float | None,
     **options: Any,
 ) -> None:
     """Import DICOM files, folders, ZIP and gzip archives.
@@ -139,10 +145,8 @@ def command(
     from pgorthanc_cli import ingest
     from pgorthanc_cli.views import import_page
 
-    if not paths and not files_from:
-        raise click.UsageError("nothing to import: give a PATH, or --files-from FILE")
-    if max_rate is not None:
-        options["max_mb_per_s"] = max_rate / 1e6
+    if max_mb_per_s:
+        options["max_bytes_per_s"] = max_mb_per_s * 1e6
     tally: ingest.Tally | None = None
     try:
         with (

@@ -36,14 +36,14 @@ _HINT = 'write the hours of each day, such as {"Monday": ["0-6", "20-24"], "Sund
 
 @dataclass(frozen=True)
 class Limits:
-    """Maximal rates, by what is read; None: no limit. `mb` is a million bytes."""
+    """Maximal rates, by what is read; None: no limit."""
 
     max_files_per_s: float | None = None
-    max_mb_per_s: float | None = None
+    max_bytes_per_s: float | None = None
 
     def throttled(self, sources: Iterable[Source], stop: threading.Event) -> Iterator[Source]:
         """Yield the sources no faster than the limits, until `stop` is set."""
-        if self.max_files_per_s is None and self.max_mb_per_s is None:
+        if self.max_files_per_s is None and self.max_bytes_per_s is None:
             yield from sources
             return
         due = time.monotonic()  # when the next file may go
@@ -59,7 +59,7 @@ class Limits:
     def _cost_s(self, source: Source) -> float:
         """Return how long the next file has to wait because of this one."""
         by_count = 1 / self.max_files_per_s if self.max_files_per_s else 0.0
-        by_size = source.size / 1e6 / self.max_mb_per_s if self.max_mb_per_s else 0.0
+        by_size = source.size / self.max_bytes_per_s if self.max_bytes_per_s else 0.0
         return max(by_count, by_size)
 
 

@@ -124,6 +124,8 @@ def from_options(
 
 
 def _plan(paths: tuple[str, ...], files_from: BinaryIO | None, options: Mapping[str, Any]) -> ImportPlan:
+    if not paths and not files_from:
+        raise UsageError("nothing to import", "give a PATH, or --files-from FILE")
     if options["follow"] and files_from:
         raise UsageError(
             "--follow looks into folders, not into --files-from",
@@ -136,7 +138,7 @@ def _plan(paths: tuple[str, ...], files_from: BinaryIO | None, options: Mapping[
         scheduler=options["dask"],
         shard=Shard.parse(shard, ShardBy(options["shard_by"])) if shard else None,
         journal=options["journal"],
-        limits=Limits(options["max_files_per_s"], options["max_mb_per_s"]),
+        limits=Limits(options["max_files_per_s"], options["max_bytes_per_s"]),
         hours=Hours.parse(schedule) if schedule else None,
         follow=options["follow"],
         settle_s=options["settle"],

@@ -184,8 +184,8 @@ def facts(
     rates = []
     if plan.limits.max_files_per_s:
         rates.append(f"{plan.limits.max_files_per_s:g} files/s")
-    if plan.limits.max_mb_per_s:
-        rates.append(f"{plan.limits.max_mb_per_s:g} MB/s")
+    if plan.limits.max_bytes_per_s:
+        rates.append(f"{size(plan.limits.max_bytes_per_s)}/s")
     values = {
         "database": str(target),
         "files in": storage,

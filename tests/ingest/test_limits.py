@@ -47,9 +47,9 @@ class Waits(threading.Event):
     ("limit", "count", "size", "least_s"),
     [
         (Limits(max_files_per_s=100), 60, 0, 0.57),
-        (Limits(max_mb_per_s=10), 6, 1_000_000, 0.48),
-        (Limits(max_files_per_s=1000, max_mb_per_s=10), 6, 1_000_000, 0.48),
-        (Limits(max_files_per_s=100, max_mb_per_s=1000), 60, 10, 0.57),
+        (Limits(max_bytes_per_s=10e6), 6, 1_000_000, 0.48),
+        (Limits(max_files_per_s=1000, max_bytes_per_s=10e6), 6, 1_000_000, 0.48),
+        (Limits(max_files_per_s=100, max_bytes_per_s=1e9), 60, 10, 0.57),
     ],
 )
 def test_a_rate_is_kept(limit: Limits, count: int, size: int, least_s: float) -> None:
