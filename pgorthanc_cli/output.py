@@ -23,17 +23,19 @@ from pgorthanc_cli.text import printable_lines, size
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
     from pgorthanc_cli.progress import Progress as Step
     from pgorthanc_cli.progress import Report
 
-_LOG_EVERY_S = 5.0
+_LOG_EVERY_S = 10.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
 _BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
 _NARROWEST = 20  # cells for the text of an error, however narrow the terminal
 _LINES = 10  # of a list in a table; --json has all of it
+
+# Shows a line that changes: what else is printed on stderr must go through it.
+_live: Console | None = None
 
 
 def prepare() -> None:
@@ -270,6 +272,13 @@ def note(message: str) -> None:
     _line("", "dim", message)
 
 
+def event(message: str) -> None:
+    """Report what has just happened, in a line on stderr that begins with the time."""
+    now = datetime.now().astimezone()
+    stamp = f"{now:%H:%M:%S} " if sys.stderr.isatty() else now.isoformat(timespec="seconds")
+    note(f"{stamp} {message}")
+
+
 def fail(error: PgOrthancError, *, as_json: bool) -> None:
     """An error on stderr; with --json as one document of the keys error, message, hint."""
     if as_json:
@@ -286,86 +295,68 @@ def fail(error: PgOrthancError, *, as_json: bool) -> None:
         _line(" " * len("hint: ") + "    ", "", line)
 
 
-class Progress:
-    """Counts files and bytes: a bar on a terminal, a line every few seconds elsewhere, nothing if quiet."""
-
-    def __init__(self, bar: RichProgress | None, *, quiet: bool) -> None:
-        self._bar = bar
-        self._task = bar.add_task("files", total=None, rates="") if bar else None
-        self._quiet = quiet
-        self._files = self._bytes = 0
-        self._started = self._told = time.monotonic()
-
-    def add(self, files: int, count_bytes: int) -> None:
-        """So many more are done."""
-        self._files += files
-        self._bytes += count_bytes
-        now = time.monotonic()
-        elapsed = max(now - self._started, 0.001)
-        rates = f"{self._files / elapsed:,.0f} files/s, {size(self._bytes / elapsed)}/s"
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._files, rates=rates)
-        elif not self._quiet and now - self._told >= _LOG_EVERY_S:
-            self._told = now
-            note(f"{self._files:,} files, {size(self._bytes)}: {rates}")
-
-    def expect(self, total: int) -> None:
-        """The number of files is known, or known better, now."""
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, total=total)
-
-    @property
-    def shown(self) -> bool:
-        """Whether there is a bar, and counting ahead is worth the work."""
-        return self._bar is not None
-
-
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Progress]:
-    """Progress on stderr for the length of a block."""
-    if quiet or not sys.stderr.isatty():
-        yield Progress(None, quiet=quiet)
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+def progress(
+    line: Callable[[float], str], log_line: Callable[[float], str], *, quiet: bool
+) -> Iterator[Callable[[], None]]:
+    """Show on stderr how far long work is; yield what is to be called after each step.
 
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rates]}", markup=False),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
-        yield Progress(bar, quiet=quiet)
+    Args:
+        line: Returns the line for a terminal, after so many seconds. It changes several times a
+            second, and its last state stays.
+        log_line: Returns the line for anything else: one every ten seconds, at the end of a step.
+        quiet: Show nothing.
+    """
+    started = shown = time.monotonic()
+    if quiet:
+        yield lambda: None
+        return
+    if not sys.stderr.isatty():
+
+        def log() -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= _LOG_EVERY_S:
+                shown = now
+                note(log_line(now - started))
+
+        yield log
+        return
+    from rich.live import Live
+    from rich.text import Text
+
+    def render() -> Text:
+        content = printable_lines(line(time.monotonic() - started))
+        return Text(content, no_wrap=True, overflow="ellipsis")
+
+    global _live
+    screen = console(sys.stderr)
+    with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
+        _live = screen
+        try:
+            yield lambda: None
+        finally:
+            _live = None
 
 
 @contextmanager
 def transfer(*, quiet: bool) -> Iterator[Report]:
     """Yield a callback that shows the progress of one long copy, whose steps count bytes."""
-    if quiet or not sys.stderr.isatty():
-        yield _LoggedTransfer(quiet=quiet)
-        return
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
+    from pgorthanc_cli.views import progress as views
 
-    columns = (BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console(sys.stderr), transient=True) as bar:
-        task = bar.add_task("bytes", total=None)
-        yield lambda step: bar.update(task, completed=step.done, total=step.total)
+    done, total = 0, None
 
+    def line(elapsed_s: float) -> str:
+        return views.line("copying", done, total, elapsed_s, show=size)
 
-class _LoggedTransfer:
-    """A line every few seconds, unless quiet."""
+    with progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=quiet) as show:
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._told = time.monotonic()
+        def report(step: Step) -> None:
+            nonlocal done, total
+            done, total = step.done or 0, step.total
+            show()
 
-    def __call__(self, step: Step) -> None:
-        now = time.monotonic()
-        if not self._quiet and now - self._told >= _LOG_EVERY_S:
-            self._told = now
-            note(f"{size(step.done or 0)} of {size(step.total or 0)}")
+        yield report
 
 
 def console(stream: TextIO) -> Console:
@@ -447,4 +438,5 @@ def _paragraph(prefix: str, style: str, message: str) -> None:
 def _line(prefix: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    console(sys.stderr).print(Text.assemble((prefix, style), printable_lines(message)), soft_wrap=True)
+    line = Text.assemble((prefix, style), printable_lines(message))
+    (_live or console(sys.stderr)).print(line, soft_wrap=True)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgorthanc_cli.errors import PgOrthancError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal sends them to all processes
 FINISH_S = 1.0  # a call that takes no longer is still finished after a stop
 GRACE_S = 2.0  # for the running calls of workers after `halt`
 _POLL_S = 0.2
@@ -202,7 +203,14 @@ class _Process:
         ours = [self._pipe, self._halt, *(p for other in others for p in (other._pipe, other._halt))]
         arguments = (call, end, halted, ours if fork else [])
         self._process = context.Process(target=_serve, args=arguments)
-        self._process.start()
+        if not fork:
+            resource_tracker.ensure_running()  # which would change the mask below
+        # The process inherits the mask: a Ctrl-C while it starts would end it with a traceback.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         end.close()  # then the pipe ends with the process
         halted.close()
 
@@ -274,8 +282,8 @@ def _serve(call: Callable[..., Any], pipe: Pipe, halted: Pipe, inherited: Iterab
 
     `inherited` are the parent's ends of pipes, which a fork has copied.
     """
-    # Signals of a terminal reach all processes; the parent decides.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # The parent decides what a signal ends.
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for other in inherited:
         other.close()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -14,7 +18,7 @@ from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, TIM
 from pgorthanc_cli.errors import Interrupted, PartialFailure, PgOrthancError
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.ingest import Batch, ImportResult
+    from pgorthanc_cli.ingest import Batch, ImportPlan, ImportResult
 
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -153,19 +157,18 @@ def command(
             call.resolved() as resolved,
             signals.stop_on_signal("" if call.quiet else _STOPPING) as stop,
             import_page.refusal_list(refused) as list_refusals,
-            output.progress(quiet=call.quiet) as bar,
         ):
             target = resolved.target
             plan, settings = ingest.from_options(paths, files_from, resolved.orthanc, options)
-            if bar.shown and not (files_from or plan.follow or plan.shard):
-                threading.Thread(target=_count, args=(paths, bar, stop), daemon=True).start()
             facts = import_page.facts(target, plan, settings, options["schedule"])
             writer = import_page.page_writer(report, paths, facts, stop.is_set, names=report_names)
-            with writer as add_to_page:
+            is_countable = not (files_from or plan.follow or plan.shard)
+            count = partial(ingest.walk, paths, settings.storage_dir) if is_countable else None
+            with writer as add_to_page, _progress(call, plan, count, stop) as show:
 
                 def progress(batch: Batch) -> None:
                     add_to_page(batch)
-                    bar.add(batch.files, batch.bytes)
+                    show(batch)
                     list_refusals(batch)
                     for warning in batch.warnings:
                         call.warn(warning)
@@ -173,9 +176,9 @@ def command(
                 tally = ingest.Tally(dry_run=settings.dry_run)
                 result = ingest.run_import(target, plan, settings, stop=stop, report=progress, tally=tally)
     except (PgOrthancError, KeyboardInterrupt) as error:
-        partial = tally.result(interrupted=True) if tally else None
-        if partial and partial.files:  # what was counted is committed, whatever happened then
-            _show(call, partial, paths, refused, options)
+        so_far = tally.result(interrupted=True) if tally else None
+        if so_far and so_far.files:  # what was counted is committed, whatever happened then
+            _show(call, so_far, paths, refused, options)
             if isinstance(error, (Interrupted, KeyboardInterrupt)):
                 raise click.exceptions.Exit(Interrupted.exit_code) from None
         raise
@@ -219,14 +222,38 @@ def _show(
     call.emit_page(result, page)
 
 
-def _count(paths: tuple[str, ...], bar: output.Progress, stop: threading.Event) -> None:
-    """Count the files during the import, so that the bar shows the time left."""
-    from pgorthanc_cli import ingest
+@contextmanager
+def _progress(
+    call: commands.Call, plan: ImportPlan, count: Callable[[], Iterable[object]] | None, stop: threading.Event
+) -> Iterator[Callable[[Batch], None]]:
+    """Show how far the import is; yield what is to be called with each batch.
 
-    total = 0
-    for total, _ in enumerate(ingest.walk(paths), 1):
-        if stop.is_set():
-            return
-        if total % 1000 == 0:
-            bar.expect(total)
-    bar.expect(total)
+    `count` walks through the files, so that the time left is known; None if that is impossible.
+    """
+    from pgorthanc_cli.views import progress as views
+
+    state = views.ImportProgress()
+
+    def count_files(files: Iterable[object]) -> None:
+        for state.total, _ in enumerate(files, 1):
+            if stop.is_set():
+                return
+        state.counted = True
+
+    def log_line(elapsed_s: float) -> str:
+        return state.log_line(datetime.now().astimezone(), elapsed_s)
+
+    line = state.following_line if plan.follow else state.line
+    with output.progress(line, log_line, quiet=call.quiet) as show:
+
+        def add(batch: Batch) -> None:
+            # Not before the first batch: where there is a second thread, workers cannot be forked.
+            if count and batch.files and not (state.files or call.quiet):
+                threading.Thread(target=count_files, args=(count(),), daemon=True).start()
+            state.add(batch)
+            arrived = views.arrived(batch) if plan.follow else ""
+            if arrived and not call.quiet:
+                output.event(arrived)
+            show()
+
+        yield add

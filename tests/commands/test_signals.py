@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from pgorthanc_cli.signals import SignalEvent
 
@@ -49,3 +50,34 @@ def test_a_wait_ends_with_its_time_or_when_another_thread_sets_the_event() -> No
     assert stop.is_set()
     assert time.monotonic() - started < 10
     stop.close()
+
+
+# Ctrl-C at a terminal reaches all processes of the group, these as well while they are starting.
+INTERRUPTED_START = """
+import operator, os, signal, sys, time
+from pathlib import Path
+from pgorthanc_cli import workers
+
+started = Path(sys.argv[1], "started")
+if __name__ == "__main__":
+    try:
+        with workers.pool(1, operator.add) as pool:
+            while not started.exists():
+                time.sleep(0.01)
+            os.killpg(0, signal.SIGINT)
+            pool.result(pool.submit(1, 1))
+    except KeyboardInterrupt:
+        print("interrupted")
+else:  # imported by the worker
+    started.touch()
+    time.sleep(0.5)
+"""
+
+
+def test_workers_that_are_starting_leave_ctrl_c_to_the_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED_START)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("interrupted\n", "", 0)

@@ -1,0 +1,99 @@
+"""How far long work is: a line that changes on a terminal, a line every ten seconds in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from pgorthanc_cli.ingest import Batch
+from pgorthanc_cli.text import duration
+
+
+def percent(done: float, total: float) -> str:
+    """Return `20%`; never more than 100, as files may arrive after they were counted."""
+    return f"{min(100 * done // max(total, 1), 100):.0f}%"
+
+
+def line(
+    label: str,
+    done: float,
+    total: float | None,
+    elapsed_s: float,
+    *,
+    show: Callable[[float], str] = "{:,.0f}".format,
+    remarks: Sequence[str] = (),
+) -> str:
+    """Return the line for a terminal.
+
+    Args:
+        label: What is being done.
+        done: Units that are done.
+        total: Units altogether; None if that is unknown.
+        elapsed_s: Seconds since the beginning.
+        show: Writes a number of units.
+        remarks: What else there is to say.
+    """
+    rate = done / max(elapsed_s, 0.001)
+    amount = show(done) if total is None else f"{show(done)} of {show(total)} ({percent(done, total)})"
+    parts = [amount, *remarks, f"{show(rate)}/s", duration(elapsed_s)]
+    if total is not None and 0 < done < total:
+        parts.append(f"about {duration((total - done) / rate)} left")
+    return f"  {label}  {' · '.join(parts)}"
+
+
+class ImportProgress:
+    """What an import has done so far.
+
+    Attributes:
+        files: Files read, or members of archives.
+        imported: Those of them that are new in the index, or replaced.
+        refused: Those of them that were refused.
+        total: Files to read, as far as they have been counted.
+        counted: Whether `total` is final.
+    """
+
+    def __init__(self) -> None:
+        self.files = self.imported = self.refused = self.total = 0
+        self.counted = False
+
+    def add(self, batch: Batch) -> None:
+        """Add the files of a batch."""
+        self.files += batch.files
+        self.imported += batch.imported + batch.overwritten + batch.restored
+        self.refused += len(batch.refusals)
+
+    def line(self, elapsed_s: float) -> str:
+        """Return the line for a terminal, after so many seconds."""
+        remarks = []
+        if self.total > self.files and not self.counted:
+            remarks.append(f"{self.total:,} found so far")
+        if self.refused:
+            remarks.append(f"{self.refused:,} refused")
+        total = self.total if self.counted else None
+        return line("importing", self.files, total, elapsed_s, remarks=remarks)
+
+    def following_line(self, elapsed_s: float) -> str:
+        """Return the line for a terminal while folders are followed, which has no end."""
+        counts = f"{self.imported:,} imported, {self.refused:,} refused"
+        return f"  following  {counts} · {duration(elapsed_s)}"
+
+    def log_line(self, now: datetime, elapsed_s: float) -> str:
+        """Return the line for a log: words that a program can split at spaces."""
+        rate = self.files / max(elapsed_s, 0.001)
+        done = f"{self.files}/{self.total} {percent(self.files, self.total)}" if self.counted else self.files
+        left = ""
+        if self.counted and self.files < self.total and rate:
+            left = f" left={(self.total - self.files) / rate:.0f}s"
+        time = now.isoformat(timespec="seconds")
+        return f"{time} import {done} {rate:.0f}/s refused={self.refused}{left}"
+
+
+def arrived(batch: Batch) -> str:
+    """Return what a batch has brought, or "" if nothing in it is new."""
+    counts = {
+        "imported": batch.imported,
+        "replaced": batch.overwritten,
+        "restored": batch.restored,
+        "refused": len(batch.refusals),
+    }
+    return ", ".join(f"{number:,} {what}" for what, number in counts.items() if number)
