@@ -337,6 +337,7 @@ def progress(
             yield lambda: None
         finally:
             _live = None
+    screen.print()
 
 
 @contextmanager

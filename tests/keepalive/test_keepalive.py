@@ -461,8 +461,8 @@ def test_interrupted_it_tells_what_is_known(server: Server, target: db.Target) -
     ("words", "wrong"),
     [
         (["--ages", "1m", "--up-to", "2m"], "contradict each other"),
-        (["--ages", "soon"], "no length of time"),
-        (["--answer", "0"], "no length of time"),
+        (["--ages", "soon"], "is not a length of time"),
+        (["--answer", "0"], "must be above 0"),
     ],
 )
 def test_wrong_usage(target: db.Target, words: list[str], wrong: str) -> None:
