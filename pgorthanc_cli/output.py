@@ -19,7 +19,7 @@ from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.text import printable_lines, size
+from pgorthanc_cli.text import printable_lines, progress_line, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -343,12 +343,10 @@ def progress(
 @contextmanager
 def transfer(*, quiet: bool) -> Iterator[Report]:
     """Yield a callback that shows the progress of one long copy, whose steps count bytes."""
-    from pgorthanc_cli.views import progress as views
-
     done, total = 0, None
 
     def line(elapsed_s: float) -> str:
-        return views.line("copying", done, total, elapsed_s, show=size)
+        return progress_line("copying", done, total, elapsed_s, show=size)
 
     with progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=quiet) as show:
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 # Controls, formats (bidirectional overrides, zero-width characters, the byte order mark), lone surrogates and the
@@ -104,3 +104,35 @@ def age(time: datetime, now: datetime) -> str:
     seconds = (now - time).total_seconds()
     shown = moment(time, now)
     return f"{duration(seconds)} ago ({shown})" if seconds >= 0 else shown
+
+
+def percent(done: float, total: float) -> str:
+    """Return `20%`; never more than 100, as files may arrive after they were counted."""
+    return f"{min(100 * done // max(total, 1), 100):.0f}%"
+
+
+def progress_line(
+    label: str,
+    done: float,
+    total: float | None,
+    elapsed_s: float,
+    *,
+    show: Callable[[float], str] = "{:,.0f}".format,
+    remarks: Sequence[str] = (),
+) -> str:
+    """Return how far long work is: `copying  1.2 GB of 4 GB (30%) · 120 MB/s · 10 s`.
+
+    Args:
+        label: What is being done.
+        done: Units that are done.
+        total: Units altogether; None if that is unknown.
+        elapsed_s: Seconds since the beginning.
+        show: Writes a number of units.
+        remarks: What else there is to say.
+    """
+    rate = done / max(elapsed_s, 0.001)
+    amount = show(done) if total is None else f"{show(done)} of {show(total)} ({percent(done, total)})"
+    parts = [amount, *remarks, f"{show(rate)}/s", duration(elapsed_s)]
+    if total is not None and 0 < done < total:
+        parts.append(f"about {duration((total - done) / rate)} left")
+    return f"  {label}  {' · '.join(parts)}"

@@ -13,6 +13,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, InUseError, RevisionError, UsageError
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
+from pgorthanc_cli.text import duration
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -107,7 +108,7 @@ def wait(target: db.Target, conditions: Conditions, *, timeout_s: float, report:
             unmet = error
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            message = f"waited {timeout_s:g} s for {conditions} in vain: {unmet.message}"
+            message = f"timed out after {duration(timeout_s)}, waiting for {conditions}: {unmet.message}"
             raise type(unmet)(message, unmet.hint)
         if unmet.message != reason:
             pause_s, reason = _FIRST_PAUSE_S, unmet.message

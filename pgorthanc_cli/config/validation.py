@@ -108,7 +108,7 @@ def _root_name(document: Document, name: str, value: object) -> Iterator[Problem
     """Yield a root option that Orthanc does not know; other objects are sections of plugins."""
     location = document.location(name)
     if name in POSTGRESQL_KEYS and name not in ("Host", "Port", "Username", "Password"):
-        message = f'"{name}" stands outside of section "{SECTION}": nobody reads it there'
+        message = f'"{name}" is outside of section "{SECTION}", where no plugin reads it'
         yield Problem(name, "warning", message, f'move it into "{SECTION}"', location)
         return
     candidates = (SECTION,) if isinstance(value, dict) else (SECTION, *ROOT_NAMES)

@@ -254,7 +254,7 @@ class _Conversion:
             f"{configuration}",
             f'add the library libOrthancPostgreSQLIndex.so to "Plugins"{libraries}',
             f"{kept}leave as they are: {', '.join(_UNCHANGED_OPTIONS)}",
-            f"move {self._run.source.path} out of the way, so that nobody starts Orthanc on it again; "
+            f"move {self._run.source.path} to another folder, so that Orthanc cannot be started on it again; "
             "keep it as a backup of this moment",
             "start Orthanc, compare /statistics with the figures above, look at a study",
             "run: pgorthanc verify schema --deep",
@@ -283,6 +283,6 @@ def _require_equal(compared: tuple[Compared, ...]) -> None:
     if differing:
         counts = "; ".join(f"{c.table}: {c.converted:,} converted, {c.stored:,} stored" for c in differing)
         raise PgOrthancError(
-            f"PostgreSQL holds other rows than were read from SQLite, so this is no index yet: {counts}",
-            "make sure that nobody else works on the database, then run it again with --start-over",
+            f"the rows in PostgreSQL differ from those of SQLite, so this is not an index yet: {counts}",
+            "make sure that no other session uses the database, then run it again with --start-over",
         )

@@ -188,7 +188,7 @@ def resume(conn: Connection, fingerprint: str, source: str, settings: Conversion
         raise PgOrthancError(
             f"the schema holds an unfinished conversion to revision {plan.revision} with the server identifier "
             f"{plan.server_identifier}, wanted {number} and {server}",
-            "run it with these; or drop the schema and begin anew",
+            "run it with these; or drop the schema and start again",
         )
     if settings.restart:
         plan = replace(plan, fingerprint=fingerprint, source=source)

@@ -344,7 +344,7 @@ def _open_lines(facts: Facts) -> Iterator[PlanItem]:
     for rule in facts.rules or ():
         every_client = rule.address in ("all", "0.0.0.0/0", "::/0")
         if "replication" in rule.databases and rule.address and (every_client or rule.method == "trust"):
-            effect = "trusts" if rule.method == "trust" else "lets everybody try"
+            effect = "trusts" if rule.method == "trust" else "lets every client try a password"
             yield PlanItem(
                 f"pg_hba.conf line {rule.line}",
                 str(rule),

@@ -153,7 +153,7 @@ class Edit:
         """
         if _read(self.path) != self._written:
             raise PgOrthancError(
-                f"{self.path} was changed by somebody else meanwhile, and is left alone",
+                f"{self.path} was changed by another program meanwhile, and was left as it is",
                 f"compare it with the file before our change, {self.backup}, and put line {self.line} back",
             )
         _write(self.path, _read(self.backup))

@@ -102,5 +102,5 @@ def write_error(root: Path, error: OSError) -> PgOrthancError:
     """Return the error for a storage folder that cannot be written to."""
     return PgOrthancError(
         f"the storage folder {root} cannot be written to: {error.strerror or error}",
-        "free space, mend its permissions, or name another folder with --storage-dir; then run it again",
+        "free some space, correct its permissions, or name another folder with --storage-dir; then run it again",
     )

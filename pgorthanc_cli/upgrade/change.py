@@ -191,7 +191,7 @@ def _report_unprepared(conn: Connection, schema: str, steps: list[Step], report:
     ]
     if unprepared:
         names = ", ".join(unprepared)
-        report(Progress("switch", f"not prepared, so it is made while nobody can work: {names}"))
+        report(Progress("switch", f"not prepared, so built now, while the index is locked: {names}"))
 
 
 def _finish_needed(conn: Connection, schema: str, settings: Settings, switched: Switched | None) -> bool:

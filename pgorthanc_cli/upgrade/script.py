@@ -31,7 +31,7 @@ BEGIN
     SELECT pid, application_name, client_addr INTO other FROM pg_stat_activity
         WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend' LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'somebody is connected: pid %, application %, address %',
+        RAISE EXCEPTION 'another session is connected: pid %, application %, address %',
             other.pid, other.application_name, other.client_addr;
     END IF;
 END

@@ -283,7 +283,7 @@ def _modalities(statistics: ImportStatistics) -> str:
         ("Modality", "Instances", "Size", ""),
         [
             (
-                name or "not told",
+                name or "not specified",
                 row.imported,
                 size(row.size_bytes),
                 _share(row.imported, counts),

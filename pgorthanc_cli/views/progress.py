@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from pgorthanc_cli.ingest import Batch
-from pgorthanc_cli.text import duration
-
-
-def percent(done: float, total: float) -> str:
-    """Return `20%`; never more than 100, as files may arrive after they were counted."""
-    return f"{min(100 * done // max(total, 1), 100):.0f}%"
-
-
-def line(
-    label: str,
-    done: float,
-    total: float | None,
-    elapsed_s: float,
-    *,
-    show: Callable[[float], str] = "{:,.0f}".format,
-    remarks: Sequence[str] = (),
-) -> str:
-    """Return the line for a terminal.
-
-    Args:
-        label: What is being done.
-        done: Units that are done.
-        total: Units altogether; None if that is unknown.
-        elapsed_s: Seconds since the beginning.
-        show: Writes a number of units.
-        remarks: What else there is to say.
-    """
-    rate = done / max(elapsed_s, 0.001)
-    amount = show(done) if total is None else f"{show(done)} of {show(total)} ({percent(done, total)})"
-    parts = [amount, *remarks, f"{show(rate)}/s", duration(elapsed_s)]
-    if total is not None and 0 < done < total:
-        parts.append(f"about {duration((total - done) / rate)} left")
-    return f"  {label}  {' · '.join(parts)}"
+from pgorthanc_cli.text import duration, percent, progress_line
 
 
 class ImportProgress:
@@ -70,7 +37,7 @@ class ImportProgress:
         if self.refused:
             remarks.append(f"{self.refused:,} refused")
         total = self.total if self.counted else None
-        return line("importing", self.files, total, elapsed_s, remarks=remarks)
+        return progress_line("importing", self.files, total, elapsed_s, remarks=remarks)
 
     def following_line(self, elapsed_s: float) -> str:
         """Return the line for a terminal while folders are followed, which has no end."""

@@ -405,9 +405,9 @@ def test_the_hint_names_a_command_that_has_something_to_repair(
     command = ["verify", "schema", "--uri", target.dsn, "--deep"]
     result = CliRunner().invoke(cli.main, command)
     assert result.exit_code == 6, result.output
-    assert ("pgorthanc verify schema --repair --apply --deep" in result.stdout) == repair
+    assert ("pgorthanc verify schema --apply --deep" in result.stdout) == repair
     if repair:
-        assert "UPDATE attachedfiles" in CliRunner().invoke(cli.main, [*command, "--repair"]).stdout
+        assert "UPDATE attachedfiles" in CliRunner().invoke(cli.main, [*command, "--print-sql"]).stdout
 
 
 def test_a_table_that_inherits_is_one_finding_and_not_harmless(index: Callable[[int], db.Target]) -> None:

@@ -230,7 +230,7 @@ def test_another_line_than_expected_is_left_alone(file: Path) -> None:
 def test_the_change_of_somebody_else_is_not_undone(file: Path) -> None:
     edit = hba_file.set_method(file, RULES[0], "trust")
     file.write_bytes(b"# mine now\n")
-    with pytest.raises(PgOrthancError, match="changed by somebody else") as refusal:
+    with pytest.raises(PgOrthancError, match="changed by another program") as refusal:
         edit.undo()
     assert str(edit.backup) in (refusal.value.hint or "")
     assert file.read_bytes() == b"# mine now\n"

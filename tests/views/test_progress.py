@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 from pgorthanc_cli.ingest import Batch, FileProblem
-from pgorthanc_cli.text import size
+from pgorthanc_cli.text import progress_line, size
 from pgorthanc_cli.views import progress
 from pgorthanc_cli.views.progress import ImportProgress
 
@@ -54,5 +54,5 @@ def test_what_a_batch_brings() -> None:
 
 
 def test_line_of_a_copy() -> None:
-    line = progress.line("copying", 1.2e9, 4e9, 10, show=size)
+    line = progress_line("copying", 1.2e9, 4e9, 10, show=size)
     assert line == "  copying  1.2 GB of 4 GB (30%) · 120 MB/s · 10 s · about 23 s left"

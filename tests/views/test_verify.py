@@ -25,7 +25,7 @@ EXTRA = Finding(
     "column resources.foo", "7 integer", None, matters=False,
     why="it blocks upgrades and downgrades", blocks=True,
 )  # fmt: skip
-HARMLESS = Finding("index own", "CREATE INDEX", None, matters=False, why="it costs a little with each write")
+HARMLESS = Finding("index own", "CREATE INDEX", None, matters=False, why="it slows down each write a little")
 
 
 def report(*findings: Finding, schema: str = "public") -> SchemaReport:

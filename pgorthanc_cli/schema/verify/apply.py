@@ -48,8 +48,8 @@ def script(report: SchemaReport) -> str:
     why = {fix: finding for finding in report.findings for fix in finding.repair}
     left = [finding for finding in report.findings if not finding.repair]
     lines = [
-        f"-- Mends an Orthanc index at revision {report.revision}, printed by: pgorthanc verify schema --print-sql",
-        *(_comment(f"not mended: {finding}") for finding in left),
+        f"-- Repairs an Orthanc index at revision {report.revision}, printed by: pgorthanc verify schema --print-sql",
+        *(_comment(f"not repaired: {finding}") for finding in left),
         "BEGIN;",
         f"SET LOCAL search_path TO {name};",
         _ALONE,

@@ -39,29 +39,29 @@ _EXTRA = {
     "index": "it refuses rows that the plugin writes",
     "trigger": "it runs with every change of the plugin",
     "rule": "it changes what the plugin's statements do",
-    "function": "the plugin drops functions by their bare name: with a second one of that name its upgrade fails",
+    "function": "the plugin drops functions by name only: with a second one of that name its upgrade fails",
     "counter": "the plugin does not look at it",
     "property": "the plugin does not look at it",
     "table": "the plugin does not look at it",
     "sequence": "the plugin does not look at it",
     "child": "the plugin's queries read its rows as those of the table, and no key of the table covers them",
-    "rowsecurity": "a role that does not own the table sees only the rows that policies let through",
+    "rowsecurity": "a role that does not own the table sees only the rows that its policies allow",
 }
 _HARMLESS = {
-    "index": "it costs a little with each write",
-    "function": "nobody calls it",
+    "index": "it slows down each write a little",
+    "function": "the plugin never calls it",
 }
 # Where a definition names the table that its object belongs to.
 _OWNER = {"index": r" ON (?:ONLY )?(\S+) USING", "sequence": r"OWNED BY ([^.]+)\."}
 _STAMP = "the plugin believes it, and runs the wrong upgrade or none at its next start"
 _INVALID_INDEX = (
-    "its construction has failed: every write pays for it, no search uses it, and the plugin is not aware"
+    "building it has failed: every write maintains it, but no search uses it, and the plugin does not notice"
 )
 # A table with other columns is not repaired: only an administrator can tell what they hold.
 _REBUILD = (
-    "restore the table from a backup, or make it anew with the columns in the wanted order and copy the rows"
+    "restore the table from a backup, or create it with the columns in the expected order and copy the rows"
 )
-_FOREIGN = "if nobody needs it, drop it"
+_FOREIGN = "drop it if no other program needs it"
 _SWITCH_OFF = {
     "child": "detach it: ALTER TABLE {child} NO INHERIT {table}; or, for a partition, restore the table from a backup",
     "rowsecurity": "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;",
@@ -129,9 +129,9 @@ class SeverityRules:
         if name == f"index {TRIGRAM_INDEX}":
             return False, "searches with wildcards are slow without it"
         if actual is None and self.has_substitute(name):
-            return False, f"{substitute(name, self._objects)} does its work"
+            return False, f"{substitute(name, self._objects)} serves the same searches"
         if self._without_labels and re.search(r"\blabels", name) and actual is None:
-            return False, "plugin 4.0 does not know labels; a plugin from 5.0 on makes them at its start"
+            return False, "plugin 4.0 does not know labels; a plugin from 5.0 on creates them when it starts"
         if name.startswith("index ") and (actual or "").endswith(" INVALID"):
             return True, _INVALID_INDEX
         return None
@@ -146,7 +146,7 @@ class SeverityRules:
             return difference, f"left behind by a script, it belongs to {owner}; {why}"
         if kind == "column" and self._harmless_column(difference):
             return replace(difference, matters=False), "it blocks upgrades and downgrades"
-        return difference, f"not of the plugin; {why}"
+        return difference, f"not created by the plugin; {why}"
 
     def _harmless_column(self, difference: Difference) -> bool:
         table = difference.name.removeprefix("column ").partition(".")[0]
@@ -161,11 +161,11 @@ def describe_body(origin: Origin) -> tuple[str, str]:
     if origin.name == UNKNOWN:
         return (
             "unknown",
-            "it was changed by hand, or comes from a release that is not known here: nobody can say what it does",
+            "it was changed by hand, or comes from a release that pgorthanc does not know: what it does is unknown",
         )
     return (
         f"of {origin.name}, revision {origin.revision}",
-        "it works on the tables of another revision: it fails, or writes wrong values",
+        "it was written for the tables of another revision: it fails, or writes wrong values",
     )
 
 
