@@ -7,6 +7,7 @@ would obey or hide is escaped once more here.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -204,12 +205,24 @@ def _has_paste(block: Block | None) -> bool:
 
 def html(page: Page) -> str:
     """Return a page as an HTML document that stands alone; nothing is left out."""
+    return "".join(html_pieces(page))
+
+
+def html_pieces(page: Page, more: Iterable[str] = ()) -> Iterator[str]:
+    """Yield a page as an HTML document that stands alone, piece by piece.
+
+    Args:
+        page: The page.
+        more: HTML below its blocks, such as a table of millions of rows.
+    """
     where = f"<p>{escape(_safe(' · '.join(page.where)))}</p>" if page.where else ""
     badge = f" {_badge(page.status)}" if page.status else ""
     head = f"<header><h1>{escape(_safe(page.headline))}{badge}</h1>{where}</header>"
     steps = "".join(map(_html_note, page.next_steps))
-    body = (head, *_html_sections(_filled(page.blocks)), markup.section("Next", steps))
-    return "".join(markup.document(_safe(page.headline), (part for part in body if part)))
+    body = itertools.chain(
+        (head, *_html_sections(_filled(page.blocks))), more, (markup.section("Next", steps),)
+    )
+    yield from markup.document(_safe(page.headline), filter(None, body))
 
 
 def _html_sections(blocks: Iterable[Block]) -> Iterator[str]:

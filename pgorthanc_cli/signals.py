@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = "Stopping {} (a few seconds). Press Ctrl-C again to abort."
 _LOOK_AGAIN_S = 0.5
 
 # Set by the first signal: a library may swallow the exception that the signal raises
@@ -90,7 +91,8 @@ class SignalEvent(threading.Event):
 def stop_on_signal(answer: str = "") -> Iterator[threading.Event]:
     """Set the event on the first signal, for work that ends at the next safe point.
 
-    The second signal interrupts. `answer` is what Ctrl-C at a terminal is answered with.
+    The second signal interrupts. `answer` is what Ctrl-C at a terminal is answered with, such
+    as `STOPPING.format("after this batch")`.
 
     Raises:
         KeyboardInterrupt: A signal came before, and what it interrupted has swallowed the

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
 _list = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
-_STOPPING = "Stopping after this batch (a few seconds). Press Ctrl-C again to abort."
+_STOPPING = signals.STOPPING.format("after this batch")
 _rate = click.FloatRange(min=0, min_open=True)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_STOPPING = signals.STOPPING.format("at the next safe point")
 
 
 @commands.command("migrate-sqlite")
@@ -113,9 +114,13 @@ def command(
     report = _report(html, report_json, report)
     settings = migrate.ConversionSettings(large_objects=storage == "postgresql", **options)
     printer = upgrade_options.ProgressPrinter(quiet=call.quiet)
+    next_commands = (
+        call.command_line("migrate-sqlite", *_again(index, storage, options)),
+        call.command_line("verify", "schema", "--deep"),
+    )
     with (
         call.resolved(create=not check_only, needed=not check_only) as resolved,
-        signals.stop_on_signal() as stop,
+        signals.stop_on_signal("" if call.quiet else _STOPPING) as stop,
     ):
         settings = _completed(settings, resolved.orthanc)
         path = _index(index, resolved.orthanc)
@@ -127,7 +132,7 @@ def command(
 
         def save(converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:
             if report:
-                write_report(report, converted, findings)
+                write_report(report, converted, findings, *next_commands)
 
         try:
             if check_only:
@@ -138,13 +143,7 @@ def command(
                 )
         except Stopped:
             raise Interrupted("interrupted; what was copied is committed", "run it again to go on") from None
-    again = _again(index, storage, options)
-    page = views.page(
-        converted,
-        call.command_line("migrate-sqlite", *again),
-        call.command_line("verify", "schema", "--deep"),
-    )
-    call.emit_page(converted, page)
+    call.emit_page(converted, views.page(converted, *next_commands))
     files_differ = converted.files and (converted.files.missing or converted.files.differing)
     if converted.skipped_rows or files_differ:
         raise click.exceptions.Exit(6)
@@ -206,11 +205,25 @@ def _report(html: Path | None, as_json: Path | None, either: Path | None) -> Pat
     return path
 
 
-def write_report(path: Path, converted: Converted, findings: Iterator[dict[str, str | None]]) -> None:
-    """Write the result and all findings to a file, as JSON or HTML by its suffix."""
+def write_report(
+    path: Path,
+    converted: Converted,
+    findings: Iterator[dict[str, str | None]],
+    again: str = "",
+    verify: str = "",
+) -> None:
+    """Write the result and all findings to a file, as JSON or HTML by its suffix.
+
+    `again` and `verify` are the commands to run next.
+    """
+    from pgorthanc_cli import render
     from pgorthanc_cli.views import migrate
 
-    view = migrate.json_report if path.suffix == ".json" else migrate.html_report
+    if path.suffix == ".json":
+        pieces = migrate.json_report(converted, findings)
+    else:
+        page = migrate.page(converted, again, verify)
+        pieces = render.html_pieces(page, migrate.all_findings(findings))
     with files.replacing(path) as stream:
-        for piece in view(converted, findings):
+        for piece in pieces:
             stream.write(piece.encode("utf-8", "backslashreplace"))

@@ -168,7 +168,8 @@ def run(
     from pgorthanc_cli.views import upgrade as views
 
     printer = ProgressPrinter(quiet=call.quiet)
-    with signals.stop_on_signal() as stop:
+    answer = "" if call.quiet else signals.STOPPING.format("at the next safe point")
+    with signals.stop_on_signal(answer) as stop:
 
         def report(progress: Progress) -> None:
             if stop.is_set():

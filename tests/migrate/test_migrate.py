@@ -392,7 +392,7 @@ def test_rows_that_somebody_changes_meanwhile_are_found(empty: db.Target, sound:
         "DELETE FROM changes WHERE seq = 3",
     ):
         report = once("build", partial(run, empty, statement))
-        with pytest.raises(PgOrthancError, match="other rows than were read from SQLite"):
+        with pytest.raises(PgOrthancError, match="differ from those of SQLite"):
             migrate.convert(empty, sound, migrate.ConversionSettings(restart=True), report=report)
 
 
