@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import os
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
+from pgorthanc_cli import log_file
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.text import printable_lines, progress_line, size
 
@@ -264,23 +266,27 @@ def markdown(content: str) -> None:
 
 def warn(message: str) -> None:
     """A warning on stderr."""
+    log_file.write(logging.WARNING, message)
     _line("warning: ", "yellow", message)
 
 
 def note(message: str) -> None:
     """A line on stderr that `--verbose` asked for."""
+    log_file.write(logging.INFO, message)
     _line("", "dim", message)
 
 
 def event(message: str) -> None:
     """Report what has just happened, in a line on stderr that begins with the time."""
+    log_file.write(logging.INFO, message)
     now = datetime.now().astimezone()
     stamp = f"{now:%H:%M:%S} " if sys.stderr.isatty() else now.isoformat(timespec="seconds")
-    note(f"{stamp} {message}")
+    _line("", "dim", f"{stamp} {message}")
 
 
 def fail(error: PgOrthancError, *, as_json: bool) -> None:
     """An error on stderr; with --json as one document of the keys error, message, hint."""
+    log_file.write(logging.ERROR, error.message, **({"hint": error.hint} if error.hint else {}))
     if as_json:
         document = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         sys.stderr.write(_json(document))
@@ -304,23 +310,25 @@ def progress(
     Args:
         line: Returns the line for a terminal, after so many seconds. It changes several times a
             second, and its last state stays.
-        log_line: Returns the line for anything else: one every ten seconds, at the end of a step.
+        log_line: Returns the line for anything else, and for a log file: one every ten seconds,
+            at the end of a step; the time is written before it.
         quiet: Show nothing.
     """
-    started = shown = time.monotonic()
-    if quiet:
-        yield lambda: None
-        return
-    if not sys.stderr.isatty():
+    started = logged = time.monotonic()
+    on_terminal = sys.stderr.isatty()
 
-        def log() -> None:
-            nonlocal shown
-            now = time.monotonic()
-            if now - shown >= _LOG_EVERY_S:
-                shown = now
-                note(log_line(now - started))
+    def log() -> None:
+        nonlocal logged
+        now = time.monotonic()
+        if now - logged >= _LOG_EVERY_S:
+            logged = now
+            if on_terminal:
+                log_file.write(logging.INFO, log_line(now - started))
+            else:
+                event(log_line(now - started))
 
-        yield log
+    if quiet or not on_terminal:
+        yield (lambda: None) if quiet else log
         return
     from rich.live import Live
     from rich.text import Text
@@ -334,7 +342,7 @@ def progress(
     with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
         _live = screen
         try:
-            yield lambda: None
+            yield log
         finally:
             _live = None
     screen.print()

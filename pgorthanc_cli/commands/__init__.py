@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from pgorthanc_cli import output
+from pgorthanc_cli import log_file, output
 from pgorthanc_cli.commands.help_options import Command, Group, Option
 from pgorthanc_cli.commands.type_options import PORT
 from pgorthanc_cli.constants import NAGIOS, SSLMODES
@@ -63,6 +63,19 @@ _OUTPUT = (
         expose_value=False,
         callback=lambda _context, _option, value: _set_colour(value),
         help="Colours and bold type.  [default: auto, without NO_COLOR]",
+    ),
+    _output(
+        "--log-file",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Also append what stderr shows to FILE, with times.",
+    ),
+    _output(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="How --log-file is written; json: one object a line.",
     ),
     _output(
         "--no-input",
@@ -209,6 +222,7 @@ class Call:
 
     def emit_page(self, result: object, page: Page) -> None:
         """Show the result as JSON, or as its page; with --quiet only problems."""
+        log_file.write(logging.INFO, page.headline)
         if self.as_json:
             output.emit(result, as_json=True)
             return
@@ -393,6 +407,7 @@ def command(
             options = {name: own.pop(name) for name in names}
             quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = context.command_path.partition(" ")[2]  # with the names of its groups
+            log_file.open_log(own.pop("log_file"), as_json=own.pop("log_format") == "json")
             call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)
             try:
                 function(call, **own)

@@ -6,7 +6,6 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -240,11 +239,8 @@ def _progress(
                 return
         state.counted = True
 
-    def log_line(elapsed_s: float) -> str:
-        return state.log_line(datetime.now().astimezone(), elapsed_s)
-
     line = state.following_line if plan.follow else state.line
-    with output.progress(line, log_line, quiet=call.quiet) as show:
+    with output.progress(line, state.log_line, quiet=call.quiet) as show:
 
         def add(batch: Batch) -> None:
             # Not before the first batch: where there is a second thread, workers cannot be forked.

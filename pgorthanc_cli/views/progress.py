@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from pgorthanc_cli.ingest import Batch
 from pgorthanc_cli.text import duration, percent, progress_line
 
@@ -44,15 +42,14 @@ class ImportProgress:
         counts = f"{self.imported:,} imported, {self.refused:,} refused"
         return f"  following  {counts} · {duration(elapsed_s)}"
 
-    def log_line(self, now: datetime, elapsed_s: float) -> str:
+    def log_line(self, elapsed_s: float) -> str:
         """Return the line for a log: words that a program can split at spaces."""
         rate = self.files / max(elapsed_s, 0.001)
         done = f"{self.files}/{self.total} {percent(self.files, self.total)}" if self.counted else self.files
         left = ""
         if self.counted and self.files < self.total and rate:
             left = f" left={(self.total - self.files) / rate:.0f}s"
-        time = now.isoformat(timespec="seconds")
-        return f"{time} import {done} {rate:.0f}/s refused={self.refused}{left}"
+        return f"import {done} {rate:.0f}/s refused={self.refused}{left}"
 
 
 def arrived(batch: Batch) -> str:

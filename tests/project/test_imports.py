@@ -18,7 +18,8 @@ BASE = {"catalogs", "constants", "db", "errors", "files", "progress", "text"}
 ALLOWED = {
     "cli": {"commands", "output", "signals"},
     "commands": {"*"},
-    "output": set(),
+    "log_file": set(),
+    "output": {"log_file"},
     "orthanc_log": set(),
     "render": {"views"},
     "errors": set(),
@@ -91,7 +92,9 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 )
 def test_direction(room: str, path: Path) -> None:
     allowed = (
-        ALLOWED[room] | {room, "__version__"} | (BASE if room != "output" else {"errors", "progress", "text"})
+        ALLOWED[room]
+        | {room, "__version__"}
+        | (BASE if room != "output" else {"errors", "log_file", "progress", "text"})
     )
     for top, inner in imports(path):
         if top == "pgorthanc_cli":
