@@ -90,7 +90,7 @@ def test_every_line_works_in_this_order(server: Server, machine: Path, clone: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    (counted,) = re.findall(r"^instances +(\d+)$", done.stdout, re.MULTILINE)
+    (counted,) = re.findall(r"^  Content .* (\d+) instances$", done.stdout, re.MULTILINE)
     assert counted == "3"
     password = (machine / "var" / "lib" / "postgresql" / "orthanc.password").read_text().strip()
     assert password
