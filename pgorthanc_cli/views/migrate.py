@@ -44,7 +44,7 @@ def page(converted: Converted, again: str, verify: str) -> Page:
         verb = "can be converted"
         if converted.skipped_rows:
             verb = f"can be converted without {plural(converted.skipped_rows, 'row')}"
-        headline = f"Check only, nothing was changed: the index with {studies} {verb}."
+        headline = f"Dry run, nothing was changed: the index with {studies} {verb}."
         steps = (Note("Next, stop Orthanc and convert the index:", paste=again),)
         return Page(headline, (source, f"read {took}"), (contents, *problems), steps, status)
     headline = f"Converted the SQLite index with {studies} to revision {converted.revision} {took}."

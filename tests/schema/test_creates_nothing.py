@@ -17,7 +17,7 @@ from pgorthanc_cli.server import embedded
 from tests.support.schemas import CURRENT, drop_role, init
 from tests.support.sqliteindex import rich
 
-DRY = "Dry run, nothing was changed."
+DRY = "Dry run, nothing was changed"
 
 
 def call(*words: str | Path) -> tuple[int, str, str]:
@@ -92,7 +92,7 @@ def test_init(empty: db.Target) -> None:
 def test_plans(empty: db.Target) -> None:
     init(empty, revision=6)
     for words in (("upgrade", "--plan"), ("downgrade", "--to", "1", "--plan")):
-        assert call(*words, "--uri", empty.dsn)[1].startswith(DRY)
+        assert "Nothing was changed." in call(*words, "--uri", empty.dsn)[1]
         assert json.loads(call(*words, "--uri", empty.dsn, "--json")[1])["dry_run"] is True
 
 
