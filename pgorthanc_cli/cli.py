@@ -216,8 +216,6 @@ def main() -> None:
       pgorthanc doctor --config /etc/orthanc
       pgorthanc import --help
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 cannot reach the server or log in;
-    4 no index, unknown or damaged schema; 5 another session uses the database;
-    6 finished, but with problems or refused items; 130 interrupted (run it again to continue).
+    Exit codes, output and interruptions: pgorthanc guide basics
     """
     signals.end_on_signals()

@@ -21,7 +21,10 @@ from pgorthanc_cli.config import edit
 from pgorthanc_cli.doctor import check_names
 from tests.commands.test_cli import terminal
 
-TOPICS = ("downgrade", "import", "migrate-sqlite", "replication", "restore", "troubleshooting", "upgrade")
+TOPICS = (
+    "basics", "connecting", "downgrade", "import", "migrate-sqlite", "replication", "restore",
+    "troubleshooting", "upgrade",
+)  # fmt: skip
 FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(pgorthanc [^`]+)`")
 
@@ -79,12 +82,9 @@ def test_every_option_and_command_named_in_a_guide_exists(topic: str) -> None:
     text = guides.guide(topic).text
     names = {line.split()[1] for line in INLINE.findall(text)} - {"--version"}
     assert names <= set(cli.COMMANDS)
-    helps = "".join(
-        CliRunner().invoke(cli.main, [name, "--help"]).output
-        for name in ("upgrade", "import", "migrate-sqlite", "downgrade")
-    )
+    helps = Path(__file__).parents[2].joinpath("docs", "reference.md").read_text("utf-8")
     for option in re.findall(r"`(--[a-z-]+)", text):
-        assert option in helps + " --fence --config --version", option
+        assert option in helps, option
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -135,7 +135,7 @@ def test_an_unknown_topic_gets_a_suggestion() -> None:
     failure = json.loads(result.stderr)
     assert result.exit_code == 2
     assert failure["message"] == "there is no guide to upgrad"
-    assert failure["hint"].startswith("did you mean upgrade? topics: downgrade, import, ")
+    assert failure["hint"].startswith("did you mean upgrade? topics: basics, connecting, ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
