@@ -355,22 +355,23 @@ def status(
     Exit codes: 0 the verdict is OK; 6 it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import replication as views
 
     limits = replication.Limits(int(warning), int(critical), warning_age, critical_age)
     with _administrator(call) as target:
         targets = replication.hosts(target)
         if watch:
-            call.watch(lambda: replication.status(targets, limits))
+            call.watch(
+                lambda: replication.status(targets, limits),
+                lambda now: views.status_page(now, watched=True, verbose=call.verbose),
+            )
             return
         state = replication.status(targets, limits)
     if nagios:
         call.nagios(state.verdict, "; ".join(state.problems) or "all standbys stream", state.figures())
-    call.emit(state)
+    call.emit_page(state, views.status_page(state, verbose=call.verbose))
     if state.verdict != "OK":
-        raise PartialFailure(
-            f"the verdict is {state.verdict}; problems: {len(state.problems)}",
-            "each problem names its remedy",
-        )
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication promote")
@@ -439,8 +440,7 @@ def promote(
     fencing = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
 
     def run(candidate: replication.Candidate) -> None:
-        promoted = replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s)
-        call.emit(promoted)
+        call.emit(replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s))
 
     with call.resolved() as resolved:
         parameters = db.parse_dsn(resolved.target.dsn)
