@@ -53,7 +53,8 @@ STATES = {
     ),
     "status-works-seen-at-the-standby": replace(WORKS, servers=(STANDBY,), standbys=(), slots=()),
     "status-two-standbys": replace(
-        WORKS, servers=(PRIMARY, STANDBY, replace(BEHIND, place="db3:5432", read_only_orthanc="no: it is at revision 1"))
+        WORKS,
+        servers=(PRIMARY, STANDBY, replace(BEHIND, place="db3:5432", read_only_orthanc="no: it is too old")),
     ),
     "status-hidden": failing(
         Problem(
