@@ -5,70 +5,21 @@ Longer than others: six subcommands, of which most lines declare options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import replication_options as options_of
+from pgorthanc_cli.commands.replication_options import FOLDER, NO_START, PGDATA, following, requirements
 from pgorthanc_cli.commands.type_options import PORT, POSITIVE_TIME, SIZE, TIME
 from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_PGDATA = ("-D", "--pgdata", "directory")
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
-_NO_START = click.option("--no-start", is_flag=True, help="Leave the start to a service manager.")
-
-
-def _options(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
-    """Return a decorator that adds several options, in this order."""
-
-    def decorate(function: _Function) -> _Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_requirements = _options(
-    click.option(
-        "--allow", multiple=True, metavar="ADDR", help="Address or network of the standby; may be repeated."
-    ),
-    click.option(
-        "--role",
-        default="pgorthanc_replication",
-        show_default=True,
-        help="Role that the standby logs in with.",
-    ),
-    _SLOT,
-    click.option(
-        "--slot-limit",
-        "limit",
-        default="10GB",
-        show_default=True,
-        metavar="SIZE",
-        help="WAL that slots may keep, in PostgreSQL's units; a standby that needs more is given up.",
-    ),
-    click.option("--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."),
-)
-_following = _options(
-    click.option(
-        "--from",
-        "source",
-        required=True,
-        metavar="DSN",
-        help="The primary, by the replication role; its password by passfile= or PGPASSWORD.",
-    ),
-    _SLOT,
-    click.option("--name", default="", help="Its application_name.  [default: the slot's name]"),
-)
 
 
 @commands.group("replication")
@@ -100,7 +51,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 
 
 @commands.command("replication plan")
-@_requirements
+@requirements
 @click.option(
     "--print",
     "form",
@@ -110,8 +61,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     """Show what a primary needs before a standby can follow it.
 
-    Reads only. Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing,
-    advice, or hidden from the login.
+    Reads only. Log in as a superuser: others do not see pg_hba.conf.
 
     \b
     Examples:
@@ -120,21 +70,28 @@ def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
           --print steps
     """
     from pgorthanc_cli import db, replication
+    from pgorthanc_cli.views import replication_plan as views
 
-    requirements = replication.Requirements(**options)  # type: ignore[arg-type]
+    wanted = replication.Requirements(**options)  # type: ignore[arg-type]
     with (
         _administrator(call) as target,
         db.session(target, autocommit=True, readonly=True, need_schema=False) as conn,
     ):
-        primary_plan = replication.plan(conn, requirements)
+        found = replication.plan(conn, wanted)
     if form:
-        output.text(replication.instructions(primary_plan, requirements, form))
-    else:
-        call.emit(primary_plan)
+        output.text(replication.instructions(found, wanted, form))
+        return
+    words = options_of.given(wanted)
+    suggested = views.Commands(
+        plan=call.command_line("replication", "plan", *words, "--allow", "ADDRESS"),
+        primary=call.command_line("replication", "primary", *words),
+        steps=call.command_line("replication", "plan", *words, "--print", "steps"),
+    )
+    call.emit_page(found, views.plan_page(found, wanted.allow, suggested))
 
 
 @commands.command("replication primary")
-@_requirements
+@requirements
 @click.option(
     "--passfile",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -177,6 +134,7 @@ def primary(
     Exit codes: 0 a standby can follow; 6 something must still be done by hand.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import replication_plan as views
 
     if yes and not new_password:
         raise UsageError("--yes belongs to --new-password", "leave it out")
@@ -193,28 +151,24 @@ def primary(
             confirmed=yes,
             folder=Path(call.options["embedded"]) if restart else None,
         )
-    call.emit(prepared)
-    if not prepared.ready:
-        raise PartialFailure(
-            "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
-        )
-    waiting = [standby for standby in prepared.standbys if standby.needs_command]
-    if waiting:
-        raise PartialFailure(
-            f"standbys that still have the old password: {'; '.join(map(str, waiting))}", waiting[0].password
-        )
+    # Again with --new-password would be another one.
+    added = ["--restart-server"] if prepared.restart and call.options["embedded"] else []
+    again = call.again(*added, without=("--new-password", "--yes"))
+    call.emit_page(prepared, views.prepared_page(prepared, again))
+    if not prepared.ready or any(standby.needs_command for standby in prepared.standbys):
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication standby")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     required=True,
     help="Its data folder: empty, or to be created.",
 )
-@_following
+@following
 @click.option("--listen", default="127.0.0.1", show_default=True, metavar="ADDR", help="Its TCP address.")
 @click.option(
     "--listen-port", type=PORT, default=5432, show_default=True, metavar="PORT", help="Its TCP port."
@@ -228,7 +182,7 @@ def primary(
 @click.option(
     "--feedback", is_flag=True, help="The primary keeps rows that long finds on the standby still see."
 )
-@_NO_START
+@NO_START
 def standby(
     call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **options: object
 ) -> None:
@@ -376,15 +330,15 @@ def status(
 
 @commands.command("replication promote")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     help="The standby by its data folder on this machine, without a login.",
 )
 @click.option(
     "--fence",
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     help="Stop the old primary, whose folder on this machine this is, and mark it to start as a standby only.",
 )
@@ -453,16 +407,16 @@ def promote(
 
 @commands.command("replication rejoin")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     required=True,
     help="Data folder of the old primary, stopped.",
 )
-@_following
+@following
 @click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
-@_NO_START
+@NO_START
 def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **options: object) -> None:
     """Make the old primary a standby of the new one.
 
