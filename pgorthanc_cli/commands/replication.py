@@ -202,6 +202,7 @@ def standby(
     Exit codes: 0 it streams; 6 the contents differ.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import failover as views
 
     login = _login(call, source)
     standby_options = replication.StandbyOptions(
@@ -211,8 +212,13 @@ def standby(
     )
     with _compared_database(call) as database, output.transfer(quiet=call.quiet) as report:
         created = replication.create(directory, login, standby_options, database=database, report=report)
-    call.emit(created)
-    _refuse_difference(created.difference, "none" if database and not no_start else "not compared")
+    page = views.standby_page(
+        created,
+        status=options_of.status_of_both(created.primary, created.address, database),
+        service=call.command_line("replication", "plan", "--print", "systemd"),
+    )
+    call.emit_page(created, page)
+    _exit_unless(created.difference == ("none" if database and not no_start else "not compared"))
 
 
 def _login(call: commands.Call, source: str) -> Target:
@@ -251,13 +257,9 @@ def _refuse_ignored(call: commands.Call) -> None:
         )
 
 
-def _refuse_difference(actual: str, expected: str) -> None:
-    if actual != expected:
-        raise PartialFailure(
-            f"the standby is there; the comparison of the index says: {actual}",
-            "name a login that both servers take; if it differs because somebody imports now, wait and look again: "
-            "pgorthanc replication status",
-        )
+def _exit_unless(same: bool) -> None:
+    if not same:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication status")
@@ -390,11 +392,13 @@ def promote(
           --old-primary-is-down
     """
     from pgorthanc_cli import db, replication
+    from pgorthanc_cli.views import failover as views
 
     fencing = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
 
     def run(candidate: replication.Candidate) -> None:
-        call.emit(replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s))
+        promoted = replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s)
+        call.emit_page(promoted, views.promoted_page(promoted))
 
     with call.resolved() as resolved:
         parameters = db.parse_dsn(resolved.target.dsn)
@@ -435,6 +439,7 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
     Exit codes: 0 it follows the new primary; 6 the contents differ.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import failover as views
 
     login = _login(call, source)
     with _compared_database(call) as administrator, output.transfer(quiet=call.quiet) as report:
@@ -446,8 +451,9 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
             report=report,
             **options,  # type: ignore[arg-type]
         )
-    call.emit(rejoined)
-    _refuse_difference(rejoined.difference, "none" if rejoined.index else rejoined.difference)
+    status_command = options_of.status_of_both(rejoined.primary, rejoined.address, administrator)
+    call.emit_page(rejoined, views.rejoined_page(rejoined, status=status_command))
+    _exit_unless(rejoined.difference == "none" or not rejoined.index)
 
 
 for _command in (plan, primary, standby, status, promote, rejoin):

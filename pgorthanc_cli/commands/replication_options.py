@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pgorthanc_cli.db import Target
     from pgorthanc_cli.replication import Requirements
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -76,3 +78,23 @@ def given(wanted: Requirements) -> list[str]:
     ):
         words += [name, value] if value != usual else []
     return [*words, "--synchronous"] if wanted.synchronous else words
+
+
+def status_of_both(primary: str, standby: str, database: Target | None) -> str:
+    """Return the command that shows two servers, each of them `host:port`.
+
+    `standby` is empty if it is not known yet.
+    """
+    from psycopg2.extensions import make_dsn
+
+    from pgorthanc_cli import db
+
+    login = db.parse_dsn(database.dsn) if database else {}
+    places = [place.rpartition(":") for place in (primary, standby or "STANDBY:5432")]
+    dsn = make_dsn(
+        host=",".join(host for host, _, _ in places),
+        port=",".join(port for _, _, port in places),
+        user=login.get("user", "orthanc"),
+        dbname=login.get("dbname", "orthanc"),
+    )
+    return shlex.join(["pgorthanc", "replication", "status", "--uri", dsn])
