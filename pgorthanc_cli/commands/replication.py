@@ -5,70 +5,21 @@ Longer than others: six subcommands, of which most lines declare options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import replication_options as options_of
+from pgorthanc_cli.commands.replication_options import FOLDER, NO_START, PGDATA, following, requirements
 from pgorthanc_cli.commands.type_options import PORT, POSITIVE_TIME, SIZE, TIME
 from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_PGDATA = ("-D", "--pgdata", "directory")
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_SLOT = click.option("--slot", default="pgorthanc_standby", show_default=True, help="Slot of this standby.")
-_NO_START = click.option("--no-start", is_flag=True, help="Leave the start to a service manager.")
-
-
-def _options(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
-    """Return a decorator that adds several options, in this order."""
-
-    def decorate(function: _Function) -> _Function:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-_requirements = _options(
-    click.option(
-        "--allow", multiple=True, metavar="ADDR", help="Address or network of the standby; may be repeated."
-    ),
-    click.option(
-        "--role",
-        default="pgorthanc_replication",
-        show_default=True,
-        help="Role that the standby logs in with.",
-    ),
-    _SLOT,
-    click.option(
-        "--slot-limit",
-        "limit",
-        default="10GB",
-        show_default=True,
-        metavar="SIZE",
-        help="WAL that slots may keep, in PostgreSQL's units; a standby that needs more is given up.",
-    ),
-    click.option("--synchronous", is_flag=True, help="Commits wait for the standby, once it streams."),
-)
-_following = _options(
-    click.option(
-        "--from",
-        "source",
-        required=True,
-        metavar="DSN",
-        help="The primary, by the replication role; its password by passfile= or PGPASSWORD.",
-    ),
-    _SLOT,
-    click.option("--name", default="", help="Its application_name.  [default: the slot's name]"),
-)
 
 
 @commands.group("replication")
@@ -100,7 +51,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 
 
 @commands.command("replication plan")
-@_requirements
+@requirements
 @click.option(
     "--print",
     "form",
@@ -110,8 +61,7 @@ def _administrator(call: commands.Call) -> Iterator[Target]:
 def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     """Show what a primary needs before a standby can follow it.
 
-    Reads only. Log in as a superuser: others do not see pg_hba.conf. `state` is ok, missing,
-    advice, or hidden from the login.
+    Reads only. Log in as a superuser: others do not see pg_hba.conf.
 
     \b
     Examples:
@@ -120,21 +70,28 @@ def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
           --print steps
     """
     from pgorthanc_cli import db, replication
+    from pgorthanc_cli.views import replication_plan as views
 
-    requirements = replication.Requirements(**options)  # type: ignore[arg-type]
+    wanted = replication.Requirements(**options)  # type: ignore[arg-type]
     with (
         _administrator(call) as target,
         db.session(target, autocommit=True, readonly=True, need_schema=False) as conn,
     ):
-        primary_plan = replication.plan(conn, requirements)
+        found = replication.plan(conn, wanted)
     if form:
-        output.text(replication.instructions(primary_plan, requirements, form))
-    else:
-        call.emit(primary_plan)
+        output.text(replication.instructions(found, wanted, form))
+        return
+    words = options_of.given(wanted)
+    suggested = views.Commands(
+        plan=call.command_line("replication", "plan", *words, "--allow", "ADDRESS"),
+        primary=call.command_line("replication", "primary", *words),
+        steps=call.command_line("replication", "plan", *words, "--print", "steps"),
+    )
+    call.emit_page(found, views.plan_page(found, wanted.allow, suggested))
 
 
 @commands.command("replication primary")
-@_requirements
+@requirements
 @click.option(
     "--passfile",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -177,6 +134,7 @@ def primary(
     Exit codes: 0 a standby can follow; 6 something must still be done by hand.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import replication_plan as views
 
     if yes and not new_password:
         raise UsageError("--yes belongs to --new-password", "leave it out")
@@ -193,28 +151,24 @@ def primary(
             confirmed=yes,
             folder=Path(call.options["embedded"]) if restart else None,
         )
-    call.emit(prepared)
-    if not prepared.ready:
-        raise PartialFailure(
-            "no standby can follow yet: see `left` and `restart`", "do that, then run it again"
-        )
-    waiting = [standby for standby in prepared.standbys if standby.needs_command]
-    if waiting:
-        raise PartialFailure(
-            f"standbys that still have the old password: {'; '.join(map(str, waiting))}", waiting[0].password
-        )
+    # Again with --new-password would be another one.
+    added = ["--restart-server"] if prepared.restart and call.options["embedded"] else []
+    again = call.again(*added, without=("--new-password", "--yes"))
+    call.emit_page(prepared, views.prepared_page(prepared, again))
+    if not prepared.ready or any(standby.needs_command for standby in prepared.standbys):
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication standby")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     required=True,
     help="Its data folder: empty, or to be created.",
 )
-@_following
+@following
 @click.option("--listen", default="127.0.0.1", show_default=True, metavar="ADDR", help="Its TCP address.")
 @click.option(
     "--listen-port", type=PORT, default=5432, show_default=True, metavar="PORT", help="Its TCP port."
@@ -228,7 +182,7 @@ def primary(
 @click.option(
     "--feedback", is_flag=True, help="The primary keeps rows that long finds on the standby still see."
 )
-@_NO_START
+@NO_START
 def standby(
     call: commands.Call, *, directory: Path, source: str, listen_port: int, no_start: bool, **options: object
 ) -> None:
@@ -248,6 +202,7 @@ def standby(
     Exit codes: 0 it streams; 6 the contents differ.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import failover as views
 
     login = _login(call, source)
     standby_options = replication.StandbyOptions(
@@ -257,8 +212,13 @@ def standby(
     )
     with _compared_database(call) as database, output.transfer(quiet=call.quiet) as report:
         created = replication.create(directory, login, standby_options, database=database, report=report)
-    call.emit(created)
-    _refuse_difference(created.difference, "none" if database and not no_start else "not compared")
+    page = views.standby_page(
+        created,
+        status=options_of.status_of_both(created.primary, created.address, database),
+        service=call.command_line("replication", "plan", "--print", "systemd"),
+    )
+    call.emit_page(created, page)
+    _exit_unless(created.difference == ("none" if database and not no_start else "not compared"))
 
 
 def _login(call: commands.Call, source: str) -> Target:
@@ -297,13 +257,9 @@ def _refuse_ignored(call: commands.Call) -> None:
         )
 
 
-def _refuse_difference(actual: str, expected: str) -> None:
-    if actual != expected:
-        raise PartialFailure(
-            f"the standby is there; the comparison of the index says: {actual}",
-            "name a login that both servers take; if it differs because somebody imports now, wait and look again: "
-            "pgorthanc replication status",
-        )
+def _exit_unless(same: bool) -> None:
+    if not same:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication status")
@@ -355,35 +311,36 @@ def status(
     Exit codes: 0 the verdict is OK; 6 it is WARNING or CRITICAL.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import replication as views
 
     limits = replication.Limits(int(warning), int(critical), warning_age, critical_age)
     with _administrator(call) as target:
         targets = replication.hosts(target)
         if watch:
-            call.watch(lambda: replication.status(targets, limits))
+            call.watch(
+                lambda: replication.status(targets, limits),
+                lambda now: views.status_page(now, watched=True, verbose=call.verbose),
+            )
             return
         state = replication.status(targets, limits)
     if nagios:
         call.nagios(state.verdict, "; ".join(state.problems) or "all standbys stream", state.figures())
-    call.emit(state)
+    call.emit_page(state, views.status_page(state, verbose=call.verbose))
     if state.verdict != "OK":
-        raise PartialFailure(
-            f"the verdict is {state.verdict}; problems: {len(state.problems)}",
-            "each problem names its remedy",
-        )
+        raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
 @commands.command("replication promote")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     help="The standby by its data folder on this machine, without a login.",
 )
 @click.option(
     "--fence",
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     help="Stop the old primary, whose folder on this machine this is, and mark it to start as a standby only.",
 )
@@ -435,12 +392,13 @@ def promote(
           --old-primary-is-down
     """
     from pgorthanc_cli import db, replication
+    from pgorthanc_cli.views import failover as views
 
     fencing = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
 
     def run(candidate: replication.Candidate) -> None:
         promoted = replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s)
-        call.emit(promoted)
+        call.emit_page(promoted, views.promoted_page(promoted))
 
     with call.resolved() as resolved:
         parameters = db.parse_dsn(resolved.target.dsn)
@@ -453,16 +411,16 @@ def promote(
 
 @commands.command("replication rejoin")
 @commands.option(
-    *_PGDATA,
+    *PGDATA,
     aliases=["--dir"],
-    type=_FOLDER,
+    type=FOLDER,
     metavar="DIR",
     required=True,
     help="Data folder of the old primary, stopped.",
 )
-@_following
+@following
 @click.option("--discard", is_flag=True, help="Give up commits that only the old primary has.")
-@_NO_START
+@NO_START
 def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool, **options: object) -> None:
     """Make the old primary a standby of the new one.
 
@@ -481,6 +439,7 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
     Exit codes: 0 it follows the new primary; 6 the contents differ.
     """
     from pgorthanc_cli import replication
+    from pgorthanc_cli.views import failover as views
 
     login = _login(call, source)
     with _compared_database(call) as administrator, output.transfer(quiet=call.quiet) as report:
@@ -492,8 +451,9 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
             report=report,
             **options,  # type: ignore[arg-type]
         )
-    call.emit(rejoined)
-    _refuse_difference(rejoined.difference, "none" if rejoined.index else rejoined.difference)
+    status_command = options_of.status_of_both(rejoined.primary, rejoined.address, administrator)
+    call.emit_page(rejoined, views.rejoined_page(rejoined, status=status_command))
+    _exit_unless(rejoined.difference == "none" or not rejoined.index)
 
 
 for _command in (plan, primary, standby, status, promote, rejoin):

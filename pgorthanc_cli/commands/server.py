@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import click
 
-from pgorthanc_cli import commands, output
+from pgorthanc_cli import commands
 from pgorthanc_cli.commands.type_options import PORT
 from pgorthanc_cli.errors import UsageError
 
@@ -88,10 +87,10 @@ def start(
 ) -> None:
     """Start a server on TCP, with a password, and leave it running.
 
-    Creates the folder, the role and its database as far as they are missing, and prints
-    how to connect and the section for Orthanc's configuration. The password is in the
-    folder's pgorthanc.password, mode 0600. Connections are not encrypted: listen on
-    another address than 127.0.0.1 only in a network that you trust.
+    Creates the folder, the role and its database as far as they are missing. The password
+    is in the folder's pgorthanc.password, mode 0600. With -v or --show-password it prints
+    how to connect, and the section for Orthanc's configuration. Connections are not
+    encrypted: listen on another address than 127.0.0.1 only in a network that you trust.
 
     \b
     Examples:
@@ -99,6 +98,7 @@ def start(
       pgorthanc server start --embedded /srv/orthanc-pg --port 5433 --dbname pacs
     """
     from pgorthanc_cli.server import embedded
+    from pgorthanc_cli.views import server as views
 
     running = embedded.start(
         directory,
@@ -109,9 +109,13 @@ def start(
         password=_password(password_file),
         show_password=show_password,
     )
-    call.emit(running)
-    if not call.as_json:
-        output.text("\n" + json.dumps(running.orthanc, indent=2))
+    page = views.started_page(
+        running,
+        init=call.command_line("init", embedded=running.directory),
+        stop=call.command_line("server", "stop", embedded=running.directory),
+        connection=call.verbose or show_password,
+    )
+    call.emit_page(running, page)
 
 
 def _password(file: Path | None) -> str | None:
@@ -138,8 +142,11 @@ def stop(call: commands.Call, *, directory: Path) -> None:
     Exit codes: 0 stopped; 5 refused, because commands use it with --embedded.
     """
     from pgorthanc_cli.server import embedded
+    from pgorthanc_cli.views import server as views
 
-    call.emit(embedded.stop(directory))
+    stopped = embedded.stop(directory)
+    start_again = call.command_line("server", "start", embedded=stopped.directory)
+    call.emit_page(stopped, views.stopped_page(stopped, start=start_again))
 
 
 @commands.command("status", connection=False)
@@ -157,9 +164,11 @@ def status(call: commands.Call, *, directory: Path) -> None:
     Exit codes: 0 it runs; 1 it is stopped, or the folder holds no server.
     """
     from pgorthanc_cli.server import embedded
+    from pgorthanc_cli.views import server as views
 
     state = embedded.status(directory)
-    call.emit(state)
+    start_command = call.command_line("server", "start", embedded=state.directory)
+    call.emit_page(state, views.status_page(state, start=start_command))
     click.get_current_context().exit(0 if state.state == "running" else 1)
 
 

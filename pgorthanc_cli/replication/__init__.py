@@ -7,17 +7,27 @@ of it: no superuser's password has to be on the machine of a standby.
 
 from pgorthanc_cli.replication.candidate import Candidate, by_folder, by_sql
 from pgorthanc_cli.replication.fence import Fence
+from pgorthanc_cli.replication.health import Problem
 from pgorthanc_cli.replication.instructions import FORMS, instructions
-from pgorthanc_cli.replication.plan import PrimaryPlan, Requirements, plan
+from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, plan
 from pgorthanc_cli.replication.primary import Prepared, prepare
 from pgorthanc_cli.replication.promote import Promoted, promote
 from pgorthanc_cli.replication.rejoin import Rejoined, rejoin
 from pgorthanc_cli.replication.standby import Standby, StandbyOptions, create
-from pgorthanc_cli.replication.state import Limits, ReplicationStatus, hosts, status
+from pgorthanc_cli.replication.state import (
+    Follower,
+    Limits,
+    ReplicationStatus,
+    ServerState,
+    Slot,
+    hosts,
+    status,
+)
 from pgorthanc_cli.replication.upstream import ROLE, SLOT
 
 __all__ = [
-    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Limits", "Prepared", "PrimaryPlan", "Promoted", "Rejoined",
-    "ReplicationStatus", "Requirements", "Standby", "StandbyOptions", "by_folder", "by_sql", "create", "hosts",
-    "instructions", "plan", "prepare", "promote", "rejoin", "status",
+    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "PlanItem", "Prepared", "PrimaryPlan",
+    "Problem", "Promoted", "Rejoined", "ReplicationStatus", "Requirements", "ServerState", "Slot", "Standby",
+    "StandbyOptions", "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote", "rejoin",
+    "status",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from pgorthanc_cli.replication import mark, upstream
 from pgorthanc_cli.replication.fence import StandbyState
 from pgorthanc_cli.replication.password import PASSFILE
 from pgorthanc_cli.replication.probe import Endpoint, format_endpoint
-from pgorthanc_cli.replication.survey import local_address, local_folder
+from pgorthanc_cli.replication.survey import address_of, local_address, local_folder
 from pgorthanc_cli.server.private import open_cluster
 
 if TYPE_CHECKING:
@@ -214,8 +214,7 @@ class _FolderCandidate:
                 f"the server in {self._cluster.path} does not run",
                 f"start it: pg_ctl -D {self._cluster.path} start",
             )
-        port, _ = self._cluster.endpoint()
-        self.endpoint = (local_address(self._cluster.listen_addresses() or "localhost"), port)
+        self.endpoint = address_of(self._cluster)
         self.command = f"pgorthanc replication promote --pgdata {shlex.quote(str(self._cluster.path))}"
 
     def state(self, timeout_s: float) -> StandbyState:

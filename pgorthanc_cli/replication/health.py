@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from pgorthanc_cli.text import duration, plural, size
 
 if TYPE_CHECKING:
     from pgorthanc_cli.replication.state import Follower, Limits, Observation, ServerState, Slot
@@ -13,6 +15,32 @@ _LOW_DISK_BYTES = 1_000_000_000
 _FULL_DISK_BYTES = 100_000_000
 # Less is replayed immediately: the first transaction after a quiet night looks old, too.
 _SIGNIFICANT_BYTES = 2**20
+# What delays a standby.
+_SLOW = "check the network, and the disk of the standby"
+_RELOAD = "SELECT pg_reload_conf();"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem of some of the servers.
+
+    Attributes:
+        level: How bad it is, as a monitoring system names it.
+        text: The fact, without a full stop.
+        remedy: What to do, without a full stop; it ends with a colon before `statement`.
+        statement: SQL for the server; empty if none helps.
+        places: Host and port of the servers that have the problem.
+    """
+
+    level: Literal["WARNING", "CRITICAL"]
+    text: str
+    remedy: str
+    places: tuple[str, ...]
+    statement: str = ""
+
+    def __str__(self) -> str:
+        """Return all of it on one line."""
+        return f"{self.level}: {self.text}: {' '.join(f'{self.remedy} {self.statement}'.split())}"
 
 
 def with_lag(observation: Observation, primary: Observation | None, limits: Limits) -> ServerState:
@@ -26,8 +54,12 @@ def with_lag(observation: Observation, primary: Observation | None, limits: Limi
     if server.read_only_orthanc.startswith("yes"):
         # An Orthanc on a stale copy answers, and silently misses the newest studies.
         late = server.lag_bytes is not None and server.lag_bytes >= limits.critical_bytes
-        if server.receiver == "none" or late:
-            why = "it receives nothing" if server.receiver == "none" else "it is too far behind"
+        why = "it is too far behind" if late else ""
+        if observation.paused:
+            why = "it has stopped replaying"
+        if server.receiver == "none":
+            why = "it receives nothing"
+        if why:
             server = replace(server, read_only_orthanc=f"no: {why}, and finds would miss new studies")
     return server
 
@@ -37,19 +69,29 @@ def problems(
     servers: Sequence[ServerState],
     primary: Observation | None,
     limits: Limits,
-) -> Iterator[tuple[str, str]]:
-    """Yield each problem: WARNING or CRITICAL, and the text."""
-    for server in servers:
-        if server.role == "unreachable":
-            yield "CRITICAL", f"{server.place}: {server.receiver}"
-    primaries = [each.server.place for each in observations if each.server.role == "primary"]
+) -> Iterator[Problem]:
+    """Yield each problem, within a level the most important first."""
+    primaries = tuple(each.server.place for each in observations if each.server.role == "primary")
     if len(primaries) > 1:
-        yield (
+        count = "two" if len(primaries) == 2 else str(len(primaries))
+        yield Problem(
             "CRITICAL",
-            f"two primaries, {' and '.join(primaries)}: stop the one of the lower timeline at once, then rejoin it",
+            f"{count} primaries: {' and '.join(primaries)} accept writes",
+            "stop every Orthanc now, then decide which server to keep",
+            primaries,
         )
-    if len({each.system_identifier for each in observations if each.system_identifier}) > 1:
-        yield "CRITICAL", "the servers hold different databases: their system identifiers differ"
+    identified = [each for each in observations if each.system_identifier]
+    if len({each.system_identifier for each in identified}) > 1:
+        yield Problem(
+            "CRITICAL",
+            "the servers hold different databases: their system identifiers differ",
+            "name a primary and its own standbys",
+            tuple(each.server.place for each in identified),
+        )
+    for observation in observations:
+        if failure := observation.failure:
+            place = observation.server.place
+            yield Problem("CRITICAL", f"{place}: {failure.fact}", failure.hint or "", (place,))
     for observation, server in zip(observations, servers, strict=True):
         if server.role == "standby":
             yield from _standby_problems(observation, server, limits)
@@ -59,89 +101,155 @@ def problems(
         # A standby among the servers has reported its own lag, which is more exact.
         if sum(server.role == "standby" for server in servers) < len(primary.standbys):
             for follower in primary.standbys:
-                yield from _follower_problems(follower, limits)
+                yield from _follower_problems(follower, limits, primary.server.place)
 
 
-def _standby_problems(
-    observation: Observation, server: ServerState, limits: Limits
-) -> Iterator[tuple[str, str]]:
+def _standby_problems(observation: Observation, server: ServerState, limits: Limits) -> Iterator[Problem]:
+    places = (server.place,)
     if server.receiver == "none":
-        yield "CRITICAL", f"{server.place} receives nothing: its log says why"
+        yield Problem(
+            "CRITICAL",
+            f"{server.place} receives nothing from its primary",
+            "check that the primary runs; the log of the standby says why",
+            places,
+        )
     if observation.paused:
-        yield "CRITICAL", f"{server.place} does not replay: SELECT pg_wal_replay_resume()"
-    # Bytes and seconds are independent: a slow night has old data and no backlog, a bulk
-    # import the opposite.
-    lag = server.lag_bytes or 0
-    if lag >= limits.warning_bytes:
-        level = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
-        yield level, f"{server.place} is {lag:,} bytes behind"
-    age = server.lag_s or 0.0
-    if lag >= _SIGNIFICANT_BYTES and age >= limits.warning_s:
-        level = "CRITICAL" if age >= limits.critical_s else "WARNING"
-        yield level, f"{server.place} is {age:,.0f} s behind"
+        yield Problem(
+            "CRITICAL",
+            f"{server.place} has stopped replaying what it receives",
+            "resume on it:",
+            places,
+            "SELECT pg_wal_replay_resume();",
+        )
+    else:
+        yield from _lag_problems(server, limits)
     # Vacuum on the primary removes rows that a query on the standby still needs, unless
     # feedback prevents it.
     if server.conflicts and not observation.feedback:
-        yield (
+        yield Problem(
             "WARNING",
-            f"{server.place} has cancelled {server.conflicts:,} queries: set hot_standby_feedback, "
-            "or a longer max_standby_streaming_delay",
+            f"{server.place} has cancelled {plural(server.conflicts, 'query', 'queries')}, because the primary had "
+            "removed rows that they still needed",
+            "set hot_standby_feedback there, or a longer max_standby_streaming_delay:",
+            places,
+            f"ALTER SYSTEM SET hot_standby_feedback = on;\n{_RELOAD}",
         )
 
 
-def _primary_problems(primary: Observation) -> Iterator[tuple[str, str]]:
+def _lag_problems(server: ServerState, limits: Limits) -> Iterator[Problem]:
+    # Bytes and seconds are independent: a slow night has old data and no backlog, a bulk
+    # import the opposite.
+    lag, places = server.lag_bytes or 0, (server.place,)
+    yield from _lag_problem(server.place, lag, limits, places)
+    if lag >= _SIGNIFICANT_BYTES:
+        yield from _age_problem(server.place, server.lag_s or 0.0, limits, places)
+
+
+def _lag_problem(name: str, lag: int, limits: Limits, places: tuple[str, ...]) -> Iterator[Problem]:
+    if lag >= limits.warning_bytes:
+        level: Literal["WARNING", "CRITICAL"] = "CRITICAL" if lag >= limits.critical_bytes else "WARNING"
+        yield Problem(level, f"{name} is {size(lag)} of WAL behind", _SLOW, places)
+
+
+def _age_problem(name: str, age: float, limits: Limits, places: tuple[str, ...]) -> Iterator[Problem]:
+    if age >= limits.warning_s:
+        level: Literal["WARNING", "CRITICAL"] = "CRITICAL" if age >= limits.critical_s else "WARNING"
+        yield Problem(level, f"{name} is {duration(age)} behind", _SLOW, places)
+
+
+def _primary_problems(primary: Observation) -> Iterator[Problem]:
+    place = primary.server.place
     streaming = [standby for standby in primary.standbys if standby.state in ("streaming", "hidden")]
     if not streaming:
-        yield "CRITICAL", f"no standby streams from {primary.server.place}"
+        yield Problem(
+            "CRITICAL",
+            f"no standby streams from {place}",
+            "check that the standby runs; its log says why it does not connect",
+            (place,),
+        )
     if any(standby.state == "hidden" for standby in primary.standbys):
-        yield "WARNING", f"this login sees too little; as a superuser: GRANT pg_monitor TO {primary.login};"
+        yield Problem(
+            "WARNING",
+            f"role {primary.login} may not see the state of the standbys",
+            "as a superuser:",
+            (place,),
+            f"GRANT pg_monitor TO {primary.login};",
+        )
     if primary.settings["synchronous_standby_names"] and not any(
         standby.sync in ("sync", "quorum", "hidden") for standby in streaming
     ):
-        yield "CRITICAL", "commits hang: synchronous_standby_names names a standby that does not stream"
-    for slot in primary.slots:
-        yield from _slot_problems(slot, primary.free_bytes)
-    if primary.slots and primary.settings.get("max_slot_wal_keep_size") == "-1":
-        yield "WARNING", "a standby that stays away fills the disk: set max_slot_wal_keep_size"
-
-
-def _slot_problems(slot: Slot, free_bytes: int | None) -> Iterator[tuple[str, str]]:
-    if slot.state == "lost":
-        yield (
+        yield Problem(
             "CRITICAL",
-            f"slot {slot.name} is lost: its standby needs a new copy (replication standby), drop the slot first",
+            "commits hang: no standby of synchronous_standby_names is streaming",
+            "bring that standby back; or, to let commits continue without it:",
+            (place,),
+            f"ALTER SYSTEM SET synchronous_standby_names = '';\n{_RELOAD}",
+        )
+    for slot in primary.slots:
+        yield from _slot_problems(slot, primary.free_bytes, (place,))
+    if primary.slots and primary.settings.get("max_slot_wal_keep_size") == "-1":
+        yield Problem(
+            "WARNING",
+            "a standby that stays away would fill the disk: max_slot_wal_keep_size is unlimited",
+            "limit it:",
+            (place,),
+            f"ALTER SYSTEM SET max_slot_wal_keep_size = '10GB';\n{_RELOAD}",
+        )
+
+
+def _slot_problems(slot: Slot, free_bytes: int | None, places: tuple[str, ...]) -> Iterator[Problem]:
+    if slot.state == "lost":
+        yield Problem(
+            "CRITICAL",
+            f"slot {slot.name} is lost: the WAL that its standby needs has been removed",
+            "copy the standby again with `pgorthanc replication standby`; drop the slot first:",
+            places,
+            f"SELECT pg_drop_replication_slot('{slot.name}');",
         )
     elif slot.state == "unreserved":
-        yield "CRITICAL", f"slot {slot.name} is about to be lost: bring its standby back"
+        yield Problem("CRITICAL", f"slot {slot.name} is about to be lost", "start its standby now", places)
     elif not slot.in_use:
-        yield "WARNING", f"slot {slot.name} is not in use, and holds back {slot.holds_bytes or 0:,} bytes"
-    if free_bytes is not None and (slot.holds_bytes or 0) > free_bytes:
-        yield "WARNING", f"slot {slot.name} holds back more than the {free_bytes:,} bytes that are free"
-
-
-def _follower_problems(follower: Follower, limits: Limits) -> Iterator[tuple[str, str]]:
-    """Yield the problems of a standby that only its primary reports."""
-    name = f"the standby {follower.name} ({follower.address})"
-    lag, seconds = follower.lag_bytes or 0, follower.lag_s or 0.0
-    if lag >= limits.warning_bytes:
-        yield "CRITICAL" if lag >= limits.critical_bytes else "WARNING", f"{name} is {lag:,} bytes behind"
-    if lag and seconds >= limits.warning_s:
-        yield "CRITICAL" if seconds >= limits.critical_s else "WARNING", f"{name} is {seconds:,.0f} s behind"
-    if follower.stuck:
-        yield (
+        yield Problem(
             "WARNING",
-            f"{name} has received {follower.unreplayed_bytes or 0:,} bytes that it does not replay: if it is paused, "
-            "run on it: SELECT pg_wal_replay_resume(); else a query there, or its disk, holds it up",
+            f"slot {slot.name} is not in use, and holds back {size(slot.holds_bytes or 0)} of WAL",
+            "start its standby; if it has none any more, drop the slot with pg_drop_replication_slot()",
+            places,
+        )
+    if free_bytes is not None and (slot.holds_bytes or 0) > free_bytes:
+        yield Problem(
+            "WARNING",
+            f"slot {slot.name} holds back more than the {size(free_bytes)} that are free",
+            "start its standby, or free some space",
+            places,
         )
 
 
-def _disk_problems(observation: Observation) -> Iterator[tuple[str, str]]:
+def _follower_problems(follower: Follower, limits: Limits, place: str) -> Iterator[Problem]:
+    """Yield the problems of a standby that only its primary reports."""
+    name = f"the standby {follower.name} ({follower.address})"
+    lag = follower.lag_bytes or 0
+    yield from _lag_problem(name, lag, limits, (place,))
+    if lag:
+        yield from _age_problem(name, follower.lag_s or 0.0, limits, (place,))
+    if follower.stuck:
+        yield Problem(
+            "WARNING",
+            f"{name} has received {size(follower.unreplayed_bytes or 0)} of WAL that it does not replay",
+            "a query there, or its disk, delays it; if its replay is paused, run on the standby:",
+            (place,),
+            "SELECT pg_wal_replay_resume();",
+        )
+
+
+def _disk_problems(observation: Observation) -> Iterator[Problem]:
     if not observation.free:
         return
     folder, free = min(observation.free.items(), key=lambda item: item[1])
     if free < _LOW_DISK_BYTES:
-        yield (
+        place = observation.server.place
+        yield Problem(
             "CRITICAL" if free < _FULL_DISK_BYTES else "WARNING",
-            f"{observation.server.place} has {free:,} bytes free on the disk of {folder}: make room, a full disk "
-            "stops it",
+            f"{place} has {size(free)} free on the disk of {folder}",
+            "free some space: a full disk stops the server",
+            (place,),
         )

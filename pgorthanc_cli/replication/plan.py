@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from psycopg2 import sql
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, UsageError
 from pgorthanc_cli.replication import upstream
 from pgorthanc_cli.replication.survey import Facts, networks, survey
@@ -92,6 +93,7 @@ class PrimaryPlan:
         data_bytes: What a base backup copies, at least.
         free_bytes: Free on the primary's disk for WAL that a slot holds back; None if it
             is not on this machine.
+        endpoint: Where the connection leads, and its login.
     """
 
     server: str
@@ -101,6 +103,7 @@ class PrimaryPlan:
     items: tuple[PlanItem, ...]
     data_bytes: int | None
     free_bytes: int | None
+    endpoint: db.Endpoint
 
 
 def plan(conn: Connection, requirements: Requirements) -> PrimaryPlan:
@@ -139,6 +142,7 @@ def plan(conn: Connection, requirements: Requirements) -> PrimaryPlan:
         items=items,
         data_bytes=facts.data_bytes,
         free_bytes=facts.free_bytes,
+        endpoint=db.endpoint(conn),
     )
 
 

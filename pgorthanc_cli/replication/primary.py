@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,9 +46,10 @@ class Prepared:
         restart: Settings that take effect only after a restart of the server.
         left: What the administrator has to do by hand.
         ready: Whether a standby can follow now.
-        standby: The command for the machine of the standby.
+        standby: What to do on the machine of the standby.
         standbys: With a new password: the standbys that used the old one, and how each
             gets the new one.
+        standby_command: The command for the machine of the standby.
     """
 
     server: str
@@ -62,6 +64,7 @@ class Prepared:
     ready: bool
     standby: str
     standbys: tuple[password.StandbyLogin, ...] = ()
+    standby_command: str = ""
 
 
 def prepare(
@@ -118,6 +121,7 @@ def prepare(
         _restart(folder)
         changed.append("restarted")
         waiting = ()
+    command = _standby_command(facts.endpoint, requirements, passfile)
     after, login = _test(target, requirements, None if remaining else secret)
     return Prepared(
         server=facts.endpoint,
@@ -130,8 +134,9 @@ def prepare(
         restart=waiting,
         left=(*remaining, *_remaining(after.items)),
         ready=after.ready,
-        standby=_standby_command(facts.endpoint, requirements, passfile),
+        standby=f"copy {passfile} to the standby's machine (mode 0600), and run there: {command}",
         standbys=standbys,
+        standby_command=command,
     )
 
 
@@ -167,10 +172,7 @@ def _standby_command(endpoint: str, requirements: Requirements, passfile: Path) 
         host = "PRIMARY"
     dsn = make_dsn(host=host, port=port, user=requirements.role, passfile=passfile.name)
     slot = f" --slot {requirements.slot}" if requirements.slot != upstream.SLOT else ""
-    return (
-        f"copy {passfile} to the standby's machine (mode 0600), and run there: "
-        f"pgorthanc replication standby --pgdata DIR --from '{dsn}'{slot}"
-    )
+    return f"pgorthanc replication standby --pgdata DIR --from {shlex.quote(dsn)}{slot}"
 
 
 # The role
@@ -278,7 +280,7 @@ def _refuse_commands(conn: Connection) -> None:
 def _remaining(items: tuple[PlanItem, ...]) -> tuple[str, ...]:
     """Return what is still missing and needs a decision or a restart."""
     return tuple(
-        f"{item.name} is {item.found}, wanted {item.wanted}"
+        f"{item.name} is {item.found}; needed: {item.wanted}"
         for item in items
         if item.state == "missing" and not item.name.startswith("pg_hba.conf for ")
     )

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
 from pgorthanc_cli.replication.candidate import Candidate, Deadline
 from pgorthanc_cli.replication.fence import Fence, StandbyState, fenced, proof
 from pgorthanc_cli.replication.mark import Claim, refusal
 from pgorthanc_cli.replication.probe import Endpoint, endpoints, format_endpoint
-from pgorthanc_cli.replication.upstream import check_slot_name
+from pgorthanc_cli.replication.upstream import ROLE, check_slot_name
 from pgorthanc_cli.server.wal import Loss
 
 
@@ -32,6 +33,7 @@ class Promoted:
         connection_uri: For Orthanc's configuration, without the password: it finds the
             server that takes writes.
         next: What to do now, in this order.
+        role: The role by which the standby has followed the old primary, for the way back.
     """
 
     server: str
@@ -43,6 +45,7 @@ class Promoted:
     slots: tuple[str, ...]
     connection_uri: str
     next: tuple[str, ...]
+    role: str
 
 
 def promote(
@@ -106,6 +109,7 @@ def promote(
             "bring it back as a standby, on its machine: pgorthanc replication rejoin --pgdata FOLDER --from DSN",
             "if commits are to wait for it, switch that on again: pgorthanc replication primary --synchronous",
         ),
+        role=db.parse_dsn(standby.conninfo).get("user", ROLE) if standby.conninfo else ROLE,
     )
 
 

@@ -11,6 +11,8 @@ from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import basebackup, mark, standby, upstream
 from pgorthanc_cli.replication.password import conninfo_for
+from pgorthanc_cli.replication.probe import format_endpoint
+from pgorthanc_cli.replication.survey import address_of
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
 from pgorthanc_cli.server.private import open_cluster
@@ -48,6 +50,8 @@ class Rejoined:
         difference: How they differ from the primary's; `none`, or `not compared`.
         kept: The folder of the old data, if it was copied, to be removed by the
             administrator.
+        address: Host and port by which this machine reaches it; empty if it was not
+            started.
     """
 
     directory: str
@@ -63,6 +67,7 @@ class Rejoined:
     index: basebackup.IndexCounts | None
     difference: str
     kept: str
+    address: str
 
 
 def rejoin(
@@ -134,6 +139,7 @@ def rejoin(
         index=index,
         difference=difference,
         kept=str(backup_folder(cluster.path)) if method == "copy" else "none",
+        address=format_endpoint(address_of(cluster)) if start else "",
     )
 
 

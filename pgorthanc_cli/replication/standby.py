@@ -16,7 +16,8 @@ from pgorthanc_cli import db, progress
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.replication import basebackup, upstream
 from pgorthanc_cli.replication.password import PASSFILE, standby_pgpass_line
-from pgorthanc_cli.replication.survey import networks
+from pgorthanc_cli.replication.probe import format_endpoint
+from pgorthanc_cli.replication.survey import local_address, networks
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server import cluster as clusters
 from pgorthanc_cli.server import hba, programs
@@ -87,6 +88,7 @@ class Standby:
         difference: How they differ from the primary's; `none`, or `not compared` (and
             why).
         next: What is left to do.
+        address: Host and port by which this machine reaches it.
     """
 
     directory: str
@@ -104,6 +106,7 @@ class Standby:
     index: basebackup.IndexCounts | None
     difference: str
     next: tuple[str, ...]
+    address: str
 
 
 def create(
@@ -168,6 +171,7 @@ def create(
             else f"start it as the owner of the folder: pg_ctl -D {path} start",
             "watch it: pgorthanc replication status --nagios",
         ),
+        address=format_endpoint((local_address(options.listen), options.port)),
     )
 
 

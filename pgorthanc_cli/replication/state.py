@@ -70,13 +70,14 @@ class ServerState:
             that it has received if the primary is not among the servers.
         lag_s: How old its data are; 0 if it has replayed all that it has received.
         receiver: `streaming`, `none`, or another state of its WAL receiver; of a primary
-            empty.
+            empty; why it is unreachable.
         follows: Host and port of its primary, as far as the login may see it.
         last_replay: Commit time of the last transaction that it has replayed.
         conflicts: Number of its queries that were cancelled because the primary had
             removed their rows.
         read_only_orthanc: Whether an Orthanc with `ReadOnly` true and `Lock` false can
             use it now, or why not.
+        server_message: What PostgreSQL answered instead of a login.
     """
 
     place: str
@@ -91,6 +92,7 @@ class ServerState:
     last_replay: datetime | None = None
     conflicts: int | None = None
     read_only_orthanc: str = ""
+    server_message: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,14 @@ class ReplicationStatus:
 
     Attributes:
         verdict: OK, WARNING or CRITICAL.
-        problems: Why it is not OK.
+        problems: Why it is not OK, a line for each.
         servers: Each host of the connection.
         standbys: Those that the primary sends to.
         slots: Its slots.
         synchronous: Its synchronous_standby_names; `none`: commits wait for no standby.
         free_bytes: Free on the disk for WAL, if the primary is on this machine.
+        findings: The problems with their remedies, the most important first.
+        time: When, by the clock of this machine.
     """
 
     verdict: str
@@ -154,6 +158,8 @@ class ReplicationStatus:
     slots: tuple[Slot, ...] = ()
     synchronous: str = "none"
     free_bytes: int | None = None
+    findings: tuple[health.Problem, ...] = ()
+    time: datetime | None = field(default=None, compare=False)
 
     def figures(self) -> dict[str, object]:
         """Return the performance data for a monitoring system."""
@@ -173,7 +179,10 @@ class ReplicationStatus:
 
 @dataclass
 class Observation:
-    """What one connection reports of its server; `free` are the free bytes by folder."""
+    """What one connection reports of its server, or why there is none.
+
+    `free` are the free bytes by folder.
+    """
 
     server: ServerState
     system_identifier: str = ""
@@ -186,6 +195,7 @@ class Observation:
     free: dict[str, int] = field(default_factory=dict)
     free_bytes: int | None = None
     login: str = ""
+    failure: ConnectError | None = None
 
 
 def hosts(target: db.Target) -> list[db.Target]:
@@ -217,22 +227,30 @@ def status(targets: Sequence[db.Target], limits: Limits = Limits()) -> Replicati
             observations.append(_observe(target))
         except ConnectError as error:
             failures.append(error)
-            server = ServerState(_endpoint(target), "unreachable", receiver=error.message)
-            observations.append(Observation(server))
+            server = ServerState(
+                _endpoint(target),
+                "unreachable",
+                receiver=error.message,
+                server_message=error.server_message,
+            )
+            observations.append(Observation(server, failure=error))
     if len(failures) == len(observations):
         raise failures[0]
     primary = next((each for each in observations if each.server.role == "primary"), None)
     servers = tuple(health.with_lag(each, primary, limits) for each in observations)
-    problems = list(health.problems(observations, servers, primary, limits))
-    levels = {level for level, _ in problems}
+    problems = sorted(
+        health.problems(observations, servers, primary, limits), key=lambda problem: problem.level
+    )
     return ReplicationStatus(
-        verdict=next((level for level in ("CRITICAL", "WARNING") if level in levels), "OK"),
-        problems=tuple(f"{level}: {text}" for level, text in sorted(problems)),
+        verdict=problems[0].level if problems else "OK",
+        problems=tuple(map(str, problems)),
         servers=servers,
         standbys=primary.standbys if primary else (),
         slots=primary.slots if primary else (),
         synchronous=(primary.settings["synchronous_standby_names"] if primary else "") or "none",
         free_bytes=primary.free_bytes if primary else None,
+        findings=tuple(problems),
+        time=datetime.now().astimezone(),
     )
 
 

@@ -15,7 +15,7 @@ from psycopg2 import errors
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.server import hba
-from pgorthanc_cli.server.cluster import LOOPBACK
+from pgorthanc_cli.server.cluster import LOOPBACK, Cluster
 from pgorthanc_cli.server.private import LOCK_FILE
 from pgorthanc_cli.server.processes import is_server_process
 
@@ -208,3 +208,8 @@ def local_address(listen_addresses: str) -> str:
     """Return an address by which this machine reaches a server that listens on these."""
     first = listen_addresses.split(",")[0].strip()
     return "127.0.0.1" if first == "localhost" else LOOPBACK.get(first, first)
+
+
+def address_of(cluster: Cluster) -> tuple[str, int]:
+    """Return host and port by which this machine reaches a running server."""
+    return local_address(cluster.listen_addresses() or "localhost"), cluster.endpoint()[0]

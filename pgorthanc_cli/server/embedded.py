@@ -8,14 +8,15 @@ share one way to lock the folder and to undo what failed.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from psycopg2 import extensions, sql
 
@@ -46,6 +47,9 @@ class RunningServer:
     Attributes:
         dsn: The connection string; it holds the password only on request.
         orthanc: The section of Orthanc's configuration file that uses this server.
+        listen: The TCP address; * for all of this machine.
+        outcome: What `start` did: created, started or restarted the server, changed its
+            role, database or password while it kept running, or found it unchanged.
     """
 
     directory: str
@@ -58,7 +62,9 @@ class RunningServer:
     password_file: str
     pgpass_file: str
     dsn: str
-    orthanc: dict[str, Any] = field(metadata={"shown": False})
+    orthanc: dict[str, Any]
+    listen: str
+    outcome: Literal["created", "started", "restarted", "changed", "unchanged"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,10 @@ class ServerStatus:
     version: str | None = None
     port: int | None = None
     keep: bool = False
-    pid: int | None = field(default=None, metadata={"optional": True})
-    listen: str | None = field(default=None, metadata={"optional": True})
-    sessions: int | None = field(default=None, metadata={"optional": True})
-    databases: dict[str, int] | None = field(default=None, metadata={"optional": True})
+    pid: int | None = None
+    listen: str | None = None
+    sessions: int | None = None
+    databases: dict[str, int] | None = None
 
 
 @contextmanager
@@ -166,6 +172,7 @@ def start(
     missing = _missing(folder.path)
     with folder.exclusive(), _nothing_left_on_failure(folder, missing):
         before, was_running = folder.settings(), folder.listener_pid() is not None
+        existed, old_password = folder.exists(), _read_password(folder)
         settings = _new_settings(before, port=port, listen=listen, database=database, role=role)
         restart = was_running and _endpoint(before) != _endpoint(settings)
         if restart:
@@ -185,7 +192,11 @@ def start(
                 folder.save(settings)
                 folder.ensure_running()
             folder.save(settings)
-        return _running_server(folder, show_password=show_password)
+        running = _running_server(folder, show_password=show_password)
+    if not was_running:
+        return replace(running, outcome="started" if existed else "created")
+    changed = settings != before or _read_password(folder) != old_password
+    return replace(running, outcome="restarted" if restart else "changed" if changed else "unchanged")
 
 
 def _missing(path: Path) -> list[Path] | None:
@@ -255,6 +266,11 @@ def _free_port(settings: ServerSettings) -> int:
             probe.bind(address)
             return int(probe.getsockname()[1])
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PgOrthancError(
+                f"port {settings.port} on {_host(settings)} is in use by another program",
+                "choose a free one with --port",
+            ) from None
         raise PgOrthancError(
             f"cannot listen on {settings.listen}, port {settings.port or 'any'}: {error.strerror}",
             "choose a port that is free (--port), or an address of this machine (--listen)",
@@ -395,6 +411,8 @@ def _running_server(folder: PrivateCluster, *, show_password: bool) -> RunningSe
                 "Password": visible_password,
             }
         },
+        listen=settings.listen,
+        outcome="unchanged",
     )
 
 

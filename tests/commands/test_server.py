@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +54,42 @@ def kept(directory: Path) -> Iterator[embedded.RunningServer]:
 # The command line
 
 
+def test_the_screens(directory: Path) -> None:
+    """Start, start again, status, stop, stop again: what a person reads, and pastes."""
+    started = call("start", "--embedded", directory)
+    try:
+        first, where, *_ = started.stdout.splitlines()
+        place = first.partition(" is running on ")[2].partition(",")[0]
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", place)
+        assert where == f"folder {directory} (created) - database orthanc - role orthanc"
+        assert f"The password is in {directory}/pgorthanc.password (mode 0600)." in started.stdout
+        init, stop = (line.split() for line in started.stdout.splitlines() if "    pgorthanc" in line)
+        assert CliRunner().invoke(main, init[1:]).exit_code == 0
+        again = call("start", "--embedded", directory)
+        assert again.stdout.startswith("Nothing to do: PostgreSQL ")
+        assert f" is already running on {place}.\n" in again.stdout
+        status = call("status", "--embedded", directory)
+        assert f" is running on {place} (pid " in status.stdout
+        assert "  Databases  orthanc " in status.stdout
+    finally:
+        stopped = CliRunner().invoke(main, stop[1:])
+    assert stopped.stdout.startswith(f"Stopped the PostgreSQL server in {directory}.\n")
+    assert call("stop", "--embedded", directory).stdout.startswith("Nothing to do: ")
+    status = call("status", "--embedded", directory)
+    assert f" in {directory} is not running.\n" in status.stdout
+    assert call("status", "--embedded", directory, "--quiet").stdout == status.stdout
+    assert call("start", "--embedded", directory, "--quiet").stdout == ""
+    call("stop", "--embedded", directory)
+
+
 def test_start_prints_how_to_connect_and_hides_the_password(server: Path) -> None:
-    result = call("start", "--dir", server)
+    result = call("start", "--dir", server, "--verbose")
     password = (server / "pgorthanc.password").read_text().strip()
-    assert "password=***" in result.stdout
     assert password not in result.output
-    section = json.loads(result.stdout[result.stdout.index("\n{") :])
+    [login] = [line for line in result.stdout.splitlines() if " psql " in line]
+    subprocess.run(f"{login} -c 'SELECT 1'", shell=True, check=True, capture_output=True)  # noqa: S602
+    start = result.stdout.index("    {")
+    section = json.loads(result.stdout[start : result.stdout.index("\n    }") + 6])
     assert section["PostgreSQL"]["Host"] == "127.0.0.1"
     assert section["PostgreSQL"]["Database"] == "orthanc"
     assert section["PostgreSQL"]["Password"] == "***"
@@ -78,15 +111,7 @@ def test_status(server: Path, tmp_path: Path) -> None:
     assert set(found["databases"]) == {"orthanc", "postgres"}
     absent = call("status", "--dir", tmp_path / "none")
     assert absent.exit_code == 1
-    assert "absent" in absent.stdout
-    assert "pid" not in absent.stdout
-
-
-def test_status_tells_the_port_as_it_is_typed(server: Path) -> None:
-    port = json.loads(call("status", "--dir", server, "--json").stdout)["port"]
-    assert ["port", str(port)] in [
-        line.split() for line in call("status", "--dir", server).stdout.splitlines()
-    ]
+    assert absent.stdout.startswith(f"{tmp_path}/none does not contain a pgorthanc server.\n")
 
 
 def test_stop_is_refused_while_commands_use_it(server: Path) -> None:
@@ -181,7 +206,9 @@ def test_it_stays_when_commands_leave(kept: embedded.RunningServer, directory: P
 
 
 def test_starting_again_changes_nothing(kept: embedded.RunningServer, directory: Path) -> None:
-    assert embedded.start(directory, show_password=True) == kept
+    assert kept.outcome == "created"
+    unchanged = replace(kept, outcome="unchanged")
+    assert embedded.start(directory, show_password=True) == unchanged
     shown = embedded.start(directory)
     assert "password=***" in shown.dsn
     assert shown.orthanc["PostgreSQL"]["Password"] == "***"
@@ -200,7 +227,7 @@ def test_nobody_stops_or_restarts_it_under_a_command(kept: embedded.RunningServe
 def test_another_address_keeps_port_password_and_data(kept: embedded.RunningServer, directory: Path) -> None:
     ask(db.Target(kept.dsn), "CREATE TABLE kept AS SELECT 1 AS a")
     moved = embedded.start(directory, listen="*", show_password=True)
-    assert moved.dsn == kept.dsn
+    assert (moved.dsn, moved.outcome, moved.listen) == (kept.dsn, "restarted", "*")
     assert moved.pid != kept.pid
     assert ask(db.Target(kept.dsn), "SELECT a FROM kept") == 1
 
@@ -214,21 +241,22 @@ def test_stopped_and_private_again(directory: Path) -> None:
             db.connect(db.Target(kept.dsn))
         assert embedded.status(directory).listen == ""
     again = embedded.start(directory)
-    assert again.port == kept.port
+    assert (again.port, again.outcome) == (kept.port, "started")
+    assert embedded.start(directory, password="another").outcome == "changed"
     embedded.stop(directory)
 
 
 def test_a_port_in_use(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(PgOrthancError, match=f"port {port}: Address already in use") as refusal:
+        with pytest.raises(PgOrthancError, match=f"port {port} on 127.0.0.1 is in use") as refusal:
             embedded.start(directory, port=port)
         assert "--port" in str(refusal.value.hint)
         kept = embedded.start(directory)
         try:
-            with pytest.raises(PgOrthancError, match="Address already in use"):
+            with pytest.raises(PgOrthancError, match="is in use"):
                 embedded.start(directory, port=port)
-            assert embedded.start(directory) == kept
+            assert embedded.start(directory) == replace(kept, outcome="unchanged")
         finally:
             embedded.stop(directory)
 
@@ -246,7 +274,7 @@ def test_names_and_passwords_of_the_site(directory: Path) -> None:
         psycopg2.connect(**place, user=kept.role, passfile=kept.pgpass_file).close()
         with pytest.raises(PgOrthancError, match="belongs to the role postgres, not to other"):
             embedded.start(directory, role="other", database="postgres")
-        assert embedded.start(directory, show_password=True) == kept
+        assert embedded.start(directory, show_password=True) == replace(kept, outcome="unchanged")
     finally:
         embedded.stop(directory)
 

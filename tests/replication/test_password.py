@@ -101,7 +101,7 @@ def test_what_cannot_be_tried_from_here_is_no_refusal_and_the_password_is_compar
 def renewed(site: Site, *more: str) -> subprocess.CompletedProcess[str]:
     return pgorthanc(
         "replication", "primary", "--uri", site.administrator.dsn, "--allow", "127.0.0.1", "--passfile", site.passfile,
-        "--new-password", "--json", *more,
+        "--new-password", *more,
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def reconnected(site: Site) -> None:
 
 def test_a_new_password_reaches_the_standby_on_this_machine(pair: Site) -> None:
     old = (pair.folder / PASSFILE).read_text()
-    done = renewed(pair)
+    done = renewed(pair, "--json")
     assert done.returncode == 0, done.stderr
     [standby] = json.loads(done.stdout)["standbys"]
     assert (standby["name"], standby["slot"], standby["streaming"]) == (
@@ -153,7 +153,7 @@ def test_a_standby_that_cannot_be_reached_from_here_is_not_cut_off_unasked(pair:
     assert pair.passfile.read_text() == old
     reconnected(pair)
 
-    done = renewed(pair, "--yes")
+    done = renewed(pair, "--yes", "--json")
     assert done.returncode == PartialFailure.exit_code
     [user] = json.loads(done.stdout)["standbys"]
     assert f"copy {pair.passfile} to the standby's machine" in user["password"]
@@ -172,10 +172,10 @@ def test_a_standby_that_is_away_is_named(pair: Site) -> None:
     done = renewed(pair)
     assert done.returncode == PartialFailure.exit_code
     assert (
-        "standbys that still have the old password: pgorthanc_standby (away, slot pgorthanc_standby)"
-        in done.stderr
+        "FAIL standby pgorthanc_standby (away, slot pgorthanc_standby) still has the old password"
+        in done.stdout
     )
-    assert "install -m 600 replication.pgpass" in done.stderr
+    assert "install -m 600 replication.pgpass" in done.stdout
 
 
 # What plan says without an address

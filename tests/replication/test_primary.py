@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 import subprocess
 from collections.abc import Callable
@@ -109,6 +110,30 @@ def test_a_login_without_rights_sees_less_and_changes_nothing(site: Site) -> Non
     assert not site.passfile.exists()
 
 
+def test_the_screens_of_plan_and_primary(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not ready, prepared, nothing to do; the commands that they suggest work as they are."""
+    monkeypatch.chdir(site.scratch)
+    server = f"{site.primary.folder}:{site.primary.port}"
+    uri = ("--uri", site.administrator.dsn)
+    first, where, *lines = pgorthanc("replication", "plan", *uri, "--allow", "127.0.0.1").stdout.splitlines()
+    assert first == f"{server} is not ready for a standby at 127.0.0.1: 5 requirements are missing."
+    assert where.startswith("role postgres - PostgreSQL ")
+    assert f"FAIL role {ROLE} does not exist" in lines
+    assert f"       host replication {ROLE} 127.0.0.1/32 scram-sha-256" in lines
+    assert "No restart is needed." in lines
+    [primary, steps] = [line.split("pgorthanc ")[1] for line in lines if line.startswith("    pgorthanc ")]
+    assert pgorthanc(*shlex.split(steps)).stdout.startswith("-- 1. On the primary ")
+    prepared = pgorthanc(*shlex.split(primary))
+    assert prepared.stdout.startswith(f"Prepared {server} for a standby: 5 changes.\n")
+    assert f"\nok   role {ROLE} can log in for replication (tried)\n" in prepared.stdout
+    assert prepared.stdout.splitlines()[-1].startswith(
+        "    pgorthanc replication standby --pgdata DIR --from "
+    )
+    again = pgorthanc(*shlex.split(primary))
+    assert again.stdout.startswith(f"Nothing to do: {server} is ready for a standby.\n")
+    assert (prepared.returncode, again.returncode) == (0, 0)
+
+
 # What is done
 
 
@@ -117,7 +142,7 @@ def test_nothing_is_opened_wider_than_asked(site: Site) -> None:
     prepared = site.prepared(allow=("127.0.0.1", "10.1.2.0/24"))
     assert prepared.login == "works"
     assert prepared.left == (
-        "listen_addresses is 127.0.0.1, wanted the address of this server that the standby reaches",
+        "listen_addresses is 127.0.0.1; needed: the address of this server that the standby reaches",
     )
     lines = (site.primary.data / "pg_hba.conf").read_text()
     assert lines == (

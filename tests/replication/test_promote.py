@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -282,8 +283,31 @@ def test_the_uri_for_orthanc_finds_the_new_primary(pair: Site) -> None:
         assert conn.info.port == pair.port
     assert set(done) == {
         "server", "timeline_before", "timeline", "old_primary", "lost_bytes", "lost_commits", "slots",
-        "connection_uri", "next",
+        "connection_uri", "next", "role",
     }  # fmt: skip
+
+
+def test_the_screen(pair: Site) -> None:
+    done = pgorthanc(
+        "replication", "promote", "--pgdata", pair.folder, "--fence", pair.primary.data,
+        "--uri", pair.orthanc(pair.primary.port).dsn,
+    )  # fmt: skip
+    first, _, *lines = done.stdout.splitlines()
+    old, new = f"127.0.0.1:{pair.primary.port}", f"127.0.0.1:{pair.port}"
+    assert first == f"Promoted {new} to primary (timeline 2)."
+    assert lines[:3] == [
+        f"ok   old primary {old}: fenced, its port is closed",
+        "ok   nothing that the old primary has committed is lost",
+        "ok   slot pgorthanc_standby was created, for a standby to come",
+    ]
+    uri = f"postgresql://orthanc@{new},{old}/orthanc?target_session_attrs=read-write"
+    assert f'    "ConnectionUri": "{uri}"' in lines
+    rejoin = shlex.split(next(line for line in lines if "replication rejoin" in line))
+    source = rejoin[-1].replace("NEW-PRIMARY", "127.0.0.1").replace("replication.pgpass", str(pair.passfile))
+    done = pgorthanc(*rejoin[1:-3], pair.primary.data, "--from", source)
+    assert done.stdout.startswith(f"The old primary in {pair.primary.data} follows {new} as its standby.\n")
+    assert f"ok   its data were kept: it had nothing that {new} lacks\n" in done.stdout
+    assert (done.returncode, "error:" in done.stderr) == (0, False)
 
 
 def test_a_uri_of_odd_names() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import threading
@@ -18,13 +19,13 @@ from typing import Any
 import pytest
 
 from pgorthanc_cli import db, replication
-from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.errors import ConnectError, PartialFailure, PgOrthancError, UsageError
 from pgorthanc_cli.progress import Report
 from pgorthanc_cli.replication import basebackup
 from pgorthanc_cli.replication.password import PASSFILE
 from pgorthanc_cli.server import programs
 from pgorthanc_cli.server.private import open_cluster
-from tests.replication.site import Site, answer, pgorthanc, stop
+from tests.replication.site import PASSWORD, Site, answer, pgorthanc, stop
 from tests.support import samples
 from tests.support.importing import run
 from tests.support.real_servers import LOCALHOST, certificate, free_port
@@ -269,7 +270,7 @@ def test_the_command(site: Site) -> None:
     )  # fmt: skip
     assert set(prepared) == {
         "server", "role", "passfile", "slot", "changed", "backup", "login", "restart", "left", "ready", "standby",
-        "standbys",
+        "standbys", "standby_command",
     }  # fmt: skip
     made = answer(
         "replication", "standby", "--dir", site.folder, "--from", site.login.dsn, "--listen-port", str(site.port),
@@ -278,8 +279,44 @@ def test_the_command(site: Site) -> None:
     assert made["difference"] == "none"
     assert set(made) == {
         "directory", "version", "listen", "port", "primary", "slot", "name", "system_identifier", "timeline",
-        "verified", "checksums", "streaming", "index", "difference", "next",
+        "verified", "checksums", "streaming", "index", "difference", "next", "address",
     }  # fmt: skip
+
+
+def test_the_screen(site: Site) -> None:
+    site.prepared()
+    words = (
+        "replication",
+        "standby",
+        "--pgdata",
+        site.folder,
+        "--from",
+        site.login.dsn,
+        "--listen-port",
+        str(site.port),
+    )
+    done = pgorthanc(*words, "--uri", site.orthanc(site.primary.port).dsn)
+    first, where, _, *lines = done.stdout.splitlines()
+    assert first == f"Standby 127.0.0.1:{site.port} streams from 127.0.0.1:{site.primary.port}."
+    assert where.startswith(f"folder {site.folder} - PostgreSQL ")
+    assert "ok   the index is the same on both servers: revision 10, 0 studies" in lines
+    status, _ = [shlex.split(line) for line in lines if line.startswith("    pgorthanc ")]
+    shown = pgorthanc(*status[1:], PGPASSWORD=PASSWORD)
+    assert f"ok   127.0.0.1:{site.port}  standby, " in shown.stdout
+    assert (done.returncode, "error:" in done.stderr) == (0, False)
+
+
+def test_an_index_that_cannot_be_compared_has_an_exit_code(site: Site, tmp_path: Path) -> None:
+    """The login is one that only the primary accepts."""
+    site.prepared()
+    done = pgorthanc(
+        "replication", "standby", "--pgdata", site.folder, "--from", site.login.dsn, "--listen-port", str(site.port),
+        "--host", site.primary.folder, "--port", str(site.primary.port), "-U", "postgres", "--dbname", "orthanc",
+        PGPASSFILE=str(tmp_path / "none"),
+    )  # fmt: skip
+    assert f"Standby 127.0.0.1:{site.port} streams from " in done.stdout
+    assert "?    the index was not compared: " in done.stdout
+    assert (done.returncode, "error:" in done.stderr) == (PartialFailure.exit_code, False)
 
 
 def test_a_password_on_the_command_line_is_refused_and_not_repeated(site: Site) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from psycopg2.extensions import make_dsn
@@ -21,6 +22,7 @@ from pgorthanc_cli.errors import ConnectError, PartialFailure
 from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.wal import format_lsn, parse_lsn
+from pgorthanc_cli.text import size
 from tests.replication.site import Site, pgorthanc
 from tests.support.real_servers import free_port, wait_until
 
@@ -83,7 +85,7 @@ def test_lag(pair: Site) -> None:
         lag = found.servers[1].lag_bytes
         assert lag
         assert lag > 300_000
-        assert f"{lag:,} bytes behind" in problems(found)
+        assert f"is {size(lag)} of WAL behind" in problems(found)
         worse = seen(pair, warning_bytes=1000, critical_bytes=2000)
         assert worse.verdict == "CRITICAL"
         assert worse.servers[1].read_only_orthanc.startswith("no: it is too far behind")
@@ -106,6 +108,10 @@ def test_commits_that_hang(pair: Site) -> None:
     assert [follower.sync for follower in seen(pair).standbys] == ["sync"]
     open_cluster(pair.folder).stop()
     wait_until(lambda: "commits hang" in problems(seen(pair)))
+    [found] = [problem for problem in seen(pair).findings if "commits hang" in problem.text]
+    pair.primary.sql(*found.statement.splitlines())
+    wait_until(lambda: "commits hang" not in problems(seen(pair)))
+    pair.primary.sql("CREATE TABLE committed ()")
 
 
 def test_the_primary_is_gone(pair: Site) -> None:
@@ -151,7 +157,7 @@ def test_a_standby_that_does_not_replay_is_seen_at_its_primary(pair: Site) -> No
     assert found.verdict == "WARNING"
     [follower] = found.standbys
     assert (follower.state, follower.stuck) == ("streaming", True)
-    assert re.search(r"\(127.0.0.1\) has received [\d,]+ bytes that it does not replay", problems(found))
+    assert re.search(r"\(127.0.0.1\) has received [\d.]+ MB of WAL that it does not replay", problems(found))
     [statement] = re.findall(r"SELECT [^;]*;", problems(found))
     with db.session(pair.standby_administrator(), readonly=True, autocommit=True) as conn:
         db.value(conn, statement)
@@ -161,7 +167,7 @@ def test_a_standby_that_does_not_replay_is_seen_at_its_primary(pair: Site) -> No
 def test_lag_is_seen_at_the_primary_by_bytes_and_by_age(pair: Site) -> None:
     paused(pair)
     few = replication.Limits(warning_bytes=1000, critical_bytes=10**9, warning_s=10**6, critical_s=10**6)
-    assert re.search(r"WARNING: the standby .* is [\d,]+ bytes behind", problems(at_primary(pair, few)))
+    assert re.search(r"WARNING: the standby .* is [\d.]+ MB of WAL behind", problems(at_primary(pair, few)))
     old = replication.Limits(warning_s=0.5, critical_s=1.0)
     wait_until(lambda: "s behind" in problems(at_primary(pair, old)))
     assert at_primary(pair, old).verdict == "CRITICAL"
@@ -179,7 +185,7 @@ def test_a_disk_that_is_full_or_nearly(
     monkeypatch.setattr("pgorthanc_cli.replication.state.shutil.disk_usage", lambda path: usage)
     found = replication.status([pair.administrator])
     assert found.verdict == verdict
-    assert (f"has {free:,} bytes free on the disk of {pair.primary.data}" in problems(found)) == (
+    assert (f"has {size(free)} free on the disk of {pair.primary.data}" in problems(found)) == (
         verdict != "OK"
     )
 
@@ -200,7 +206,11 @@ def test_cancelled_finds(pair: Site) -> None:
             other.execute("DELETE FROM globalproperties WHERE property > 1000")
             other.execute("VACUUM globalproperties")
         wait_until(lambda: bool(seen(pair).servers[1].conflicts))
-    assert "has cancelled 1 queries: set hot_standby_feedback" in problems(seen(pair))
+    [found] = [problem for problem in seen(pair).findings if "has cancelled 1 query, " in problem.text]
+    assert found.places == (seen(pair).servers[1].place,)
+    for statement in found.statement.splitlines():
+        open_cluster(pair.folder).run("psql", "-c", statement, standby.dsn)
+    wait_until(lambda: "has cancelled" not in problems(seen(pair)))
 
 
 def shown(target: db.Target, name: str) -> str:
@@ -253,19 +263,44 @@ def test_nobody_answers() -> None:
     assert (done.returncode, done.stdout.partition(" - ")[0]) == (2, "REPLICATION CRITICAL")
 
 
-def test_problems_have_an_exit_code(pair: Site) -> None:
-    """As those of doctor have."""
-    done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
-    assert (done.returncode, done.stderr) == (0, "")
+def screen(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a person sees of both servers, by a role that may see all of it."""
+    return pgorthanc("replication", "status", "--uri", site.both.dsn, *words)
+
+
+def test_the_screen_of_each_state(pair: Site) -> None:
+    """It works; the standby stops; then there are two primaries."""
+    primary, standby = f"127.0.0.1:{pair.primary.port}", f"127.0.0.1:{pair.port}"
+    pair.primary.sql("GRANT pg_monitor TO orthanc")
+    wait_until(lambda: replication.status(replication.hosts(pair.both)).verdict == "OK")
+    done = screen(pair)
+    first, _, *lines = done.stdout.splitlines()
+    assert first == f"Replication works: standby {standby} is up to date with {primary}."
+    assert lines[0].startswith(f"ok   {primary}  primary, PostgreSQL ")
+    assert f"\nok   {standby}  standby of {primary}, PostgreSQL " in done.stdout
+    assert "     A read-only Orthanc can use it, with plugin 10.0 to 10.3." in lines
+    assert (done.returncode, screen(pair, "--quiet").stdout) == (0, "")
     open_cluster(pair.folder).stop()
-    done = pgorthanc("replication", "status", "--uri", pair.administrator.dsn)
+    done = screen(pair)
+    assert done.stdout.startswith(f"CRITICAL: {standby}: the server cannot be reached")
+    assert f"\nFAIL {standby}  no connection\n" in done.stdout
     assert done.returncode == PartialFailure.exit_code
-    assert "the verdict is CRITICAL" in done.stderr
+    assert "error:" not in done.stderr
+    open_cluster(pair.folder).start()
+    open_cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
+    done = screen(pair, "--quiet")
+    assert done.stdout.startswith(f"CRITICAL: two primaries: {primary} and {standby} accept writes.")
+    assert done.stdout.endswith("\n    pgorthanc guide replication\n")
+    assert done.returncode == PartialFailure.exit_code
+    json_keys = json.loads(screen(pair, "--json").stdout)["findings"][0]
+    assert json_keys["places"] == [primary, standby]
 
 
 def test_json_keys(pair: Site) -> None:
     found = json.loads(pgorthanc("replication", "status", "--uri", pair.administrator.dsn, "--json").stdout)
-    assert set(found) == {"verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes"}
+    assert set(found) == {
+        "verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes", "findings", "time"
+    }  # fmt: skip
 
 
 def test_watch(pair: Site) -> None:
@@ -274,6 +309,20 @@ def test_watch(pair: Site) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert json.loads(process.stdout.readline())["servers"][0]["role"] == "primary"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_a_file_gets_each_new_page_with_its_time(pair: Site) -> None:
+    words = ["replication", "status", "--uri", pair.administrator.dsn, "--watch"]
+    command = [sys.executable, "-m", "pgorthanc_cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        assert next(lines).startswith("Replication works: ")
+        assert datetime.fromisoformat(next(lines).strip()).tzinfo
+        open_cluster(pair.folder).stop()
+        assert next(line for line in lines if line.startswith("CRITICAL: "))
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
 
