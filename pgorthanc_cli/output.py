@@ -25,16 +25,13 @@ from pgorthanc_cli.text import printable_lines, progress_line, size
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from pgorthanc_cli.progress import Progress as Step
     from pgorthanc_cli.progress import Report
 
 _LOG_EVERY_S = 10.0
-_COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "bold red", "UNKNOWN": "dim"}
 _BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
 _NARROWEST = 20  # cells for the text of an error, however narrow the terminal
-_LINES = 10  # of a list in a table; --json has all of it
 
 # Shows a line that changes: what else is printed on stderr must go through it.
 _live: Console | None = None
@@ -57,14 +54,9 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
 
 
-def emit(result: object, *, as_json: bool) -> None:
-    """The result of a command, once, on stdout: names and values, or one JSON document of the dataclass's fields."""
-    if as_json:
-        _write(_json(result, indent=2))
-    elif sys.stdout.isatty():
-        console(sys.stdout).print(_grid(result))
-    else:
-        _write(_lines(result))
+def emit(result: object) -> None:
+    """Print the result of a command, once, on stdout: one JSON document of the dataclass's fields."""
+    _write(_json(result, indent=2))
 
 
 def _json(result: object, *, indent: int | None = None) -> str:
@@ -112,21 +104,14 @@ def close() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def watch(
-    make: Callable[[], Any],
-    show: Callable[[Any], str] | None = None,
-    *,
-    as_json: bool,
-    every_s: float = 2.0,
-) -> None:
+def watch(make: Callable[[], Any], show: Callable[[Any], str] | None = None, *, every_s: float = 2.0) -> None:
     """Show `make()` again and again until Ctrl-C: a live picture on a terminal, elsewhere each state that is new.
 
-    With `as_json` a state is one line; else `show` returns its text.
+    `show` returns the text of a state; without it a state is one line of JSON.
     """
-    show = show or _lines
     with suppress(KeyboardInterrupt):
-        if as_json or not sys.stdout.isatty():
-            _print_changes(make, _json if as_json else show, "" if as_json else "\n", every_s)
+        if show is None or not sys.stdout.isatty():
+            _print_changes(make, show or _json, "\n" if show else "", every_s)
         from rich.live import Live
         from rich.text import Text
 
@@ -159,68 +144,6 @@ def nagios(service: str, status: str, summary: str, figures: Mapping[str, object
         f"'{name}'={value}" if " " in name else f"{name}={value}" for name, value in figures.items()
     )
     _write(f"{service.upper()} {status} - {printable_lines(said)}{' | ' + measured if measured else ''}\n")
-
-
-def _grid(result: object) -> Table:
-    """A result for a terminal: names and values, and a table for each list of records."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for field in _fields(result):
-        value = getattr(result, field.name)
-        shown: Table | Text = Text(cell(field.name, value))
-        if _are_records(value):
-            shown = Table(box=None, pad_edge=False, header_style="dim")
-            for column in _fields(value[0]):
-                shown.add_column(Text(_label(column.name)), overflow="fold")
-            for row in _records(value):
-                shown.add_row(*(Text(cell, _COLOURS.get(cell, "")) for cell in row))
-        grid.add_row(Text(_label(field.name)), shown)
-    return grid
-
-
-def _lines(result: object) -> str:
-    """A result for grep and awk: one line for a value, no folding, columns aligned."""
-    rows = []
-    for field in _fields(result):
-        value = getattr(result, field.name)
-        if _are_records(value):
-            table = [[_label(column.name) for column in _fields(value[0])], *_records(value)]
-            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-            lines = (
-                "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table
-            )
-            rows.append((_label(field.name), "\n".join(lines)))
-        else:
-            rows.append((_label(field.name), cell(field.name, value)))
-    width = max(len(name) for name, _ in rows)
-    margin = "\n" + " " * (width + 2)
-    return "".join(f"{name:<{width}}  {value.replace(chr(10), margin)}\n" for name, value in rows)
-
-
-def _are_records(value: object) -> bool:
-    """Whether this is a list of dataclasses that have no words of their own."""
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and dataclasses.is_dataclass(value[0])
-        and type(value[0]).__str__ is object.__str__
-    )
-
-
-def _records(value: Sequence[object]) -> list[list[str]]:
-    return [[_in_table(f.name, getattr(record, f.name)) for f in _fields(record)] for record in value]
-
-
-def _in_table(name: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, str):  # a statement may have several lines
-        return " ".join(cell(name, value).split())
-    return cell(name, value).replace("\n", "; ")
 
 
 def text(content: str) -> None:
@@ -388,47 +311,6 @@ def plain(value: object) -> Any:
     if isinstance(value, Sequence):
         return [plain(v) for v in value]
     return str(value)
-
-
-def cell(name: str, value: object) -> str:
-    """A value for people, one line or several; `name` tells its unit."""
-    if value is None:
-        return "unknown"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name.lower() in ("pid", "port"):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,} ({size(value)})" if name.endswith("bytes") else f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} {cell(str(k), v)}" for k, v in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        lines = [cell("", v) for v in value[:_LINES]]
-        more = [f"... and {len(value) - _LINES:,} more"] if len(value) > _LINES else []
-        return "\n".join([*lines, *more]) or "none"
-    return printable_lines(str(value))
-
-
-def _label(name: str) -> str:
-    return name.replace("_", " ").replace("mb per", "MB per")
-
-
-def _fields(result: object) -> list[dataclasses.Field[Any]]:
-    """Return the fields that people see.
-
-    A field whose metadata says `shown: False` is for programs, and `optional: True` hides one that is None.
-    """
-    if not dataclasses.is_dataclass(result):
-        raise TypeError(f"a result is a dataclass, not {type(result).__name__}")
-    return [field for field in dataclasses.fields(result) if _is_visible(result, field)]
-
-
-def _is_visible(result: object, field: dataclasses.Field[Any]) -> bool:
-    if field.metadata.get("optional", False) and getattr(result, field.name) is None:
-        return False
-    return bool(field.metadata.get("shown", True))
 
 
 def _paragraph(prefix: str, style: str, message: str) -> None:

@@ -25,8 +25,6 @@ from pgorthanc_cli.constants import NAGIOS, SSLMODES
 from pgorthanc_cli.errors import Interrupted, PgOrthancError, UsageError
 
 if TYPE_CHECKING:
-    from psycopg2.extensions import connection as Connection
-
     from pgorthanc_cli.config import Resolved
     from pgorthanc_cli.db import Target
     from pgorthanc_cli.views.page import Page
@@ -198,33 +196,16 @@ class Call:
         with self.resolved() as settings:
             yield settings.target
 
-    @contextmanager
-    def connection(self, *, readonly: bool = False, need_schema: bool = True) -> Iterator[Connection]:
-        """Yield a connection to it; unless `readonly` the server takes changes and the schema exists."""
-        from pgorthanc_cli import db
-
-        with (
-            self.target() as target,
-            db.session(target, readonly=readonly, need_schema=need_schema) as conn,
-        ):
-            yield conn
-
     def _print_origins(self, settings: Resolved) -> None:
         if self.verbose:
             for setting in settings.provenance:
                 output.note(str(setting))
 
-    def emit(self, result: object) -> None:
-        """Show the result as a table or JSON; announce that of a dry run."""
-        if getattr(result, "dry_run", False) and not self.as_json:
-            output.text("Dry run, nothing was changed.\n")
-        output.emit(result, as_json=self.as_json)
-
     def emit_page(self, result: object, page: Page) -> None:
         """Show the result as JSON, or as its page; with --quiet only problems."""
         log_file.write(logging.INFO, page.headline)
         if self.as_json:
-            output.emit(result, as_json=True)
+            output.emit(result)
             return
         from pgorthanc_cli import render
         from pgorthanc_cli.views.page import only_problems
@@ -278,16 +259,16 @@ class Call:
         depth = len(self.name.split())
         return shlex.join(["pgorthanc", *words[:depth], *added, *words[depth:]])
 
-    def watch(self, make: Callable[[], _Result], page: Callable[[_Result], Page] | None = None) -> None:
-        """Show a result repeatedly until Ctrl-C, as its page if there is one."""
+    def watch(self, make: Callable[[], _Result], page: Callable[[_Result], Page]) -> None:
+        """Show a result repeatedly until Ctrl-C, as its page or as lines of JSON."""
         from pgorthanc_cli import render
 
         medium = render.Medium.of(sys.stdout)
 
         def show(result: _Result) -> str:
-            return render.text(page(result), medium) if page else ""
+            return render.text(page(result), medium)
 
-        output.watch(make, show if page else None, as_json=self.as_json)
+        output.watch(make, None if self.as_json else show)
 
     def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
         """End with the line and the exit code of a monitoring plugin; `status` is a key of NAGIOS."""

@@ -59,6 +59,6 @@ def command(call: Call, *, shell: str) -> None:
     comment = "".join(f"# {line}\n" for line in install)
     script = f"{first}{comment}\n{rest.removeprefix(first).strip()}\n"
     if call.as_json:
-        call.emit(Completion(shell, " ".join(install), script))
+        output.emit(Completion(shell, " ".join(install), script))
     else:
         output.text(script)

@@ -165,9 +165,10 @@ def show(call: Call, *, everything: bool, **reader: Any) -> None:
       pgorthanc config show --config /etc/orthanc --config /run/orthanc.json --all
     """
     from pgorthanc_cli.config import deployment
+    from pgorthanc_cli.views import config as views
 
     options = deployment.show(_deployment(**reader), everything=everything)
-    call.emit(options if call.as_json else options.readable())
+    call.emit_page(options, views.options_page(options))
 
 
 @commands.command("uri")
@@ -297,7 +298,7 @@ def new(call: Call, *, output_file: Path | None, storage: str, **own: Any) -> No
         files.create(output_file, made.text)
     if call.as_json:
         text = None if output_file else made.text
-        call.emit(New(str(output_file) if output_file else None, text, made.has_password, made.problems))
+        output.emit(New(str(output_file) if output_file else None, text, made.has_password, made.problems))
     else:
         _show_new(call, made, output_file)
 
@@ -392,19 +393,22 @@ def set_(
       pgorthanc config set --rename EnableIndx EnableIndex --config /etc/orthanc
     """
     from pgorthanc_cli.config import edit
+    from pgorthanc_cli.views import config as views
 
     if config is None:
         raise UsageError("no configuration is named", "name it with --config")
     if rename:
         if value is None or unset:
             raise UsageError("--rename needs two names: KEY as it is, VALUE as it must be", _SET_HELP)
-        call.emit(edit.rename_option(config, key, value, environ=os.environ, dry_run=dry_run))
+        renamed = edit.rename_option(config, key, value, environ=os.environ, dry_run=dry_run)
+        call.emit_page(renamed, views.renamed_page(renamed))
         return
     keys = edit.key_of(key)
     if (value is None) != unset:
         raise UsageError("give a VALUE, or --unset", _SET_HELP)
     new = None if value is None else edit.value_of(keys, _text(keys[-1], value))
-    call.emit(edit.set_option(config, keys, new, environ=os.environ, dry_run=dry_run))
+    edited = edit.set_option(config, keys, new, environ=os.environ, dry_run=dry_run)
+    call.emit_page(edited, views.edited_page(edited))
 
 
 def _text(key: str, value: str) -> str:

@@ -36,13 +36,13 @@ def command(call: Call, *, topic: str | None) -> None:
     if topic:
         book = guides.guide(topic)
         if call.as_json:
-            call.emit(book)
+            output.emit(book)
         else:
             output.markdown(book.text)
         return
     titles = {book.topic: book.title for book in guides.guides()}
     if call.as_json:
-        call.emit(Topics(titles))
+        output.emit(Topics(titles))
         return
     width = max(map(len, titles))
     lines = (f"  {name:<{width}}  {title}" for name, title in titles.items())

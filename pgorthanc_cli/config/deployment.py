@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -156,11 +155,6 @@ class Shown:
 
     plugin: str | None
     options: tuple[Option, ...]
-
-    def readable(self) -> Shown:
-        """Return the same with each value as JSON."""
-        options = (replace(o, value=json.dumps(o.value, ensure_ascii=False)) for o in self.options)
-        return replace(self, options=tuple(options))
 
 
 def show(deployment: Deployment, *, everything: bool = False) -> Shown:

@@ -9,7 +9,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from pgorthanc_cli.config.options import (
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
-_NOT_GIVEN = "not given"
+NOT_GIVEN = "not given"
 # What may follow on the line of a member so that a new one can begin the next line.
 _REST_OF_LINE = re.compile(r"[ \t]*(?:/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)*(?://[^\r\n]*)?(?=\r?\n)")
 
@@ -55,7 +55,7 @@ class Edited:
     after: str
     backup: str
     changed: bool
-    dry_run: bool = field(default=False, metadata={"shown": False})
+    dry_run: bool = False
 
 
 def key_of(name: str) -> tuple[str, ...]:
@@ -133,7 +133,7 @@ def set_option(
     before = _member(root, keys)
     if before is None and value is None:
         return Edited(
-            str(source.path), ".".join(keys), _NOT_GIVEN, _NOT_GIVEN, "none", changed=False, dry_run=dry_run
+            str(source.path), ".".join(keys), NOT_GIVEN, NOT_GIVEN, "none", changed=False, dry_run=dry_run
         )
     raw = _removed(source, root, keys) if value is None else _with_option(source, root, keys, value)
     _require_only_change(source, raw, root, keys, value, environ)
@@ -142,8 +142,8 @@ def set_option(
     return Edited(
         file=str(source.path),
         key=".".join(keys),
-        before=_masked(keys, before.value) if before else _NOT_GIVEN,
-        after=_NOT_GIVEN if value is None else _masked(keys, value),
+        before=_masked(keys, before.value) if before else NOT_GIVEN,
+        after=NOT_GIVEN if value is None else _masked(keys, value),
         backup=str(backup or "none"),
         changed=backup is not None,
         dry_run=dry_run,
@@ -170,7 +170,7 @@ class Renamed:
     value: str
     backup: str
     changed: bool
-    dry_run: bool = field(default=False, metadata={"shown": False})
+    dry_run: bool = False
 
 
 def rename_option(

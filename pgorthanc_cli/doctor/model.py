@@ -148,7 +148,7 @@ class Health:
 
     server: str
     checks: tuple[Check, ...]
-    figures: Mapping[str, float] = field(metadata={"shown": False})
+    figures: Mapping[str, float]
     status: Status
     endpoint: db.Endpoint | None
     checked_at: datetime

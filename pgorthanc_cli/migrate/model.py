@@ -203,7 +203,7 @@ class Converted:
     endpoint: Endpoint | None = None
     configuration: str = ""
     plugins: str = ""
-    dry_run: bool = field(default=False, metadata={"shown": False})
+    dry_run: bool = False
 
 
 SaveFindings = Callable[[Converted, Iterator[dict[str, "str | None"]]], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
@@ -81,7 +81,7 @@ class Plan:
     blockers: tuple[Obstacle, ...]
     unfinished: bool
     refusal: tuple[str, ...]
-    dry_run: bool = field(default=True, metadata={"shown": False})
+    dry_run: bool = True
 
     @property
     def needed(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import reference
 
-from pgorthanc_cli import cli, db, errors, output
+from pgorthanc_cli import cli, db, errors
 from tests.support import samples
 
 ROOT = Path(__file__).parents[2]
@@ -170,21 +170,3 @@ def test_pipes_get_plain_whole_lines(fresh: db.Target, tmp_path: Path) -> None:
     assert "\x1b" not in run.stdout + run.stderr
     assert str(long) in run.stdout
     assert not any(line.endswith(" ") for line in run.stdout.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "shown"),
-    [
-        ("bytes", 1536, "1,536 (1.5 kB)"),
-        ("compressed_size_bytes", 0, "0 (0 B)"),
-        ("patients", 1234567, "1,234,567"),
-        ("created", True, "yes"),
-        ("elapsed_s", 1234.56, "1,234.6"),
-        ("pending", {"child_counts": 3}, "child counts 3"),
-        ("locks", [], "none"),
-        ("refusals", [str(n) for n in range(15)], "\n".join([*map(str, range(10)), "... and 5 more"])),
-        ("trigram", None, "unknown"),
-    ],
-)
-def test_cells(name: str, value: object, shown: str) -> None:
-    assert output.cell(name, value) == shown

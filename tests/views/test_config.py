@@ -1,9 +1,10 @@
-"""The pages of `config check` and `config diff`, in each state that a person can meet."""
+"""The pages of `config check`, `diff`, `show` and `set`, in each state that a person can meet."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from click.testing import CliRunner
 from pgorthanc_cli import cli
 from pgorthanc_cli.config.check import Checked
 from pgorthanc_cli.config.compare import Compared, Difference
+from pgorthanc_cli.config.deployment import Option, Shown
 from pgorthanc_cli.config.documents import Paths, Problem
-from pgorthanc_cli.views import compare, config_check
+from pgorthanc_cli.config.edit import NOT_GIVEN, Edited, Renamed
+from pgorthanc_cli.views import compare, config, config_check
 from tests.support import golden
 
 GOLDEN = Path(__file__).parent / "golden" / "config"
@@ -84,6 +87,38 @@ COMPARED = {
 @pytest.mark.parametrize("state", COMPARED)
 def test_states_of_diff(state: str) -> None:
     golden.check_view(GOLDEN, state, compare.page(COMPARED[state]))
+
+
+OPTIONS = (
+    Option("PostgreSQL.Host", "db1", f"{FILE}, line 3"),
+    Option("PostgreSQL.Port", 5432, "default"),
+    Option("PostgreSQL.Password", "***", "ORTHANC__POSTGRESQL__PASSWORD"),
+)
+BACKUP = f"{FILE}.20261126T122543.312823.bak"
+PORT_SET = Edited(FILE, "PostgreSQL.Port", NOT_GIVEN, "5433", BACKUP, changed=True)
+PORT_CHANGED = Edited(FILE, "PostgreSQL.Port", "5432", "5433", BACKUP, changed=True)
+PORT_REMOVED = Edited(FILE, "PostgreSQL.Port", "5433", NOT_GIVEN, BACKUP, changed=True)
+RENAMED = Renamed(FILE, "PostgreSQL.Hst", "PostgreSQL.Host", '"db1"', BACKUP, changed=True)
+PAGES = {
+    "show": config.options_page(Shown("10.3", OPTIONS)),
+    "show-unknown-plugin": config.options_page(Shown(None, OPTIONS[:1])),
+    "set-new": config.edited_page(PORT_SET),
+    "set-changed": config.edited_page(PORT_CHANGED),
+    "set-removed": config.edited_page(PORT_REMOVED),
+    "set-dry-run": config.edited_page(replace(PORT_SET, backup="none", changed=False, dry_run=True)),
+    "set-dry-run-removing": config.edited_page(
+        replace(PORT_REMOVED, backup="none", changed=False, dry_run=True)
+    ),
+    "set-nothing-to-do": config.edited_page(replace(PORT_CHANGED, before="5433", changed=False)),
+    "set-nothing-to-remove": config.edited_page(replace(PORT_REMOVED, before=NOT_GIVEN, changed=False)),
+    "renamed": config.renamed_page(RENAMED),
+    "renamed-dry-run": config.renamed_page(replace(RENAMED, backup="none", changed=False, dry_run=True)),
+}
+
+
+@pytest.mark.parametrize("state", PAGES)
+def test_states_of_show_and_set(state: str) -> None:
+    golden.check_view(GOLDEN, state, PAGES[state])
 
 
 def test_the_commands_that_it_prints_repair_the_configuration(tmp_path: Path) -> None:
