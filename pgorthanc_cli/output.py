@@ -110,7 +110,7 @@ def close() -> None:
 
 def watch(
     make: Callable[[], Any],
-    show: Callable[[Any], str] | None = None,
+    show: Callable[[Any], str],
     *,
     as_json: bool,
     every_s: float = 2.0,
@@ -119,7 +119,6 @@ def watch(
 
     With `as_json` a state is one line; else `show` returns its text.
     """
-    show = show or _lines
     with suppress(KeyboardInterrupt):
         if as_json or not sys.stdout.isatty():
             _print_changes(make, _json if as_json else show, "" if as_json else "\n", every_s)
@@ -420,17 +419,11 @@ def _label(name: str) -> str:
 def _fields(result: object) -> list[dataclasses.Field[Any]]:
     """Return the fields that people see.
 
-    A field whose metadata says `shown: False` is for programs, and `optional: True` hides one that is None.
+    A field whose metadata says `shown: False` is for programs.
     """
     if not dataclasses.is_dataclass(result):
         raise TypeError(f"a result is a dataclass, not {type(result).__name__}")
-    return [field for field in dataclasses.fields(result) if _is_visible(result, field)]
-
-
-def _is_visible(result: object, field: dataclasses.Field[Any]) -> bool:
-    if field.metadata.get("optional", False) and getattr(result, field.name) is None:
-        return False
-    return bool(field.metadata.get("shown", True))
+    return [field for field in dataclasses.fields(result) if field.metadata.get("shown", True)]
 
 
 def _paragraph(prefix: str, style: str, message: str) -> None:

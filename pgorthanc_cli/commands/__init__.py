@@ -264,16 +264,16 @@ class Call:
         depth = len(self.name.split())
         return shlex.join(["pgorthanc", *words[:depth], *added, *words[depth:]])
 
-    def watch(self, make: Callable[[], _Result], page: Callable[[_Result], Page] | None = None) -> None:
-        """Show a result repeatedly until Ctrl-C, as its page if there is one."""
+    def watch(self, make: Callable[[], _Result], page: Callable[[_Result], Page]) -> None:
+        """Show the page of a result repeatedly until Ctrl-C."""
         from pgorthanc_cli import render
 
         medium = render.Medium.of(sys.stdout)
 
         def show(result: _Result) -> str:
-            return render.text(page(result), medium) if page else ""
+            return render.text(page(result), medium)
 
-        output.watch(make, show if page else None, as_json=self.as_json)
+        output.watch(make, show, as_json=self.as_json)
 
     def nagios(self, status: str, summary: str, figures: Mapping[str, object] | None = None) -> NoReturn:
         """End with the line and the exit code of a monitoring plugin; `status` is a key of NAGIOS."""
