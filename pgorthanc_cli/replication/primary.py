@@ -97,7 +97,7 @@ def prepare(
     """
     requirements.check()
     if not requirements.allow:
-        raise UsageError("from where will the standby connect?", "give its address with --allow")
+        raise UsageError("the address of the standby is missing", "give it with --allow")
     with db.session(target, autocommit=True, need_schema=False) as conn:
         facts = survey(conn, requirements.role)
         _require_superuser(conn, facts)
@@ -143,7 +143,7 @@ def prepare(
 def _require_superuser(conn: Connection, facts: Facts) -> None:
     if not facts.superuser:
         raise PgOrthancError(
-            f"role {conn.info.user} is no superuser, and ALTER SYSTEM and REPLICATION need one",
+            f"role {conn.info.user} is not a superuser; this command needs one",
             "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
         )
 
@@ -190,7 +190,7 @@ def _ensure_role(
     current = password.read_passfile(passfile, name)
     if role and current is None and not new_password:
         raise PgOrthancError(
-            f"role {name} is there, and {passfile} does not hold its password",
+            f"role {name} exists, but {passfile} does not hold its password",
             "name the file that does with --passfile, or give the role a new password with --new-password",
         )
     if role and role.login and role.replication and not new_password and current:

@@ -104,7 +104,7 @@ def test_a_login_without_rights_sees_less_and_changes_nothing(site: Site) -> Non
         "pg_hba.conf for 127.0.0.1/32",
         "disk",
     }
-    with pytest.raises(PgOrthancError, match="is no superuser") as refused:
+    with pytest.raises(PgOrthancError, match="is not a superuser") as refused:
         replication.prepare(orthanc, replication.Requirements(allow=("127.0.0.1",)), passfile=site.passfile)
     assert "--print steps" in str(refused.value.hint)
     assert not site.passfile.exists()
