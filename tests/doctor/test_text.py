@@ -12,7 +12,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, doctor
-from tests.support.schemas import init, rows, run
+from tests.support.schemas import init, libc, rows, run
 
 _numbers = itertools.count()
 NEWS = 150000  # PostgreSQL records the version of a database's collation
@@ -30,8 +30,8 @@ def created(admin: Connection, server_dsn: str) -> Iterator[Callable[[str], db.T
 
     def create(options: str) -> db.Target:
         name = f"pgorthanc_text_{os.getpid()}_{next(_numbers)}"
-        if admin.server_version >= NEWS and "LOCALE_PROVIDER" not in options:
-            options += " LOCALE_PROVIDER libc"  # that of template0 may be builtin, for UTF-8 only
+        if "LOCALE_PROVIDER" not in options:
+            options += libc(admin)
         with admin.cursor() as cur:
             cur.execute(f"CREATE DATABASE {name} TEMPLATE template0 {options}")
         names.append(name)

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg2.extensions import connection as Connection
 
 from pgorthanc_cli import db, migrate
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.progress import Progress, Report
 from tests.support import indexstate, migrating, sqliteindex, sqlitestate
 from tests.support.migrating import SERVER, convert
-from tests.support.schemas import init, rows, run, snapshot
+from tests.support.schemas import init, libc, rows, run, snapshot
 
 NEWEST = sqliteindex.RELEASES[-1]
 PAIRS = [
@@ -303,16 +304,18 @@ def test_what_a_lower_revision_cannot_hold_is_left_out_only_if_it_was_named(
     assert convert(empty, sound, revision=4).skipped_rows == 2 + 2 + 1
 
 
-def test_a_database_of_another_encoding_is_refused(admin: object, server_dsn: str, sound: Path) -> None:
+def test_a_database_of_another_encoding_is_refused(admin: Connection, server_dsn: str, sound: Path) -> None:
     from psycopg2.extensions import make_dsn
 
-    with admin.cursor() as cur:  # type: ignore[attr-defined]
-        cur.execute("CREATE DATABASE pgorthanc_latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    with admin.cursor() as cur:
+        cur.execute(
+            f"CREATE DATABASE pgorthanc_latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'{libc(admin)}"
+        )
     try:
         with pytest.raises(PgOrthancError, match="encoding LATIN1, wanted UTF8"):
             convert(db.Target(make_dsn(server_dsn, dbname="pgorthanc_latin")), sound)
     finally:
-        with admin.cursor() as cur:  # type: ignore[attr-defined]
+        with admin.cursor() as cur:
             cur.execute("DROP DATABASE pgorthanc_latin")
 
 
@@ -397,10 +400,10 @@ def test_rows_that_somebody_changes_meanwhile_are_found(empty: db.Target, sound:
 
 
 def test_a_lost_connection_says_so_and_the_next_run_goes_on(
-    empty: db.Target, sound: Path, admin: object
+    empty: db.Target, sound: Path, admin: Connection
 ) -> None:
     def end_sessions() -> None:
-        with admin.cursor() as cur:  # type: ignore[attr-defined]
+        with admin.cursor() as cur:
             name = db.parse_dsn(empty.dsn)["dbname"]
             cur.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
 

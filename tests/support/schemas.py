@@ -59,6 +59,11 @@ def as_role(target: db.Target, role: str) -> db.Target:
     return db.Target(make_dsn(target.dsn, options=f"-c role={role}"), schema=target.schema)
 
 
+def libc(conn: Connection) -> str:
+    """An option of CREATE DATABASE for any encoding: the provider of template0 may be builtin, for UTF-8 only."""
+    return " LOCALE_PROVIDER libc" if conn.server_version >= 150000 else ""
+
+
 def drop_database(admin: Connection, name: str) -> None:
     """Drop a database and end its sessions; PostgreSQL 12 does not know DROP DATABASE … WITH (FORCE)."""
     with admin.cursor() as cur:

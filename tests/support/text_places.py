@@ -10,6 +10,7 @@ from psycopg2 import sql
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from pgorthanc_cli import db
+from tests.support.schemas import libc
 
 FRENCH, JAPANESE, MIXED = "Hôpital", "山田", "Ð\u0081é€"
 
@@ -53,7 +54,8 @@ def create(server: str, name: str, place: Place, owner: str | None = None) -> db
         sql.Literal(place.encoding)
     )
     belongs = sql.SQL(" OWNER {}").format(role) if owner else sql.SQL("")
-    statements = [sql.SQL("CREATE DATABASE {}").format(identifier) + belongs + kind]
+    creation = sql.SQL("CREATE DATABASE {}").format(identifier) + belongs + kind
+    statements: list[sql.Composable] = []
     if place.of_database:
         statements.append(
             sql.SQL("ALTER DATABASE {} SET client_encoding = {}").format(
@@ -69,7 +71,7 @@ def create(server: str, name: str, place: Place, owner: str | None = None) -> db
     with closing(psycopg2.connect(server)) as conn:
         conn.autocommit = True
         with conn.cursor() as cur:
-            for statement in statements:
+            for statement in (creation + sql.SQL(libc(conn)), *statements):
                 cur.execute(statement)
     return db.Target(make_dsn(server, dbname=name))
 
