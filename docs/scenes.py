@@ -234,6 +234,11 @@ class Machine:
         path.write_text(json.dumps({**ROOT_KEYS, "PostgreSQL": section}, indent=2) + "\n")
         path.chmod(0o640)
 
+    @property
+    def has_trigrams(self) -> bool:
+        """Whether the server has pg_trgm, which wildcard searches need."""
+        return self.server.sql("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'") == "1"
+
     def sql(self, *statements: str) -> None:
         """Run statements in Orthanc's database as the administrator."""
         conn = psycopg2.connect(self.server.place.replace("dbname=postgres", "dbname=orthanc"))
@@ -324,6 +329,8 @@ def machine() -> Iterator[Machine]:
             made.server.sql(
                 f"CREATE ROLE orthanc LOGIN PASSWORD '{PASSWORD}'", "CREATE DATABASE orthanc OWNER orthanc"
             )
+            if made.has_trigrams:
+                made.sql("CREATE EXTENSION pg_trgm")  # up to PostgreSQL 12 only a superuser may do it
             made.configure()
             (made.folder / "plugins").mkdir()
             made.install_plugin("4.0")
@@ -506,7 +513,7 @@ def _damaged_schema(page: Machine) -> None:
 def main(out: str) -> None:
     """Write the page; exit with UNSUITABLE if the screens would differ on this server."""
     with machine() as page:
-        if page.server.sql("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'") == "0":
+        if not page.has_trigrams:
             print(f"{page.server.programs} lacks pg_trgm, so that the screens differ", file=sys.stderr)
             sys.exit(UNSUITABLE)
         write(page)
