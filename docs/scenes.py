@@ -100,7 +100,8 @@ SUBSTITUTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
         _progress,
     ),
     (r"\b[\d,]+ files/s", "150 files/s"),
-    (rf"\b(in|for) (?:{_SECONDS})(?=[.;])", r"\1 2 s"),
+    (rf"\bin (?:{_SECONDS})(?=[.;])", "in 2 s"),
+    (rf"\blocked for (?:{_SECONDS})(?=[.;])", "locked for 0.4 s"),
     # Dates and ages.
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-26 12:00:00"),
     (rf"(?:{_SECONDS}) ago \(\d\d:\d\d\)", "2 s ago (12:00)"),
@@ -410,13 +411,18 @@ def _change_revision(page: Machine) -> None:
     )
     page.sql("VACUUM ANALYZE")
     page.type(f"upgrade --plan {CONFIG}")
-    page.tell("Orthanc has been stopped. On a large index, phases keep this short: [upgrade.md](upgrade.md).")
+    page.tell(
+        """
+        Orthanc is stopped now. On a large index, three phases keep the downtime at about a second:
+        [upgrade.md](upgrade.md).
+        """
+    )
     page.type(f"upgrade {CONFIG}", f"upgrade {CONFIG}")
     page.tell(
         """
         ## 5. Downgrade
 
-        The new plugin cannot be used after all. The index goes back to the revision of the old plugin; the
+        The new Orthanc cannot be used after all. The index goes back to the revision of the old plugin; the
         command would ask before it sets aside data that this revision cannot hold.
         """
     )
@@ -434,9 +440,7 @@ def _lock(page: Machine) -> None:
     )
     with page.orthanc():
         page.type(f"upgrade {CONFIG}", f"check-lock {CONFIG}", expect=(5, 5))
-    page.tell(
-        "After that Orthanc has been stopped, the upgrade works; `--wait` gives its sessions a minute to end."
-    )
+    page.tell("Once that Orthanc is stopped, the upgrade works; `--wait` gives its sessions a minute to end.")
     page.type(f"upgrade --wait 60 {CONFIG}")
 
 
