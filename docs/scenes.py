@@ -108,7 +108,7 @@ SUBSTITUTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     # Dates and ages.
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-26 12:00:00"),
     (rf"(?:{_SECONDS}) ago \(\d\d:\d\d\)", "2 s ago (12:00)"),
-    (r"(?m)^(backup +).*/(orthanc\.json)\.[\w.]+\.bak$", r"\1\2.20261126T120000.000000.bak"),
+    (r"(?m)^    /\S+/(orthanc\.json)\.[\w.]+\.bak$", r"    /etc/orthanc/\1.20261126T120000.000000.bak"),
     # Sizes of tables and indexes, which depend on the version of PostgreSQL.
     (rf"(?m)^(  Index +){_SIZE};", r"\g<1>2 MB;"),
     (rf"(?m)^(  Index  about [\d,]+ resources, ){_SIZE}$", r"\g<1>2 MB"),
