@@ -39,6 +39,7 @@ docs: .venv/dev
 	$(BIN)/python docs/reference.py > docs/reference.md
 	$(BIN)/python docs/picture.py docs/demo.svg
 	$(BIN)/python docs/rooms.py docs/architecture.md
+	PYTHONPATH=. $(BIN)/python docs/scenes.py docs/scenes.md
 
 # After a change of scripts/PrepareIndex.sql or scripts/StorageArea.sql.
 catalog: .venv/dev

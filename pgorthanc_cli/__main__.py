@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from types import TracebackType
 
 
 def run() -> None:
     """Run the command line of this process."""
+    sys.excepthook = _print_exception
     try:
         from pgorthanc_cli.cli import main
 
@@ -17,6 +19,16 @@ def run() -> None:
         with suppress(OSError):
             os.write(2, b"interrupted\n")
         sys.exit(130)
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception that nothing has caught.
+
+    If the server ends a session during COPY, psycopg2 prints a SystemError from its own code before it
+    raises the error, which is shown.
+    """
+    if not (kind is SystemError and trace is None):
+        sys.__excepthook__(kind, error, trace)
 
 
 if __name__ == "__main__":

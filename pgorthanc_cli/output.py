@@ -262,13 +262,13 @@ def progress(
 
     global _live
     screen = console(sys.stderr)
-    with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
-        _live = screen
-        try:
+    try:
+        with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
+            _live = screen
             yield log
-        finally:
-            _live = None
-    screen.print()
+    finally:
+        _live = None
+        screen.print()
 
 
 @contextmanager

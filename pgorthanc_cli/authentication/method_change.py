@@ -167,7 +167,7 @@ def _check_password(conn: Connection, planned: MethodPlan, password: str) -> str
     if stored and not verifier_matches(stored, role, password):
         raise PgOrthancError(
             f"the password given is not that of role {role}; nothing was changed",
-            "give the password that Orthanc uses, or change it first; -v tells where each value came from",
+            "give the password that Orthanc uses, or change it first; -v shows where each value came from",
         )
     return stored
 

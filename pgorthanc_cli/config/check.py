@@ -205,7 +205,7 @@ def _connection(deployment: Deployment) -> Iterator[Problem]:
             "no keep-alive is set: firewalls and load balancers drop silent connections after some minutes"
         )
         hint = 'add keepalives_idle=30&keepalives_interval=10&keepalives_count=3 to the "ConnectionUri"'
-        if parameters.get("host", "") not in _LOCAL and not parameters.get("host", "").startswith("/"):
+        if not _is_local(parameters.get("host", "")):
             yield Problem(f"{SECTION}.ConnectionUri", "info", message, hint, deployment.location())
 
 
@@ -246,10 +246,14 @@ def _passwords(deployment: Deployment, parameters: Mapping[str, str]) -> Iterato
                 )  # fmt: skip
 
 
+def _is_local(host: str) -> bool:
+    return host in _LOCAL or host.startswith(("/", "127."))
+
+
 def _encryption(deployment: Deployment, parameters: Mapping[str, str]) -> Iterator[Problem]:
     host, mode = parameters.get("host", ""), parameters.get("sslmode", "prefer")
     key = "ConnectionUri" if "ConnectionUri" in deployment.section else "EnableSsl"
-    if not parameters or host in _LOCAL or host.startswith("/") or mode in VERIFYING_SSLMODES:
+    if not parameters or _is_local(host) or mode in VERIFYING_SSLMODES:
         return
     severity: Severity
     if mode == "require":

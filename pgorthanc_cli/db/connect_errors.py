@@ -76,7 +76,7 @@ _REFUSES_CLIENT = _Cause(
 _LOGIN_REFUSED = _Cause(
     "login refused",
     "check the password of role {role}, that the role exists and may log in, and that the database exists; "
-    "-v tells where each value came from",
+    "-v shows where each value came from",
 )
 _GONE = _Cause(
     "the server refused a moment ago, and no longer does",
@@ -96,7 +96,7 @@ _CAUSES = (
     ),
     _Cause(
         "login refused",
-        "check the password of role {role}, and whether that role exists; -v tells where each came from",
+        "check the password of role {role}, and whether that role exists; -v shows where each came from",
         states=("28P01",),
     ),
     _Cause(
@@ -153,7 +153,7 @@ _CAUSES = (
     _Cause(
         "the server refuses a parameter of the connection",
         "check options and client_encoding of the connection, and ALTER ROLE {role} SET ...; "
-        "-v tells where each value came from",
+        "-v shows where each value came from",
         states=("22023", "42704", "42602", "0A000", "22P02"),
     ),
     _CERTIFICATE,
@@ -181,7 +181,7 @@ _CAUSES = (
     ),
     _Cause(
         "wrong connection parameters",
-        "check --host, --port and the URI; -v tells where each value came from",
+        "check --host, --port and the URI; -v shows where each value came from",
         r"could not match \d+|invalid (?:integer|port|\S+ value|option)",
     ),
     _Cause(
@@ -190,7 +190,7 @@ _CAUSES = (
         r"Temporary failure in name resolution",
         transient=True,
     ),
-    _Cause("unknown host", "check --host; -v tells where it came from", r"could not translate host name"),
+    _Cause("unknown host", "check --host; -v shows where it came from", r"could not translate host name"),
     _Cause(
         "the server is not ready",
         "wait until it has started; a standby answers so for ever while hot_standby is off",
@@ -229,7 +229,7 @@ _CAUSES = (
         r"session is not read-only|server is not in hot standby mode",
     ),
 )  # fmt: skip
-_OTHER = _Cause("the connection failed", "-v tells where each value of the connection came from")
+_OTHER = _Cause("the connection failed", "-v shows where each value of the connection came from")
 
 # How libpq introduces an attempt, and how a message of the server begins: severity, colon, two blanks.
 _ENDPOINT = re.compile(

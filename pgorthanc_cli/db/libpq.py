@@ -47,7 +47,7 @@ def refuse_pipes(parameters: Mapping[str, str]) -> None:
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             raise UsageError(
                 f"the {what} {printable(str(path))} is not a regular file",
-                "name a regular file; -v tells where each value came from",
+                "name a regular file; -v shows where each value came from",
             )
 
 

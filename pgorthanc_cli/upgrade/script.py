@@ -14,7 +14,7 @@ SET search_path TO {schema};
 SET statement_timeout = 0;
 """
 _PREPARE = """
--- Phase 1, prepare: beside a working Orthanc, outside of a transaction. If an index cannot be built, drop what is left
+-- Phase 1, prepare: while Orthanc is running, outside of a transaction. If an index cannot be built, drop what is left
 -- of it (DROP INDEX CONCURRENTLY) before you try again.
 """
 _SWITCH = """
@@ -41,7 +41,7 @@ SET LOCAL pgorthanc.childcounts = 'later';
 _LOCK = "LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE;\n"
 _COMMIT = "\nCOMMIT;\nRESET ROLE;\nSET search_path TO {schema};\n"
 _FINISH = """
--- Phase 3, finish: beside a working Orthanc, outside of a transaction.
+-- Phase 3, finish: while Orthanc is running, outside of a transaction.
 """
 
 

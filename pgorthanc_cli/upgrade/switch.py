@@ -87,7 +87,7 @@ def switch(
         # A session may have connected before the locks were ours.
         if not settings.terminate:
             sessions.wait_for_exclusive_access(conn, report, own_pids=own_pids)
-        report(Progress("switch", f"to revision {to}: no other session works on the index now"))
+        report(Progress("switch", f"to revision {to}; no other session is using the index"))
         locked = "another session kept a table of the index locked, so nothing was changed"
         with steps.errors(locked), _committed(conn):
             return _transaction(conn, schema, to, settings, own_pids)

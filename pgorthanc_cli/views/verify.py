@@ -72,12 +72,13 @@ def _notes(findings: Sequence[Finding], *, verbose: bool) -> Iterator[Note]:
         if finding in harmless and not verbose:
             continue
         status: Status = "problem" if finding.matters else "warning" if finding.blocks else "ok"
-        details = [_sentence(finding.why), _sentence(finding.advice or "")]
+        advice, statement = _advice(finding.advice or "")
+        details = [_sentence(finding.why)]
         if finding.matters and not finding.repair:
             details.append("This tool does not repair it.")
-        yield Note(
-            printable(_fact(finding)), status, tuple(printable(detail) for detail in details if detail)
-        )
+        details.append(_sentence(advice))
+        shown = tuple(printable(detail) for detail in details if detail)
+        yield Note(printable(_fact(finding)), status, shown, printable(statement))
     if harmless and not verbose:
         count = plural(len(harmless), "harmless difference")
         yield Note(f"{count} (-v lists them)", "ok")
@@ -91,7 +92,13 @@ def _fact(finding: Finding) -> str:
     return f"{finding.name} is '{finding.found}' instead of '{finding.wanted}'"
 
 
+def _advice(text: str) -> tuple[str, str]:
+    """Return an advice, and the SQL statement that it ends with, if any."""
+    advice, colon, statement = text.partition(": ")
+    return (f"{advice}:", statement) if colon and text.endswith(";") else (text, "")
+
+
 def _sentence(text: str) -> str:
-    """Return a reason or an advice as a sentence; one that ends in a statement stays as it is."""
-    end = "" if not text or text[-1] in ".;" else "."
+    """Return a reason or an advice as a sentence; one that introduces a statement stays as it is."""
+    end = "" if not text or text[-1] in ".;:" else "."
     return f"{text[:1].upper()}{text[1:]}{end}"

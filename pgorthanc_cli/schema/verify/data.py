@@ -202,7 +202,7 @@ def _counters(conn: Connection, *, deltas: bool) -> list[Finding]:
             f"value of counter {key} ({_COUNTERS[key]})",
             str(value),
             str(actual),
-            "this statistic stays wrong: the plugin only adds to it",
+            "Orthanc reports this wrong number and never corrects it",
             recount(key, deltas=deltas).sql,
         )
         for key, value, actual in counted

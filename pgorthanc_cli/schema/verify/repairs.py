@@ -215,7 +215,7 @@ def online_statement(repair: tuple[Fix, ...]) -> str | None:
     if [fix.phase for fix in repair] != [Phase.INDEX]:
         return None
     statement = re.sub(r"^(CREATE INDEX|REINDEX INDEX)", r"\1 CONCURRENTLY", repair[0].sql)
-    return f"on a big index, beside a working Orthanc: {statement}"
+    return f"on a large index, while Orthanc is running: {statement}"
 
 
 def recount(key: int, *, deltas: bool) -> Fix:
