@@ -42,6 +42,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 PROGRAM = """
 from pgorthanc_cli import cli, commands, db
+from pgorthanc_cli.views.page import Page
 import dataclasses, sys, types
 
 @dataclasses.dataclass
@@ -52,7 +53,7 @@ class Who:
 def command(call):
     '''Say who is logged in.'''
     with call.target() as target, db.session(target, readonly=True) as conn:
-        call.emit(Who(conn.info.user))
+        call.emit_page(Who(conn.info.user), Page(conn.info.user))
 
 module = types.ModuleType("pgorthanc_cli.commands.who")
 module.command = command
