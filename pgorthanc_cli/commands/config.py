@@ -397,18 +397,20 @@ def set_(
 
     if config is None:
         raise UsageError("no configuration is named", "name it with --config")
+    paths = (word for path in config.paths for word in ("--config", str(path)))
+    check = shlex.join(["pgorthanc", "config", "check", *paths])
     if rename:
         if value is None or unset:
             raise UsageError("--rename needs two names: KEY as it is, VALUE as it must be", _SET_HELP)
         renamed = edit.rename_option(config, key, value, environ=os.environ, dry_run=dry_run)
-        call.emit_page(renamed, views.renamed_page(renamed))
+        call.emit_page(renamed, views.renamed_page(renamed, check))
         return
     keys = edit.key_of(key)
     if (value is None) != unset:
         raise UsageError("give a VALUE, or --unset", _SET_HELP)
     new = None if value is None else edit.value_of(keys, _text(keys[-1], value))
     edited = edit.set_option(config, keys, new, environ=os.environ, dry_run=dry_run)
-    call.emit_page(edited, views.edited_page(edited))
+    call.emit_page(edited, views.edited_page(edited, check))
 
 
 def _text(key: str, value: str) -> str:

@@ -27,8 +27,11 @@ def options_page(shown: Shown) -> Page:
     return Page(headline, (plugin,), (table,))
 
 
-def edited_page(edited: Edited) -> Page:
-    """Return the page of an option that was set or removed, or would be."""
+def edited_page(edited: Edited, check: str) -> Page:
+    """Return the page of an option that was set or removed, or would be.
+
+    `check` is the command that checks the configuration.
+    """
     key, after = printable(edited.key), printable(edited.after)
     removing = edited.after == NOT_GIVEN
     if edited.before == edited.after:
@@ -40,16 +43,16 @@ def edited_page(edited: Edited) -> Page:
         return _planned(change, edited.file, before)
     done = f"Removed {key}." if removing else f"Set {key} to {after}."
     was = "It was not set before." if edited.before == NOT_GIVEN else f"It was {printable(edited.before)}."
-    return _written(done, edited.file, edited.backup, was)
+    return _written(done, edited.file, edited.backup, was, check)
 
 
-def renamed_page(renamed: Renamed) -> Page:
-    """Return the page of an option that got another name, or would get it."""
+def renamed_page(renamed: Renamed, check: str) -> Page:
+    """Return the page of an option that got another name, or would get it; `check` is as above."""
     old, new = printable(renamed.key), printable(renamed.renamed_to)
     value = f"Its value stays: {printable(renamed.value)}."
     if renamed.dry_run:
         return _planned(f"rename {old} to {new}", renamed.file, value)
-    return _written(f"Renamed {old} to {new}.", renamed.file, renamed.backup, value)
+    return _written(f"Renamed {old} to {new}.", renamed.file, renamed.backup, value, check)
 
 
 def _planned(change: str, file: str, state: str) -> Page:
@@ -57,7 +60,7 @@ def _planned(change: str, file: str, state: str) -> Page:
     return Page(headline, (printable(file),), (Note(state),))
 
 
-def _written(headline: str, file: str, backup: str, before: str) -> Page:
-    kept = Note(f"{before} The file as it was is kept in {printable(backup)}.")
-    restart = Note("Orthanc reads its configuration when it starts: restart it.")
-    return Page(headline, (printable(file),), (kept,), (restart,), "ok")
+def _written(headline: str, file: str, backup: str, before: str, check: str) -> Page:
+    kept = Note("The file as it was:", paste=printable(backup))
+    following = Note("Next, check the configuration, then restart Orthanc:", paste=check)
+    return Page(headline, (printable(file),), (Note(before), kept), (following,), "ok")

@@ -29,7 +29,7 @@ def page(checked: Checked, config: Paths | None, *, verbose: bool = False) -> Pa
     if verbose:
         findings += [_finding(problem, config) for problem in remarks]
     elif remarks:
-        findings.append(Note(f"{plural(len(remarks), 'remark')}; -v shows them", "ok"))
+        findings.append(Note(f"{plural(len(remarks), 'remark')} (shown with -v)", "ok"))
     statuses = {finding.status for finding in findings}
     worst: Status = "warning" if "warning" in statuses else "ok"
     where = tuple(_where(checked, config))

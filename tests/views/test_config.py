@@ -99,20 +99,25 @@ PORT_SET = Edited(FILE, "PostgreSQL.Port", NOT_GIVEN, "5433", BACKUP, changed=Tr
 PORT_CHANGED = Edited(FILE, "PostgreSQL.Port", "5432", "5433", BACKUP, changed=True)
 PORT_REMOVED = Edited(FILE, "PostgreSQL.Port", "5433", NOT_GIVEN, BACKUP, changed=True)
 RENAMED = Renamed(FILE, "PostgreSQL.Hst", "PostgreSQL.Host", '"db1"', BACKUP, changed=True)
+CHECK = "pgorthanc config check --config /etc/orthanc"
 PAGES = {
     "show": config.options_page(Shown("10.3", OPTIONS)),
     "show-unknown-plugin": config.options_page(Shown(None, OPTIONS[:1])),
-    "set-new": config.edited_page(PORT_SET),
-    "set-changed": config.edited_page(PORT_CHANGED),
-    "set-removed": config.edited_page(PORT_REMOVED),
-    "set-dry-run": config.edited_page(replace(PORT_SET, backup="none", changed=False, dry_run=True)),
+    "set-new": config.edited_page(PORT_SET, CHECK),
+    "set-changed": config.edited_page(PORT_CHANGED, CHECK),
+    "set-removed": config.edited_page(PORT_REMOVED, CHECK),
+    "set-dry-run": config.edited_page(replace(PORT_SET, backup="none", changed=False, dry_run=True), CHECK),
     "set-dry-run-removing": config.edited_page(
-        replace(PORT_REMOVED, backup="none", changed=False, dry_run=True)
+        replace(PORT_REMOVED, backup="none", changed=False, dry_run=True), CHECK
     ),
-    "set-nothing-to-do": config.edited_page(replace(PORT_CHANGED, before="5433", changed=False)),
-    "set-nothing-to-remove": config.edited_page(replace(PORT_REMOVED, before=NOT_GIVEN, changed=False)),
-    "renamed": config.renamed_page(RENAMED),
-    "renamed-dry-run": config.renamed_page(replace(RENAMED, backup="none", changed=False, dry_run=True)),
+    "set-nothing-to-do": config.edited_page(replace(PORT_CHANGED, before="5433", changed=False), CHECK),
+    "set-nothing-to-remove": config.edited_page(
+        replace(PORT_REMOVED, before=NOT_GIVEN, changed=False), CHECK
+    ),
+    "renamed": config.renamed_page(RENAMED, CHECK),
+    "renamed-dry-run": config.renamed_page(
+        replace(RENAMED, backup="none", changed=False, dry_run=True), CHECK
+    ),
 }
 
 
