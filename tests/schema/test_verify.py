@@ -153,7 +153,7 @@ def test_a_big_index_can_be_made_beside_orthanc(index: Callable[[int], db.Target
     invalid = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'changesindex'::regclass"
     run(target, "DROP INDEX childrenindex2", invalid)
     for finding in look(target).findings:
-        run(target, (finding.advice or "").partition("Orthanc: ")[2])
+        run(target, (finding.advice or "").partition("Orthanc is running: ")[2])
     assert look(target).findings == ()
 
 
