@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pgorthanc_cli.db import transport, wire
 from pgorthanc_cli.db.safe_session import quote_ident
 from pgorthanc_cli.db.transport import Client
 from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.text import printable
 
 Resolve = Callable[[Mapping[str, str]], Mapping[str, str]]
 
@@ -34,7 +35,8 @@ class _Cause:
     """A reason for a failed connection.
 
     Attributes:
-        summary: The beginning of the error message, before libpq's own text.
+        summary: The beginning of the error message, before libpq's own text; `{server}` and `{user}`
+            are those of the connection.
         hint: What to do; `{role}` and `{database}` are those of the connection, quoted for SQL.
         pattern: Matches libpq's own text.
         states: The server's SQLSTATEs or their classes, with the routine that refused if that matters.
@@ -50,6 +52,7 @@ class _Cause:
     error: type[ConnectError] = ConnectError
 
 
+_NO_LOGIN = "cannot log in to {server} as {user}"
 _CERTIFICATE = _Cause(
     "the server's certificate cannot be verified",
     "set sslrootcert in the URI to the certificate of the authority that signed the server's",
@@ -74,7 +77,7 @@ _REFUSES_CLIENT = _Cause(
     "the administrator adds or changes the line for this client, role and database in pg_hba.conf",
 )
 _LOGIN_REFUSED = _Cause(
-    "login refused",
+    _NO_LOGIN,
     "check the password of role {role}, that the role exists and may log in, and that the database exists; "
     "-v shows where each value came from",
 )
@@ -95,18 +98,18 @@ _CAUSES = (
         error=PasswordRequired,
     ),
     _Cause(
-        "login refused",
+        _NO_LOGIN,
         "check the password of role {role}, and whether that role exists; -v shows where each came from",
         states=("28P01",),
     ),
     _Cause(
-        "login refused",
+        _NO_LOGIN,
         "the server decides by pg_hba.conf how {role} logs in; name another role with --username, "
         "or connect with --host localhost to use a password",
         states=(f"28000 {wire.BY_METHOD}",),
     ),
     _Cause(
-        "login refused",
+        _NO_LOGIN,
         "name a role with --username, or as administrator: CREATE ROLE {role} LOGIN PASSWORD '...'; "
         "if the role exists: ALTER ROLE {role} LOGIN",
         states=(f"28000 {wire.BY_ROLE}",),
@@ -118,12 +121,12 @@ _CAUSES = (
         error=MissingDatabase,
     ),
     _Cause(
-        "login refused",
+        _NO_LOGIN,
         "as owner of the database: GRANT CONNECT ON DATABASE {database} TO {role};",
         states=("42501 CheckMyDatabase",),
     ),
     _Cause(
-        "login refused",
+        _NO_LOGIN,
         "the server's words name the attribute or the privilege that role {role} lacks; as administrator, for "
         "replication: ALTER ROLE {role} REPLICATION;",
         states=("42501",),
@@ -185,7 +188,7 @@ _CAUSES = (
         r"could not match \d+|invalid (?:integer|port|\S+ value|option)",
     ),
     _Cause(
-        "the server cannot be reached",
+        "cannot reach {server}",
         "the name service does not answer: try again, or give an address with --host",
         r"Temporary failure in name resolution",
         transient=True,
@@ -212,7 +215,7 @@ _CAUSES = (
         transient=True,
     ),
     _Cause(
-        "the server cannot be reached",
+        "cannot reach {server}",
         "check --host and --port, and that the server runs and listens there (listen_addresses)",
         r"Connection refused|No such file or directory|No route to host|Network is (?:unreachable|down)"
         r"|Host is down|closed the connection unexpectedly|Connection reset by peer",
@@ -258,16 +261,18 @@ def explain(text: str, resolve: Resolve) -> tuple[ConnectError, bool]:
     for endpoint in {tuple(sorted(endpoint.items())): endpoint for endpoint in refused}.values():
         causes.extend(_causes_of_refusal(resolve, endpoint, again=refused.count(endpoint) > 1))
     cause, parameters = min(causes, key=lambda each: _CAUSES.index(each[0]), default=(_OTHER, {}))
-    summary = cause.summary
-    hint = cause.hint.format(
-        role=quote_ident(parameters.get("user", "")),
-        database=quote_ident(parameters.get("dbname", "")),
-    )
+    user = parameters.get("user", "")
+    server = ", ".join(_servers(attempts)) or "the server"
+    summary = cause.summary.format(server=server, user=printable(user))
+    hint = cause.hint.format(role=quote_ident(user), database=quote_ident(parameters.get("dbname", "")))
     if cause is _CERTIFICATE:
         summary, hint = _certificate_reason(attempts, resolve, hint)
+    # A server that the summary names need not be named again in libpq's words.
+    named = summary != cause.summary and len(_servers(attempts)) == 1
+    words = _one_line("\n".join(message for message, _ in attempts) if named else text)
     if refused:
-        return cause.error(summary, hint, server_message=_one_line(text)), cause.transient
-    return cause.error(f"{summary}: {_one_line(text)}", hint), cause.transient
+        return cause.error(summary, hint, server_message=words), cause.transient
+    return cause.error(f"{summary}: {words}", hint), cause.transient
 
 
 def _attempts(text: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -284,6 +289,12 @@ def _attempts(text: str) -> Iterator[tuple[str, dict[str, str]]]:
         else:
             address = match["address"] or ""
             yield message, {"host": match["host"], "hostaddr": address, "port": match["port"]}
+
+
+def _servers(attempts: Iterable[tuple[str, Mapping[str, str]]]) -> list[str]:
+    """Return the servers that were tried, such as `db1:5432`, each once."""
+    names = (f"{printable(endpoint['host'])}:{endpoint['port']}" for _, endpoint in attempts if endpoint)
+    return list(dict.fromkeys(names))
 
 
 def _causes_of_refusal(

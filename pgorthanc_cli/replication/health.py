@@ -90,8 +90,9 @@ def problems(
         )
     for observation in observations:
         if failure := observation.failure:
-            place = observation.server.place
-            yield Problem("CRITICAL", f"{place}: {failure.fact}", failure.hint or "", (place,))
+            place, fact = observation.server.place, failure.fact
+            fact = fact if place in fact else f"{place}: {fact}"
+            yield Problem("CRITICAL", fact, failure.hint or "", (place,))
     for observation, server in zip(observations, servers, strict=True):
         if server.role == "standby":
             yield from _standby_problems(observation, server, limits)

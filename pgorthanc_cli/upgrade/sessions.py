@@ -89,13 +89,13 @@ def in_use(
     names = shortened(blockers, _SHOWN) or "it has just ended"
     hint = "stop every Orthanc that uses it, then run the same command again"
     if not terminate:
-        hint += "; or wait for them with --wait TIME, or end their sessions with --terminate"
+        hint += "; or wait for them with --wait 60, or end their sessions with --terminate"
     if pooled := [str(s.pid) for s in blockers if isinstance(s, Session) and s.pid in idle]:
         hint += (
             f". This connection goes through a pooler, which may keep pid {', '.join(pooled)} for no client: connect "
             "to the server itself, or close idle sessions on the pooler's console (PgBouncer: RECONNECT)"
         )
-    return InUseError(f"another session {what}: {names}", hint)
+    return InUseError(f"another session {what}: {names}", f"{hint}. To see who it is: pgorthanc check-lock")
 
 
 def wait_for_exclusive_access(

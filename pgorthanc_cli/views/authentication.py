@@ -69,7 +69,7 @@ def _headline(report: LoginReport) -> str:
         return f"The server {server} asks role {role} for a password, and none was given."
     if report.login != "works":
         summary = report.refusal.partition(": ")[0]
-        reason = "" if summary == "login refused" else f": {summary}"
+        reason = "" if summary.startswith("cannot log in") else f": {summary}"
         return f"Role {role} cannot log in to {server}{reason}."
     plugin = "The current plugin" if report.plugin == "latest" else f"Plugin {report.plugin}"
     verdict = report.plugins[-1] if report.plugins else None

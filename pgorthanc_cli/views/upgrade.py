@@ -293,7 +293,7 @@ def _moved(changed: Changed) -> Iterator[Block]:
             f"It is still at {_revision(changed.before)}; Orthanc can keep running, for as long as you like."
         )
     if changed.child_counts:
-        yield Note(f"The children of {plural(changed.child_counts, 'resource')} were counted.")
+        yield Note(f"The number of children was stored for {plural(changed.child_counts, 'resource')}.")
     for title, rows in (
         ("kept for the next upgrade in", changed.kept),
         ("restored from", changed.restored),

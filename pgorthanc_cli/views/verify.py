@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from pgorthanc_cli.schema.verify import Finding, Repaired, SchemaReport
@@ -39,7 +40,8 @@ def repaired_page(result: Repaired, *, verbose: bool = False) -> Page:
     else:
         headline = f"Nothing could be repaired. {_headline(result, result.left)}"
     left = tuple(_notes(result.left, verbose=verbose))
-    return Page(headline, _where(result), (*repaired, *left), status=_status(result.left))
+    steps = (Note("Next, start Orthanc."),) if repaired and result.healthy else ()
+    return Page(headline, _where(result), (*repaired, *left), steps, _status(result.left))
 
 
 def _where(result: SchemaReport | Repaired) -> tuple[str, ...]:
@@ -87,6 +89,9 @@ def _notes(findings: Sequence[Finding], *, verbose: bool) -> Iterator[Note]:
 def _fact(finding: Finding) -> str:
     if finding.found is None:
         return f"{finding.name} is missing"
+    counter = re.fullmatch(r"value of counter \d+ \((.+)\)", finding.name)
+    if counter and finding.wanted is not None:
+        return f"the counter of {counter[1]} is {finding.found}, but the index has {finding.wanted}"
     if finding.wanted is None:
         return f"extra {finding.name}, not part of this revision"
     return f"{finding.name} is '{finding.found}' instead of '{finding.wanted}'"

@@ -46,7 +46,7 @@ HIDDEN = (
 )
 REFUSED = replace(
     WORKS, login="refused", sslmodes=tuple(replace(mode, works=False) for mode in MODES), endpoint=None,
-    refusal='login refused: connection to server at "db1" (10.0.0.7), port 5432 failed: FATAL:  password '
+    refusal='cannot log in to db1:5432 as orthanc: FATAL:  password '
     'authentication failed for user "orthanc"',
     plugins=tuple(replace(plugin, works=False) for plugin in (OLD, NEW)), notes=(HIDDEN,),
     fixes=(Remedy('check the password of role "orthanc", and whether that role exists'),),

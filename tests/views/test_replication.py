@@ -69,7 +69,7 @@ STATES = {
     ),
     "status-unreachable-standby": failing(
         Problem("CRITICAL", "no standby streams from db1:5432", "check that the standby runs", ("db1:5432",)),
-        Problem("CRITICAL", "db2:5432: login refused", "check the password", ("db2:5432",)),
+        Problem("CRITICAL", "cannot log in to db2:5432 as orthanc", "check the password", ("db2:5432",)),
         of=replace(
             WORKS,
             servers=(

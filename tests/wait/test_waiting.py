@@ -88,8 +88,8 @@ def test_what_is_there_is_not_waited_for(fresh: db.Target) -> None:
 
 def test_a_server_that_starts_later(server: Server) -> None:
     server.stop()
-    reasons = wait_for(db.Target(server.place), READY, server.start, "the server cannot be reached")
-    assert all("reached" in reason or "not ready" in reason for reason in reasons)
+    reasons = wait_for(db.Target(server.place), READY, server.start, "cannot reach ")
+    assert all("reach" in reason or "not ready" in reason for reason in reasons)
 
 
 def test_a_database_and_a_role_that_are_made_later(server: Server) -> None:
@@ -187,7 +187,7 @@ def test_a_restart_in_the_middle(server: Server) -> None:
     target = db.Target(server.place)
     with closing(psycopg2.connect(server.place)) as holder, holder.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(42)")
-        steps: dict[str, Callable[[], object]] = {"lock 42": server.stop, "cannot be reached": server.start}
+        steps: dict[str, Callable[[], object]] = {"lock 42": server.stop, "cannot reach ": server.start}
 
         def report(progress: Progress) -> None:
             reason = next((reason for reason in steps if reason in progress.what), None)
