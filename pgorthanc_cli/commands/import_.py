@@ -18,6 +18,7 @@ from pgorthanc_cli.errors import Interrupted, PartialFailure, PgOrthancError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.ingest import Batch, ImportPlan, ImportResult
+    from pgorthanc_cli.views.progress import ImportProgress
 
 _input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
@@ -147,10 +148,12 @@ def command(
     """
     from pgorthanc_cli import ingest
     from pgorthanc_cli.views import import_page
+    from pgorthanc_cli.views.progress import ImportProgress
 
     if max_mb_per_s:
         options["max_bytes_per_s"] = max_mb_per_s * 1e6
     tally: ingest.Tally | None = None
+    state = ImportProgress()
     try:
         with (
             call.resolved() as resolved,
@@ -163,7 +166,7 @@ def command(
             writer = import_page.page_writer(report, paths, facts, stop.is_set, names=report_names)
             is_countable = not (files_from or plan.follow or plan.shard)
             count = partial(ingest.walk, paths, settings.storage_dir) if is_countable else None
-            with writer as add_to_page, _progress(call, plan, count, stop) as show:
+            with writer as add_to_page, _progress(call, plan, count, stop, state) as show:
 
                 def progress(batch: Batch) -> None:
                     add_to_page(batch)
@@ -177,11 +180,12 @@ def command(
     except (PgOrthancError, KeyboardInterrupt) as error:
         so_far = tally.result(interrupted=True) if tally else None
         if so_far and so_far.files:  # what was counted is committed, whatever happened then
-            _show(call, so_far, paths, refused, options)
-            if isinstance(error, (Interrupted, KeyboardInterrupt)):
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            _show(call, so_far, paths, refused, options, state, failed=not stopped)
+            if stopped:
                 raise click.exceptions.Exit(Interrupted.exit_code) from None
         raise
-    _show(call, result, paths, refused, options)
+    _show(call, result, paths, refused, options, state)
     if result.interrupted:
         raise click.exceptions.Exit(Interrupted.exit_code)
     if result.refused and not options["follow"]:
@@ -194,8 +198,11 @@ def _show(
     paths: tuple[str, ...],
     refused: Path | None,
     options: dict[str, Any],
+    state: ImportProgress,
+    *,
+    failed: bool = False,
 ) -> None:
-    """Show what was counted, and how to go on."""
+    """Show what was counted, and how to go on; `failed`: an error follows."""
     from pgorthanc_cli.views import import_result as views
 
     suggested = views.Commands()
@@ -217,21 +224,25 @@ def _show(
         suggested,
         follow=options["follow"],
         refused_in=str(refused) if refused else "",
+        total=state.total if state.counted else None,
+        failed=failed,
     )
     call.emit_page(result, page)
 
 
 @contextmanager
 def _progress(
-    call: commands.Call, plan: ImportPlan, count: Callable[[], Iterable[object]] | None, stop: threading.Event
+    call: commands.Call,
+    plan: ImportPlan,
+    count: Callable[[], Iterable[object]] | None,
+    stop: threading.Event,
+    state: ImportProgress,
 ) -> Iterator[Callable[[Batch], None]]:
     """Show how far the import is; yield what is to be called with each batch.
 
     `count` walks through the files, so that the time left is known; None if that is impossible.
     """
     from pgorthanc_cli.views import progress as views
-
-    state = views.ImportProgress()
 
     def count_files(files: Iterable[object]) -> None:
         for state.total, _ in enumerate(files, 1):

@@ -38,6 +38,8 @@ def page(
     *,
     follow: bool = False,
     refused_in: str = "",
+    total: int | None = None,
+    failed: bool = False,
 ) -> Page:
     """Return the page.
 
@@ -47,6 +49,8 @@ def page(
         commands: The suggested commands.
         follow: The import followed folders: a stop is its normal end.
         refused_in: The file that lists the refused files.
+        total: Files to import, if they were counted.
+        failed: It was interrupted by an error, which is shown below the page.
     """
     blocks: list[Block] = [*_counts(result), *_findings(result, commands)]
     if result.refused:
@@ -57,7 +61,19 @@ def page(
     status: Status = "warning" if bad else "ok"
     where = tuple(_where(result, paths, follow=follow))
     steps = tuple(_steps(result, commands, follow=follow))
-    return Page(_headline(result, follow=follow), where, tuple(blocks), steps, status)
+    headline = _headline(result, follow=follow)
+    if result.interrupted and not result.dry_run:
+        headline = _interrupted(result, total, failed=failed)
+    return Page(headline, where, tuple(blocks), steps, status)
+
+
+def _interrupted(result: ImportResult, total: int | None, *, failed: bool) -> str:
+    imported = _were(result.stored)
+    if total and total > result.stored:
+        imported = f"{result.stored:,} of {total:,} files were"
+    refused = f"; {_were(result.refused)} refused" if result.refused else ""
+    by = " by the error below" if failed else ""
+    return f"Interrupted{by}: {imported} imported in {duration(result.elapsed_s)}{refused}."
 
 
 def _headline(result: ImportResult, *, follow: bool) -> str:
@@ -68,8 +84,6 @@ def _headline(result: ImportResult, *, follow: bool) -> str:
         what = "Interrupted dry run" if result.interrupted else "Dry run"
         refused = f"; {plural(result.refused, 'file')} would be refused" if result.refused else ""
         return f"{what}, nothing was imported: {stored:,} of {files} could be imported{refused}."
-    if result.interrupted:
-        return f"Interrupted: {_were(stored)} imported in {took}{refused}."
     if follow:
         return f"Stopped after {took}: {_were(stored)} imported{refused}."
     if not result.files:

@@ -87,7 +87,7 @@ def test_lines_are_wrapped_on_a_terminal_but_commands_are_not(fresh: db.Target) 
     assert lines[3].startswith("          pgorthanc downgrade --to 3 --uri 'user=")
     assert len(lines) == 4
     code, screen = terminal("status", "--uri", f"host=/{'nosuch' * 12} port=5432")
-    assert f"/{'nosuch' * 12}:5432: " in screen
+    assert f"/{'nosuch' * 12}:5432:" in screen
     code, screen = terminal("status", "--uri", "host=/nosuch/folder/of/a/socket port=5432")
     lines = [line.rstrip("\r") for line in ESCAPE.sub("", screen).splitlines()]
     assert code == 3

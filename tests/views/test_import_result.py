@@ -59,6 +59,12 @@ def test_pages(state: str) -> None:
     golden.check_view(GOLDEN, state, views.page(STATES[state], ["/mnt/dicom"], COMMANDS))
 
 
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_interruption_of_files_that_were_counted(failed: bool) -> None:
+    page = views.page(STATES["interrupted"], ["/mnt/dicom"], COMMANDS, total=412_000, failed=failed)
+    golden.check_view(GOLDEN, "interrupted-by-error" if failed else "interrupted-counted", page)
+
+
 def test_the_end_of_following() -> None:
     stopped = replace(REFUSED, elapsed_s=604.0)
     golden.check_view(GOLDEN, "followed", views.page(stopped, ["/srv/incoming"], COMMANDS, follow=True))
