@@ -129,7 +129,8 @@ def stable(shown: str) -> str:
     return _MESSAGE.sub(_wrapped, shown).rstrip("\n")
 
 
-_MESSAGE = re.compile(r"^(error: |hint: |warning: ).*\n(?: {6,}.*\n)*", re.MULTILINE)
+# What is to be pasted is indented by four more, and stays.
+_MESSAGE = re.compile(r"^(error: |hint: |warning: ).*\n(?: {6,9}\S.*\n)*", re.MULTILINE)
 
 
 def _wrapped(match: re.Match[str]) -> str:
