@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
+    from pgorthanc_cli.replication import NotProved
 
 
 @commands.group("replication")
@@ -227,7 +230,7 @@ def _login(call: commands.Call, source: str) -> Target:
 
     if "password" in db.parse_dsn(source, "--from"):
         raise UsageError(
-            "--from holds a password, which everybody on this machine can read in the list of processes",
+            "--from holds a password, which every user of this machine can read in the list of processes",
             "write passfile=FILE instead (a line *:*:*:ROLE:PASSWORD, mode 0600), or set PGPASSWORD",
         )
     return db.Target(source, application=f"pgorthanc {call.name}")
@@ -383,7 +386,8 @@ def promote(
     The standby is the server of the connection options, or the folder of --pgdata. A closed
     port proves nothing. With --fence nothing that was committed is lost: the old primary
     is stopped first, and the standby gets the rest; its folder is then fenced for this
-    standby, and no other one can be promoted with it.
+    standby, and no other one can be promoted with it. Without --fence and
+    --old-primary-is-down, on a terminal, it asks.
 
     \b
     Examples:
@@ -397,7 +401,14 @@ def promote(
     fencing = replication.Fence(fence, old_primary_is_down or old_is_gone, accept_loss)
 
     def run(candidate: replication.Candidate) -> None:
-        promoted = replication.promote(candidate, fencing, slots=slots, parameters=parameters, wait_s=wait_s)
+        attempt = partial(replication.promote, candidate, slots=slots, parameters=parameters, wait_s=wait_s)
+        try:
+            promoted = attempt(fencing)
+        except replication.NotProved as error:
+            if not (error.servers and commands.may_ask()):
+                raise
+            _ask_whether_it_is_off(error)
+            promoted = attempt(replace(fencing, gone=True))
         call.emit_page(promoted, views.promoted_page(promoted))
 
     with call.resolved() as resolved:
@@ -407,6 +418,21 @@ def promote(
             return
     with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as candidate:
         run(candidate)
+
+
+def _ask_whether_it_is_off(error: NotProved) -> None:
+    """Ask for the name of the old primary, which only its operator can know to be off.
+
+    Raises:
+        Exit: The answer is another one.
+    """
+    name = error.servers[0]
+    output.warn(error.fact)
+    question = f"Is {name} switched off, and will it stay off? Type its name to promote"
+    answer = click.prompt(question, default="", show_default=False, err=True)
+    if answer.strip() not in (name, name.rpartition(":")[0]):
+        output.note("Cancelled. Nothing was changed.")
+        raise click.exceptions.Exit(1)
 
 
 @commands.command("replication rejoin")

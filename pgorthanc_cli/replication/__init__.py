@@ -6,7 +6,7 @@ of it: no superuser's password has to be on the machine of a standby.
 """
 
 from pgorthanc_cli.replication.candidate import Candidate, by_folder, by_sql
-from pgorthanc_cli.replication.fence import Fence
+from pgorthanc_cli.replication.fence import Fence, NotProved
 from pgorthanc_cli.replication.health import Problem
 from pgorthanc_cli.replication.instructions import FORMS, instructions
 from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, plan
@@ -26,8 +26,8 @@ from pgorthanc_cli.replication.state import (
 from pgorthanc_cli.replication.upstream import ROLE, SLOT
 
 __all__ = [
-    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "PlanItem", "Prepared", "PrimaryPlan",
-    "Problem", "Promoted", "Rejoined", "ReplicationStatus", "Requirements", "ServerState", "Slot", "Standby",
-    "StandbyOptions", "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote", "rejoin",
-    "status",
+    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "NotProved", "PlanItem",
+    "Prepared", "PrimaryPlan", "Problem", "Promoted", "Rejoined", "ReplicationStatus", "Requirements", "ServerState", "Slot", "Standby",
+    "StandbyOptions", "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote",
+    "rejoin", "status",
 ]  # fmt: skip

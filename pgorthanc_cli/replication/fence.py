@@ -61,6 +61,16 @@ class Fence:
     accept_loss: bool = False
 
 
+class NotProved(PgOrthancError):
+    """Nothing proves that the old primary is down; its operator may know.
+
+    Attributes:
+        servers: Host and port of each server that the standby may follow.
+    """
+
+    servers: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class StandbyState:
     """A standby before its promotion.
@@ -259,7 +269,8 @@ def proof(upstreams: list[Endpoint], fence: Fence, standby: StandbyState, comman
         command: The command line that promotes it, to which options may be added.
 
     Raises:
-        PgOrthancError: It is not known, or it runs.
+        NotProved: It is not known.
+        PgOrthancError: It runs.
     """
     answers = {endpoint: probe(*endpoint) for endpoint in upstreams}
     for endpoint, answer in answers.items():
@@ -279,7 +290,7 @@ def proof(upstreams: list[Endpoint], fence: Fence, standby: StandbyState, comman
     return "; ".join(texts) or f"{reason}the standby followed none"
 
 
-def _unproven(answers: dict[Endpoint, str], command: str) -> PgOrthancError:
+def _unproven(answers: dict[Endpoint, str], command: str) -> NotProved:
     meaning = {
         REFUSES: "its port is closed, but a tunnel, proxy or firewall before a living server refuses as well",
         SILENT: "it is silent, but it may be alive behind a broken network",
@@ -287,12 +298,14 @@ def _unproven(answers: dict[Endpoint, str], command: str) -> PgOrthancError:
     texts = "; ".join(
         f"{format_endpoint(endpoint)}: {meaning[answer]}" for endpoint, answer in answers.items()
     )
-    return PgOrthancError(
+    error = NotProved(
         f"nothing proves that the old primary is dead: {texts or 'the standby names no server that it follows'}",
         f"where its data folder is, prove it (this stops it, and fences the folder): {command} "
         "--fence FOLDER-OF-THE-OLD-PRIMARY; or, once you have made sure that it is off and stays off, and that no "
         f"other standby of it is promoted: {command} --old-primary-is-down",
     )
+    error.servers = tuple(map(format_endpoint, answers))
+    return error
 
 
 def _refuse_primary_here(fence: Fence, standby: StandbyState) -> None:

@@ -69,8 +69,9 @@ def promote(
     Raises:
         UsageError: It is a primary already, or `fence` names another server's folder.
         ConnectError: The standby does not answer in time.
-        PgOrthancError: The old primary runs, or nothing proves that it is down; it is
-            fenced for another standby; or it holds commits that would be lost.
+        NotProved: Nothing proves that the old primary is down.
+        PgOrthancError: The old primary runs; it is fenced for another standby; or it holds
+            commits that would be lost.
     """
     deadline = Deadline(wait_s)
     with _translated(candidate, deadline):

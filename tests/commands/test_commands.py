@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import commands
+from tests.support.questions import answered
 from tests.support.real_servers import Server
 
 PASSWORD = "p@ss w/'\\\"ö%"
@@ -64,26 +63,7 @@ cli.main(["who", *sys.argv[1:]])
 
 
 def run_on_terminal(arguments: list[str], typed: str) -> tuple[int, str, str]:
-    """Exit code, stdout, and what the terminal showed, when somebody types at the question for a password."""
-    ours, theirs = pty.openpty()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *arguments],
-            stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True,
-        )  # fmt: skip
-        os.close(theirs)
-        screen = b""
-        with contextlib.suppress(OSError):  # EIO: the terminal's other end is closed
-            while chunk := os.read(ours, 1000):
-                screen += chunk
-                if b"Password for" in chunk:
-                    os.write(ours, typed.encode())
-        assert process.stdout
-        with process.stdout:
-            answer = process.stdout.read()
-        return process.wait(timeout=20), answer, screen.decode()
-    finally:
-        os.close(ours)
+    return answered([sys.executable, "-c", PROGRAM, *arguments], b"Password for", typed)
 
 
 def test_prompt_on_a_terminal(server: Server) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pgorthanc_cli.server.cluster import STANDBY_SIGNAL
 from pgorthanc_cli.server.private import open_cluster
 from tests.replication.site import Site, answer, crash, make_template, pgorthanc
 from tests.support.proxy import Proxy, proxy
+from tests.support.questions import answered
 from tests.support.real_servers import wait_until
 
 Fence = replication.Fence
@@ -137,6 +139,18 @@ def test_silence_is_no_proof(pair: Site) -> None:
         done = promote(pair, DOWN)
     assert done.old_primary == f"127.0.0.1:{pair.primary.port}: confirmed to be down, it is silent"
     assert done.lost_bytes is None
+
+
+def test_the_name_of_the_old_primary_is_the_proof_on_a_terminal(pair: Site) -> None:
+    crash(pair.primary.data)
+    words = [sys.executable, "-m", "pgorthanc_cli", "replication", "promote", "--pgdata", pair.folder]
+    code, answer, screen = answered(words, b"Type its name to promote", "yes\n")
+    assert (code, answer) == (1, "")
+    assert "nothing proves that the old primary is dead" in screen
+    assert screen.rstrip().endswith("Cancelled. Nothing was changed.")
+    code, answer, screen = answered(words, b"Type its name to promote", f"127.0.0.1:{pair.primary.port}\n")
+    assert code == 0, screen
+    assert answer.startswith(f"Promoted 127.0.0.1:{pair.port} to primary (timeline 2).")
 
 
 @contextmanager
