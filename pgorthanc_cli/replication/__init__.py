@@ -26,8 +26,9 @@ from pgorthanc_cli.replication.state import (
 from pgorthanc_cli.replication.upstream import ROLE, SLOT
 
 __all__ = [
-    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "NotProved", "PlanItem",
-    "Prepared", "PrimaryPlan", "Problem", "Promoted", "Rejoined", "ReplicationStatus", "Requirements",
-    "ServerState", "Slot", "Standby", "StandbyOptions", "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote",
+    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "NotProved",
+    "PlanItem", "Prepared", "PrimaryPlan", "Problem", "Promoted", "Rejoined",
+    "ReplicationStatus", "Requirements", "ServerState", "Slot", "Standby", "StandbyOptions",
+    "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote",
     "rejoin", "status",
 ]  # fmt: skip
