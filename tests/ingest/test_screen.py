@@ -62,7 +62,7 @@ def test_an_interruption(fresh: db.Target, tmp_path: Path) -> None:
     samples.folder(tmp_path / "in", FILES)
     code, screen, stderr = ended(fresh, tmp_path, terminate)
     assert (code, "error" in stderr) == (130, False)
-    counted = re.match(r"Interrupted: (\d+) files were imported in .* s\.\ndatabase ", screen)
+    counted = re.match(r"Interrupted: (\d+)(?: of \d+)? files were imported in .* s\.\ndatabase ", screen)
     assert counted
     assert int(counted[1]) == rows(fresh)
     assert "Next, continue" in screen
@@ -100,7 +100,7 @@ def test_a_lost_connection(fresh: db.Target, tmp_path: Path) -> None:
 
     code, screen, stderr = ended(fresh, tmp_path, lose)
     assert code == 3
-    assert screen.startswith("Interrupted: ")
+    assert screen.startswith("Interrupted by the error below: ")
     assert stderr.startswith("error: ")
     check_continues(fresh, tmp_path, screen)
 
