@@ -198,7 +198,7 @@ def test_strict_refuses_before_anything_is_written(empty: db.Target, damaged: Pa
         PgOrthancError, match=f"^{number} rows cannot be stored as they are, such as "
     ) as error:
         convert(empty, damaged, strict=True)
-    assert "--check --html" in (error.value.hint or "")
+    assert "--dry-run --html" in (error.value.hint or "")
     assert snapshot(empty) == {}
 
 
