@@ -20,8 +20,9 @@ from tests.support.real_servers import Server
 
 ROOT = Path(__file__).parents[2]
 
-PASSWORD = "pl4nted-s3cret"
-WRONG = "an0ther-s3cret"
+# Of this process: other tests on this machine may have one on a command line.
+PASSWORD = f"pl4nted-s3cret-{os.getpid()}"
+WRONG = f"an0ther-s3cret-{os.getpid()}"
 
 # Every command, with as much as it needs to get as far as to the server. {tmp} is a folder of the test.
 WORDS = {
