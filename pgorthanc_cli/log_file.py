@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from logging.handlers import WatchedFileHandler
@@ -21,8 +22,8 @@ _logger.propagate = False
 _logger.setLevel(logging.INFO)
 
 
-def open_log(path: Path | None, *, as_json: bool) -> None:
-    """Append what follows to a file; None: to no file any more.
+def open_log(path: Path, *, as_json: bool) -> Callable[..., None]:
+    """Open the file, to append to it; return the function `write`.
 
     Raises:
         UsageError: It cannot be written to.
@@ -31,8 +32,6 @@ def open_log(path: Path | None, *, as_json: bool) -> None:
         _logger.removeHandler(handler)
         with suppress(OSError):  # its disk is full
             handler.close()
-    if path is None:
-        return
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _PRIVATE))
         log = _Handler(path, encoding="utf-8", errors="backslashreplace")
@@ -43,12 +42,12 @@ def open_log(path: Path | None, *, as_json: bool) -> None:
         ) from None
     log.setFormatter(_JsonLines() if as_json else _Text())
     _logger.addHandler(log)
+    return write
 
 
 def write(level: int, message: str, **more: str) -> None:
-    """Append a record, if there is a log file; `more` are fields of a JSON line."""
-    if _logger.handlers:
-        _logger.log(level, message, extra={"more": more})
+    """Append a record; `more` are fields of a JSON line."""
+    _logger.log(level, message, extra={"more": more})
 
 
 class _Handler(WatchedFileHandler):

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
-from pgorthanc_cli import log_file
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.text import printable_lines, progress_line, size
 
@@ -33,6 +32,8 @@ _LOG_EVERY_S = 10.0
 _BLOCK = "\ue000"  # stands for a block of code; of Unicode's private use area
 _NARROWEST = 20  # cells for the text of an error, however narrow the terminal
 
+# Writes to the file of --log-file, if there is one: level, message, more fields.
+_write_log: Callable[..., None] | None = None
 # Shows a line that changes: what else is printed on stderr must go through it.
 _live: Console | None = None
 
@@ -52,6 +53,18 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+
+
+def log_to(write: Callable[..., None] | None) -> None:
+    """Also write warnings, errors and progress with this function, see `log_file`."""
+    global _write_log
+    _write_log = write
+
+
+def log(level: int, message: str, **more: str) -> None:
+    """Write to the log file, if there is one."""
+    if _write_log is not None:
+        _write_log(level, message, **more)
 
 
 def emit(result: object) -> None:
@@ -189,19 +202,19 @@ def markdown(content: str) -> None:
 
 def warn(message: str) -> None:
     """A warning on stderr."""
-    log_file.write(logging.WARNING, message)
+    log(logging.WARNING, message)
     _line("warning: ", "yellow", message)
 
 
 def note(message: str) -> None:
     """A line on stderr that `--verbose` asked for."""
-    log_file.write(logging.INFO, message)
+    log(logging.INFO, message)
     _line("", "dim", message)
 
 
 def event(message: str) -> None:
     """Report what has just happened, in a line on stderr that begins with the time."""
-    log_file.write(logging.INFO, message)
+    log(logging.INFO, message)
     now = datetime.now().astimezone()
     stamp = f"{now:%H:%M:%S} " if sys.stderr.isatty() else now.isoformat(timespec="seconds")
     _line("", "dim", f"{stamp} {message}")
@@ -209,7 +222,7 @@ def event(message: str) -> None:
 
 def fail(error: PgOrthancError, *, as_json: bool) -> None:
     """An error on stderr; with --json as one document of the keys error, message, hint."""
-    log_file.write(logging.ERROR, error.message, **({"hint": error.hint} if error.hint else {}))
+    log(logging.ERROR, error.message, **({"hint": error.hint} if error.hint else {}))
     if as_json:
         document = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
         sys.stderr.write(_json(document))
@@ -240,18 +253,18 @@ def progress(
     started = logged = time.monotonic()
     on_terminal = sys.stderr.isatty()
 
-    def log() -> None:
+    def update() -> None:
         nonlocal logged
         now = time.monotonic()
         if now - logged >= _LOG_EVERY_S:
             logged = now
             if on_terminal:
-                log_file.write(logging.INFO, log_line(now - started))
+                log(logging.INFO, log_line(now - started))
             else:
                 event(log_line(now - started))
 
     if quiet or not on_terminal:
-        yield (lambda: None) if quiet else log
+        yield (lambda: None) if quiet else update
         return
     from rich.live import Live
     from rich.text import Text
@@ -265,7 +278,7 @@ def progress(
     try:
         with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
             _live = screen
-            yield log
+            yield update
     finally:
         _live = None
         screen.print()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from pgorthanc_cli import log_file, output
+from pgorthanc_cli import output
 from pgorthanc_cli.commands.help_options import Command, Group, Option
 from pgorthanc_cli.commands.type_options import PORT
 from pgorthanc_cli.constants import NAGIOS, SSLMODES
@@ -144,6 +144,15 @@ def _set_colour(choice: str | None) -> None:
         os.environ["FORCE_COLOR" if choice == "always" else "NO_COLOR"] = "1"
 
 
+def _open_log(path: Path | None, form: str) -> None:
+    if path is None:
+        output.log_to(None)
+        return
+    from pgorthanc_cli import log_file
+
+    output.log_to(log_file.open_log(path, as_json=form == "json"))
+
+
 class Call:
     """One call of a command: its connection options, and how to show its result."""
 
@@ -203,7 +212,7 @@ class Call:
 
     def emit_page(self, result: object, page: Page) -> None:
         """Show the result as JSON, or as its page; with --quiet only problems."""
-        log_file.write(logging.INFO, page.headline)
+        output.log(logging.INFO, page.headline)
         if self.as_json:
             output.emit(result)
             return
@@ -388,7 +397,7 @@ def command(
             options = {name: own.pop(name) for name in names}
             quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
             path = context.command_path.partition(" ")[2]  # with the names of its groups
-            log_file.open_log(own.pop("log_file"), as_json=own.pop("log_format") == "json")
+            _open_log(own.pop("log_file"), own.pop("log_format"))
             call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)
             try:
                 function(call, **own)

@@ -19,7 +19,7 @@ ALLOWED = {
     "cli": {"commands", "output", "signals"},
     "commands": {"*"},
     "log_file": set(),
-    "output": {"log_file"},
+    "output": set(),
     "orthanc_log": set(),
     "render": {"views"},
     "errors": set(),
@@ -94,9 +94,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 )
 def test_direction(room: str, path: Path) -> None:
     allowed = (
-        ALLOWED[room]
-        | {room, "__version__"}
-        | (BASE if room != "output" else {"errors", "log_file", "progress", "text"})
+        ALLOWED[room] | {room, "__version__"} | (BASE if room != "output" else {"errors", "progress", "text"})
     )
     for top, inner in imports(path):
         if top == "pgorthanc_cli":
