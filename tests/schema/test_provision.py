@@ -59,7 +59,10 @@ def test_the_owner_of_the_database_needs_no_other_right(empty: db.Target, role: 
 
     made = init(as_role(empty, role))
 
-    assert (made.created, made.trigram) == (True, trigram)
+    # Before PostgreSQL 13 no extension is trusted: pg_trgm needs a superuser.
+    with db.session(empty) as conn:
+        expected = "missing" if trigram == "valid" and conn.server_version < 130000 else trigram
+    assert (made.created, made.trigram) == (True, expected)
     owner = "SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'"
     assert rows(empty, owner) == [(role,)]
 
