@@ -1,6 +1,7 @@
 """The Click skin: a command is options, one library call, one emit.
 
 `command()` gives every command the same options for the same things; `Call` is what they mean.
+Longer than other modules: half of it declares the options that all commands share.
 """
 
 from __future__ import annotations

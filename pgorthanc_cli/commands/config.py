@@ -1,4 +1,7 @@
-"""`pgorthanc config`: read, check and edit Orthanc's configuration."""
+"""`pgorthanc config`: read, check and edit Orthanc's configuration.
+
+Longer than other modules: six subcommands, of which most lines declare options.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Change one option of a configuration file and nothing else: comments and layout stay."""
+"""Change one option of a configuration file and nothing else: comments and layout stay.
+
+Longer than other modules, because setting, removing and renaming share one way to find
+an option in the text, and to prove that nothing else has changed.
+"""
 
 from __future__ import annotations
 
