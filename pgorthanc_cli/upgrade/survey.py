@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 _DUPLICATES_WAIT = "20s"
 
+# Without pages in the statistics (never analyzed, or empty at that time; before PostgreSQL 14 both read 0 rows), the size tells.
 _SIZES = """
-    SELECT c.relname, CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE pg_relation_size(c.oid) / 100 END::bigint,
+    SELECT c.relname, CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN c.reltuples
+                           ELSE pg_relation_size(c.oid) / 100 END::bigint,
            pg_table_size(c.oid), pg_indexes_size(c.oid),
            coalesce(t.spcname, (SELECT spcname FROM pg_database d JOIN pg_tablespace s ON s.oid = d.dattablespace
                                     WHERE d.datname = current_database()))

@@ -143,7 +143,7 @@ def test_the_screen_of_an_index_in_use(fresh: db.Target) -> None:
 
     assert shown.exit_code == 0
     headline, login, *_ = shown.stdout.splitlines()
-    assert headline == f"{where.capitalize()} holds 1 study at revision {CURRENT}."
+    assert headline == f"{where[0].upper()}{where[1:]} holds 1 study at revision {CURRENT}."
     assert f"for PostgreSQL plugin {catalog.plugins(CURRENT)}" in login
     assert "1 patient, 1 study, 1 series, 2 instances\n" in shown.stdout
     assert "ago (2020-01-02 " in shown.stdout

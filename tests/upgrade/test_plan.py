@@ -111,6 +111,18 @@ def test_the_plan_of_an_upgrade(filled: Filled) -> None:
     assert (plan.obstacles, plan.repairs, plan.not_held) == ((), (), ())
 
 
+def test_the_rows_of_a_table_that_was_empty_when_it_was_analyzed(fresh: db.Target) -> None:
+    """The server has 0 rows on record, as PostgreSQL 12 and 13 have for every new table."""
+    run(
+        fresh,
+        "ALTER TABLE resources SET (autovacuum_enabled = false)",
+        "ANALYZE resources",
+        "INSERT INTO resources (resourcetype, publicid) SELECT 0, 'p' || n FROM generate_series(1, 1000) n",
+    )
+    tables = {table.name: table.rows for table in planned(fresh, 1, down=True).tables}
+    assert 300 < tables["resources"] < 3000
+
+
 def test_the_plan_of_a_downgrade_counts_what_is_not_held(filled: Filled) -> None:
     plan = planned(filled(CURRENT), 1, down=True)
     assert {(loss.what.split()[0], loss.below, loss.unreadable) for loss in plan.not_held} == {
