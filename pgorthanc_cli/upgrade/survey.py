@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _DUPLICATES_WAIT = "20s"
 
-# A table without pages in the statistics was never analyzed, or was empty at that time. Before PostgreSQL 14 both read as 0 rows,
-# so that its size tells instead.
+# A table without pages in the statistics was never analyzed, or was empty at that time. Before PostgreSQL 14
+# both read as 0 rows, so that its size tells instead.
 _SIZES = """
     SELECT c.relname, CASE WHEN c.relpages > 0 AND c.reltuples >= 0 THEN c.reltuples
                            ELSE pg_relation_size(c.oid) / 100 END::bigint,
