@@ -8,7 +8,7 @@ import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,21 +34,38 @@ def _command_modules() -> dict[str, str]:
 COMMANDS = _command_modules()
 
 
-# How the help lists them.
+# How the help lists them: the first sentences of their own helps, as importing all commands to read those would
+# take as long as everything else that `--help` does. A test compares.
 GROUPS = {
-    "Set up": ("init", "config", "wait", "server"),
-    "Inspect (changes nothing)": (
-        "status",
-        "verify",
-        "doctor",
-        "check-lock",
-        "check-auth",
-        "keepalive-test",
-        "explain-log",
-    ),
-    "Change": ("import", "upgrade", "downgrade", "migrate-sqlite"),
-    "Protect": ("replication",),
-    "Help": ("guide", "support-bundle", "completion"),
+    "Set up": {
+        "init": "Create an Orthanc index in an empty schema, or repair one.",
+        "config": "Create, check, compare and edit Orthanc's configuration.",
+        "wait": "Wait until Orthanc can start.",
+        "server": "Run a private PostgreSQL server.",
+    },
+    "Inspect (changes nothing)": {
+        "status": "Show what an index contains and who is using it.",
+        "verify": "Check an index for damage; only --apply changes anything.",
+        "doctor": "Check the server and the index, and suggest fixes.",
+        "check-lock": "Show which sessions hold Orthanc's locks.",
+        "check-auth": "Show whether Orthanc can log in, and if not, why.",
+        "keepalive-test": "Find out when idle connections are dropped.",
+        "explain-log": "Explain the PostgreSQL messages in an Orthanc log.",
+    },
+    "Change": {
+        "import": "Import DICOM files, folders, ZIP and gzip archives.",
+        "upgrade": "Upgrade an index for a newer PostgreSQL plugin.",
+        "downgrade": "Downgrade an index for an older PostgreSQL plugin.",
+        "migrate-sqlite": "Convert Orthanc's default SQLite index to PostgreSQL.",
+    },
+    "Protect": {
+        "replication": "Keep a standby copy of the database, and fail over to it.",
+    },
+    "Help": {
+        "guide": "Show a run-book in the terminal.",
+        "support-bundle": "Collect diagnostics in a file, without patient data.",
+        "completion": "Print the completion script for bash, zsh or fish.",
+    },
 }
 
 
@@ -59,8 +76,8 @@ class Main(help_options.Group):
         """All names, in alphabetical order."""
         return sorted(COMMANDS)
 
-    def listed(self, ctx: click.Context) -> Mapping[str, Iterable[str]]:
-        """Return the names of the commands by what they are for."""
+    def listed(self, ctx: click.Context) -> Mapping[str, Mapping[str, str]]:
+        """Return the summaries of the commands by what they are for."""
         return GROUPS
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pgorthanc_cli import commands, files
+from pgorthanc_cli import commands
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 
@@ -58,7 +58,7 @@ def command(
     Exit codes: 0 no warnings and no problems, though some checks may not have been run; 3 the server cannot be
     reached; 6 warnings or problems.
     """
-    from pgorthanc_cli import doctor, render
+    from pgorthanc_cli import doctor, files, render
     from pgorthanc_cli.views import doctor as views
 
     with call.resolved() as settings:

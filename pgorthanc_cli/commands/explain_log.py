@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pgorthanc_cli import commands, files
+from pgorthanc_cli import commands
 from pgorthanc_cli.commands import Call
 
 
@@ -43,7 +43,7 @@ def command(call: Call, *, file: str, config: str, html: Path | None) -> None:
 
     Exit codes: 0 no problems; 6 problems, warnings, or unknown errors and warnings.
     """
-    from pgorthanc_cli import orthanc_log, render
+    from pgorthanc_cli import files, orthanc_log, render
     from pgorthanc_cli.views import orthanc_log as views
 
     if file == "-":

@@ -108,22 +108,23 @@ class Group(_Helpful, click.Group):
         """Return the names in the order in which the commands were added."""
         return list(self.commands)
 
-    def listed(self, ctx: click.Context) -> Mapping[str, Iterable[str]]:
-        """Return the names of the commands by heading."""
-        return {"Commands": self.list_commands(ctx)}
+    def listed(self, ctx: click.Context) -> Mapping[str, Mapping[str, str]]:
+        """Return the summaries of the commands by heading and name."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        return {
+            "Commands": {
+                name: command.get_short_help_str(limit=ctx.max_content_width or 80)
+                for name, command in commands
+                if command and not command.hidden
+            }
+        }
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands by heading, then the options."""
         width = max(map(len, self.list_commands(ctx)))
-        for title, names in self.listed(ctx).items():
-            commands = ((name, self.get_command(ctx, name)) for name in names)
-            summaries = [
-                (name.ljust(width), command.get_short_help_str(formatter.width - width - 4))
-                for name, command in commands
-                if command and not command.hidden
-            ]
+        for title, summaries in self.listed(ctx).items():
             with formatter.section(title):
-                formatter.write_dl(summaries)
+                formatter.write_dl([(name.ljust(width), summary) for name, summary in summaries.items()])
         super().format_options(ctx, formatter)
 
     def resolve_command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import commands, files, signals
+from pgorthanc_cli import commands, signals
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.commands.type_options import COUNT
 from pgorthanc_cli.errors import Interrupted, UsageError
@@ -223,7 +223,7 @@ def write_report(
 
     `again` and `verify` are the commands to run next.
     """
-    from pgorthanc_cli import render
+    from pgorthanc_cli import files, render
     from pgorthanc_cli.views import migrate
 
     if path.suffix == ".json":

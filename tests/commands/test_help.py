@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
+import click
 import pytest
 import reference
 from click.testing import CliRunner
@@ -23,6 +26,25 @@ def shown(*words: str) -> str:
 def test_every_command_is_in_one_group_of_the_help() -> None:
     listed = [name for names in cli.GROUPS.values() for name in names]
     assert sorted(listed) == sorted(cli.COMMANDS)
+
+
+def test_the_list_of_commands_has_the_first_sentences_of_their_helps() -> None:
+    for summaries in cli.GROUPS.values():
+        for name, summary in summaries.items():
+            command = cli.main.get_command(click.Context(cli.main), name)
+            assert command is not None
+            assert summary == command.get_short_help_str(limit=200)
+
+
+def test_the_list_of_commands_is_shown_without_importing_them() -> None:
+    """Which would take longer than everything else that it does."""
+    program = "import sys; from pgorthanc_cli.cli import main; main(['--help'])"
+    show = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {program}"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True)
+    imported = set(done.stderr.split())
+    assert "pgorthanc_cli.commands" in imported
+    commands = {f"pgorthanc_cli.commands.{module}" for module in cli.COMMANDS.values()}
+    assert imported & {*commands, "psycopg2", "rich", "pydicom", "tempfile", "sqlite3"} == set()
 
 
 def test_the_list_of_commands_shows_whole_summaries() -> None:
