@@ -378,6 +378,25 @@ class List(click.File):
         return stream
 
 
+def depth_option(
+    *levels: str, default: str, explanation: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add `--depth`, and `--deep` for the last of its levels; the function gets `depth`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--depth", type=click.Choice(levels), default=default, show_default=True, help=explanation
+        )
+        @click.option("--deep", is_flag=True, help=f"The same as --depth {levels[-1]}.")
+        @wraps(function)
+        def run(*arguments: Any, depth: str, deep: bool, **options: Any) -> None:
+            function(*arguments, depth=levels[-1] if deep else depth, **options)
+
+        return run
+
+    return decorate
+
+
 def command(
     name: str,
     *,

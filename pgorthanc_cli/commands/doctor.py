@@ -21,14 +21,17 @@ def _help_values() -> dict[str, str]:
 
 @commands.command("doctor", help_values=_help_values)
 @click.argument("checks", nargs=-1, metavar="[CHECK]...")
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Also recount statistics and child counts, and read the rows of all stored files and indexes of text.",
+@commands.depth_option(
+    "sample",
+    "rows",
+    default="sample",
+    explanation="rows: also recount statistics and child counts, and read the rows of all stored files and "
+    "indexes of text.",
 )
 @click.option(
     "--storage-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
     help="Orthanc's StorageDirectory, if it is on this machine.  [default: by --config]",
 )
 @click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
@@ -38,7 +41,7 @@ def command(
     call: Call,
     *,
     checks: tuple[str, ...],
-    deep: bool,
+    depth: str,
     storage_dir: Path | None,
     prometheus: Path | None,
     html: Path | None,
@@ -64,7 +67,7 @@ def command(
     with call.resolved() as settings:
         if storage_dir is None and settings.orthanc:
             storage_dir = settings.orthanc.storage_directory
-        health = doctor.examine(settings.target, checks, deep=deep, storage_dir=storage_dir)
+        health = doctor.examine(settings.target, checks, deep=depth == "rows", storage_dir=storage_dir)
     if prometheus:
         files.replace(prometheus, views.prometheus(health), mode=0o644)  # the exporter has a user of its own
     if html:

@@ -20,10 +20,11 @@ def command() -> None:
 
 
 @commands.command("schema")
-@click.option(
-    "--deep",
-    is_flag=True,
-    help="Also recount statistics, tree, child counts; check the rows of stored files.",
+@commands.depth_option(
+    "schema",
+    "rows",
+    default="schema",
+    explanation="rows: also recount statistics, tree, child counts; check the rows of stored files.",
 )
 @commands.option(
     "--print-sql",
@@ -35,7 +36,7 @@ def command() -> None:
 @click.option(
     "--apply", is_flag=True, help="Repair what can be repaired, in one transaction, and verify the result."
 )
-def schema(call: Call, *, deep: bool, print_sql: bool, apply: bool) -> None:
+def schema(call: Call, *, depth: str, print_sql: bool, apply: bool) -> None:
     """Compare the index with its revision.
 
     Tables, indexes, functions, triggers, properties, counters. Each difference is named, whether it matters to
@@ -54,6 +55,7 @@ def schema(call: Call, *, deep: bool, print_sql: bool, apply: bool) -> None:
     from pgorthanc_cli.schema import verify
     from pgorthanc_cli.views import verify as views
 
+    deep = depth == "rows"
     with call.target() as target, db.session(target, readonly=not apply) as conn:
         if apply:
             done = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)

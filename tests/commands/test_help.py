@@ -11,7 +11,7 @@ import pytest
 import reference
 from click.testing import CliRunner
 
-from pgorthanc_cli import cli
+from pgorthanc_cli import cli, db
 from tests.commands.test_cli import pgorthanc
 
 WIDTH = 80
@@ -115,3 +115,9 @@ def test_a_group_alone_shows_its_help() -> None:
         run = pgorthanc(*words)
         assert (run.returncode, run.stdout) == (2, "")
         assert "Usage: pgorthanc" in run.stderr
+
+
+@pytest.mark.parametrize("option", ["--deep", "--depth=rows"])
+def test_deep_is_the_last_depth(fresh: db.Target, option: str) -> None:
+    result = CliRunner().invoke(cli.main, ["verify", "schema", "--uri", fresh.dsn, "--json", option])
+    assert json.loads(result.stdout)["deep"] is True
