@@ -327,7 +327,9 @@ def status(
             return
         state = replication.status(targets, limits)
     if nagios:
-        call.nagios(state.verdict, "; ".join(state.problems) or "all standbys stream", state.figures())
+        # The line begins with the verdict; only a lesser problem keeps its own.
+        problems = [problem.removeprefix(f"{state.verdict}: ") for problem in state.problems]
+        call.nagios(state.verdict, "; ".join(problems) or "all standbys stream", state.figures())
     call.emit_page(state, views.status_page(state, verbose=call.verbose))
     if state.verdict != "OK":
         raise click.exceptions.Exit(PartialFailure.exit_code)

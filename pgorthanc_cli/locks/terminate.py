@@ -43,13 +43,13 @@ def choose(conn: Connection, which: int | Literal["all"]) -> list[Session]:
     Commands of this tool are never among all.
 
     Raises:
-        UsageError: That pid is no other session of this database.
+        UsageError: No other session of this database has that pid.
     """
     if which != "all":
         if chosen := [session for session in other_sessions(conn) if session.pid == which]:
             return chosen
         raise UsageError(
-            f"pid {which} is no other session of database {conn.info.dbname}",
+            f"no other session of database {conn.info.dbname} has pid {which}",
             "see which there are: pgorthanc check-lock",
         )
     observed = observe(conn)

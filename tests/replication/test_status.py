@@ -251,6 +251,7 @@ def test_nagios(pair: Site, stop: bool, code: int, said: str) -> None:
     done = pgorthanc("replication", "status", "--uri", dsn, "--nagios")
     assert done.returncode == code, done.stdout + done.stderr
     assert done.stdout.startswith(f"REPLICATION-STATUS {said}")
+    assert done.stdout.count("CRITICAL") == (1 if stop else 0)
     assert "slot pgorthanc_standby" in done.stdout
     assert done.stdout.count("\n") == 1
 
