@@ -346,6 +346,7 @@ def check_writable(conn: Connection) -> None:
     Raises:
         ConnectError: It is a standby, or its sessions are read-only by default.
     """
+    # sender_host is NULL for roles that may not read all statistics (pg_monitor).
     standby, readonly, primary = first_row_alone(
         conn,
         """SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'),

@@ -49,4 +49,5 @@ def endpoint(conn: Connection) -> Endpoint:
     info = conn.info
     version = info.parameter_status("server_version") or ""
     host = info.host or "localhost"
+    # Distributions append their own version, as in `15.18 (Debian 15.18-0+deb12u1)`.
     return Endpoint(info.dbname, host, info.port, info.user, version.partition(" ")[0])

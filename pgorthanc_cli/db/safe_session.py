@@ -136,6 +136,7 @@ class Session(psycopg2.extensions.connection):
         """Begin a transaction with the preamble, unless one is open or the session is in autocommit mode."""
         if self.preamble and self.idle and not self.autocommit:
             with self.cursor() as cur:
+                # The cursor puts the preamble before it.
                 cur.execute("SELECT")
 
     def __enter__(self) -> Self:
@@ -159,6 +160,8 @@ class Session(psycopg2.extensions.connection):
                 self.autocommit = True
                 with self.cursor() as cur:
                     cur.execute("SELECT pg_catalog.set_config('search_path', %s, false)", (before,))
+                    # The next client of the pooler gets this session, and would see our
+                    # temporary tables.
                     cur.execute("DISCARD TEMP")
         super().close()
 
@@ -290,6 +293,8 @@ def _within(
         text = addressed(query, getattr(conn, "schema", "public"), escape=bool(arguments))
         cur.execute(before.encode() + cur.mogrify(text, passed) + after.encode())
         result = cur.fetchall()
+        # In autocommit mode the text was one transaction, and SET LOCAL has ended with
+        # it.
         if conn.info.transaction_status == TRANSACTION_STATUS_INTRANS:
             cur.execute(f"{closing}SET LOCAL search_path = {path}")
     return result

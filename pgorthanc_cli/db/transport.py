@@ -151,6 +151,7 @@ def encrypt(
 def request_tls(plain: socket.socket) -> bytes:
     """Ask the server for TLS; return its answer: S (yes), N (no), E (an error); empty or else: not PostgreSQL."""
     plain.sendall(struct.pack("!II", 8, _SSL_REQUEST))
+    # One byte only: what else came in plain text must not be taken for a part of TLS.
     return plain.recv(1)
 
 
@@ -176,6 +177,7 @@ def unverified_context(client: Client | None = None) -> ssl.SSLContext:
     if client and client.certificate:
         path = client.certificate[0]
         try:
+            # Without this, OpenSSL would ask for the passphrase of a key on the terminal.
             context.load_cert_chain(*client.certificate, password=lambda: b"")
         except OSError as error:
             raise TlsUnavailable(f"the client's certificate {path} cannot be used: {error}") from None

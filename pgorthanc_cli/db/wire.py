@@ -20,6 +20,7 @@ from typing import IO
 from pgorthanc_cli.db import scram, transport
 from pgorthanc_cli.db.transport import Client
 
+# libpq's own limit for an error during the start-up.
 _MAX_MESSAGE_BYTES = 30_000
 _PROTOCOL = 3 << 16  # 3.0
 # Authentication requests by number; 0 (AuthenticationOk) means that the server asks for nothing more.

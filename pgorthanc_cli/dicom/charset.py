@@ -18,6 +18,7 @@ from dataclasses import dataclass
 Decoder = Callable[[bytes], str]
 
 _C1 = bytes(range(0x80, 0xA0))
+# Orthanc drops TAB, CR and ESC as well (INGEST.md 3.2).
 _NOT_ASCII = bytes(b for b in range(256) if b != 0x0A and not 0x20 <= b <= 0x7E)
 
 
@@ -30,6 +31,7 @@ def _codec(name: str) -> Decoder:
 
 
 def _thai(raw: bytes) -> str:
+    # Python's tis_620 decodes 80 to 9F to control characters; Orthanc drops them.
     return raw.translate(None, _C1).decode("tis_620", "ignore")
 
 
@@ -51,12 +53,12 @@ def _utf8_sequences(raw: bytes) -> list[str]:
         end = pos + 1
         while end <= pos + follow and end < len(raw) and raw[end] & 0xC0 == 0x80:
             end += 1
+        # The offending byte is lost, too: C2 7A gives nothing, although 7A is a letter.
         if end <= pos + follow:
             pos = end + 1
             continue
-        texts.append(
-            raw[pos:end].decode("utf-8", "ignore")
-        )  # overlong forms and surrogates are dropped whole
+        # Overlong forms and surrogates are dropped whole.
+        texts.append(raw[pos:end].decode("utf-8", "ignore"))
         pos = end
     return texts
 
@@ -158,6 +160,8 @@ def _iso_2022_jp(raw: bytes) -> str:
             pos += 1 + len(sequence)
         elif byte in (0x0A, 0x0D):
             texts.append(chr(byte))
+            # A line begins in a set of single bytes (RFC 1468), even if ESC ( B is
+            # missing.
             mode = "roman" if mode == "roman" else "ascii"
             pos += 1
         elif byte in (0x0E, 0x0F):
@@ -197,7 +201,10 @@ def _pair(raw: bytes, pos: int, mode: str) -> tuple[str, int]:
     if len(pair) < 2 or not (0x21 <= pair[0] <= 0x7E and 0x21 <= pair[1] <= 0x7E):
         return "", pos + 1
     if mode == "x0212":
+        # The only codec of Python for JIS X 0212 is the one of EUC-JP, where 8F precedes
+        # it.
         return _mapped(bytes((0x8F, pair[0] | 0x80, pair[1] | 0x80)), "euc_jp"), pos + 2
+    # cp932 has NEC's row 13 and the extensions of IBM, as ICU has; iso2022_jp lacks them.
     return _mapped(_shifted(*pair), "cp932"), pos + 2
 
 
@@ -294,6 +301,8 @@ class Charset:
     def decode(self, raw: bytes, vr: str) -> str:
         """Return the text of a value, without what cannot be decoded."""
         decoder = ENCODINGS[self.encoding]
+        # 5C is the yen sign here, and also DICOM's separator of values. ST, LT and UT
+        # have one value only, in which it is a character (PS3.5, 6.2).
         if self.split and self.encoding == "Japanese" and vr not in ("ST", "LT", "UT"):
             text = "\\".join(map(decoder, raw.split(b"\\")))
         else:
@@ -321,5 +330,6 @@ def charset(specific: bytes, default: str, *, split: bool) -> Charset:
             .replace("ISO_IR_", "ISO_IR ")
             .replace("ISO_2022_IR_", "ISO 2022 IR ")
         )
+        # Not DefaultEncoding: Orthanc reads even ISO_IR 149 and UTF-8 as ASCII.
         name = _DEFINED_TERMS.get(known, "Ascii")
     return Charset(name, len(terms) > 1, split)

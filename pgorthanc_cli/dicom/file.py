@@ -48,6 +48,7 @@ _SYNTAX_OF = {IMPLICIT: IMPLICIT_LE, EXPLICIT: EXPLICIT_LE, BIG_ENDIAN: EXPLICIT
 # The data set is deflated as a whole (PS3.5, A.5 to A.8), also in JPIP Referenced Deflate
 # and its HTJ2K form.
 _DEFLATED = frozenset(f"1.2.840.10008.1.2.{n}" for n in ("1.99", "4.95", "4.205"))
+# N of 1.2.840.10008.1.2.4.N (PS3.6, A); 94 and 95 are JPIP.
 _COMPRESSED_IMAGES = (
     *range(50, 67),
     70,
@@ -71,6 +72,7 @@ _SINCE_DCMTK_3_6_8 = frozenset(
 )
 _ZIP_MAGIC = (b"PK\3\4", b"PK\5\6")
 
+# Deflate shrinks zeros to a thousandth: a small file could fill the disk of a worker.
 MAX_INFLATED = 512 << 20  # bytes of an inflated data set
 _IN_MEMORY = 16 << 20  # bytes; a larger one goes to a temporary file
 
@@ -79,6 +81,8 @@ _META_TAGS = frozenset((GROUP_LENGTH, TRANSFER_SYNTAX_UID))
 
 _SYNTAX_ELEMENT = 0x0010  # of group 0002: TransferSyntaxUID
 _META_START = 144  # after the preamble, DICM and the group length
+# What Orthanc's reader accepts (INGEST.md 7.4). DA, DT and TM have the length of a range,
+# as in queries (PS3.5, 6.2).
 _MAX_LENGTHS = {
     **dict.fromkeys(("AE", "CS", "DS", "SH"), 16),
     **dict.fromkeys(("LO", "UI"), 64),
@@ -187,6 +191,7 @@ def file_meta(data: Buffer) -> FileMeta | None:
             return None
         group, element, vr, length = header(data, pos)
         pos += 8
+        # `length` is the reserved field of a long header here, which is 0 (PS3.5, 7.1.2).
         if vr in LONG_VR_CODES and length == 0 and pos + 4 <= size:
             length, pos = long_length(data, pos)[0], pos + 4
         elif vr not in SHORT_VR_CODES:
@@ -279,6 +284,7 @@ def _read_data_set(
         uid if is_standard else _SYNTAX_OF[encoding],
         walker.depth,
         pos,
+        # Positions in an inflated data set are not positions in the file.
         walker.linear and data is file,
         walker.first_from_pixel_data,
     )
@@ -300,8 +306,10 @@ def _guess_encoding(data: Buffer, pos: int) -> Encoding:
 
 def _inflate(data: Buffer, pos: int) -> Buffer:
     """Inflate a data set (PS3.5, A.5); like DCMTK, ignore what follows it."""
+    # Negative: without the header of zlib (RFC 1951), as PS3.5, A.5 requires.
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
+        # A mapped file cannot be closed while a view of it exists.
         with memoryview(data) as whole, whole[pos:] as deflated:
             inflated = inflater.decompress(deflated, min(_IN_MEMORY, MAX_INFLATED))
         if inflater.unconsumed_tail:
@@ -316,6 +324,7 @@ def _inflate(data: Buffer, pos: int) -> Buffer:
 def _inflate_to_file(head: bytes, inflater: zlib._Decompress) -> mmap.mmap:
     """Inflate a large data set into a mapped temporary file: memory stays bounded."""
     try:
+        # It has no name, so nothing is left of it, even if this process is killed.
         with tempfile.TemporaryFile() as file:
             size = file.write(head)
             while chunk := inflater.decompress(inflater.unconsumed_tail, _IN_MEMORY):

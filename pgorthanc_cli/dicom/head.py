@@ -79,6 +79,7 @@ def reject_reason(
         except Refused:
             return f"not a DICOM file: no element at byte {pos}" if has_prefix else not_dicom
         identifiers += tag in _IDENTIFIERS
+        # The next header can only be reached through this value: that is left to `parse`.
         if length == UNDEFINED or vr == "SQ" or tag >= PIXEL_DATA:
             return None if has_prefix or identifiers or tag >> 16 <= _FIRST_IDENTIFIER_GROUP else not_dicom
         if tag == TRANSFER_SYNTAX_UID and read(pos + start, length).rstrip(b" \0") == _DEFLATED.encode():

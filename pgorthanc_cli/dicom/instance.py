@@ -19,6 +19,7 @@ from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import LONG_VRS, SHORT_VRS, Element
 from pgorthanc_cli.dicom.values import LIMIT, TextReader, dialect, normalized, reader_of
 
+# Debian's build of 1.13.0 crashed between 41 and 50 levels (INGEST.md 1.1).
 _WARN_DEPTH = 40
 
 _UIDS = {
@@ -77,6 +78,8 @@ def _nesting_warning(depth: int) -> tuple[str, ...]:
 
 def _check_identifiers(elements: Mapping[int, Element], texts: Mapping[int, str]) -> None:
     """Refuse a file without the three UIDs, or with a PatientID that is not a text."""
+    # These come first: Orthanc answers 404 to an absent UID, even if another is empty
+    # (400).
     if missing := [name for tag, name in _UIDS.items() if tag not in elements]:
         raise Refused(
             f"{', '.join(missing)} missing: no image, or a DICOMDIR or a query file", missing_tag=True
@@ -131,6 +134,7 @@ def _bytes_of(file: File, selected: frozenset[int]) -> bytes | None:
         if tag in selected:
             if vr not in _HEADER_BYTES or end - start > _MAX_KEY_VALUE:
                 return None
+            # With the header: the VR decides how the same bytes are read.
             parts.append(data[start - _HEADER_BYTES[vr] : end])
     return b"".join(parts)
 

@@ -41,6 +41,7 @@ _HTJ2K_SINCE = (1, 12, 3)  # and JPEG XL: 1.10.1 does not have them, 1.13.0 does
 
 _HTJ2K = (110, 111, 112, 201, 202, 203)
 _IMAGES = (*range(50, 67), 70, 80, 81, *range(90, 96), *range(100, 109), *_HTJ2K)
+# Orthanc's list, not that of PS3.6: 1.98, 7.x and 8.1 are missing (INGEST.md 7.4).
 _SYNTAXES = frozenset(
     [f"1.2.840.10008.1.2{n}" for n in ("", ".1", ".1.99", ".2", ".5", ".6.1", ".6.2")]
     + [f"1.2.840.10008.1.2.4.{n}" for n in _IMAGES]
@@ -119,6 +120,8 @@ def index_in_series(texts: Mapping[int, str], *, has_number: bool) -> str | None
 
     It is not always a number.
     """
+    # An InstanceNumber without a usable text hides ImageIndex all the same (INGEST.md
+    # 7.2).
     text = texts.get(INSTANCE_NUMBER if has_number else IMAGE_INDEX)
     return None if text is None else text.strip(_WHITE)
 
@@ -144,6 +147,7 @@ def _unexpected_vr(pixels: PixelData, texts: Mapping[int, str]) -> str | None:
     if pixels.transfer_syntax not in (EXPLICIT_LE, EXPLICIT_BE):
         return None
     bits = texts.get(BITS_ALLOCATED, "").strip(_WHITE)
+    # BitsAllocated that is absent or not one number counts as 8 (INGEST.md 7.3).
     expected = "OW" if _INTEGER.fullmatch(bits) and int(bits) > 8 else "OB"
     return pixels.vr if pixels.vr != expected else None
 
@@ -186,6 +190,8 @@ def _without_padding(value: bytes) -> str:
 
 def _search(data: Buffer, pos: int, syntax: str) -> PixelData | None:
     """Return the first pixel data, None if a later tag comes first."""
+    # It takes all others for explicit little endian, even deflated ones, in which it then
+    # finds no pixel data.
     order, implicit = ">" if syntax == EXPLICIT_BE else "<", syntax == IMPLICIT_LE
     header, size, depth = TAG_VR_LENGTH[order], len(data), 0
     short_vrs: frozenset[bytes] = frozenset() if implicit else SHORT_VR_CODES

@@ -22,6 +22,7 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _MISPLACED = frozenset((ITEM, SEQUENCE_END))  # where an element is expected
 _FRAGMENT_VRS = frozenset(("OB", "OW"))
 UNDEFINED = 0xFFFFFFFF
+# A range answers `in` without storing its members.
 NOTHING: Container[int] = range(0)
 EVERYTHING: Container[int] = range(1 << 32)
 
@@ -360,6 +361,8 @@ class Walker:
         if sign is None or not 0 < sign.length < UNDEFINED:
             return XS
         value = bytes(self.data[sign.start : sign.start + min(sign.length, 2)])
+        # Only implicit files have such elements, and those are little endian (PS3.5,
+        # A.1).
         return "SS" if int.from_bytes(value, "little") == 1 else "US"
 
     def _tag_and_length(self, pos: int, order: str) -> tuple[int, int]:
@@ -424,6 +427,7 @@ def _unknown_vr(letters: bytes, pos: int, *, any_vr: bool) -> tuple[str, bool]:
     """Return how DCMTK reads an unknown VR: no name, and if its length has 4 bytes."""
     first, second = letters
     printable = 0x20 <= first <= 0x7F and 0x20 <= second <= 0x7F
+    # The letters are DCMTK's own VRs, for items, fragments and tags with a choice.
     if letters in (b"na", b"pi") or not (printable or any_vr):
         raise Refused(f"the element at byte {pos} has no value representation")
     upper = 0x41 <= first <= 0x5A and 0x41 <= second <= 0x5A

@@ -83,6 +83,7 @@ def name_of(tag: int) -> str:
     """Return the name in DCMTK's dictionary: the keyword, marked when retired."""
     _, _, _, retired, keyword = _entry(tag)
     if keyword:
+        # DCMTK does not mark this one, although PS3.6 has retired it, too.
         return f"RETIRED_{keyword}" if retired and keyword != "OtherPatientIDs" else keyword
     if tag & 0xFFFF == 0:
         return "GenericGroupLength"

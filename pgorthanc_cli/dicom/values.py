@@ -91,7 +91,10 @@ class TextReader:
 
     def _trim(self, raw: bytes, vr: str) -> bytes:
         if vr == "UI":
+            # Orthanc removes white space also inside a UID, not only around it (INGEST.md
+            # 3.1).
             return raw.partition(b"\0")[0].translate(None, _WHITE)
+        # A 00 that remains ends the text for DCMTK, and spaces before it stay.
         return raw.rstrip(b" \0" if self.trims_nul else b" ").partition(b"\0")[0]
 
     def _decode(self, element: Element, limit: int) -> str | None:
@@ -194,6 +197,7 @@ def _plain_ascii(raw: bytes, vr: str) -> str | None:
 
 
 def _too_long(vr: str, text: str) -> bool:
+    # A character has at most 4 bytes in UTF-8.
     if vr in _NUMBERS or 4 * len(text) <= LIMIT:
         return False
     return len(text.encode()) > LIMIT
@@ -216,6 +220,7 @@ def _join_numbers(raw: bytes, unpacker: Struct, form: str) -> str | None:
 
 def normalized(text: str) -> str:
     """Return how Orthanc searches identifiers: ASCII, upper case, no wildcards."""
+    # All other characters are lost: different patients may share an identifier.
     ascii_text = text.translate(_WILDCARDS).encode("ascii", "ignore").translate(None, _NOT_PRINTABLE)
     return ascii_text.decode().upper().strip(" ")
 

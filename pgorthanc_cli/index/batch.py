@@ -83,6 +83,8 @@ class Writer:
         self.capabilities = Capabilities.read(conn)
         self._serial = not self.capabilities.unique_public_ids
         if self._serial:
+            # psycopg2 refuses it within a transaction, which reading the capabilities has
+            # begun.
             conn.rollback()
             conn.set_session(isolation_level="SERIALIZABLE")
 
@@ -160,6 +162,7 @@ class _Batch:
                 return Outcome.KNOWN
             self._delete(record)
             outcome = Outcome.OVERWRITTEN
+        # Orthanc's format: UTC without a time zone, in whole seconds.
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
         nodes, new = self._resources(record, now)
         self.pending.attachments += [(nodes[INSTANCE], attachment) for attachment in record.attachments]
@@ -187,6 +190,7 @@ class _Batch:
         for node in nodes[:INSTANCE]:
             self.pending.last_update.pop(node, None)
             self.pending.last_update[node] = now
+        # Orthanc touches the series first and the patient last (INGEST.md 9).
         for node in reversed(nodes[:INSTANCE]):
             self.touched.pop((node.public_id, node.level), None)
             self.touched[node.public_id, node.level] = None

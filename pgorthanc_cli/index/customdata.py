@@ -69,6 +69,7 @@ def _is_advanced(content: dict[str, Any]) -> bool:
     """Return whether AdvancedStorage 0.3 writes and reads this form."""
     owned, path = content.get("o", False), content.get("p")
     return (
+        # A further key means a newer format, whose meaning must not be guessed.
         content.keys() <= {"o", "p", "s", "v"}
         and type(content.get("v")) is int
         and content["v"] == _VERSION
@@ -163,4 +164,5 @@ def _marked_as_deleted(value: bytes) -> bytes:
             "the folder indexer of AdvancedStorage watches the stored file, in a format that is not known here: "
             "delete the instance in Orthanc, then import this file again"
         )
+    # As AdvancedStorage itself writes it, to the byte.
     return json.dumps({**state, "r": True}, sort_keys=True, separators=(",", ":")).encode()

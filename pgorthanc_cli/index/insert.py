@@ -97,6 +97,8 @@ class _Flush:
             self._lock_ancestors()
             # From here on no trigger and no foreign key of these tables is at work.
             self.cur.execute("SET LOCAL session_replication_role = replica")
+        # With triggers on, counting is their work: new rows start with 0, as Orthanc's
+        # do.
         self._insert_resources(children if self.capabilities.triggers_off else Counter())
         self._insert_tags()
         self._insert_metadata()
@@ -174,6 +176,7 @@ class _Flush:
                    ON CONFLICT (id, type) DO UPDATE SET value = excluded.value, revision = excluded.revision""",
                 sorted(rows),
                 template="(%s, %s, %s, 0)",
+                # One statement; the default is one for each hundred rows.
                 page_size=len(rows),
             )
 
@@ -224,10 +227,13 @@ class _Flush:
         for node in self.patients:
             # With triggers on, one of them has just added a new patient.
             added = node in new and self.capabilities.triggers_off
+            # 0 inserts the patient, 1 moves it to the end; a protected one has no row to
+            # move.
             if self.capabilities.recycling_function:
                 self.cur.execute("SELECT patientaddedorupdated(%s, %s)", (node.internal_id, int(not added)))
                 continue
             self.cur.execute("DELETE FROM patientrecyclingorder WHERE patientid = %s", (node.internal_id,))
+            # A patient without a row is protected, and must stay so (INGEST.md 10).
             if added or self.cur.rowcount:
                 self.cur.execute(
                     "INSERT INTO patientrecyclingorder (patientid) VALUES (%s)", (node.internal_id,)
@@ -258,10 +264,13 @@ class _Flush:
         added[_UNCOMPRESSED] = sum(a.uncompressed_size for _, a in self.pending.attachments)
         deltas = sorted(added.items())
         if self.capabilities.statistics_deltas:
+            # Appended, not added: an UPDATE would make all writers wait for this
+            # transaction.
             execute_values(self.cur, "INSERT INTO globalintegerschanges (key, value) VALUES %s", deltas)
         else:
             for key, value in deltas:
                 self.cur.execute("UPDATE globalintegers SET value = value + %s WHERE key = %s", (value, key))
+        # Another writer may have drawn a higher number, and committed it first.
         self.cur.execute(
             "UPDATE globalintegers SET value = GREATEST(value, currval('changes_seq_seq')) WHERE key = %s",
             (_LAST_CHANGE,),

@@ -100,6 +100,7 @@ def _may_switch_triggers_off(conn: Connection) -> bool:
 
 def _has_only_known_triggers(conn: Connection) -> bool:
     """Return whether all triggers are Orthanc's, whose work we know, and enabled."""
+    # Another trigger would be skipped, and one set to ENABLE ALWAYS fires all the same.
     others = db.value(
         conn,
         """SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal

@@ -56,7 +56,7 @@ class Record(NamedTuple):
         expected_instances: Number of instances that this file announces for its series
             (INGEST.md 7.1).
         index_in_series: Metadata 1 of the instance, if any.
-        attachments: StoredAttachment already, or to be stored in the same transaction.
+        attachments: Stored already, or to be stored in the same transaction.
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
         replaces: The uuid of a stored DICOM file that this one replaces, whatever
             `Overwrite` says.

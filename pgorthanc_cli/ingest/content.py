@@ -25,6 +25,7 @@ _MAX_UNPACK_RATIO = 100
 # Space to leave free: a twentieth of the file system, a GiB at most.
 _RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 20
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
+# PS3.10, 7.1: a preamble of 128 bytes, then DICM.
 _HEAD_BYTES = 132
 _CHANGED = "it changed while it was read"
 
@@ -98,6 +99,7 @@ def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
         # One byte more than expected shows that the file has grown.
         data = os.read(descriptor, before.st_size + 1)
         kind = _packed(data[:_HEAD_BYTES])
+        # The slow path decides about a file that has grown, or was read in part only.
         if len(data) != before.st_size or kind == GZIP:
             return None
         if kind == ZIP:
@@ -151,6 +153,7 @@ class _Unzipped(gzip.GzipFile):
 
 def _open_member(source: Source) -> IO[bytes]:
     archive = _archive(source.path)
+    # By position: a name may occur twice in an archive, and `open` takes the last one.
     return archive.open(archive.infolist()[source.member or 0])
 
 
@@ -269,6 +272,7 @@ def _free(file: IO[bytes]) -> int:
     """Return how many bytes may be written without filling the disk for other users."""
     status = os.fstatvfs(file.fileno())
     reserve = min(_RESERVE_BYTES, status.f_blocks * status.f_frsize // _RESERVE_SHARE)
+    # f_bavail leaves out the blocks that the file system reserves for root.
     return status.f_bavail * status.f_frsize - reserve
 
 

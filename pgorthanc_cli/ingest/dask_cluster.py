@@ -190,6 +190,7 @@ def _check_workers(client: Client, timeout_s: float) -> int:
             "the Dask cluster has no worker",
             "start some with: dask worker ADDRESS --nthreads 1 --nworkers N",
         ) from None
+    # A worker without pgorthanc returns its ImportError, which is no version either.
     versions: dict[str, str] = client.run(_version, on_error="return")
     for worker, version in versions.items():
         if version != __version__:
@@ -249,6 +250,7 @@ class _Run:
         return len(self.sorting) < self.max_tasks and self.waiting_files < self.max_waiting
 
     def _submit(self, function: Any, *arguments: object) -> Future:
+        # Dask would run pure functions with equal arguments only once.
         return self.client.submit(function, *arguments, pure=False)
 
     def _drop(self) -> None:
@@ -337,6 +339,7 @@ def _import(job: Job, sources: Sequence[Source]) -> Batch:
         nonlocal total
         total = total + batch
 
+    # The cluster runs a task on each of its threads: more processes would only compete.
     pipeline.import_sources(job.target, sources, job.settings, jobs=1, report=add)
     return total
 

@@ -5,9 +5,9 @@ Before a file is written to its final place, its UUID is recorded in a journal i
 removed. The next import cleans up after a dead run (see `recovery`): an attachment stays
 if and only if a row of the index names it.
 
-    .pgorthanc/RUN.lock          the run's `runs.Marker`; locked and touched while it is
-    alive .pgorthanc/RUN/workers       process ids of its workers, which share a lock on
-    it .pgorthanc/RUN/BATCH.json    {"database": ..., "uuids": [...]}
+    .pgorthanc/RUN.lock          the run's `runs.Marker`; locked and touched while it lives
+    .pgorthanc/RUN/workers       process ids of its workers, which share a lock on it
+    .pgorthanc/RUN/BATCH.json    {"database": ..., "uuids": [...]}
     .pgorthanc/set-aside/        journals that could not be read
 """
 
@@ -35,6 +35,7 @@ HEARTBEAT_S = 15.0
 _TRIES = 10
 # Of open(2) with O_TMPFILE, where the kernel or the file system (NFS) has no such files.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+# O_NONBLOCK: a FIFO planted under the name must not block the import.
 _NEW = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -83,6 +84,7 @@ class Journal:
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
+            # Recovery reads *.json only, so it never meets half a journal.
             os.rename(f"{name}.new", f"{name}.json", src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)  # the rename itself
 
@@ -116,6 +118,7 @@ class Journal:
         """Create a file without a name, for content that is too large for memory."""
         with self._folder() as folder:
             try:
+                # Without a name, nothing is left of it if this process is killed.
                 flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
                 descriptor = os.open(".", flags, files.PRIVATE, dir_fd=folder)
             except OSError as error:
@@ -162,7 +165,9 @@ def open_journal(
         yield journal
     finally:
         ended.set()
+        # It may hang in utime(2) if a network file system does; it is a daemon thread.
         heart.join(1)
+        # While the lock is held, no other import takes this run for dead.
         _remove_if_finished(area, run)
         os.close(lock)
         area.close()
@@ -183,10 +188,8 @@ def _give_to_owner(area: storage.FilesystemArea) -> None:
     """Give what earlier versions created as root to the owner of the area.
 
     Root works with the owner's rights now, and could not write to it any more. From the
-    inside
-    out: while root owns a folder, no other user can put anything into it. Links are not
-        followed,
-    and files with a second name are left alone.
+    inside out: while root owns a folder, no other user can put anything into it. Links
+    are not followed, and files with a second name are left alone.
     """
     if os.geteuid() or not area.rights.uid:
         return

@@ -31,6 +31,7 @@ from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.text import printable
 
 CHUNK_FILES = 1000  # looked up together
+# The header of a SQLite file; its bytes 68 to 71 are the application_id.
 _HEAD_BYTES = 100
 _CHECKED_BYTES = 64 << 20  # checking a larger file takes too long; damage then surfaces later
 _APPLICATION_ID = 0x50474A4C  # SQLite's application_id of our journals
@@ -142,6 +143,7 @@ class Journal:
         plain = [source for source in chunk if source.member is None]
         keys = [self._key(source) for source in plain]
         rows: dict[tuple[int, bytes], _Row] = {}
+        # The primary key begins with the folder: one search for each folder of the chunk.
         for folder_id, group in itertools.groupby(sorted(keys), key=lambda key: key[0]):
             names = [name for _, name in group]
             marks = ",".join("?" * len(names))
@@ -200,6 +202,8 @@ def open_journal(
     """
     try:
         warnings = _check(path, profile) if path else []
+        # Another import keeps the file locked until it ends: there is nothing to wait
+        # for.
         with closing(sqlite3.connect(path or "", timeout=0.5, check_same_thread=False)) as conn:
             warnings += _prepare(conn, profile)
             yield Journal(conn, delay_s, chunk_files), warnings
@@ -272,6 +276,7 @@ def _set_aside(path: Path) -> str:
     number = 1
     while path.with_name(f"{path.name}.damaged-{number}").exists():
         number += 1
+    # The database comes last: a new one must not meet the WAL of the old one.
     for suffix in ("-wal", "-shm", ""):
         with suppress(FileNotFoundError):
             os.rename(f"{path}{suffix}", f"{path}.damaged-{number}{suffix}")

@@ -48,6 +48,8 @@ class Linker:
         try:
             return self._place(uuid, source, descriptor, head)
         except OSError as error:
+            # EPERM also comes from fs.protected_hardlinks, for a file of another user
+            # (proc(5)).
             if error.errno not in (*_UNSUPPORTED, errno.EPERM, errno.EMLINK):
                 raise
             return self._fall_back(uuid, source, error)

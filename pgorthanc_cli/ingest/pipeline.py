@@ -102,6 +102,7 @@ def import_sources(
         report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
         team.begin(worker.Work(target, settings, run_journal))
         _Pipeline(team, committer, settings, stop, report).run(sources)
+        # Orthanc never logs them for instances that it has not received itself.
         committer.log_stable()
         # Again: runs that may have been alive at the start may be dead by now.
         report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
@@ -218,6 +219,7 @@ class _Pipeline:
 
     def run(self, sources: Iterable[Source]) -> None:
         """Import the sources."""
+        # Two more than are worked on: no worker is idle while the parent writes.
         self._run(sources, self.team.jobs + 2 if self.team.jobs > 1 else 0)
 
     def _run(self, sources: Iterable[Source], ahead: int) -> None:

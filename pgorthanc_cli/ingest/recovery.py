@@ -65,9 +65,8 @@ class Recovery:
         """Clean up what can be cleaned up now; may be called again.
 
         Returns:
-            Warnings: about runs that may be alive, and about journals that are damaged or
-                belong
-            to another database.
+            Warnings about runs that may be alive, and about journals that are damaged or
+                belong to another database.
 
         Raises:
             PgOrthancError: The storage folder cannot be written to.

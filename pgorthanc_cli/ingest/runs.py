@@ -110,6 +110,8 @@ def has_ended(identity: str) -> bool:
 def _start_and_state(pid: int) -> tuple[str, str]:
     """Return start (clock ticks since boot) and state of a process; "" if unknown."""
     try:
+        # After the name, which may contain parentheses: state is field 3, start field 22
+        # (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[19], fields[0]
     except (OSError, IndexError):
@@ -135,6 +137,8 @@ def try_lock(descriptor: int, how: int) -> bool:
     True if the file system has no locks at all.
     """
     try:
+        # It belongs to this descriptor; a lock of fcntl(2) would end with any close of
+        # the file.
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -190,6 +194,7 @@ class Session:
             return index.referenced_uuids(cur, uuids)
 
     def _call(self, query: str, run: str) -> bool:
+        # The transaction ends, the lock of the session stays.
         with self.conn:
             return bool(db.value(self.conn, query, *_lock_key(run)))
 

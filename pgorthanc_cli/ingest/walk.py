@@ -98,6 +98,8 @@ def listed(stream: BinaryIO) -> Iterator[str]:
     """Yield the paths of a list, one a line or separated by NUL (`find -print0`)."""
     rest = b""
     separator = b"\n"
+    # Unlike read(), it returns what a pipe has: `find | pgorthanc import` starts
+    # immediately.
     while block := os.read(stream.fileno(), 1 << 16):
         # No path has a NUL, so one decides what the list is.
         if b"\0" in block:
@@ -197,4 +199,5 @@ def patient_key(source: Source) -> bytes | None:
 
 def bucket(key: bytes, count: int) -> int:
     """Return a number below `count`, the same on every machine for the same key."""
+    # hash() is salted, and differs from process to process.
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % count

@@ -138,6 +138,7 @@ class _Conversion:
             layout = catalog.layout(objects, schema)
             actual = layout.revision if layout else None
             number = settings.revision or actual or catalog.newest()
+        # Reading the catalog has begun a transaction, which must not stay open for hours.
         conn.rollback()
         tables = target_tables(number)
         if actual == number:  # an existing index may have fewer: the plugin 4.0 creates no labels

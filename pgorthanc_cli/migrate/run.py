@@ -167,6 +167,7 @@ class Run:
         for piece, outcome in zip(pieces, self.each(jobs, "check", "rows"), strict=True):
             self.count(reader, piece, outcome)
         self.require_all_rows(reader)
+        # For what it repairs and skips.
         self.properties(reader)
 
     def require_all_rows(self, reader: Reader) -> None:

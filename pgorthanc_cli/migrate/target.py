@@ -167,6 +167,7 @@ def prepare_for_loading(
         for table, name, *_ in constraints:  # foreign keys first: they depend on the others
             cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
         for name, _ in plan.indexes:
+            # Those of keys have been dropped with their constraints.
             cur.execute(f"DROP INDEX IF EXISTS {name}")
         cur.execute(f"ALTER TABLE globalproperties RENAME TO {_HIDDEN_PROPERTIES}")
     return plan
@@ -359,4 +360,5 @@ def _set_sequences(conn: Connection, plan: LoadPlan, highest_ids: dict[str, int]
         values["patientrecyclingordersequence"] = max(stored, number if number < 2**31 else 0)
     for sequence, value in values.items():
         if f"sequence {sequence}" in plan.before:
+            # If nothing was ever given, the next number is 1: `is_called` is false.
             db.row(conn, "SELECT setval(%s::regclass, greatest(%s, 1), %s)", sequence, value, value > 0)

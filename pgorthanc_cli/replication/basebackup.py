@@ -91,6 +91,7 @@ def _follow(lines: Iterable[str], path: Path, report: Report) -> str:
             messages.append(line)
             continue
         done, total = (int(number) * 1024 for number in match.groups())
+        # The total is an estimate of pg_basebackup, made before the copy.
         report(Progress("copy", "bytes", done, max(done, total)))
         free = shutil.disk_usage(path).free
         if total - done > free:
@@ -152,6 +153,7 @@ def compare_index(cluster: Cluster, database: db.Target | None) -> tuple[IndexCo
 def at(target: db.Target, host: str, port: int) -> db.Target:
     """Return the same database and login on another server."""
     parameters = db.parse_dsn(target.dsn)
+    # They would lead to the primary again.
     for name in ("hostaddr", "target_session_attrs"):
         parameters.pop(name, None)
     dsn = make_dsn(**{**parameters, "host": host, "hostaddr": "", "port": str(port)})
@@ -172,6 +174,7 @@ def compare(primary: db.Target, standby: db.Target, *, wait_s: float = 60.0) -> 
     while True:
         with db.session(primary, readonly=True) as conn:
             expected = _counts(conn, primary.schema)
+            # After the counts: the standby has to replay at least what was counted.
             conn.commit()
             lsn = db.value(conn, "SELECT pg_current_wal_lsn()::text")
         wait_for_replay(standby, lsn, max(deadline - time.monotonic(), 1.0))

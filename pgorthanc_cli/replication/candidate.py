@@ -145,6 +145,7 @@ class _SqlCandidate:
 
     def _mark(self, timeout_s: float) -> str:
         """Return the mark in its folder, empty if the login may not read it."""
+        # SQL_ASCII takes any bytes: a damaged mark is not an error of the server.
         query = (
             "SELECT pg_catalog.convert_from(pg_catalog.pg_read_binary_file(%s, 0, 10000, true), 'SQL_ASCII')"
         )
@@ -155,6 +156,7 @@ class _SqlCandidate:
 
     def promote(self, timeout_s: float) -> None:
         try:
+            # pg_promote refuses to wait for 0 seconds.
             seconds = max(int(timeout_s), 1)
             promoted = self._value(timeout_s, "SELECT pg_catalog.pg_promote(true, %s)", seconds)
         except errors.InsufficientPrivilege:
@@ -173,6 +175,7 @@ class _SqlCandidate:
         query = "SELECT true FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
         if self._value(timeout_s, query, name):
             return False
+        # true: it holds back WAL from now on, and not only from its first use.
         self._value(timeout_s, "SELECT pg_catalog.pg_create_physical_replication_slot(%s, true)", name)
         return True
 

@@ -248,6 +248,7 @@ def _rewind(cluster: Cluster, administrator: db.Target) -> None:
         missing_ok=True
     )  # pg_rewind's crash recovery refuses to start with it
     file = cluster.external_config_file
+    # pg_rewind has this option since PostgreSQL 15.
     config = [f"--config-file={file}"] if file and cluster.major >= 15 else []
     # pg_rewind refuses to work where a server seems to run.
     cluster.invalidate_stale_pids()

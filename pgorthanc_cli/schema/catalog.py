@@ -39,6 +39,7 @@ _INVALID = " INVALID"
 # Only what the scripts write: Orthanc owns the other properties.
 _PROPERTIES = sql.SQL("""SELECT 'property ' || property, value FROM {schema}.globalproperties
     WHERE property IN (1, 4, 6, 10, 11, 12, 13, 14)""")
+# The values change with each instance; NULL is a defect, as it stays NULL for ever.
 _COUNTERS = sql.SQL("""SELECT 'counter ' || key, CASE WHEN value IS NULL THEN 'NULL' ELSE 'a number' END
     FROM {schema}.globalintegers""")
 

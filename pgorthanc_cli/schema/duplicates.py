@@ -223,6 +223,7 @@ def merge(conn: Connection) -> Merged:
                 "duplicate public ids can only be merged below revision 2",
                 "run: pgorthanc verify schema",
             )
+        # Readers continue; writers, and a second merge, wait until the end.
         cur.execute(
             f"LOCK TABLE resources, patientrecyclingorder, changes, {', '.join(_owned(tables))}"
             " IN SHARE ROW EXCLUSIVE MODE"
@@ -249,6 +250,7 @@ def merge(conn: Connection) -> Merged:
 def _merge(cur: Cursor, repeated: tuple[Duplicate, ...], tables: set[str]) -> Merged:
     cur.execute(db.statement(__package__, "duplicate_pairs.sql"))
     cur.execute("CREATE INDEX ON pg_temp.pgorthanc_merge (loser)")
+    # Autovacuum does not see temporary tables: the joins would be planned for a few rows.
     cur.execute("ANALYZE pg_temp.pgorthanc_merge")
     removed = dict(
         _rows(cur, "SELECT resourcetype, count(*) FROM pg_temp.pgorthanc_merge GROUP BY 1 ORDER BY 1")

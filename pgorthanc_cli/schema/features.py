@@ -1,8 +1,8 @@
 """What a revision of the index has: the only place that knows, read from the catalogs.
 
 No other module compares a revision with a number. Most features follow from the objects of a revision's catalog, so a
-new revision needs nothing here. What the plugin does with an index, which no object shows, is told by the release
-that began it.
+new revision needs nothing here. What the plugin does with an index, which no object shows, depends on its
+release.
 """
 
 from __future__ import annotations

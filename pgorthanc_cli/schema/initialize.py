@@ -84,6 +84,7 @@ def init(
     """
     revision = catalog.newest() if revision is None else revision
     scripts = _scripts(revision)
+    # The advisory lock is entered first, so it is released after the commit.
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(LOCKED), conn:
         rights.require_reading(conn, schema)
         objects = catalog.snapshot(conn, schema)

@@ -23,6 +23,7 @@ from pgorthanc_cli.errors import PgOrthancError, UsageError
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+# To create a database, a session needs another one, and `postgres` may have been dropped.
 _MAINTENANCE_DATABASES = ("postgres", "template1")
 
 
@@ -121,6 +122,7 @@ def create_database_for(conn: Connection, name: str, owner: str | None) -> bool:
 
 def _join(conn: Connection, role: str) -> None:
     """Let the login act as the role: a superuser may, and an administrator of a managed server may grant it."""
+    # Since PostgreSQL 16, a member may only act as the role with the option SET.
     privilege = "SET" if conn.server_version >= 160000 else "MEMBER"
     if not _exists(conn, f"SELECT WHERE pg_has_role(%s, '{privilege}')", role):
         _run(conn, "GRANT {} TO CURRENT_USER", role)
@@ -142,6 +144,7 @@ def _maintenance(target: db.Target) -> Iterator[Connection]:
             continue
         last = name
         break
+    # CREATE DATABASE cannot run inside a transaction.
     with db.session(_at(target, last), autocommit=True, need_schema=False) as conn:
         yield conn
 
@@ -153,6 +156,7 @@ def _at(target: db.Target, database: str) -> db.Target:
 def _acting_as(target: db.Target, role: str) -> db.Target:
     """Return the target with the same login whose objects belong to the role."""
     parameters = db.parse_dsn(target.dsn)
+    # The server splits `options` at blanks without a backslash before them.
     escaped = role.replace("\\", "\\\\").replace(" ", "\\ ")
     return replace(
         target,
@@ -178,6 +182,8 @@ def _password(file: Path, known: str | None) -> str:
         return password
     password = known or secrets.token_urlsafe(24)
     try:
+        # O_EXCL: nothing is written to a file or link that another user has put there
+        # meanwhile.
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise UsageError(

@@ -16,6 +16,7 @@ from pgorthanc_cli.schema import catalog
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+# USAGE: the rights of the role apply by themselves; MEMBER: after SET ROLE only.
 _OWNER = """
     SELECT pg_catalog.pg_get_userbyid(c.relowner)::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'),
            pg_catalog.pg_has_role(c.relowner, 'MEMBER'), pg_catalog.has_table_privilege(c.oid, 'SELECT')
@@ -24,6 +25,7 @@ _OWNER = """
 """
 _ROLE = "SELECT current_user::text"
 # The steps act as the owner of the index, who then has to own all of it.
+# A sequence that a column owns changes its owner with the table.
 _OTHERS = """
     SELECT 'TABLE', c.oid::pg_catalog.regclass::text, c.relkind::text, c.relname::text FROM pg_catalog.pg_class c
         WHERE c.relnamespace = %(schema)s::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'S')
@@ -45,7 +47,7 @@ _LACKS = """
 def require_owner(conn: Connection, schema: str) -> None:
     """Raise an error unless this role may act as the owner of the index, if there is one.
 
-    Needs no privilege on the tables, so that a role that may not even read them is told the same.
+    Needs no privilege on the tables, so a role that may not even read them gets the same message.
 
     Raises:
         RevisionError: It may not.
@@ -171,6 +173,7 @@ def _qualified(conn: Connection, name: str, text: str, plain: str, kind: str) ->
 
 def _bare(name: str) -> str:
     """Return a quoted name as has_schema_privilege wants it."""
+    # psycopg2 quotes every identifier.
     return name[1:-1].replace('""', '"')
 
 

@@ -251,6 +251,7 @@ class Cluster:
 
     def _run_pg_ctl_start(self, log: Path, options: str, timeout_s: float) -> str | None:
         """Start it; return None if it accepts connections, else the last log error."""
+        # Only what this start writes: earlier errors are not its reason.
         offset = log.stat().st_size if log.exists() else 0
         arguments = ["start", "-w", "-t", f"{timeout_s:.0f}", "-D", "."]
         arguments += ["-l", f"./{log.relative_to(self.path)}"]
@@ -301,6 +302,7 @@ def is_too_long_for_socket(folder: str | Path) -> bool:
 def system_identifier(folder: Path) -> str:
     """Return the system identifier from the control file; empty if it cannot be read."""
     with suppress(OSError), open(folder / "global" / "pg_control", "rb") as file:
+        # The file begins with the system identifier, in the byte order of the machine.
         return str(int.from_bytes(file.read(8), sys.byteorder))
     return ""
 

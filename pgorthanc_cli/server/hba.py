@@ -99,6 +99,7 @@ def rules(conn: Connection) -> list[Rule]:
         psycopg2.errors.InsufficientPrivilege: The role may not see `pg_hba_file_rules`;
         superusers may.
     """
+    # Since PostgreSQL 16 the file may include others, and rules are numbered through all.
     file = "file_name" if conn.server_version >= 160000 else _HBA_FILE
     order = "rule_number" if conn.server_version >= 160000 else "line_number"
     query = f"""SELECT {file}, line_number, type, database, user_name, address, netmask, auth_method, options
@@ -168,6 +169,7 @@ def _matches(rule: Rule, client: Client) -> bool:
 
 
 def _is_database(rule: Rule, word: str, client: Client) -> bool:
+    # For the server, `all` does not include replication (The pg_hba.conf File).
     if client.replication or word == "replication":
         return client.replication and word == "replication"
     if word == "sameuser":

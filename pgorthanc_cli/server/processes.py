@@ -80,5 +80,6 @@ def socket_peer(socket_folder: str, port: int) -> int | None:
         sock.connect(f"{socket_folder}/.s.PGSQL.{port}")
         if sys.platform != "linux":
             return None
+        # Who has called listen(2), as the kernel has recorded it (unix(7)).
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", credentials)[0])

@@ -245,6 +245,7 @@ def started(
             start_new_session=True,
             user=account.uid if account.is_other else None,
             group=account.gid if account.is_other else None,
+            # Otherwise it would keep the supplementary groups of root.
             extra_groups=[] if account.is_other else None,
         ) as process:
             try:

@@ -70,6 +70,7 @@ def _change(target: db.Target, to: int, settings: Settings, report: Report, *, d
     """Run the phases on two sessions: `conn` holds our lock and inspects, `worker` works."""
     started = time.monotonic()
     catalog.require_revision(to)
+    # Checked first: after the switch it would be too late.
     if settings.export:
         preserved.require_new(settings.export)
     with ExitStack() as stack:

@@ -54,6 +54,8 @@ BEGIN
 END
 $$
 """
+# Left by trigger functions of the plugin that insert by position (UPSTREAM_DEFECTS.md
+# B10).
 _GARBAGE = "DELETE FROM globalintegerschanges WHERE value IS NULL OR key IS NULL OR key NOT BETWEEN 0 AND 5"
 _MISSING = """
     INSERT INTO globalintegers (key, value)
@@ -141,6 +143,7 @@ def merge_deltas(worker: Connection, objects: catalog.Catalog, phase: str, repor
                 total += merged
                 if merged == _BATCH:
                     report(Progress(phase, "adding pending deltas to the counters", total))
+        # The plugin reads this table every second: until a VACUUM, with all dead rows.
         if total >= _BATCH:
             cur.execute("VACUUM globalintegerschanges")
 

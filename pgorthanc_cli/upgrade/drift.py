@@ -91,6 +91,7 @@ def inspect(conn: Connection, schema: str) -> SchemaDrift:
     layout = catalog.require_index(conn, schema, objects)
     text = objects.get("property 4")
     recorded = int(text) if text and text.isdecimal() else None
+    # A plugin from 6.0 to 8.0 has upgraded it all the same (UPSTREAM_DEFECTS.md B7).
     if layout.revision == 0 and "table globalintegerschanges" in objects:
         completed = objects | {
             "column metadata.revision": "4 integer",
@@ -256,6 +257,7 @@ def _dependents(conn: Connection, schema: str, start: int, to: int) -> list[Obst
     """Return what depends on an object that a step drops."""
     dropped: list[tuple[str, str, str]] = []
     for step in steps.path(start, to):
+        # The layouts before revision 1 have no catalog; that of revision 1 comes closest.
         before = catalog.expected(step.start or catalog.revisions()[0], with_storage=False)
         after = catalog.expected(step.end, with_storage=False)
         dropped += [name.partition(" ") for name in before.keys() - after.keys()]

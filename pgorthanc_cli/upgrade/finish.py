@@ -92,6 +92,7 @@ def _build_trigram_index(
         execute(worker, _EXTENSION)
     except psycopg2.Error:  # not allowed: a warning of the command says what an administrator has to do
         return
+    # The extension may have existed before, in another schema.
     operators = db.value(worker, _OPERATOR_CLASS) or "gin_trgm_ops"
     name = catalog.TRIGRAM_INDEX
     statement = f"CREATE INDEX CONCURRENTLY {name} ON dicomidentifiers USING gin (value {operators})"

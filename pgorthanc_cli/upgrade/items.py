@@ -31,6 +31,7 @@ _FASTEST, _SLOWEST = 0.5, 20.0
 
 _EXCLUSIVE = "ACCESS EXCLUSIVE until the end of the switch"
 _ENTRY_BYTES = 16  # of an index, besides its values
+# The default fillfactor of a B-tree.
 _FILLED = 0.9
 _TRIGRAM_BYTES = 300  # of a value in the trigram index
 _ROW_BYTES = 300  # of a new row version, with its entries in all indexes

@@ -102,6 +102,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
     start = state.drift.start
     require_direction(start, to, schema, down=down)
     path = steps.path(start, to)
+    # Only then do duplicates matter; to find them takes a scan of the largest table.
     unique = features.first_revision("unique_public_ids")
     becomes_unique = any(step.start < unique <= step.end for step in path)
     estimate = Estimate(conn, state)

@@ -114,7 +114,7 @@ def prepare(
         The repaired counters, as messages.
 
     Raises:
-        psycopg2.errors.UniqueViolation: Public ids are not unique, and nobody asked to merge them.
+        psycopg2.errors.UniqueViolation: Public ids are not unique, and are not to be merged.
     """
     objects = catalog.snapshot(conn, schema)
     conn.commit()
@@ -130,6 +130,7 @@ def prepare(
     counters.merge_deltas(worker, objects, PHASE, report)
     if path:
         counters.count_marked_children(worker, objects, PHASE, report)
+    # Revision 3 corrupts a count that is NULL (UPSTREAM_DEFECTS.md B6).
     if path and path[-1].end < path[0].start:
         counters.count_children(worker, objects, PHASE, report)
     return repaired
@@ -142,6 +143,8 @@ def build_index(conn: Connection, worker: Connection, index: Prebuilt, phase: st
         watched(conn, worker, build, f"building index {index.name}", phase, report)
     except BaseException:
         try:
+            # The drop waits for all transactions that use the table: after Ctrl-C, not
+            # for long.
             execute(worker, f"SET statement_timeout = '{_CLEAN_UP}'")
             drop_index(worker, index.name)
             execute(worker, "SET statement_timeout = 0")
@@ -178,6 +181,7 @@ def _ensure(
 def _wait_for_builder(conn: Connection, index: Prebuilt, report: Report) -> None:
     """Wait while another session builds the index: it may have outlived the program that began it."""
     while True:
+        # Within a transaction, PostgreSQL shows the statistics as they were read first.
         db.rows(conn, "SELECT pg_stat_clear_snapshot()")
         pid = db.value(conn, _BUILDER, index.name, db.backend_pid(conn))
         conn.commit()

@@ -140,6 +140,8 @@ def export(conn: Connection, file: Path) -> None:
                     "SELECT pg_catalog.convert_to(pg_catalog.json_build_object("
                     "'table', {}::text, 'row', pg_catalog.to_json(t))::text, {}) FROM index.{} t"
                 )
+                # A cursor of the server: psycopg2 would otherwise load the whole table
+                # into memory.
                 with conn.cursor(name="export") as cur:
                     cur.itersize = _BATCH
                     names = sql.Literal(table), sql.Literal(encoding.of_orthanc(conn)), sql.Identifier(table)

@@ -105,6 +105,7 @@ def _transaction(
     merged = None
     if settings.repair_duplicates and remaining.start < features.first_revision("unique_public_ids"):
         merged = duplicates.merge(conn)
+    # Repairs and merges change rows on purpose, the steps must not.
     before = integrity.digest(conn, catalog.snapshot(conn, schema))
     _disable_fk_triggers(conn)
     _run(conn, steps.path(remaining.start, to), role)
@@ -181,6 +182,7 @@ def _lock_tables(
             if time.monotonic() >= deadline:
                 what = "keeps tables of the index locked"
                 raise sessions.in_use(blockers, what, terminate=settings.terminate) from None
+            # Clients that reconnect again and again would use any pause.
             time.sleep(0 if settings.terminate else _RETRY_S)
 
 

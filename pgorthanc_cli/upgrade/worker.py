@@ -75,6 +75,7 @@ def watched(
 
     An exception of `report` cancels the action.
     """
+    # Python handles signals in the main thread, which must not wait inside libpq.
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(action)
         try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # New objects belong to the owner of the index, whatever role repairs.
 _PREPARE = """SET LOCAL lock_timeout = '5s';
 SELECT set_config('role', pg_get_userbyid(relowner), true) FROM pg_class WHERE oid = to_regclass('resources');"""
+# LOCK fails if it may not lock one of the tables; those of other roles are left alone.
 _LOCK = """DO $$
 BEGIN
     EXECUTE (SELECT 'LOCK TABLE ' || string_agg(quote_ident(relname), ', ') || ' IN SHARE ROW EXCLUSIVE MODE'
@@ -25,6 +26,7 @@ BEGIN
                      AND pg_has_role(relowner, 'USAGE'));
 END
 $$;"""
+# pg_locks shows a lock with one key as classid 0 and objsubid 1, as the key is small.
 _ALONE = f"""DO $$
 BEGIN
     IF NOT pg_try_advisory_xact_lock({db.LOCK_DATABASE_SETUP}) OR EXISTS (
@@ -83,6 +85,7 @@ def repair(
         compare(conn, schema)  # refuses a schema without an index before anything is locked
         planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])
+        # Again, now that no other session can change anything.
         before = compare(conn, schema, deep=deep)
         _run(conn, [fix.sql for fix in before.fixes])
         after = compare(conn, schema, deep=deep)

@@ -43,12 +43,14 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     foreign_bodies, origins = _functions(digests, expected, known, repairer, revision)
     planted_objects = _planted(conn, schema)
     reported = {finding.name for finding in planted_objects}
+    # A planted object is reported once, as such.
     differences = [
         difference
         for difference in _differences(conn, objects, expected)
         if difference.expected is not None or difference.name not in reported
     ]
     findings = [*_findings(differences, rules, repairer), *foreign_bodies, *planted_objects]
+    # Without one of these, the queries on the rows would fail.
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
         findings += data.findings(conn, objects, revision, deep=deep, schema=schema)
     return SchemaReport(

@@ -128,6 +128,7 @@ def customdata(conn: Connection, catalog: Catalog, schema: str, *, most: int | N
         return []
     table = sql.Identifier(schema, "attachedfiles")
     rows = db.rows(conn, _limited(_ODD_CUSTOMDATA, table, most), _FORMS, _MOST)
+    # The pattern knows what the plugin writes; it reads other forms of JSON, too.
     odd = [row for row in rows if not readable(bytes(row[2]))]
     if not odd:
         return []

@@ -81,6 +81,7 @@ _LOOK_AT_THEM = (
 )
 _READABLE = """SELECT has_sequence_privilege(oid, 'SELECT'), quote_ident(current_user)
     FROM pg_class WHERE oid = to_regclass(quote_ident(index_schema()) || '.' || %s)"""
+# A sequence that has given no number yet has the last_value 1, too.
 _LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM index.{sequence}"
 
 
@@ -223,6 +224,7 @@ def _child_counts(conn: Connection, *, marks: bool) -> list[Finding]:
     wrong = db.value(conn, _WRONG_COUNTS.format(children=_CHILDREN, served=served))
     if not wrong:
         return []
+    # Repairs are run, and printed, with the schema in search_path.
     repair = _SET_COUNTS.format(children=_CHILDREN, served=served).replace("index.", "")
     why = "the plugin answers with them, or spoils them with the next instance"
     return [_wrong("child counts", f"{wrong} wrong", "the numbers of children", why, repair)]

@@ -170,6 +170,7 @@ def _ours() -> dict[int, dict[str, list[Definition]]]:
     known: dict[int, dict[str, list[Definition]]] = {newest: _of(steps.PREPARE_INDEX)}
     path = [*steps.path(newest, min(catalog.revisions())), *steps.all_steps()]
     replaced = {step.script: _of(step.script) for step in path}
+    # A step can pass on what another one brings: repeat until nothing is new.
     grown = True
     while grown:
         grown = False

@@ -17,6 +17,7 @@ class Phase(IntEnum):
     TABLE = 2
     COLUMN = 3
     FUNCTION = 4
+    # Before the keys: rows that repeat a key have to be removed first.
     DATA = 5
     KEY = 6
     REFERENCE = 7
@@ -24,6 +25,7 @@ class Phase(IntEnum):
     TRIGGER = 9
     COUNTER = 10
     PROPERTY = 11
+    # The plugin trusts the recorded revision, so everything else has to be right by then.
     STAMP = 12
 
 

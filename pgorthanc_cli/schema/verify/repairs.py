@@ -22,6 +22,7 @@ _PROPERTY = """INSERT INTO globalproperties (property, value) VALUES ({key}, '{v
 _ADVANCE = "SELECT setval('{sequence}', highest) FROM ({query}) AS known (highest) WHERE highest IS NOT NULL;"
 _HIGHEST = "SELECT max({column}) FROM {table}"
 RECYCLING = "patientrecyclingordersequence"
+# A number of 18 digits always fits into a bigint; a cast that fails ends the whole query.
 HIGHEST_POSITION = """SELECT max(CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END)
     FROM resources JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0"""
 _INVALID = " INVALID"
@@ -101,11 +102,14 @@ class Repairer:
 
     def _extra(self, kind: str, rest: str, difference: Difference) -> tuple[Fix, ...]:
         """Return the statements that drop what an official script has left behind."""
+        # The plugin drops this key by its name: under another name it would stay
+        # (UPSTREAM_DEFECTS.md G6).
         if kind == "constraint" and (difference.actual or "").startswith(
             "FOREIGN KEY (parentid) REFERENCES resources"
         ):
             table, name = rest.split(".", 1)
             return (Fix(Phase.DROP, f'ALTER TABLE {table} DROP CONSTRAINT "{name}";'),)
+        # What an interrupted REINDEX CONCURRENTLY leaves behind.
         if kind == "index" and re.search(r"_cc(?:new|old)\d*$", rest):
             return (Fix(Phase.DROP, f'DROP INDEX "{rest}";'),)
         if kind == "function" and difference.matters:
@@ -198,6 +202,7 @@ class Repairer:
 
     def _function(self, rest: str, actual: str | None, expected: str) -> list[Fix]:
         create = Fix(Phase.FUNCTION, self._bodies.statement(f"function {rest}", self._revision))
+        # CREATE OR REPLACE cannot change what a function returns.
         result = [re.search(r"RETURNS (\S+)", text or "") for text in (actual, expected)]
         same = actual is None or (result[0] and result[1] and result[0][1] == result[1][1])
         return [create] if same else [Fix(Phase.DROP, f"DROP FUNCTION {rest};"), create]
@@ -234,6 +239,8 @@ def _remove(kind: str, rest: str, *, useless: bool) -> tuple[Fix, ...]:
     """Drop an object of another revision, unless it may hold data or be of use again."""
     table, _, name = rest.partition(".")
     if kind == "table" and rest == "invalidchildcounts":
+        # Its marks are the only record of which counts are wrong (UPSTREAM_DEFECTS.md
+        # B5).
         return (Fix(Phase.DATA, _COUNT_MARKED), Fix(Phase.DATA, "DROP TABLE invalidchildcounts;"))
     if kind == "table" and rest in _EMPTY_TABLES:
         return (Fix(Phase.DROP, f"DROP TABLE {rest};"),)

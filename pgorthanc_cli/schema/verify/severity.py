@@ -66,6 +66,7 @@ _SWITCH_OFF = {
     "child": "detach it: ALTER TABLE {child} NO INHERIT {table}; or, for a partition, restore the table from a backup",
     "rowsecurity": "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY;",
 }
+# The plugin reads all columns of these two, in their order (SCHEMA.md 4).
 _READ_BY_POSITION = ("maindicomtags", "exportedresources")
 
 

@@ -26,6 +26,7 @@ from pgorthanc_cli.migrate.source import TargetTables
 from pgorthanc_cli.migrate.sources.sqlite import tree
 from pgorthanc_cli.migrate.sources.sqlite.reader import SQLiteReader
 
+# GlobalProperties 1, the same since Orthanc 0.9.5 (SQLITE.md 2).
 _VERSION = 6
 _JOURNALS = ("-wal", "-journal")
 # The bytes of the file that SQLite's own locks are on: pending, reserved, shared (the
@@ -249,11 +250,14 @@ def _recover(path: Path, descriptor: int, folder: Path) -> Path:
         )
     copy = folder / path.name
     with copy.open("wb") as stream:
+        # Not `shutil.copyfile`: closing a second descriptor would give up the lock.
         while block := os.pread(descriptor, _COPY_BYTES, stream.tell()):
             stream.write(block)
     for file in files[1:]:
         shutil.copyfile(file, folder / file.name)
     with _translated_errors(path), closing(sqlite3.connect(copy, isolation_level=None)) as conn:
+        # This writes the WAL into the file, and the first read rolls a hot journal back:
+        # a connection that is `immutable` would ignore both.
         conn.execute("PRAGMA journal_mode = DELETE").fetchall()
         conn.execute("SELECT count(*) FROM sqlite_master").fetchall()
     return copy
@@ -280,6 +284,7 @@ def _inspect(conn: sqlite3.Connection, path: Path, file: Path, scratch: Path) ->
         if not (name in expected or name in _NOT_CONVERTED or name.startswith("sqlite_")):
             quoted = name.replace('"', '""')
             (unknown[name],) = conn.execute(f'SELECT count(*) FROM "{quoted}"').fetchone()
+    # SQLite enforces no types, not even in its own tables.
     sequences = conn.execute(
         "SELECT name, max(seq) FROM sqlite_sequence WHERE typeof(seq) = 'integer' GROUP BY name"
     )
