@@ -212,6 +212,8 @@ def _become(uid: int, gid: int, groups: list[int] | None) -> list[int] | None:
         done = before == groups or (groups is not None and _set_groups(groups))
         _libc.setfsgid(gid)
         _libc.setfsuid(uid)
+        # setfsuid(2) reports no failure; with -1 it changes nothing, and returns the
+        # present id.
         done = done and (_libc.setfsgid(-1), _libc.setfsuid(-1)) == (gid, uid)
     except (AttributeError, OSError):  # not Linux; not in this container
         done = False

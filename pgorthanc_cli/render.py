@@ -86,6 +86,7 @@ class _Screen:
             emoji=False,
             markup=False,
             legacy_windows=False,
+            # `Medium` has read the environment: a page depends on nothing else.
             _environ={},
         )
 

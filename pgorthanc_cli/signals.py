@@ -25,7 +25,7 @@ def end_on_signals() -> None:
     global _interrupted
     _interrupted = False
     for number in _ending_signals():
-        # A SIGINT that the shell has told us to ignore (`command &`) stays ignored.
+        # The shell starts `command &` with SIGINT ignored, and that must stay so.
         is_default = signal.getsignal(number) is signal.default_int_handler
         if number != signal.SIGINT or is_default:
             signal.signal(number, _interrupt)
@@ -82,7 +82,7 @@ class SignalEvent(threading.Event):
         return self._set
 
     def close(self) -> None:
-        """Give the pipe back; nobody may wait any more."""
+        """Close the pipe; no thread may wait any more."""
         os.close(self._reader)
         os.close(self._writer)
 

@@ -304,7 +304,7 @@ def _answer(call: Callable[..., Any], arguments: Sequence[Any], options: dict[st
 def _watch(halted: Pipe) -> None:
     """End this process when it is asked to stop, or when the parent has died.
 
-    A parent killed by SIGKILL cannot ask: the worker would finish its call, and store files that nobody records.
+    A parent killed by SIGKILL cannot ask: the worker would finish its call, and store files that no journal names.
     """
     parent = multiprocessing.parent_process()
     sentinel = [parent.sentinel] if parent else []
@@ -315,4 +315,5 @@ def _watch(halted: Pipe) -> None:
             with suppress(Exception):
                 action()
         parent.join()
+    # Not sys.exit, which would only end this thread: the main thread is in a call.
     os._exit(1)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # With these libpq sends no password, whatever .pgpass and PGPASSWORD hold: no login fails, and nothing that counts
 # failed logins locks the role.
 _NO_PASSWORD = {"password": "", "passfile": "/dev/null/none"}
+# The parameter require_auth came with PostgreSQL 16.
 _REQUIRE_AUTH_SINCE = 160000
 _TLS_FAILURE = re.compile(r"certificate|SSL error")
 _UNMET = re.compile(r"authentication method requirement|channel binding")

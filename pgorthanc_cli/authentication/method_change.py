@@ -138,6 +138,8 @@ def _check_file(conn: Connection, rule: hba.Rule, by_hand: str) -> None:
             f"{path}, the file of the server, cannot be read here: {error.strerror}",
             f"run it as the owner of the file, on the machine of the server; or {by_hand}",
         ) from None
+    # A container may have another file under the same path: content and time together
+    # tell.
     query = (
         "SELECT pg_read_binary_file(%s) = %s AND extract(epoch FROM (pg_stat_file(%s)).change)::bigint = %s"
     )
@@ -202,6 +204,7 @@ def _undo(undo: _Undo, conn: Connection, superuser: db.Target) -> None:
             # The session is lost, such as by a restart of the server: a new one rolls back.
             patient = replace(superuser, retries=_RECONNECT_TRIES, retry_interval_s=1)
             conn = stack.enter_context(db.session(patient, autocommit=True, need_schema=False))
+        # A stack runs them in reverse order, and the others even if one of them fails.
         for step in undo:
             stack.callback(step, conn)
 

@@ -89,6 +89,7 @@ def logged_in_by(conn: Connection) -> str | None:
     """Return the method by which a session authenticated; None before PostgreSQL 16, which does not show it."""
     if conn.server_version < 160000:
         return None
+    # system_user is NULL if the server has let the client in without authentication.
     method: str = value(conn, "SELECT coalesce(split_part(system_user, ':', 1), 'trust')")
     return method
 
@@ -124,6 +125,7 @@ def has_unloaded_rules(conn: Connection) -> bool:
     """Return whether pg_hba.conf has changed since the server loaded it; False if we may not ask."""
     if not value(conn, "SELECT has_function_privilege('pg_catalog.pg_stat_file(text)', 'EXECUTE')"):
         return False
+    # pg_stat_file has whole seconds only.
     stat = "(pg_stat_file(setting)).modification > date_trunc('second', pg_conf_load_time())"
     return bool(value(conn, f"SELECT {stat} FROM pg_catalog.pg_settings WHERE name = 'hba_file'"))  # noqa: S608
 

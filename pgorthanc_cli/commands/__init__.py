@@ -142,6 +142,7 @@ def _set_colour(choice: str | None) -> None:
     if choice in ("always", "never"):
         os.environ.pop("NO_COLOR", None)
         os.environ.pop("FORCE_COLOR", None)
+        # rich reads them whenever a console is created.
         os.environ["FORCE_COLOR" if choice == "always" else "NO_COLOR"] = "1"
 
 
@@ -166,6 +167,7 @@ class Call:
         self.quiet = quiet
         self.verbose = verbose
         logger = logging.getLogger("pgorthanc_cli")
+        # Replaced: a second call in one process must not print each warning twice.
         logger.handlers = [_Warnings()]
         logger.setLevel(logging.ERROR if quiet else logging.WARNING)
 
@@ -425,6 +427,7 @@ def command(
                 call.complete(error)
                 raise
 
+        # click lists options in the opposite order of their declaration.
         for declare in reversed((*(_CONNECTION if connection else ()), *_OUTPUT)):
             run = declare(run)
         result = click.command(name, cls=Command)(run)

@@ -171,6 +171,7 @@ def _section(a: Side, b: Side) -> Iterator[Difference]:
         first, second = (
             side.option(name) if name in POSTGRESQL_KEYS else side.section.get(name) for side in sides
         )
+        # The plugin looks for the schema in lower case.
         if name == "Schema":
             first, second = str(first).lower(), str(second).lower()
         if first != second:
@@ -204,6 +205,7 @@ def _value(side: Side, name: str) -> Any:
     value = side.deployment.document.values.get(name, key.default if key else _DEFAULTS.get(name))
     if name == "StorageDirectory":
         return str((side.folder / str(value)).resolve())
+    # Since 1.13.0 the two booleans have names.
     if name == "OverwriteInstances":
         return {False: "Never", True: "Always"}.get(value, value) if isinstance(value, bool) else value
     if name == "ExtraMainDicomTags" and isinstance(value, dict):
@@ -222,9 +224,8 @@ def _judged(a: Side, b: Side, keys: tuple[str, ...], first: Any, second: Any) ->
         verdict, consequence = "must agree", _MUST_AGREE[keys[-1]]
     elif _MAY_DIFFER.fullmatch(dotted):
         verdict, consequence = "may differ", ""
-    places = (
-        side.deployment.document.places.get(keys, "") for side in (a, b)
-    )  # only its own: that of the section would pass for that of a default
+    # Only its own place: that of the section would pass for the place of a default.
+    places = (side.deployment.document.places.get(keys, "") for side in (a, b))
     return Difference(verdict, consequence, dotted, masked(keys, first), masked(keys, second), *places)
 
 

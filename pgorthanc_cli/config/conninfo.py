@@ -143,6 +143,8 @@ def _without_server(target: db.Target) -> dict[str, str]:
     """Return the parameters as libpq has them while it tries an address of this machine instead."""
     given = db.parse_dsn(target.dsn)
     address = given.get("hostaddr") or os.environ.get("PGHOSTADDR")
+    # libpq requires as many addresses as hosts, and a service file or PGHOST may list
+    # several.
     for hosts in range(1, 33):
         here = ",".join(["127.1"] * hosts)  # the loopback, in a spelling that no user has set
         try:

@@ -33,7 +33,7 @@ def problems(deployment: Deployment, target: db.Target) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     for inspect in (_index, _limits, _pooler):
         try:
-            problems.extend(inspect(deployment, target))  # an error keeps what was deployment before it
+            problems.extend(inspect(deployment, target))  # an error keeps what came before it
         except PgOrthancError as error:
             message = f"the database could not be inspected: {error.message}"
             problems.append(Problem(SECTION, "warning", message, error.hint, deployment.location()))
@@ -68,6 +68,7 @@ def _schema(deployment: Deployment, conn: Connection, schema: str) -> Iterator[P
     key, location = f"{SECTION}.Schema", deployment.location("Schema")
     with conn.cursor() as cur:
         cur.execute("SELECT catcode FROM pg_catalog.pg_get_keywords() WHERE word = %s", (schema,))
+        # R and T are reserved (pg_get_keywords): the name would need quotes.
         if (cur.fetchone() or ("U",))[0] in ("R", "T"):
             message = f'"{schema}" is a reserved word, and the plugin does not quote it'
             yield Problem(key, "error", message, "rename the schema", location)

@@ -68,7 +68,7 @@ def key_of(name: str) -> tuple[str, ...]:
     `Host` and `PostgreSQL.Host` -> PostgreSQL, Host; `StorageDirectory` -> itself.
 
     Raises:
-        UsageError: Neither Orthanc nor the plugin knows it; with the closest_match right one.
+        UsageError: Neither Orthanc nor the plugin knows it; the hint names the closest one.
     """
     section, dot, inner = name.partition(".")
     if dot and section == SECTION and inner in POSTGRESQL_KEYS:
@@ -423,6 +423,7 @@ def _write(source: Source, raw: str) -> Path:
                 stream.write(raw.encode("utf-8", "surrogateescape"))
                 stream.flush()
                 os.fsync(stream.fileno())
+            # A link, not a rename: the file exists under its own name at every moment.
             os.link(path, backup)
             temporary.replace(path)
         finally:

@@ -228,6 +228,8 @@ class _Parser:
             if len(digits) > _LONGEST or whole > sys.float_info.max:
                 raise JsonError(f"a number of {len(text):,} digits is too large", start)
             whole = -whole if text.startswith("-") else whole
+            # JsonCpp has integers of 64 bits, with and without a sign, and doubles for
+            # all others.
             exact = -(2**63) <= whole < 2**64
             return Node(whole if exact else float(whole), start, end)
         if len(text) > 5000 or not _DOUBLE.fullmatch(text) or float(text) in (float("inf"), float("-inf")):

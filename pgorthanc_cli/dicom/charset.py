@@ -115,6 +115,7 @@ def _korean(error: UnicodeError) -> tuple[str, int]:
         return "\x80" if lead == 0x80 else "\uf8f7", error.start + 1
     if lead in (0xC9, 0xFE) and 0xA1 <= trail <= 0xFE:
         return chr((0xE000 if lead == 0xC9 else 0xE05E) + trail - 0xA1), error.start + 2
+    # A byte that cannot be the second one of a pair begins the next character.
     return "", error.start + (2 if 0x40 <= trail <= 0xFE and trail != 0x7F else 1)
 
 
@@ -164,6 +165,7 @@ def _iso_2022_jp(raw: bytes) -> str:
             # missing.
             mode = "roman" if mode == "roman" else "ascii"
             pos += 1
+        # Shift out and shift in mean nothing in ISO-2022-JP, and ICU drops them.
         elif byte in (0x0E, 0x0F):
             pos += 1
         elif mode in ("x0208", "x0212"):
@@ -186,6 +188,8 @@ def _sequence(rest: bytes) -> bytes:
 
 def _single(byte: int, mode: str) -> str:
     if mode == "katakana":
+        # JIS X 0201 has 63 half-width katakana from 21 on, Unicode the same from U+FF61
+        # on.
         return chr(0xFF40 + byte) if 0x21 <= byte <= 0x5F else ""
     return _ROMAN.get(byte, chr(byte)) if mode == "roman" else chr(byte)
 
@@ -321,6 +325,8 @@ def charset(specific: bytes, default: str, *, split: bool) -> Charset:
         split: see `Charset`.
     """
     terms = specific.partition(b"\0")[0].split(b"\\")
+    # An empty first value means ISO IR 6 (PS3.3, C.12.1.1.2), but Orthanc takes the next
+    # one.
     term = next((stripped for part in terms if (stripped := part.strip(b"\t\n\x0b\x0c\r "))), b"")
     name = default
     if term:
@@ -332,4 +338,5 @@ def charset(specific: bytes, default: str, *, split: bool) -> Charset:
         )
         # Not DefaultEncoding: Orthanc reads even ISO_IR 149 and UTF-8 as ASCII.
         name = _DEFINED_TERMS.get(known, "Ascii")
+    # A second value, even an empty one, announces code extensions.
     return Charset(name, len(terms) > 1, split)

@@ -177,6 +177,7 @@ def file_meta(data: Buffer) -> FileMeta | None:
         Refused: Orthanc's reader meets a VR that it does not know.
     """
     size, header, long_length = len(data), TAG_VR_LENGTH["<"], LENGTH["<"]
+    # Orthanc's reader requires the group length as first element (INGEST.md 7.3).
     if size < _META_START or bytes(data[128:140]) != b"DICM\2\0\0\0UL\4\0":
         if size >= _META_START and bytes(data[128:132]) == b"DICM":
             _check_vr(bytes(data[136:138]), 132)
@@ -223,6 +224,7 @@ def _dcmtk_file_meta(data: Buffer, start: int, dialect: Dialect) -> tuple[bytes 
     ends. Without a group length it ends where the group changes. An undefined length
     counts as 0: the rest belongs to the data set.
     """
+    # PS3.10, 7.1 requires explicit little endian here; DCMTK guesses all the same.
     encoding = _guess_encoding(data, start)
     walker, pos, elements = Walker(data, dialect), start, dict[int, Element]()
     group_2 = b"\x00\x02" if encoding.order == ">" else b"\x02\x00"

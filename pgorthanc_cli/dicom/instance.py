@@ -150,6 +150,8 @@ def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) ->
     expected = metadata.expected_instances(texts)
     of_series = {} if expected is None else {metadata.EXPECTED_INSTANCE_COUNT: str(expected)}
     identifiers = [texts.get(tag, "") for tag in (tags.PATIENT_ID, tags.STUDY_UID, tags.SERIES_UID)]
+    # The identifiers of all levels above count, too: under another PatientID, a study
+    # with the same UID is another study.
     public_ids = [_public_id("|".join(identifiers[: n + 1])) for n in range(3)]
     patient, study, series = (
         _level(public_ids[n], indexed.levels[n], of_series if n == 2 else {}, elements, texts, reader)

@@ -144,6 +144,7 @@ def _transfer_syntax(file: File, known: frozenset[str]) -> str | None:
 
 def _unexpected_vr(pixels: PixelData, texts: Mapping[int, str]) -> str | None:
     """Return metadata 17: the VR of the pixel data if unexpected (PS3.5, A.1 to A.4)."""
+    # In all others Orthanc assumes the expected VR, whatever the file says.
     if pixels.transfer_syntax not in (EXPLICIT_LE, EXPLICIT_BE):
         return None
     bits = texts.get(BITS_ALLOCATED, "").strip(_WHITE)

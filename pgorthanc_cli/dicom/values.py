@@ -30,6 +30,7 @@ _WHITE = b" \t\n\x0b\x0c\r"
 
 # VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind
 # whole, however long.
+# A float is widened to a double first, so that 0.1 becomes 0.10000000149011612.
 _NUMBERS = {
     "US": ("H", "%d"),
     "SS": ("h", "%d"),
@@ -138,6 +139,7 @@ class TextReader:
     def json(self, sequences: list[Element]) -> str:
         """Return metadata 16: sequences as one JSON document."""
         content = {"Sequences": {format_tag(s.tag): self._json_value(s) for s in sequences}, "Version": 1}
+        # As JsonCpp writes it, to the byte (INGEST.md 3.4).
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return _ESCAPE.sub(_bare_delete, text) if "\\u007f" in text else text
 

@@ -68,6 +68,7 @@ _HARMFUL = (
         "statement_timeout", lambda value: value != "0", "WARNING", "long statements of Orthanc fail"
     ),
 )
+# pg_settings counts shared_buffers in blocks, of 8 kB unless it was built otherwise.
 _SIZES = """
     SELECT setting::bigint * 8192, pg_database_size(current_database()) FROM pg_settings WHERE name = 'shared_buffers'
 """

@@ -73,6 +73,7 @@ def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
         ParentDeleted: An ancestor was deleted by another session.
         psycopg2.Error: Nothing is written; the caller rolls back.
     """
+    # Each stored instance logs a change: without any, there is nothing to write.
     if pending.changes:
         _Flush(cur, capabilities, pending).run()
 
@@ -205,6 +206,7 @@ class _Flush:
         """Keep ancestors from being deleted, as a foreign key would."""
         if not self.old:
             return
+        # Ordered, so that two writers with the same ancestors cannot deadlock.
         ids = [node.internal_id for node in self.old]
         self.cur.execute(
             "SELECT FROM resources WHERE internalid = ANY(%s) ORDER BY internalid FOR KEY SHARE", (ids,)
@@ -262,6 +264,7 @@ class _Flush:
         added: Counter[int] = Counter(_PATIENTS + node.level for node in self.new)
         added[_COMPRESSED] = sum(a.compressed_size for _, a in self.pending.attachments)
         added[_UNCOMPRESSED] = sum(a.uncompressed_size for _, a in self.pending.attachments)
+        # Sorted, so that all writers lock the counters in one order.
         deltas = sorted(added.items())
         if self.capabilities.statistics_deltas:
             # Appended, not added: an UPDATE would make all writers wait for this

@@ -85,6 +85,7 @@ def read(
         with stream:
             copy = _Copy(spool, checkpoint, _max_unpacked(source, stream, memory_bytes), copies)
             return _read(source, stream, copy, memory_bytes)
+    # EOFError: a gzip file is cut off; RuntimeError: a member of a ZIP is encrypted.
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
         raise UnreadableError(_reason(error)) from error
 

@@ -111,6 +111,7 @@ def server_start(conn: Connection) -> datetime:
 
 def socket_options(conn: Connection, side: str) -> SocketOptions:
     """Return the kernel's options of our end of a TCP connection."""
+    # A socket object closes its descriptor, and the original one is libpq's.
     with socket.socket(fileno=os.dup(conn.fileno())) as sock:
         return _options(sock, side)
 
@@ -118,6 +119,7 @@ def socket_options(conn: Connection, side: str) -> SocketOptions:
 def _client_by_default() -> SocketOptions:
     """Return the options of a connection without parameters, as Orthanc's discrete fields make it."""
     with socket.socket() as sock:
+        # As libpq does it: keep-alive is on, and the times are those of the kernel.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return _options(sock, "client by default")
 

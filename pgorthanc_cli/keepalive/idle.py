@@ -104,6 +104,7 @@ class IdleConnection:
         """Return how the connection ended, by the kernel; libpq has the same message for all of these."""
         with socket.socket(fileno=os.dup(self.fd)) as sock:
             try:
+                # The bytes stay where they are: libpq will read them.
                 received = sock.recv(_PEEK_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return None

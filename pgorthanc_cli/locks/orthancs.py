@@ -84,7 +84,7 @@ def group_sessions(
     """Return the Orthancs among the sessions.
 
     Sessions of one role, address and name are one Orthanc, unless they started apart. Orthancs
-    that started together are told apart by what one alone cannot have, see `_split_start`.
+    that started together are distinguished by what one alone cannot have, see `_split_start`.
 
     Args:
         sessions: The other sessions on the database.

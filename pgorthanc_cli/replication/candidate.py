@@ -82,6 +82,7 @@ _TIMELINE_OF_STANDBY = """
                     (SELECT received_tli FROM pg_catalog.pg_stat_wal_receiver),
                     (SELECT max(('x' || left(name, 8))::bit(32)::int) FROM pg_catalog.pg_ls_waldir()
                      WHERE name ~ '^[0-9A-F]{8}[.]history$'))"""
+# After a restart the first is NULL until the standby streams; greatest() ignores NULL.
 _RECEIVED = """
     SELECT coalesce(greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()), '0/0')
            - '0/0'::pg_catalog.pg_lsn"""

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from psycopg2.extensions import make_dsn
 
@@ -23,9 +22,6 @@ from pgorthanc_cli.server import cluster as clusters
 from pgorthanc_cli.server import hba, programs
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster
 from pgorthanc_cli.server.private import open_cluster
-
-if TYPE_CHECKING:
-    pass
 
 # The folder of a standby's socket, in its data folder: no other account enters that, and
 # pg_rewind, which cannot read a socket, skips the contents of this one.
@@ -270,6 +266,7 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
         conninfo["passfile"] = PASSFILE  # relative: the server works in its data folder
     cluster.set(
         {
+            # pg_stat_replication and synchronous_standby_names know it by this name.
             "primary_conninfo": make_dsn(**{**conninfo, "application_name": name}),
             "primary_slot_name": slot,
             "hot_standby": "on",

@@ -40,6 +40,7 @@ _DEFAULTS = {
 _DROP_TIMEOUT_S = 4.0
 _ANSWER_TIMEOUT_S = 30.0
 _SLOT_NAME = re.compile(r"[a-z0-9_]{1,63}")
+# No server is ever on it: the request fails, but only after it has acquired the slot.
 _NO_TIMELINE = 2**32 - 1
 
 

@@ -75,6 +75,7 @@ def _change(target: db.Target, to: int, settings: Settings, report: Report, *, d
         preserved.require_new(settings.export)
     with ExitStack() as stack:
         conn = stack.enter_context(db.session(target))
+        # VACUUM, and everything CONCURRENTLY, cannot run inside a transaction.
         worker = stack.enter_context(db.session(target, autocommit=True))
         _require_no_other_change(conn)
         stack.enter_context(db.advisory_lock(conn, db.LOCK_TRANSITION, wait_s=0))

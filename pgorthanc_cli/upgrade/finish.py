@@ -59,6 +59,7 @@ def finish(
     for prebuilt in leftovers(objects):
         if prebuilt.validate:
             drop = f"ALTER TABLE {prebuilt.table} DROP CONSTRAINT {prebuilt.name}"
+            # DROP CONSTRAINT takes an ACCESS EXCLUSIVE lock, if only for an instant.
             execute_with_retries(worker, drop, PHASE, report)
         else:
             drop_index(worker, prebuilt.name)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _BLOCK_ROWS, _BLOCKS = 5_000, 200  # rows per block of the recycling order; blocks per piece of a table
 _PIECE_ROWS, _PIECE_FILES = 200_000, 5_000
 _SPARSE = 10  # this many times more ids than rows: many rows were deleted, or the ids are damaged
+# COPY refuses a carriage return that is not quoted, and PostgreSQL a NUL.
 _SPECIAL = tuple(character.encode() for character in (QUOTE, "\r", "\0"))
 _MAX_INT4 = 2**31 - 1  # the plugin reads the number in the recycling order as a 32-bit integer, too
 

@@ -223,6 +223,7 @@ def binary(target: str, source: str, *, nullable: bool = False) -> Column:
         stored = value if isinstance(value, bytes) else str(value).encode()
         return f"\\x{stored.hex()}"
 
+    # SQLite's hex() has capitals, PostgreSQL's output of bytea has none.
     value, types = f"'\\x' || lower(hex(t.{source}))", "'blob', 'text'"
     if nullable:  # hex(NULL) is an empty text
         value = f"CASE WHEN t.{source} IS NULL THEN '{NULL}' ELSE {value} END"
