@@ -15,7 +15,8 @@ def run() -> None:
         from pgorthanc_cli.cli import main
 
         main(prog_name="pgorthanc")
-    except KeyboardInterrupt:  # while modules were imported, or a second time while the first was answered
+    except KeyboardInterrupt:
+        # While modules were imported, or a second time while the first was answered.
         with suppress(OSError):
             os.write(2, b"interrupted\n")
         sys.exit(130)

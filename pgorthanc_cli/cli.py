@@ -139,7 +139,8 @@ def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
         output.fail(error, as_json="--json" in words)
     except OSError:  # stderr is full: the exit code still tells
         pass
-    except (MemoryError, ImportError, SystemError):  # too little memory even for colours
+    except (MemoryError, ImportError, SystemError):
+        # Too little memory even for colours.
         os.write(2, f"error: {error.message}\n".encode(errors="backslashreplace"))
     return error.exit_code
 

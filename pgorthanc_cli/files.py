@@ -161,7 +161,8 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0, *, folder: int | 
         try:
             descriptor = os.open(path, flags, dir_fd=folder)
             break
-        except BlockingIOError:  # Samba or an NFS server holds a lease, and releases it now
+        except BlockingIOError:
+            # Samba or an NFS server holds a lease, and releases it now.
             if time.monotonic() >= deadline:
                 raise OSError(errno.EBUSY, "another program is writing to it") from None
             time.sleep(_LEASE_POLL_S)

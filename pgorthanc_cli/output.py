@@ -52,7 +52,8 @@ def prepare() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+            # To a terminal that is not UTF-8, the first foreign character would raise.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log_to(write: Callable[..., None] | None) -> None:
@@ -175,7 +176,8 @@ def markdown(content: str) -> None:
     from rich.markdown import CodeBlock, Markdown
     from rich.text import Text
 
-    blocks: list[str] = []  # rich would crop what is wider than the terminal
+    # Rich would crop what is wider than the terminal.
+    blocks: list[str] = []
 
     class Code(CodeBlock):
         def __rich_console__(self, *_: object) -> Iterator[Text]:
@@ -194,7 +196,8 @@ def markdown(content: str) -> None:
         indent = " " * (len(Text.from_ansi(margin).plain) + 4)
         if block:
             lines += [f"{indent}{code}" for code in blocks[int(number)].splitlines()]
-            lines.append("")  # within a list, rich leaves no line between items
+            # Within a list, rich leaves no line between items.
+            lines.append("")
         elif line.strip() or (lines and lines[-1]):
             lines.append(line.rstrip())
     _write("\n".join([*lines, ""]))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
-_CONNECT_TIMEOUT_S = 5  # a server that does not answer must not delay the end by much
+# A server that does not answer must not delay the end by much.
+_CONNECT_TIMEOUT_S = 5
 
 # The third column is the WAL still to be replayed: up to the end that the primary announced (NULL without the
 # privilege to see it), else up to what has arrived.

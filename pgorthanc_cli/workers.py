@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal sends them to all processes
+# A terminal sends them to all its processes, but the parent alone decides.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FINISH_S = 1.0  # a call that takes no longer is still finished after a stop
 GRACE_S = 2.0  # for the running calls of workers after `halt`
 _POLL_S = 0.2
-_KILL_S = 1.0  # for the end of a killed process; one that hangs in the kernel does not end
+# For the end of a killed process; one that hangs in the kernel does not end.
+_KILL_S = 1.0
 
 
 class Stopped(Exception):
@@ -112,7 +114,8 @@ class Pool(Generic[T]):
                 raise Stopped from None
             except FutureTimeoutError:
                 if future.done():
-                    continue  # done just now; or the call itself raised TimeoutError, raised by the next turn
+                    # Done just now; or the call itself raised it, as the next turn will.
+                    continue
             if self.stop.is_set():
                 self.halt()
             if self._halted.is_set() and self._overdue():
@@ -204,7 +207,8 @@ class _Process:
         arguments = (call, end, halted, ours if fork else [])
         self._process = context.Process(target=_serve, args=arguments)
         if not fork:
-            resource_tracker.ensure_running()  # which would change the mask below
+            # The first start would change the signal mask below.
+            resource_tracker.ensure_running()
         # The process inherits the mask: a Ctrl-C while it starts would end it with a traceback.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:

@@ -168,7 +168,8 @@ def probe(target: db.Target) -> Probe:
 def _within_tls(client: transport.Client) -> wire.Answer:
     try:
         return wire.first_answer(client, tls=True)
-    except transport.TlsUnavailable as reason:  # TLS works without a client certificate, see `handshake`
+    except transport.TlsUnavailable as reason:
+        # TLS works without a client certificate, see `handshake`.
         return wire.Answer("cert", wire.Refusal("", "", str(reason)))
 
 

@@ -35,7 +35,8 @@ _RELOAD_TIMEOUT_S = 20.0
 _RECONNECT_TRIES = 30
 # A verifier is a secret, too (one can log in with an md5 verifier): keep it out of the server's log and statistics.
 _UNLOGGED = {
-    "client_min_messages": "error",  # the warning of PostgreSQL 18 about md5; psycopg2 may lose a Ctrl-C over a notice
+    # PostgreSQL 18 warns about md5, and psycopg2 may lose a Ctrl-C over a notice.
+    "client_min_messages": "error",
     "log_statement": "none",
     "log_min_duration_statement": "-1",
     "log_min_error_statement": "panic",

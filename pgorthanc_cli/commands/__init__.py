@@ -417,7 +417,8 @@ def command(
             context = click.get_current_context()
             names = _connection_options(context.command) if connection else []
             options = {name: own.pop(name) for name in names}
-            quiet = quiet or bool(own.get("nagios"))  # a monitoring system reads one line
+            # A monitoring system reads only one line.
+            quiet = quiet or bool(own.get("nagios"))
             path = context.command_path.partition(" ")[2]  # with the names of its groups
             _open_log(own.pop("log_file"), own.pop("log_format"))
             call = Call(path or name, options, as_json=as_json, quiet=quiet, verbose=verbose)

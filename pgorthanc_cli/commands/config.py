@@ -488,7 +488,8 @@ def _database_problems(call: Call, deployment: Deployment) -> tuple[Problem, ...
         orthanc = validate(documents.Paths.of("the configuration"), deployment.document)
         # Only this configuration counts here, and a server that is down is a problem to report at once.
         target = config.resolve(application=f"pgorthanc {call.name}", orthanc=orthanc, environ={}).target
-    except (ConfigurationError, UsageError):  # among the problems of the document itself
+    except (ConfigurationError, UsageError):
+        # They are among the problems of the document itself.
         return ()
     return database.problems(deployment, replace(target, retries=0))
 

@@ -69,7 +69,8 @@ def command(
             storage_dir = settings.orthanc.storage_directory
         health = doctor.examine(settings.target, checks, deep=depth == "rows", storage_dir=storage_dir)
     if prometheus:
-        files.replace(prometheus, views.prometheus(health), mode=0o644)  # the exporter has a user of its own
+        # The exporter runs as another user, and has to read the file.
+        files.replace(prometheus, views.prometheus(health), mode=0o644)
     if html:
         complete = views.page(health, call.command_line, verbose=True)
         files.replace(html, render.html(complete))

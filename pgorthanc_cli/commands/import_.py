@@ -179,7 +179,8 @@ def command(
                 result = ingest.run_import(target, plan, settings, stop=stop, report=progress, tally=tally)
     except (PgOrthancError, KeyboardInterrupt) as error:
         so_far = tally.result(interrupted=True) if tally else None
-        if so_far and so_far.files:  # what was counted is committed, whatever happened then
+        # What was counted is committed, whatever happened then.
+        if so_far and so_far.files:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
             _show(call, so_far, paths, refused, options, state, failed=not stopped)
             if stopped:

@@ -46,7 +46,8 @@ _MUST_AGREE = {
     "MaximumStorageSize": _OTHER_LIMIT,
 }
 _DEFAULTS = {"MaximumPatientCount": 0, "MaximumStorageMode": "Recycle", "MaximumStorageSize": 0}
-_CONNECTION = ("ConnectionUri", "Host", "Port", "Database")  # compared as one thing, the database
+# Compared together: they name one database.
+_CONNECTION = ("ConnectionUri", "Host", "Port", "Database")
 _MAY_DIFFER = re.compile(
     # the "PostgreSQL" section
     r"PostgreSQL\.(Username|Password|EnableSsl|ApplicationName|MaximumConnectionRetries|ConnectionRetryInterval"

@@ -146,7 +146,8 @@ def _without_server(target: db.Target) -> dict[str, str]:
     # libpq requires as many addresses as hosts, and a service file or PGHOST may list
     # several.
     for hosts in range(1, 33):
-        here = ",".join(["127.1"] * hosts)  # the loopback, in a spelling that no user has set
+        # The loopback, in a spelling that no user has set.
+        here = ",".join(["127.1"] * hosts)
         try:
             actual = db.effective_parameters(replace(target, dsn=make_dsn(**{**given, "hostaddr": here})))
         except ConnectError as error:
@@ -181,7 +182,8 @@ def complete(parameters: Mapping[str, str], target: db.Target) -> dict[str, str]
     """
     given = db.parse_dsn(target.dsn)
     own = target.parameters().keys() - given.keys()
-    named = "passfile" in given and "password" not in given  # Orthanc is to read the file, too
+    # Orthanc is to read the file, too.
+    named = "passfile" in given and "password" not in given
     needed = {
         word: value
         for word, value in parameters.items()

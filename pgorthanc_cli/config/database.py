@@ -33,7 +33,8 @@ def problems(deployment: Deployment, target: db.Target) -> tuple[Problem, ...]:
     problems: list[Problem] = []
     for inspect in (_index, _limits, _pooler):
         try:
-            problems.extend(inspect(deployment, target))  # an error keeps what came before it
+            # At once: an error leaves the problems of the inspections before it.
+            problems.extend(inspect(deployment, target))
         except PgOrthancError as error:
             message = f"the database could not be inspected: {error.message}"
             problems.append(Problem(SECTION, "warning", message, error.hint, deployment.location()))

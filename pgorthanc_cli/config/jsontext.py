@@ -163,7 +163,8 @@ class _Parser:
             if self.text[at : at + 1] != '"':
                 raise JsonError("a key in double quotes, or }, is expected here", at)
             key, end = self._string(at)
-            colon = _space(self.text, end)  # no comment before the colon, says JsonCpp
+            # JsonCpp allows no comment before the colon.
+            colon = _space(self.text, end)
             if self.text[colon : colon + 1] != ":":
                 raise JsonError("a colon is missing after the key", colon)
             member = self._value(skip(self.text, colon + 1), depth + 1)
@@ -188,7 +189,8 @@ class _Parser:
         """Return the position of the next element, or of the closing bracket, after an element."""
         at = skip(self.text, end)
         character = self.text[at : at + 1]
-        if character == ",":  # JsonCpp takes {"a": 1, /* comment */} but not [1, /* comment */]
+        # JsonCpp accepts {"a": 1, /* comment */} but not [1, /* comment */].
+        if character == ",":
             return skip(self.text, at + 1) if closing == "}" else _space(self.text, at + 1)
         if character != closing:
             raise JsonError(f"a comma or {closing} is missing", at)
@@ -224,7 +226,8 @@ class _Parser:
         end = start + len(text)
         if re.fullmatch(r"-?[0-9]*", text):
             digits = text.lstrip("-").lstrip("0")
-            whole = int(digits[: _LONGEST + 1] or 0)  # JsonCpp reads a lone minus as 0
+            # JsonCpp reads a lone minus as 0.
+            whole = int(digits[: _LONGEST + 1] or 0)
             if len(digits) > _LONGEST or whole > sys.float_info.max:
                 raise JsonError(f"a number of {len(text):,} digits is too large", start)
             whole = -whole if text.startswith("-") else whole

@@ -291,11 +291,13 @@ def _merge(sources: Iterable[_Source]) -> dict[str, _Part]:
 def _fits(name: str, part: _Part, chosen: Mapping[str, _Part], source: _Source) -> bool:
     """Return whether a parameter still makes sense beside those of higher levels."""
     if "service" in chosen and name != "password":
-        return False  # a service says what the rest is; only a higher level may override it
+        # A service says what the rest is; only a higher level may override it.
+        return False
     if "host" in chosen and (name == "hostaddr" or (name == "port" and "," in part.value)):
         return False  # they belong to the hosts that are overridden
     if source.whole and name == "password" and "user" in chosen and "user" in source.parts:
-        return chosen["user"].value == source.parts["user"].value  # else it is the password of another role
+        # Otherwise it is the password of another role.
+        return chosen["user"].value == source.parts["user"].value
     return True
 
 

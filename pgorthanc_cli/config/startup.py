@@ -26,7 +26,8 @@ STORAGES = {
     "libOrthancGoogleCloudStorage": ("GoogleCloudStorage", ""),
     "libAdvancedStorage": (ADVANCED, "Enable"),
 }
-_RESERVING = (10, 0)  # first plugin whose queues can reserve values, which delayed deletion needs
+# The first plugin whose queues can reserve values, which delayed deletion needs.
+_RESERVING = (10, 0)
 _QUEUES = (8, 0)
 _IDENTIFIERS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _TEXTS = (

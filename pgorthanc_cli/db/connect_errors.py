@@ -327,7 +327,8 @@ def _causes_of_refusal(
             return
         yield _cause(refusal, client, tls=tls), parameters
         if refusal.sqlstate == "28P01" or not again:
-            return  # the password is wrong in any case, and each try may count
+            # The password is wrong in any case, and each try may count.
+            return
 
 
 def _cause(refusal: wire.Refusal, client: Client, *, tls: bool) -> _Cause:

@@ -162,7 +162,8 @@ def _open(target: Target) -> Session:
     conn: Session = _connect_with_retries(target, attempt)
     with _closed_on_failure(conn), translate_errors(conn):
         conn.target = target
-        if conn.encoding != _CLIENT_ENCODING["client_encoding"]:  # the pooler ignores start-up parameters
+        # A pooler may ignore start-up parameters.
+        if conn.encoding != _CLIENT_ENCODING["client_encoding"]:
             conn.set_client_encoding(_CLIENT_ENCODING["client_encoding"])
         conn.prepare(target.schema)
     return conn
@@ -271,7 +272,8 @@ def _connect_with_retries(target: Target, attempt: Callable[[str], Any]) -> Any:
                 return attempt(make_dsn(**parameters))
         except psycopg2.OperationalError as error:
             text = str(error)
-        except UnicodeDecodeError as error:  # before the login the server uses its own encoding
+        except UnicodeDecodeError as error:
+            # Before the login, the server uses its own encoding.
             text = error.object.decode("utf-8", "replace")
         failure, transient = connect_errors.explain(text, partial(_effective_at, target))
         if not transient or not left:

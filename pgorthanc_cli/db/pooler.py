@@ -86,7 +86,8 @@ def _classify(clients: tuple[Connection, Connection]) -> Pooler:
         try:
             seen[turn].add(_session(clients[turn]))
         except TimeoutError as error:
-            if seen[0] <= promised:  # no pooler: the server itself is silent
+            # Only promised sessions answered: no pooler, the server itself is silent.
+            if seen[0] <= promised:
                 raise ConnectError(f"the server gives {error}", "see whether it still works") from None
             return Pooler("session", "a second client gets no answer while a first one is connected")
     if seen[0] & seen[1] or len(seen[0]) > 1 or len(seen[1]) > 1:

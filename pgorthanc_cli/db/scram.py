@@ -65,7 +65,8 @@ class ScramClient:
             nonce = attributes["r"]
         except (KeyError, ValueError):
             raise ConnectionError("the server's challenge cannot be understood") from None
-        final = f"c=biws,r={nonce}"  # biws: base64 of `n,,`, no channel binding
+        # biws is base64 of `n,,`: no channel binding.
+        final = f"c=biws,r={nonce}"
         client_key = _client_key(saslprep(self._password), salt, iterations)
         message = f"{self._bare},{challenge},{final}".encode()
         signature = hmac.digest(_stored_key(client_key), message, "sha256")

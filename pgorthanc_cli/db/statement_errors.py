@@ -54,7 +54,8 @@ def primary_message(error: psycopg2.Error) -> str:
         encoding = error.cursor.connection.info.parameter_status("server_encoding") if error.cursor else None
         return f"this database (encoding {encoding or 'unknown'}) cannot store a character of the text"
     primary: str = error.diag.message_primary or _SEVERITY.sub("", str(error).strip().partition("\n")[0])
-    if (error.pgcode or "").startswith("22"):  # data exceptions quote the value
+    # Data exceptions quote the value, which may be a patient's name.
+    if (error.pgcode or "").startswith("22"):
         primary = re.sub(r'".*"', '"..."', primary, flags=re.DOTALL)
     return primary
 

@@ -18,7 +18,8 @@ from typing import Any
 from pgorthanc_cli.errors import UsageError
 
 _SSL_REQUEST = 80877103  # the code of an SSLRequest message
-_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME: an expired certificate can be read, too
+# X509_V_FLAG_NO_CHECK_TIME: an expired certificate can be read, too.
+_NO_CHECK_TIME = 0x200000
 _SHORT_NAMES = {
     "commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C",
     "localityName": "L", "stateOrProvinceName": "ST",

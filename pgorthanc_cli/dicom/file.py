@@ -260,7 +260,8 @@ def _uid(value: bytes | None) -> str:
         return ""
     if not value.strip(b" \0"):
         raise Refused("the transfer syntax is blank, which stands for implicit big endian")
-    return value[:128].decode("latin-1").rstrip(" \0")  # a UID has 64 characters at most
+    # A UID has 64 characters at most.
+    return value[:128].decode("latin-1").rstrip(" \0")
 
 
 # --- data set ---------------------------------------------------------------------------

@@ -87,6 +87,7 @@ def reject_reason(
         pos += start + length
         if size is not None and pos > size:
             return f"element ({format_tag(tag)}) ends behind the file" if has_prefix else not_dicom
-    if identifiers or size is None:  # without a size the file is compressed, and its content limited
+    # Without a size the file is compressed, and its content limited.
+    if identifiers or size is None:
         return None
     return f"{_MAX_ELEMENTS:,} elements, and none of them identifies an instance"

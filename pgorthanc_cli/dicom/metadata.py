@@ -37,7 +37,8 @@ INDEX_IN_SERIES, EXPECTED_INSTANCE_COUNT, TRANSFER_SYNTAX, SOP_CLASS, PIXEL_DATA
 MAIN_TAGS_SIGNATURE, SEQUENCES, PIXEL_DATA_VR = 15, 16, 17
 
 _PIXEL_DATA_VR_SINCE = (1, 12, 1)
-_HTJ2K_SINCE = (1, 12, 3)  # and JPEG XL: 1.10.1 does not have them, 1.13.0 does
+# Also for JPEG XL: 1.10.1 does not have them, 1.13.0 does.
+_HTJ2K_SINCE = (1, 12, 3)
 
 _HTJ2K = (110, 111, 112, 201, 202, 203)
 _IMAGES = (*range(50, 67), 70, 80, 81, *range(90, 96), *range(100, 109), *_HTJ2K)

@@ -99,7 +99,8 @@ class Element(NamedTuple):
     end: int
 
 
-_new = tuple.__new__  # half the time of Element(...), once for each element remembered
+# Half the time of Element(...), and it runs once for each element remembered.
+_new = tuple.__new__
 # By byte order. Compiled once: unpacking headers is most of a walk.
 TAG_VR_LENGTH = {order: Struct(f"{order}HH2sH").unpack_from for order in "<>"}
 TAG_LENGTH = {order: Struct(f"{order}HHI").unpack_from for order in "<>"}

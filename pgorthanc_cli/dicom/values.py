@@ -25,7 +25,8 @@ _SPLITS_JAPANESE_SINCE = (1, 12, 9)
 _ALL_NUMBERS_SINCE = (1, 12, 11)
 
 TEXT_VRS = vrs("AE AS CS DA DS DT IS LO LT PN SH ST TM UC UI UR UT")
-_BINARY = frozenset({"OB", "OW", "", XS})  # XS: PixelRepresentation does not say what it is
+# XS is binary here: PixelRepresentation does not say what it is.
+_BINARY = frozenset({"OB", "OW", "", XS})
 _WHITE = b" \t\n\x0b\x0c\r"
 
 # VR -> code of `struct`, form of a number. Orthanc stores the lists of the first kind
@@ -107,7 +108,8 @@ class TextReader:
         if vr not in TEXT_VRS or is_private(element.tag):
             return None
         if len(raw) % 2 == 0 and raw.endswith(b"\0"):
-            raw = raw[:-1]  # of UN, Orthanc removes one byte of padding only
+            # Of UN, Orthanc removes one byte of padding only.
+            raw = raw[:-1]
         return self.charset.decode(raw, vr)
 
     def _numbers(self, element: Element, vr: str) -> str | None:
@@ -128,7 +130,8 @@ class TextReader:
         return _join_numbers(self.raw(element), _STRUCTS[code, element.order], form)
 
     def _tags(self, element: Element) -> str | None:
-        if self.all_numbers:  # the text of more than LIMIT bytes would be too long
+        # The text of more than LIMIT bytes would be too long.
+        if self.all_numbers:
             raw = _pad(self.raw(element, LIMIT))
         else:
             raw = _pad(self.raw(element, 4))

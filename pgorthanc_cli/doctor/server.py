@@ -273,7 +273,8 @@ def replication(subject: Subject) -> Verdict:
         f"slot {name} is not in use and keeps {size(retained_bytes)} of WAL"
         for name, retained_bytes in retained
     ]
-    unused = (*lost, *(name for name, _ in retained))  # names of slots have no quotes in them
+    # Names of slots consist of a-z, 0-9 and _: they need no quoting.
+    unused = (*lost, *(name for name, _ in retained))
     return Verdict(
         "CRITICAL" if lost else "WARNING" if retained else "OK",
         "; ".join(messages) or "this server has no standby",

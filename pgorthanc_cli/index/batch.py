@@ -50,7 +50,8 @@ class _SeriesIndex:
     """The IndexInSeries of all instances of a series (INGEST.md 9)."""
 
     numbers: set[int] = field(default_factory=set)
-    invalid: bool = False  # a duplicate, or not an integer: the series can never be complete
+    # A duplicate, or not an integer: the series can never be complete.
+    invalid: bool = False
 
     def add(self, text: str | None) -> None:
         if text is None:

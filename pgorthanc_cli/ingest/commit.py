@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 # index.
 _REFUSED = (pg.DataError, pg.IntegrityError, pg.ProgramLimitExceeded)
 _COLLISIONS = (pg.SerializationFailure, pg.DeadlockDetected, index.ParentDeleted)
-_ATTEMPTS = 10  # for a batch that collides with another writer (MaximumConnectionRetries)
+# As often as Orthanc tries by default (MaximumConnectionRetries) when writers collide.
+_ATTEMPTS = 10
 
 PreparedOutcome = Outcome | FileProblem | Known
 """What became of a prepared record."""

@@ -16,7 +16,8 @@ from typing import IO, cast
 from pgorthanc_cli import dicom, files, text
 from pgorthanc_cli.ingest.walk import Source, ZipArchive
 
-MEMORY_BYTES = 64 << 20  # larger files are copied to an unnamed temporary file and mapped
+# Larger files are copied to an unnamed temporary file and mapped.
+MEMORY_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _SPACE_CHUNKS = 16  # between two checks of the free space
 # Images do not compress to a hundredth of their size; archives made to do harm (bombs)
@@ -222,7 +223,8 @@ def _state(stream: IO[bytes]) -> tuple[int, int] | None:
     try:
         status = os.fstat(stream.fileno())
     except OSError:
-        return None  # a member of an archive has no descriptor; but it has a checksum
+        # A member of an archive has no descriptor, but it has a checksum.
+        return None
     return status.st_size, status.st_mtime_ns
 
 

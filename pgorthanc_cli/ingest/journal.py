@@ -222,7 +222,8 @@ def _create_run(area: storage.FilesystemArea, run: str, *, session: bool) -> int
     The lock file gets its name once it is locked and has its marker, so that no other
     import sees it without.
     """
-    for attempt in range(_TRIES):  # another run may remove the top folder as empty
+    # Another run may remove the top folder meanwhile, as empty.
+    for attempt in range(_TRIES):
         lock = -1
         try:
             with _create_top_folder(area) as top:
@@ -234,7 +235,8 @@ def _create_run(area: storage.FilesystemArea, run: str, *, session: bool) -> int
                 os.mkdir(run, 0o700, dir_fd=top)
                 os.fsync(top)
             return lock
-        except OSError as error:  # on a full disk, too, nothing is left that looks like a run
+        except OSError as error:
+            # On a full disk, too, nothing is left that looks like a run.
             if lock >= 0:
                 os.close(lock)
             _remove_attempt(area, run)

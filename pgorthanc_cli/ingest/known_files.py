@@ -33,7 +33,8 @@ from pgorthanc_cli.text import printable
 CHUNK_FILES = 1000  # looked up together
 # The header of a SQLite file; its bytes 68 to 71 are the application_id.
 _HEAD_BYTES = 100
-_CHECKED_BYTES = 64 << 20  # checking a larger file takes too long; damage then surfaces later
+# Checking a larger file takes too long; damage then surfaces later.
+_CHECKED_BYTES = 64 << 20
 _APPLICATION_ID = 0x50474A4C  # SQLite's application_id of our journals
 _TABLES = """
 CREATE TABLE folders (id INTEGER PRIMARY KEY, path BLOB NOT NULL UNIQUE);

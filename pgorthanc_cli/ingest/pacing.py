@@ -24,8 +24,10 @@ from pgorthanc_cli.ingest.walk import Source
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 POLL_S = 1.0  # at least between two walks of the folders that are followed
-POLL_REST = 9  # so many times as long as the walk took, so that it takes a tenth of the time
-MAX_WAITING = 10_000  # incomplete files to remember; a later walk meets the others
+# Rest 9 times as long as the walk took, so that walking takes a tenth of the time.
+POLL_REST = 9
+# Incomplete files to remember: a later walk meets the others.
+MAX_WAITING = 10_000
 _SHORT_S = 0.02  # shorter waits are added up
 _DAY = 24 * 60
 _WEEK = 7 * _DAY
@@ -258,7 +260,8 @@ def _open_for_writing(path: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # a file of another user, or a file system without leases
+        # A file of another user, or a file system without leases.
+        return False
     finally:
         os.close(descriptor)  # gives the lease back
     return False

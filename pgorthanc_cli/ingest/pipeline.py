@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 ReportBatch = Callable[[Batch], None]
 Connected = Callable[[db.Endpoint], None]
 
-_FIRST_FILES = 125  # the first batches are smaller, so that all workers are soon at work
+# The first batches are smaller, so that all workers are soon at work.
+_FIRST_FILES = 125
 BATCH_BYTES = 16 << 20
-_OBJECT_BATCH_BYTES = 8 << 20  # large objects are copied on both sides of a pipe
-BATCH_S = 1.0  # a batch that has waited longer for more files goes without them
+# Smaller, as large objects are copied on both sides of a pipe.
+_OBJECT_BATCH_BYTES = 8 << 20
+# A batch that has waited longer for more files goes without them.
+BATCH_S = 1.0
 
 
 def import_sources(

@@ -29,7 +29,8 @@ from pgorthanc_cli.text import printable
 
 # Earlier versions had no heartbeat, but changed their folder with each batch.
 LEGACY_STALE_S = 900.0
-_GRACE_S = 5.0  # for the workers and the session of a process that has just died
+# For the workers and the session of a process that has just died.
+_GRACE_S = 5.0
 _PAUSE_S = 0.05
 _RUN = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _MAX_BYTES = 16 << 20  # of a journal; a batch needs a hundredth of it
@@ -92,7 +93,8 @@ class Recovery:
         for name in os.listdir(top):
             run, dot, kind = name.rpartition(".")
             if dot and kind == "new" and _RUN.fullmatch(run):
-                with suppress(FileNotFoundError):  # that run goes on, or another import was faster
+                # That run goes on, or another import was faster.
+                with suppress(FileNotFoundError):
                     status = os.stat(name, dir_fd=top, follow_symlinks=False)
                     if self._storage_time_s(top) - status.st_mtime > runs.STALE_S:
                         os.unlink(name, dir_fd=top)

@@ -164,7 +164,8 @@ class Deduplicator:
 def _put(area: storage.FilesystemArea, attachment: index.StoredAttachment, data: memoryview) -> None:
     try:
         area.put(attachment.uuid, attachment.file_type, encoded(attachment, data))
-    except FileExistsError:  # from a run that was killed while it restored the same file
+    except FileExistsError:
+        # A remnant of a run that was killed while it restored the same file.
         area.delete(attachment.uuid)
         area.put(attachment.uuid, attachment.file_type, encoded(attachment, data))
 

@@ -149,8 +149,10 @@ def members(path: str) -> Iterator[Source]:
 class ShardBy(Enum):
     """What is never split between two shards."""
 
-    FOLDER = "folder"  # by its path below the one that was named: no file is read
-    PATIENT = "patient"  # by PatientID: every machine reads the first bytes of every file
+    # By its path below the one that was named: no file is read.
+    FOLDER = "folder"
+    # By PatientID: every machine reads the first bytes of every file.
+    PATIENT = "patient"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class IdleConnection:
 
     def __init__(self, conn: Connection, age_s: float, probes: Probes) -> None:
         self._conn = conn
-        self._cursor = conn.cursor()  # psycopg2 drops the result of a cursor without references
+        # Kept: psycopg2 drops the result of a cursor without references.
+        self._cursor = conn.cursor()
         self._age_s = age_s
         self._probes = probes
         self._since = time.monotonic()

@@ -68,7 +68,8 @@ class Trial:
         probes = _PROBES
         if not self._environment.tcp:
             probes = ("none",)
-        elif self._environment.pooler != "none":  # the server's probes end at the pooler
+        elif self._environment.pooler != "none":
+            # Probes of the server would end at the pooler.
             probes = ("none", "client")
         self._pass(self._first, self._tried, probes, self._plan.ages_s, report)
         ages = self._ages(self._first)

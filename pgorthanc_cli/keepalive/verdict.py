@@ -126,7 +126,8 @@ def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
     if not _died_with_probes(ages):
         return tried
     low, high = limit(ages)
-    if tried.idle_s < low:  # the middle box does not count probes as traffic
+    # It broke although probed: the middle box does not count probes as traffic.
+    if tried.idle_s < low:
         return None
     bound = low or (high or 0) / 2
     faster = max(1, int(bound / 3))

@@ -130,7 +130,8 @@ def _sessions_of_orthanc(same_client: Sequence[Observed]) -> list[Observed]:
     fitting = [s for s in same_client if _evidence(s) or statements.read(s.query).fits]
     if any(map(_evidence, fitting)):
         return fitting
-    ran_statements = any(session.query for session in fitting)  # not hidden, and more than connected
+    # The text is not hidden, and the session did more than connect.
+    ran_statements = any(session.query for session in fitting)
     return fitting if ran_statements and not same_client[0].application else []
 
 
@@ -167,7 +168,8 @@ def _split_start(
     """
     ordered = _by_age(members)
     locked = [number for number, session in enumerate(ordered) if set(_LOCKS) & set(session.locks)]
-    if len(_starts(members)) > 1:  # a pool that opens and closes connections has no order
+    # A pool that opens and closes connections has no order.
+    if len(_starts(members)) > 1:
         return [list(members)]
     if not locked or ordered[0].since is None:
         size = len(ordered) if connections is None or locked else connections + storage

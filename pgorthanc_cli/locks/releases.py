@@ -11,7 +11,8 @@ from pgorthanc_cli.locks.statements import Statement
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.features import first_revision_of_plugin
 
-_LARGE_POOL = 20  # nearer to 50 connections, the default since 7.0, than to 1, the default before
+# Nearer to 50 connections, the default since 7.0, than to 1, the default before.
+_LARGE_POOL = 20
 
 
 @dataclass(frozen=True)

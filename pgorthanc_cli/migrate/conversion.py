@@ -141,7 +141,8 @@ class _Conversion:
         # Reading the catalog has begun a transaction, which must not stay open for hours.
         conn.rollback()
         tables = target_tables(number)
-        if actual == number:  # an existing index may have fewer: the plugin 4.0 creates no labels
+        # An existing index may have fewer tables: the plugin 4.0 creates no labels.
+        if actual == number:
             tables = _only(target.loadable_tables(objects), tables)
         run.context = replace(run.context, tables=tables, revision=number)
         self._require_room(number)

@@ -164,7 +164,8 @@ def prepare_for_loading(
         journal.create(cur, plan)
         for table, name in plan.triggers:
             cur.execute(f"ALTER TABLE {table} DISABLE TRIGGER {name}")
-        for table, name, *_ in constraints:  # foreign keys first: they depend on the others
+        # Foreign keys first: they depend on the other constraints.
+        for table, name, *_ in constraints:
             cur.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
         for name, _ in plan.indexes:
             # Those of keys have been dropped with their constraints.
@@ -337,7 +338,8 @@ def _empty(conn: Connection, plan: LoadPlan, *, with_storage: bool) -> None:
             cur.execute(f"DROP INDEX IF EXISTS {name}")
         cur.execute(f"TRUNCATE {', '.join(plan.tables)}")
         if with_storage:
-            cur.execute("DELETE FROM storagearea")  # its rule deletes the large objects
+            # Its rule deletes the large objects.
+            cur.execute("DELETE FROM storagearea")
         journal.clear(cur, plan)
 
 

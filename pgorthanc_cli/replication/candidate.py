@@ -165,7 +165,8 @@ class _SqlCandidate:
                 f"role {self._conn.info.user} may not promote the standby",
                 "log in as a superuser with --username, or name the folder of the standby with --pgdata",
             ) from None
-        if not promoted:  # the server goes on with it, but did not finish in time
+        # The server goes on with it, but did not finish in time.
+        if not promoted:
             raise TimeoutError
 
     def timeline(self, timeout_s: float) -> int:

@@ -208,7 +208,8 @@ def _wait_until_dead(old: Cluster) -> None:
     Raises:
         PgOrthancError: One is left, or the server runs where this process cannot see it.
     """
-    with suppress(OSError, ValueError, IndexError):  # no pid file, or no process listens
+    # There may be no pid file, or no process that listens.
+    with suppress(OSError, ValueError, IndexError):
         port, socket_folder = old.endpoint()
         if socket_peer(socket_folder, port) == 0:
             raise PgOrthancError(

@@ -329,7 +329,8 @@ def _matching_rule(
         encryption="tls" if tls else "none",
         replication=True,
     )
-    try:  # other addresses may have another line, but ours will come before all of them
+    # Other addresses may have another line, but ours will come before all of them.
+    try:
         return hba.match(rules, client)
     except hba.IndeterminateMatch:
         return None

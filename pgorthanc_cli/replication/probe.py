@@ -30,7 +30,8 @@ def probe(host: str, port: int) -> str:
     try:
         with transport.open_socket(client) as sock:
             if client.is_local:
-                return ANSWERS  # a socket on which no process listens refuses
+                # A socket on which no process listens refuses.
+                return ANSWERS
             return ANSWERS if transport.request_tls(sock) in (b"S", b"N", b"E") else SILENT
     except (ConnectionRefusedError, FileNotFoundError):
         return REFUSES

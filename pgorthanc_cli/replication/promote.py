@@ -76,7 +76,8 @@ def promote(
     deadline = Deadline(wait_s)
     with _translated(candidate, deadline):
         standby = candidate.state(deadline.remaining_s())
-    if standby.mark:  # it is itself an old primary that was fenced for another standby
+    # The standby is itself an old primary that was fenced for another standby.
+    if standby.mark:
         raise refusal(f"{standby.folder}, the folder of this server,", standby.folder, standby.mark)
     # Slots are not replicated: without a new one the old primary, or another standby,
     # could miss WAL.

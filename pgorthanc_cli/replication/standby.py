@@ -137,7 +137,8 @@ def create(
     with upstream.reserved_slot(source, options.slot), _emptied_on_failure(path, account):
         verified = basebackup.copy(source, path, account, installed, options.slot, report)
         for file in (*path.glob("pgorthanc.*"), path / "log", path / "log.1"):
-            if file.is_file():  # those of the primary, if that is a private server
+            # The base backup copied those of the primary, if that is a private server.
+            if file.is_file():
                 file.unlink()
         cluster = open_cluster(path)
         control = cluster.control()
@@ -263,7 +264,8 @@ def follow(cluster: Cluster, parameters: Mapping[str, str], password: str, *, sl
     conninfo = {**db.KEEPALIVE, **parameters}
     if password:
         cluster.write(PASSFILE, standby_pgpass_line(parameters.get("user", ""), password))
-        conninfo["passfile"] = PASSFILE  # relative: the server works in its data folder
+        # Relative: the server works in its data folder.
+        conninfo["passfile"] = PASSFILE
     cluster.set(
         {
             # pg_stat_replication and synchronous_standby_names know it by this name.

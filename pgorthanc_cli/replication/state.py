@@ -23,7 +23,8 @@ from pgorthanc_cli.server.wal import format_lsn
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-_CONNECT_TIMEOUT = "5"  # seconds: a host that is down does not delay the others for long
+# Seconds, so that a host that is down does not delay the others for long.
+_CONNECT_TIMEOUT = "5"
 # Received, but not replayed: a standby that works replays as much immediately.
 _SUSPICIOUS_BYTES = 2**20
 # An idle standby replies every 10 s (wal_receiver_status_interval).
@@ -52,7 +53,8 @@ class Limits:
 
     warning_bytes: int = 64 * 2**20
     critical_bytes: int = 2**30
-    warning_s: float = 30.0  # an idle standby reports its position every 10 s only
+    # An idle standby reports its position every 10 s only.
+    warning_s: float = 30.0
     critical_s: float = 300.0
 
 
@@ -203,7 +205,8 @@ def hosts(target: db.Target) -> list[db.Target]:
     parameters = db.parse_dsn(target.dsn)
     lists = {name: parameters.pop(name, "").split(",") for name in ("host", "hostaddr", "port")}
     count = max(map(len, lists.values()))
-    parameters.pop("target_session_attrs", None)  # every host is asked, whatever its role
+    # Every host is asked, whatever its role.
+    parameters.pop("target_session_attrs", None)
     parameters.setdefault("connect_timeout", _CONNECT_TIMEOUT)
     for name, values in lists.items():
         if len(values) == 1:

@@ -289,7 +289,8 @@ def drop_slot(conn: Connection, name: str, timeout_s: float = _ANSWER_TIMEOUT_S)
 
 def fork_lsn(upstream: Upstream, timeline: int) -> int | None:
     """Return where a server left an older timeline; None if it never was on it."""
-    if upstream.identity.timeline == 1:  # the first timeline has no history file
+    # The first timeline has no history file.
+    if upstream.identity.timeline == 1:
         return None
     with db.replication_session(upstream.target) as conn:
         _, content = _row(conn, f"TIMELINE_HISTORY {upstream.identity.timeline}")
@@ -310,7 +311,8 @@ def _row(
     Raises:
         TimeoutError: There is none in time.
     """
-    cur = conn.cursor()  # not closed: that is an error while a command is running
+    # Not closed: closing is an error while a command is running.
+    cur = conn.cursor()
     cur.execute(command)
     db.wait_for_answer(conn, timeout_s)
     return (cur.fetchone() or ()) if cur.description else ()

@@ -202,7 +202,8 @@ def _newest(conn: Connection, objects: catalog.Catalog) -> datetime | None:
         return None
     try:
         received = datetime.strptime(db.value(conn, _NEWEST) or "", "%Y%m%dT%H%M%S")
-    except ValueError:  # no instance; or whatever a program has written there
+    except ValueError:
+        # No instance, or whatever a program has written there.
         return None
     return received.replace(tzinfo=timezone.utc).astimezone()
 

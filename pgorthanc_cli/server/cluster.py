@@ -25,10 +25,12 @@ LOOPBACK = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 RESTORE = "restore the folder from a backup, or name a new one"
 
 _AUTO_CONFIGURATION = "postgresql.auto.conf"
-_TIMEOUT_S = 600.0  # a start replays up to max_wal_size; a stop writes all dirty buffers
+# A start replays up to max_wal_size; a stop writes all dirty buffers.
+_TIMEOUT_S = 600.0
 # sun_path has 104 bytes (108 on Linux), one of them for the final NUL.
 _SOCKET_PATH_BYTES = 103
-_FULL_DISK_BYTES = 32_000_000  # two WAL segments: with less, PostgreSQL stops
+# Two WAL segments: with less, PostgreSQL stops.
+_FULL_DISK_BYTES = 32_000_000
 _NO_PID = 2**31 - 1  # beyond every pid_max
 _PARAMETERS = {
     "max_connections": "max_connections setting",
@@ -188,7 +190,8 @@ class Cluster:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-        self._sync_folder()  # the name, too, survives a crash of the machine
+        # The name, too, survives a crash of the machine.
+        self._sync_folder()
 
     def _sync_folder(self) -> None:
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -228,7 +231,8 @@ class Cluster:
         if Path("/proc/self/cwd").exists():
             try:
                 return int(pid) if is_server_process(pid, self.path) else None
-            except PermissionError:  # root in a container may not read the link
+            except PermissionError:
+                # Root in a container may not read the link.
                 return int(pid) if is_postgres_of(pid, self.account.uid) else None
         arguments = ["status", "-D", "."]
         status = programs.run(self.programs, "pg_ctl", arguments, self.path, self.account)

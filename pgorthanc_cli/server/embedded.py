@@ -332,7 +332,8 @@ def status(directory: Path) -> ServerStatus:
 
 def _ensure_database(folder: PrivateCluster) -> None:
     """Create role and database if missing: both every time, as a crash may part them."""
-    if folder.starts_as_standby:  # it has them, and their passwords, from its primary
+    # A standby has them, and their passwords, from its primary.
+    if folder.starts_as_standby:
         return
     settings = folder.settings()
     role, database = sql.Identifier(settings.role), sql.Identifier(settings.database)
@@ -343,7 +344,8 @@ def _ensure_database(folder: PrivateCluster) -> None:
         owner = db.value(conn, query, settings.database)
         if owner is None:
             cur.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(database, role))
-        elif owner == SUPERUSER:  # the database postgres, which comes with every server
+        elif owner == SUPERUSER:
+            # It is the database postgres, which comes with every server.
             cur.execute(sql.SQL("ALTER DATABASE {} OWNER TO {}").format(database, role))
         elif owner != settings.role:
             raise PgOrthancError(

@@ -48,7 +48,8 @@ _NEW_DATA, _COMPLETE_DATA = "pgorthanc.new.", "pgorthanc.ready"
 _LOG_MAX_BYTES = 10_000_000
 # A start after a crash replays up to max_wal_size; a stop writes all dirty buffers.
 _TIMEOUT_S = 300.0
-_SURVIVORS_S = 10.0  # what a killed server or pg_ctl left behind ends within that time
+# What a killed server or pg_ctl left behind ends within that time.
+_SURVIVORS_S = 10.0
 
 # The first match wins. Whoever may enter the folder (mode 0700) could also read a
 # password in it, and the data: so the socket in it asks for none. TCP asks for one, and
@@ -222,7 +223,8 @@ class PrivateCluster(Cluster):
         user, database = (SUPERUSER, "postgres") if superuser else (settings.role, settings.database)
         dsn = make_dsn(
             host=self.socket_folder(),
-            hostaddr="",  # keeps PGHOSTADDR out, which would lead to another server
+            # Keeps PGHOSTADDR out, which would lead to another server.
+            hostaddr="",
             port=settings.port or DEFAULT_PORT,
             user=user,
             dbname=database,

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 PHASE = "finish"
-_EXTENSION = "CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public"  # where the plugin looks for it
+# The plugin looks for it in the schema public.
+_EXTENSION = "CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public"
 _OPERATOR_CLASS = """
     SELECT quote_ident(nspname) || '.gin_trgm_ops' FROM pg_extension
         JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'pg_trgm'
@@ -91,7 +92,8 @@ def _build_trigram_index(
         return
     try:
         execute(worker, _EXTENSION)
-    except psycopg2.Error:  # not allowed: a warning of the command says what an administrator has to do
+    except psycopg2.Error:
+        # Not allowed: a warning of the command says what an administrator has to do.
         return
     # The extension may have existed before, in another schema.
     operators = db.value(worker, _OPERATOR_CLASS) or "gin_trgm_ops"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Seconds per row, measured with 2.2 million resources (PostgreSQL 15, warm cache, 2 cores); used as ratios only.
 _INDEX_S, _TRIGRAM_S, _VALIDATE_S, _CHILDREN_S, _RECOUNT_S = 2.2e-6, 33e-6, 1.4e-6, 31e-6, 0.3e-6
-_PATIENT_S = 40e-6  # to convert the recycling order, and to compare it before and after
+# For the recycling order: to convert it, and to compare it before and after.
+_PATIENT_S = 40e-6
 _STEP_S, _ANALYZE_S = 0.02, 0.2
 _CONCURRENTLY = 2  # such an index reads its table twice
 # How long the measured server takes to read some rows: the pace of another one is compared with it.

@@ -148,7 +148,8 @@ def build_index(conn: Connection, worker: Connection, index: Prebuilt, phase: st
             execute(worker, f"SET statement_timeout = '{_CLEAN_UP}'")
             drop_index(worker, index.name)
             execute(worker, "SET statement_timeout = 0")
-        except psycopg2.Error:  # the session is gone, or a long transaction reads the table
+        except psycopg2.Error:
+            # The session is gone, or a long transaction reads the table.
             _log.warning("index %s could not be removed now; the next run will do it", index.name)
         raise
 

@@ -26,7 +26,8 @@ from pgorthanc_cli.views import charts, html
 from pgorthanc_cli.views.html import Markup, escape
 from pgorthanc_cli.views.import_statistics import OTHERS, UNREAD, ImportStatistics, Row
 
-RENEW_S = 60.0  # between two states of the page, for those who read it meanwhile
+# People read the page while the import runs.
+RENEW_S = 60.0
 _MAX_TABLE_ROWS = 40
 _MAX_YEARS = 60  # more are drawn without the gaps between them
 

@@ -12,7 +12,8 @@ from datetime import datetime
 from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.ingest import Batch, FileProblem, IndexedFile, Reasons, Source
 
-MAX_ROWS = 2_000  # of folders, reasons and the like; the rest is added up as OTHERS
+# More folders or reasons are added up as OTHERS.
+MAX_ROWS = 2_000
 MAX_PATIENTS = 500_000  # whose instances are counted one by one
 MAX_EXAMPLES = 3
 OTHERS, LISTED, UNREAD = (

@@ -82,7 +82,8 @@ def repair(
     """
     with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), steps.errors(initialize.LOCKED), conn:
         require_idle(conn, schema)
-        compare(conn, schema)  # refuses a schema without an index before anything is locked
+        # This refuses a schema without an index before anything is locked.
+        compare(conn, schema)
         planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])
         # Again, now that no other session can change anything.

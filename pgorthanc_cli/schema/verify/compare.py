@@ -133,7 +133,8 @@ def _findings(differences: list[Difference], rules: SeverityRules, repairer: Rep
     for difference in differences:
         table = rules.table_of(difference)
         if difference.name.removeprefix("table ") in children:
-            continue  # a table that inherits: the finding about that says what to do
+            # The finding about its inheritance says what to do.
+            continue
         if table is None:
             findings.append(_finding(difference, rules, repairer))
         elif difference.actual is None:

@@ -35,7 +35,8 @@ _LOCK_START, _LOCK_BYTES = 0x40000000, 512
 _CACHE_KB = 32_000
 _COPY_BYTES = 1 << 20
 _MODULUS = 1_000_003  # so that no sum overflows
-_SMALL_TABLE = 10_000  # rows; pages of a larger one cannot be exchanged without breaking the order of ids
+# Rows: pages of a larger table cannot be exchanged without breaking the order of ids.
+_SMALL_TABLE = 10_000
 
 # Table -> its columns and its primary key, in each release (SQLITE.md 2).
 _OWN_TAGS = ({"id", "tagGroup", "tagElement", "value"}, ("id", "tagGroup", "tagElement"))

@@ -42,10 +42,12 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS, _BLOCKS = 5_000, 200  # rows per block of the recycling order; blocks per piece of a table
 _PIECE_ROWS, _PIECE_FILES = 200_000, 5_000
-_SPARSE = 10  # this many times more ids than rows: many rows were deleted, or the ids are damaged
+# 10 times more ids than rows: many rows were deleted, or the ids are damaged.
+_SPARSE = 10
 # COPY refuses a carriage return that is not quoted, and PostgreSQL a NUL.
 _SPECIAL = tuple(character.encode() for character in (QUOTE, "\r", "\0"))
-_MAX_INT4 = 2**31 - 1  # the plugin reads the number in the recycling order as a 32-bit integer, too
+# The plugin reads the number in the recycling order as a 32-bit integer, too.
+_MAX_INT4 = 2**31 - 1
 
 # The two tables that need more than a conversion of their columns.
 RESOURCES, RECYCLING = "Resources", "PatientRecyclingOrder"
@@ -177,11 +179,13 @@ class SQLiteReader:
         line = f"{head} || {rest}" if numbers else rest
         clean = " AND ".join((table.condition, *(column.condition for column in columns)))
         expression = f"CASE WHEN {clean} THEN {line} END"
-        for column in columns:  # an older release of Orthanc does not have all of them
+        # An older release of Orthanc does not have all of them.
+        for column in columns:
             if not self._index.has(table.source, column.source):
                 expression = re.sub(rf"\bt\.{column.source}\b", "NULL", expression)
         rows = f"{table.source} t"
-        if table.resource:  # an outer join takes a quarter less time than a subquery for each row
+        # An outer join takes a quarter less time than a subquery for each row.
+        if table.resource:
             rows += f" LEFT JOIN tree r ON r.internalId = t.{table.resource}"
         return _block_query(expression, rows, "t.rowid")
 
@@ -344,7 +348,8 @@ class SQLiteReader:
         own: dict[int, str] = {}
         for number, value in self._conn.execute("SELECT property, value FROM GlobalProperties ORDER BY 1"):
             if number in (1, 2, 4, 6, 7) or 10 <= number <= 19:
-                continue  # they describe the schema of SQLite, or belong to the PostgreSQL plugin
+                # They describe the schema of SQLite, or belong to the PostgreSQL plugin.
+                continue
             if number in (3, 5, 20, 21) or 1024 <= number <= _MAX_INT4:
                 repairs: list[str] = []
                 text = "" if value is None else storable_text(value, "value", repairs, strict=False)

@@ -15,7 +15,8 @@ from typing import Any
 from pgorthanc_cli.migrate.source import DELIMITER, NULL, QUOTE
 
 _INT4 = 2**31
-_MAX_FILE_BYTES = 2**50 - 1  # no file is larger, and the sum of all has to fit into a bigint
+# No file is larger, and the sum of all has to fit into a bigint.
+_MAX_FILE_BYTES = 2**50 - 1
 
 
 class UnconvertibleRow(Exception):

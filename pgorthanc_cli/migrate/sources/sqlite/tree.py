@@ -36,7 +36,8 @@ def survey(conn: sqlite3.Connection, scratch: Path) -> tuple[Path | None, Outcom
     Returns:
         The scratch file of those that can, None if all can; what is repaired and skipped.
     """
-    conn.execute("PRAGMA query_only = OFF")  # for temporary objects: the file itself is open read-only
+    # Only temporary objects are written: the file itself is open read-only.
+    conn.execute("PRAGMA query_only = OFF")
     conn.executescript(db.statement(__package__, "checked_resources.sql"))
     if (
         # Without this index, counting the children of a view takes quadratic time.
@@ -87,7 +88,8 @@ def _build(conn: sqlite3.Connection) -> None:
         conn.execute("DROP TABLE temp.candidate")
     conn.execute("CREATE INDEX scratch.treeParent ON tree (parentId)")
     conn.execute("CREATE INDEX scratch.movedSurvivor ON moved (survivor)")
-    for level in (3, 2, 1):  # from below: a resource may lose its last child
+    # From below: a resource may lose its last child.
+    for level in (3, 2, 1):
         conn.execute(_CHILDLESS, (level,))
     conn.execute("DELETE FROM moved WHERE survivor NOT IN (SELECT internalId FROM tree)")
 
