@@ -8,5 +8,11 @@ VERIFYING_SSLMODES = ("verify-ca", "verify-full")
 # Levels of DICOM; the position is resourceType in Orthanc's tables.
 LEVELS = ("patient", "study", "series", "instance")
 
+# Values of DefaultEncoding in Orthanc's configuration.
+ENCODINGS = (
+    "Ascii", "Utf8", "Latin1", "Latin2", "Latin3", "Latin4", "Latin5", "Cyrillic", "Windows1251", "Arabic",
+    "Greek", "Hebrew", "Thai", "Japanese", "Chinese", "JapaneseKanji", "Korean", "SimplifiedChinese",
+)  # fmt: skip
+
 # States of a check with the exit codes of the Nagios plugin API.
 NAGIOS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}

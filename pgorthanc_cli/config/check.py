@@ -31,7 +31,7 @@ _OTHER_INDEXES = {
     "libOrthancMySQLIndex": ("MySQL", "EnableIndex"),
     "libOrthancOdbcIndex": ("Odbc", "EnableIndex"),
 }
-_OTHER_STORAGES = {**startup.STORAGES, "libOrthancIndexer": ("Indexer", "Enable")}
+_OTHER_STORAGES = {**plugins.STORAGES, "libOrthancIndexer": ("Indexer", "Enable")}
 
 
 @dataclass(frozen=True)

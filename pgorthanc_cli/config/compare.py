@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pgorthanc_cli.config import conninfo, startup, validation
+from pgorthanc_cli.config import conninfo, plugins, validation
 from pgorthanc_cli.config.deployment import Deployment, masked
 from pgorthanc_cli.config.options import POSTGRESQL_KEYS, ROOT_KEYS, SECTION, STARTING_KEYS
 from pgorthanc_cli.errors import RevisionError
@@ -32,7 +32,7 @@ _MUST_AGREE = {
     "EnableStorage": _OWN_FILES,
     "Lock": "Only one Orthanc can hold the lock: several Orthancs need false in all of them.",
     "StorageDirectory": _OWN_FILES,
-    **{section: _OWN_FILES for section, _ in startup.STORAGES.values()},
+    **{section: _OWN_FILES for section, _ in plugins.STORAGES.values()},
     "StoreDicom": "Only one of them would store DICOM files.",
     "OverwriteInstances": "If an instance is sent again, the Orthanc that receives it decides which one stays.",
     "ExtraMainDicomTags": "The tags in the index would depend on which Orthanc receives a study: searches for "

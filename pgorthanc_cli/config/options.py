@@ -11,10 +11,6 @@ from pgorthanc_cli import constants
 
 SECTION = "PostgreSQL"
 LATEST_PLUGIN = "10.3"
-ENCODINGS = (
-    "Ascii", "Utf8", "Latin1", "Latin2", "Latin3", "Latin4", "Latin5", "Cyrillic", "Windows1251", "Arabic",
-    "Greek", "Hebrew", "Thai", "Japanese", "Chinese", "JapaneseKanji", "Korean", "SimplifiedChinese",
-)  # fmt: skip
 LEVELS = tuple(level.capitalize() for level in constants.LEVELS)
 SECRET_KEYS = ("Password", "ConnectionUri")  # of the "PostgreSQL" section: never printed unmasked
 
@@ -95,7 +91,7 @@ ROOT_KEYS = {
         Key("StoreMD5ForAttachments", (bool,), True),
         Key("OverwriteInstances", (bool, str), False, choices=("Never", "Always", "IfChanged"), exact=True),
         Key("ExtraMainDicomTags", (dict,), None, since="1.11.0"),
-        Key("DefaultEncoding", (str,), "Latin1", choices=ENCODINGS),
+        Key("DefaultEncoding", (str,), "Latin1", choices=constants.ENCODINGS),
         Key("StoreDicom", (bool,), True),
         Key("IngestTranscoding", (str,), None),
         Key("SyncStorageArea", (bool,), True),

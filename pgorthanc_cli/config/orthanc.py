@@ -119,7 +119,7 @@ class OrthancConfiguration:
 
     @property
     def default_encoding(self) -> str:
-        """The character set of files that name none, one of `ENCODINGS`."""
+        """The character set of files that name none, one of `constants.ENCODINGS`."""
         return str(self._root("DefaultEncoding"))
 
     @property

@@ -16,12 +16,18 @@ from pgorthanc_cli import files
 from pgorthanc_cli.errors import UsageError
 
 INDEX, STORAGE = "libOrthancPostgreSQLIndex", "libOrthancPostgreSQLStorage"
-# Storage plugins whose files are elsewhere: their section, and the key that switches them on; without a key the section
-# alone does. AdvancedStorage is not among them: it reads what lies where Orthanc's own storage puts it.
-_STORAGES = {
-    "AwsS3Storage": "", "AzureBlobStorage": "", "GoogleCloudStorage": "", "S3Zip": "",
-    "MySQL": "EnableStorage", "Odbc": "EnableStorage",
-}  # fmt: skip
+ADVANCED = "AdvancedStorage"
+# Storage plugins other than PostgreSQL's: their section of the configuration, and the key that enables them; without
+# a key the section alone does.
+STORAGES = {
+    "libOrthancMySQLStorage": ("MySQL", "EnableStorage"),
+    "libOrthancOdbcStorage": ("Odbc", "EnableStorage"),
+    "libOrthancAwsS3Storage": ("AwsS3Storage", ""),
+    "libOrthancAzureBlobStorage": ("AzureBlobStorage", ""),
+    "libOrthancGoogleCloudStorage": ("GoogleCloudStorage", ""),
+    "libAdvancedStorage": (ADVANCED, "Enable"),
+}
+_S3_ZIP = "S3Zip"  # the section of a storage in a script of the Python plugin, which has no library
 _LARGEST_SCRIPT = 4 << 20
 # Messages of the plugin, one for each upgrade that it can do.
 _UPGRADE_STEP = re.compile(rb"from revision \d+ to revision (\d+)")
@@ -66,11 +72,13 @@ def other_storages(root: Mapping[str, Any], folder: Path, *, large_objects: bool
     """
     storages = [
         section
-        for section, key in (_STORAGES | ({"AdvancedStorage": "Enable"} if large_objects else {})).items()
+        for section, key in (*STORAGES.values(), (_S3_ZIP, ""))
+        # Advanced storage reads what lies where Orthanc's own storage puts it.
+        if section != ADVANCED or large_objects
         if isinstance(values := root.get(section), dict) and (not key or values.get(key) is True)
     ]
     script = root.get("PythonScript")
-    if isinstance(script, str) and script and "S3Zip" not in storages and _stores(folder / script):
+    if isinstance(script, str) and script and _S3_ZIP not in storages and _stores(folder / script):
         storages.append(f"PythonScript {script}")
     return storages
 

@@ -11,21 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli.config.documents import Problem
 from pgorthanc_cli.config.options import LEVELS, STARTING_KEYS, validation_error, version
+from pgorthanc_cli.config.plugins import ADVANCED, STORAGES
 
 if TYPE_CHECKING:
     from pgorthanc_cli.config.deployment import Deployment
 
-ADVANCED = "AdvancedStorage"
-# Storage plugins other than PostgreSQL's -> their section, and the key that enables them; without a key the section
-# alone does.
-STORAGES = {
-    "libOrthancMySQLStorage": ("MySQL", "EnableStorage"),
-    "libOrthancOdbcStorage": ("Odbc", "EnableStorage"),
-    "libOrthancAwsS3Storage": ("AwsS3Storage", ""),
-    "libOrthancAzureBlobStorage": ("AzureBlobStorage", ""),
-    "libOrthancGoogleCloudStorage": ("GoogleCloudStorage", ""),
-    "libAdvancedStorage": (ADVANCED, "Enable"),
-}
 # The first plugin whose queues can reserve values, which delayed deletion needs.
 _RESERVING = (10, 0)
 _QUEUES = (8, 0)

@@ -230,7 +230,7 @@ def _shifted(row: int, cell: int) -> bytes:
 # --- Orthanc's encodings, and the character sets of DICOM -------------------------------
 
 # Orthanc's names of encodings, as in the option DefaultEncoding.
-ENCODINGS: dict[str, Decoder] = {
+_DECODERS: dict[str, Decoder] = {
     "Ascii": _ascii,
     "Utf8": _utf8,
     "Latin1": _codec("iso8859_1"),
@@ -304,7 +304,7 @@ class Charset:
 
     def decode(self, raw: bytes, vr: str) -> str:
         """Return the text of a value, without what cannot be decoded."""
-        decoder = ENCODINGS[self.encoding]
+        decoder = _DECODERS[self.encoding]
         # 5C is the yen sign here, and also DICOM's separator of values. ST, LT and UT
         # have one value only, in which it is a character (PS3.5, 6.2).
         if self.split and self.encoding == "Japanese" and vr not in ("ST", "LT", "UT"):

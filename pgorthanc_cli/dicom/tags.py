@@ -10,8 +10,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from pgorthanc_cli.constants import LEVELS
-from pgorthanc_cli.dicom.charset import ENCODINGS
+from pgorthanc_cli.constants import ENCODINGS, LEVELS
 from pgorthanc_cli.dicom.model import Profile
 from pgorthanc_cli.errors import UsageError
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pgorthanc_cli.config import options
-from pgorthanc_cli.dicom.charset import ENCODINGS, charset
+from pgorthanc_cli.constants import ENCODINGS
+from pgorthanc_cli.dicom.charset import charset
 
 HIGH = bytes(range(0xA0, 0x100))
 
@@ -50,10 +50,6 @@ def decoded(
 def test_the_first_term_that_is_not_blank(specific: bytes, encoding: str, extensions: bool) -> None:
     actual = charset(specific, "Latin1", split=True)
     assert (actual.encoding, actual.extensions) == (encoding, extensions)
-
-
-def test_each_encoding_of_the_configuration_has_a_decoder() -> None:
-    assert set(ENCODINGS) == set(options.ENCODINGS)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
