@@ -300,6 +300,7 @@ def _without_password(dsn: str) -> str:
 
     parameters = db.parse_dsn(dsn)
     rest = {name: value for name, value in parameters.items() if name not in db.SECRETS}
+    # `make_dsn` writes a URI as keywords: it stays as given where nothing is secret.
     return dsn if rest == parameters else str(make_dsn(**rest))
 
 
@@ -412,6 +413,7 @@ def command(
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
+        # `wraps` also copies the options that click has attached (__click_params__).
         @wraps(function)
         def run(*, as_json: bool, quiet: bool, verbose: bool, **own: Any) -> None:
             context = click.get_current_context()

@@ -105,6 +105,7 @@ def _admin_target(call: Call, target: Target, dsn: str | None) -> Target | None:
 
     if dsn is None:
         return None
+    # Every user can list the arguments of a process, only its owner the environment.
     on_command_line = click.get_current_context().get_parameter_source("admin") is ParameterSource.COMMANDLINE
     if on_command_line and "password" in db.parse_dsn(dsn, "--admin"):
         call.warn("the password in --admin can be read in the process list; use ~/.pgpass or PGORTHANC_ADMIN")

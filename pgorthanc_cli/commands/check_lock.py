@@ -100,6 +100,8 @@ def command(
 
     with (
         call.resolved() as settings,
+        # Advisory locks belong to the database, not to a schema. And within a
+        # transaction, pg_stat_activity would keep showing its first snapshot.
         db.session(settings.target, readonly=True, autocommit=True, need_schema=False) as conn,
     ):
         watcher = _watcher(conn, settings.target.schema, settings.orthanc)

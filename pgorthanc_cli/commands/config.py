@@ -419,6 +419,7 @@ def set_(
 def _text(key: str, value: str) -> str:
     """Return the value, from standard input if it is `-`; refuse passwords on the command line."""
     if value == "-":
+        # A password may begin or end with blanks: only the end of the line is removed.
         return sys.stdin.readline().rstrip("\r\n")
     from pgorthanc_cli import db
 

@@ -32,6 +32,7 @@ class Option(click.Option):
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
         """Let the parser take the hidden names, too."""
         names = self.opts
+        # The help lists what `opts` holds: only the parser may see the hidden names there.
         self.opts = [*names, *self.aliases]
         super().add_to_parser(parser, ctx)
         self.opts = names
@@ -40,7 +41,7 @@ class Option(click.Option):
 class _Helpful(click.Command):
     """Shows the summary before the usage, then the description, examples, options and exit codes.
 
-    `{checks}` and the like in its help are filled in by `help_values`, when the help is shown.
+    Fields in its help, such as `{checks}`, are filled in by `help_values`, when the help is shown.
     """
 
     help_values: Callable[[], Mapping[str, str]] | None = None
@@ -136,6 +137,7 @@ class Group(_Helpful, click.Group):
             UsageError: There is none; the hint names a similar one.
         """
         name = args[0]
+        # Shell completion parses unfinished lines (resilient_parsing), and must not fail.
         if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
             path = ctx.command_path
             raise UsageError(
@@ -163,7 +165,7 @@ def usage_error(error: click.UsageError) -> UsageError:
         parameters = context.command.params if context else []
         options = (o for o in parameters if isinstance(o, click.Option) and not o.hidden)
         names = [name for option in options for name in option.opts]
-        # --config and the like follow the command.
+        # Options such as --config follow the command.
         where = " before the command" if context and isinstance(context.command, click.Group) else ""
         return UsageError(
             f"no such option{where}: {error.option_name}",

@@ -164,6 +164,8 @@ def command(
             plan, settings = ingest.from_options(paths, files_from, resolved.orthanc, options)
             facts = import_page.facts(target, plan, settings, options["schedule"])
             writer = import_page.page_writer(report, paths, facts, stop.is_set, names=report_names)
+            # A list can be read only once, a followed folder has no end, and `walk`
+            # counts the files of all shards.
             is_countable = not (files_from or plan.follow or plan.shard)
             count = partial(ingest.walk, paths, settings.storage_dir) if is_countable else None
             with writer as add_to_page, _progress(call, plan, count, stop, state) as show:

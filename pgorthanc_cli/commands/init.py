@@ -76,6 +76,7 @@ def command(
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
         )
+    # A script needs no server, and a trial run must not leave a new one behind.
     with call.resolved(create=not (dry_run or print_sql), needed=not print_sql) as found:
         target = found.target
         if storage is None:
@@ -104,6 +105,7 @@ def command(
             if initialised.created and found.orthanc is None:
                 has_storage = initialised.storage and storage
                 section = conninfo.section_to_paste(conn, target, storage=has_storage, role=role)
+    # A configuration says itself where Orthanc stores files.
     where = [] if call.options["config"] else _storage_option(storage=storage)
     page = views.page(
         initialised,
@@ -135,6 +137,7 @@ def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role:
     from pgorthanc_cli import db
     from pgorthanc_cli.config import resolve
 
+    # Not PGUSER or PGPASSWORD of this shell: Orthanc does not run in it.
     login = db.parse_dsn(resolve(application="", orthanc=orthanc, environ={}).target.dsn)
     if login.get("user") == role:
         return login.get("password")

@@ -233,4 +233,5 @@ def write_report(
         pieces = render.html_pieces(page, migrate.all_findings(findings))
     with files.replacing(path) as stream:
         for piece in pieces:
+            # A path that is not UTF-8 holds surrogates (PEP 383): UTF-8 cannot encode them.
             stream.write(piece.encode("utf-8", "backslashreplace"))

@@ -122,6 +122,7 @@ def _password(file: Path | None) -> str | None:
     given = os.environ.get("POSTGRES_PASSWORD")
     if file is None:
         return given or None
+    # PostgreSQL's container image, whose variables these are, refuses both as well.
     if given and os.environ.get("POSTGRES_PASSWORD_FILE") == str(file):
         raise UsageError("both POSTGRES_PASSWORD and POSTGRES_PASSWORD_FILE are set", "keep one of them")
     from pgorthanc_cli import files

@@ -73,6 +73,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
         text = str(value)
+        # Stricter than int(), which also reads 1_000 and digits of other scripts.
         number = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
         if number < self.lowest or (self.highest is not None and number > self.highest):
             limits = f"{self.lowest} to {self.highest}" if self.highest else f"{self.lowest} or more"

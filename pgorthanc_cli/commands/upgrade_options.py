@@ -139,6 +139,7 @@ def _ask(question: str, refusal: PgOrthancError | None) -> None:
         if refusal:
             raise refusal
         return
+    # Not on stdout, which may be a pipe that expects only the result.
     if not click.confirm(question, err=True):
         output.note("Cancelled. Nothing was changed.")
         raise click.exceptions.Exit(1)

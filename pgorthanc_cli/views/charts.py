@@ -135,4 +135,5 @@ def _round_up(value: float) -> float:
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
+    # Quarters of these have few digits, and `_grid` labels quarters.
     return next(power * n for n in (1, 2, 4, 6, 8, 10) if value <= power * n)

@@ -103,4 +103,5 @@ def prometheus(health: Health) -> str:
 
 
 def _label_value(text: str) -> str:
+    # The format requires these three escapes in a label's value, and knows no others.
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -165,7 +165,7 @@ def _open_private(path: Path) -> Iterator[TextIO]:
 def facts(
     target: db.Target, plan: ImportPlan, settings: Settings, schedule: str | None = None
 ) -> dict[str, str]:
-    """Return what the page says about the way the import was done.
+    """Return what the page says about how the import was done.
 
     Args:
         target: The database.

@@ -109,6 +109,7 @@ def _where(result: ImportResult, paths: Sequence[str], *, follow: bool) -> Itera
     if result.endpoint:
         yield str(result.endpoint)
     yield shortened(map(printable, paths), _PATHS, ", ") or "a list of files"
+    # An import that follows folders mostly waits: a rate would say nothing.
     if result.bytes and not follow:
         yield f"{size(result.bytes)}, {result.instances_per_s:,.0f} files/s"
 

@@ -84,7 +84,7 @@ class ImportStatistics:
             roots: The paths to import, as the user named them; of a file, its folder
                 counts.
             names: As the attribute.
-            max_rows: Of folders, reasons and the like.
+            max_rows: Of folders, of reasons, and of other tables.
         """
         self.names = names
         self.started = datetime.now().astimezone()

@@ -98,6 +98,7 @@ def _headline(usage: Usage, waited: str) -> str:
         if usage.held:
             names = " and ".join(dict.fromkeys(map(_holder, usage.held)))
             return f"{names[0].upper()}{names[1:]} is{still} using {place}{after}."
+        # Without pg_read_all_stats, most columns of other roles' sessions are NULL.
         return f"An Orthanc is{still} using {place}{after}, but its sessions are hidden."
     certain = all(orthanc.certain for orthanc in usage.orthancs)
     probably = "" if certain else " probably"
@@ -169,6 +170,7 @@ def _other_holders(usage: Usage) -> Iterator[tuple[str, str]]:
 def _messages(usage: Usage) -> Iterator[Note]:
     """Yield what an Orthanc would log if it started now."""
     if _is_set_up(usage):
+        # The plugin tries lock 44 ten times, 500 ms apart.
         yield Note("An Orthanc that starts now waits 5 s, then gives up and logs:", paste=_SETUP)
     elif usage.held:
         another = "Another Orthanc" if usage.orthancs else "An Orthanc"

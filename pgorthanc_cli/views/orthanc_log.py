@@ -68,6 +68,7 @@ def _where(explained: Explained) -> Iterator[str]:
     yield plural(explained.lines, "line")
     if explained.first and explained.last:
         period = " to ".join(dict.fromkeys((explained.first, explained.last)))
+        # Orthanc's log writes neither the year nor the time zone.
         yield f"{period} (month-day, Orthanc's clock)"
     if explained.plugin:
         yield f"PostgreSQL plugin {explained.plugin}"

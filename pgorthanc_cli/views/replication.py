@@ -34,6 +34,7 @@ def status_page(state: ReplicationStatus, *, watched: bool = False, verbose: boo
     primaries = [server for server in state.servers if server.role == "primary"]
     steps = []
     if len(primaries) > 1:
+        # Two primaries diverge with every commit: all other problems can wait.
         advice = "Next, stop every Orthanc now, then decide which server to keep:"
         steps.append(Note(advice, paste="pgorthanc guide replication"))
     else:

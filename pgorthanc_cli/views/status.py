@@ -104,6 +104,7 @@ def _holders(locks: list[db.LockHolder]) -> Iterator[str]:
     for pid in dict.fromkeys(lock.pid for lock in locks):
         held = [lock for lock in locks if lock.pid == pid]
         application = held[0].application or ""
+        # Orthanc's own name is empty, or that of its option ApplicationName (10.0).
         name = printable(application) if application.startswith("pgorthanc") else "Orthanc"
         address = f"{held[0].address}, " if held[0].address else ""
         names = " and ".join(db.LOCK_NAMES[lock.lock] for lock in held)

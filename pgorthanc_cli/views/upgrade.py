@@ -242,6 +242,7 @@ def _next_of_plan(plan: Plan, commands: Commands) -> Iterator[Note]:
         yield Note("Next, in your maintenance window: stop Orthanc, then", paste=commands.again())
     else:
         yield Note("Next, while Orthanc is running:", paste=commands.again("--phase", "finish"))
+    # Layouts before revision 1 have no number that a downgrade could name.
     if plan.revision and plan.to != plan.revision:
         back = "downgrade" if plan.to > plan.revision else "upgrade"
         only = f"Afterwards only PostgreSQL plugin {plan.plugins_then} can use the index. To go back:"
