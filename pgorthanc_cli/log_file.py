@@ -18,6 +18,7 @@ from pgorthanc_cli.errors import UsageError
 
 _PRIVATE = 0o600  # names of files are in it
 _logger = logging.getLogger("pgorthanc.log_file")
+# The same messages are on stderr already.
 _logger.propagate = False
 _logger.setLevel(logging.INFO)
 
@@ -33,6 +34,7 @@ def open_log(path: Path, *, as_json: bool) -> Callable[..., None]:
         with suppress(OSError):  # its disk is full
             handler.close()
     try:
+        # The handler itself would create it with the mode that the umask leaves.
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _PRIVATE))
         log = _Handler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
@@ -50,6 +52,7 @@ def write(level: int, message: str, **more: str) -> None:
     _logger.log(level, message, extra={"more": more})
 
 
+# An import that follows folders runs for months: logrotate may move its log away.
 class _Handler(WatchedFileHandler):
     """Ignores a full disk: it must not end the work that is being logged."""
 

@@ -78,12 +78,14 @@ class _Screen:
         self._written = io.StringIO()
         self._console = Console(
             file=self._written,
+            # Rich always wraps: no line of a page is as long as this.
             width=medium.width or 1_000_000,
             force_terminal=medium.colour,
             color_system="standard" if medium.colour else None,
             no_color=not medium.colour,
             highlight=False,
             emoji=False,
+            # Texts of servers and files may hold [brackets].
             markup=False,
             legacy_windows=False,
             # `Medium` has read the environment: a page depends on nothing else.

@@ -106,12 +106,15 @@ def manual_steps(planned: MethodPlan) -> list[str]:
     """Return the steps of a plan for psql; they hold no password."""
     role = db.quote_ident(planned.client.role)
     password = [
+        # This acts from the role's next login on, but `\password` needs it now as well.
         f"ALTER ROLE {role} SET password_encryption = '{planned.target_method}';",
         f"SET password_encryption = '{planned.target_method}';",
         f"\\password {role}",
         "-- psql asks for the password, the same as before, and sends a verifier of it only",
     ]
     line = _line_steps(planned)
+    # The method md5 accepts SCRAM verifiers as well, but not the reverse: in this order
+    # the role can log in at any moment.
     ordered = [*line, *password] if planned.target_method == "md5" else [*password, *line]
     notes = [f"-- {note}" for note in planned.notes]
     return [

@@ -172,6 +172,7 @@ def _tls_remedies(report: LoginReport) -> Iterator[Remedy]:
         what = "has expired" if tls.days_left < 0 else f"expires in {tls.days_left} days"
         yield Remedy(
             f"the server's certificate {what}; once it is renewed, as administrator",
+            # Since PostgreSQL 10, a reload reads the certificate again.
             statement="SELECT pg_reload_conf();",
         )
 

@@ -274,6 +274,7 @@ def _locks(deployment: Deployment) -> Iterator[Problem]:
     if (
         deployment.read_only
         and locked
+        # The plugin has a read-only mode since 7.0, and refuses to lock in it.
         and (deployment.release is None or version(deployment.release) >= (7, 0))
     ):
         message = '"ReadOnly" with "Lock" true (its default): the plugin does not start'

@@ -199,4 +199,5 @@ def masked(keys: tuple[str, ...], value: Any) -> Any:
 
 @lru_cache(maxsize=10_000)
 def _secret(key: str) -> bool:
+    # A misspelt `Pasword` holds a password as well.
     return bool(_SECRET.search(key) or closest_match(key, SECRET_KEYS))

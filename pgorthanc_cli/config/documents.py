@@ -294,6 +294,7 @@ def parse(source: Source, problems: list[Problem]) -> jsontext.Node:
     try:
         document = jsontext.parse(source.text)
     except jsontext.JsonError as error:
+        # The text without the value is the likely reason why this is not JSON.
         if unset:
             _fail(unset[0].warning, unset[0].hint)
         _fail(f"{_at(source.path, source.text, error.position)}: not valid JSON: {error.reason}")

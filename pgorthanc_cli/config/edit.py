@@ -93,6 +93,7 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
     known = POSTGRESQL_KEYS if keys[0] == SECTION and len(keys) > 1 else ROOT_KEYS
     key = known.get(keys[-1])
     value: Any = text
+    # OverwriteInstances is true, false or a word.
     if key is None or str not in key.types or (bool in key.types and text in ("true", "false")):
         try:
             value = json.loads(text)
@@ -332,6 +333,7 @@ def _removed(source: Source, root: Node, keys: tuple[str, ...]) -> str:
         end = after + 1
     else:
         before = text[:start].rstrip()
+        # It was the last member: JSON allows no comma before the brace.
         if before.endswith(","):
             edits.append((len(before) - 1, len(before), ""))
     line = text.rfind("\n", 0, start) + 1
@@ -344,6 +346,7 @@ def _removed(source: Source, root: Node, keys: tuple[str, ...]) -> str:
 def _spliced(source: Source, *edits: tuple[int, int, str]) -> str:
     """The raw text with pieces replaced; positions are those of the text with its variables filled in."""
     raw = source.raw
+    # From the end: the positions before an edit stay valid.
     for start, end, new in reversed(edits):
         raw_start, raw_end = source.origin(start), source.origin(end)
         if raw_start is None or raw_end is None:
@@ -357,6 +360,7 @@ def _spliced(source: Source, *edits: tuple[int, int, str]) -> str:
 def _json(value: Any, indentation: str = "", newline: str = "\n") -> str:
     """JSON in which Orthanc finds no variable."""
     text = json.dumps(value, ensure_ascii=False, indent=2 if isinstance(value, dict) else None)
+    # Orthanc replaces ${NAME} in the text of a file, before it reads that as JSON.
     return text.replace("${", "\\u0024{").replace("\n", newline + indentation)
 
 
@@ -397,6 +401,7 @@ def _require_content(
         PgOrthancError: It does not; nothing is written.
     """
     try:
+        # Comments, variables and repeated keys have too many forms to trust the edit.
         actual = documents.parse(documents.filled(source.path, raw, environ), []).value
     except documents.ConfigurationError:
         actual = None

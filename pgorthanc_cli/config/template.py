@@ -209,6 +209,7 @@ def _fields(parameters: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     if parameters.get("sslmode", "prefer") not in ("disable", "allow", "prefer", "require"):
         return None
+    # The field EnableSsl is true or false, which the plugin passes on as one of these.
     mode = "require" if parameters.get("sslmode") == "require" else "disable"
     fields, problems = conninfo.fields({**parameters, "sslmode": mode})
     return None if problems else fields

@@ -77,6 +77,7 @@ def names(document: Document) -> Iterator[Problem]:
         meant = closest_match(name, POSTGRESQL_KEYS)
         message = f'the plugin does not know "{name}" in section "{SECTION}"'
         location = document.location(SECTION, name)
+        # Both are off unless they are given: a misspelt one switches the plugin off.
         disables = meant in ("EnableIndex", "EnableStorage") and meant not in options
         if disables:
             message += f', so "{meant}" is off'
@@ -126,6 +127,7 @@ def _question(meant: str | None) -> str:
 
 def _rename_command(meant: str | None, location: str, *keys: str) -> str:
     """Return the command that renames an option of a file; empty if there is none."""
+    # Only a file has lines: `config set` changes neither variables nor secrets.
     if not meant or ", line " not in location:
         return ""
     names = (".".join(keys), ".".join((*keys[:-1], meant)))

@@ -51,6 +51,7 @@ _SETTINGS = """
            unit, source
         FROM pg_settings WHERE source NOT IN ('default', 'client', 'session', 'override') ORDER BY name
 """
+# Without `query`: a statement may hold names of patients.
 _SESSIONS = """
     SELECT pid, usename, application_name, client_addr::text, backend_start, xact_start, state_change, state,
            wait_event_type, wait_event, backend_type

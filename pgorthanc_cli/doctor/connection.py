@@ -119,6 +119,7 @@ def tls(subject: Subject) -> Verdict:
 def authentication(subject: Subject) -> Verdict:
     """Check that the server authenticates its clients."""
     encryption = db.value(subject.conn, "SELECT current_setting('password_encryption')")
+    # Only if the server asked for it (PQconnectionUsedPassword): `trust` ignores it.
     if subject.conn.info.used_password:
         weak = encryption == "md5"
         return Verdict(

@@ -33,6 +33,7 @@ from pgorthanc_cli.text import plural
 
 _MAX_IDLE_S = 32767  # the longest that Linux accepts: as good as no probes
 _PROBES: tuple[Probes, ...] = ("none", "client", "server")
+# A pid may belong to another session by now: only one of this test is ended.
 _END_SESSIONS = """SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
     WHERE pid = ANY(%s::int[]) AND usename = current_user
       AND application_name = pg_catalog.current_setting('application_name')"""

@@ -172,6 +172,7 @@ class Watcher:
         groups = group_sessions(sessions, layout, connections=most, storage=self._storage)
         doubtful = [group for group in groups if not group.orthanc.certain]
         housekeeping = False
+        # Only then: it watches the statistics of the server for up to 4 s.
         if doubtful or any(session.query is None for session in sessions):
             housekeeping = _detect_housekeeping(self._conn, self._schema, layout)
             if housekeeping and len(doubtful) == 1:

@@ -35,6 +35,7 @@ class Step:
 def folder() -> Path:
     """Return the folder of the scripts."""
     package = Path(__file__).parent.parent
+    # The wheel has the scripts within the package, a checkout next to it.
     installed = package / "scripts"
     return installed if installed.is_dir() else package.parent / "scripts"
 

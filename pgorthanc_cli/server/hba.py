@@ -25,6 +25,7 @@ _ENCRYPTIONS = {
     "hostgssenc": ("gss",),
     "hostnogssenc": ("none", "tls"),
 }
+# Without the privilege, current_setting() raises; pg_settings only lacks the row.
 _HBA_FILE = "coalesce((SELECT setting FROM pg_catalog.pg_settings WHERE name = 'hba_file'), '')"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

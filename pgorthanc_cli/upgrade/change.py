@@ -163,6 +163,8 @@ def _prepare_and_switch(
         merge = settings.repair_duplicates
         try:
             repaired += prepare(conn, worker, schema, steps, repair_duplicates=merge, report=report)
+        # CREATE UNIQUE INDEX CONCURRENTLY ends at the first duplicate, and names only
+        # that one.
         except psycopg2.errors.UniqueViolation:
             raise _refuse_duplicates(duplicates.find(conn)) from None
     own_pids = [db.backend_pid(worker)]

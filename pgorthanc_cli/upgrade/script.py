@@ -50,6 +50,7 @@ def sql(plan: Plan, *, command: str) -> str:
     schema = db.quote_ident(plan.schema)
     tables = ", ".join(table.name for table in plan.tables)
     locks = " AND ".join(
+        # Until COMMIT: an Orthanc that starts meanwhile gives up, or waits.
         f"pg_try_advisory_xact_lock({lock})"
         for lock in (db.LOCK_DATABASE_SETUP, db.LOCK_INDEX, db.LOCK_STORAGE)
     )
