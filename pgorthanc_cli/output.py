@@ -47,7 +47,9 @@ def prepare() -> None:
         try:
             os.fstat(number)
         except OSError:
+            # POSIX gives the lowest free number, which is that of the closed stream.
             os.open(os.devnull, os.O_RDWR)
+    # Python leaves None for a stream that was closed when it started.
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as long as the process
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -153,6 +155,7 @@ def nagios(service: str, status: str, summary: str, figures: Mapping[str, object
     `status` is OK, WARNING, CRITICAL or UNKNOWN; a figure may carry its unit and limits (`12s;30;60`). See the
     Monitoring Plugins Development Guidelines, "Plugin Output for Nagios".
     """
+    # What follows the first | are figures.
     said = " ".join(summary.replace("|", "/").split())
     measured = " ".join(
         f"'{name}'={value}" if " " in name else f"{name}={value}" for name, value in figures.items()
@@ -279,6 +282,7 @@ def progress(
     global _live
     screen = console(sys.stderr)
     try:
+        # Redirected, the result on stdout would be printed on the console of stderr.
         with Live(get_renderable=render, console=screen, redirect_stdout=False, redirect_stderr=False):
             _live = screen
             yield update
@@ -309,6 +313,7 @@ def console(stream: TextIO) -> Console:
     """A rich console; without a terminal there is no colour, and lines are as long as they need to be."""
     from rich.console import Console
 
+    # Without a terminal, rich would wrap at 80 columns.
     return Console(
         file=stream, highlight=False, emoji=False, markup=False, width=None if stream.isatty() else 10_000
     )

@@ -87,6 +87,7 @@ class _Stderr:
         self._lock = threading.Lock()
         self._users = 0
         self._text, self._size = ctypes.c_char_p(), ctypes.c_size_t()
+        # By default ctypes returns an int, which cuts off half of a pointer.
         libc.open_memstream.restype = ctypes.c_void_p
         self._variable = ctypes.c_void_p.in_dll(libc, "stderr")
         self._own: int | None = None
@@ -108,6 +109,7 @@ class _Stderr:
             stream = ctypes.c_void_p(self._stream)
             self._libc.fflush(stream)
             text = ctypes.string_at(self._text, self._size.value) if self._size.value else b""
+            # Not closed: another thread may be printing to it.
             self._libc.rewind(stream)
             self._users -= 1
             if self._users == 0:

@@ -82,6 +82,7 @@ def _run_checks(
 
     Also return where the session leads; None if there was none.
     """
+    # Which checks apply depends on the index, so only a session tells.
     pending = [name for name in names if name != "pooler"] if names else None
     endpoint = None
     while pending is None or pending:
@@ -134,6 +135,7 @@ def _run(name: str, subject: Subject) -> Verdict:
     except Exception as error:  # noqa: BLE001 - one check that fails must not end the examination
         return _not_checked(f"unexpected {type(error).__name__}", "This is a bug; please report it.")
     finally:
+        # With autocommit, psycopg2's rollback() sends nothing.
         if not conn.closed and conn.info.transaction_status != TRANSACTION_STATUS_IDLE:
             with conn.cursor() as cur:
                 cur.execute("ROLLBACK")

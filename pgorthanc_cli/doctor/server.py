@@ -75,6 +75,7 @@ _SIZES = """
 # reset_val is what a session of this role starts with, whatever this one has set since.
 _SETTINGS = "SELECT name, reset_val, unit, source, boot_val FROM pg_settings WHERE name = ANY (%s)"
 
+# The reserved connections are for superusers, which Orthanc should not be.
 _CONNECTIONS = """
     SELECT (SELECT sum(numbackends) FROM pg_stat_database)::integer,
            current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer,
@@ -123,6 +124,7 @@ def settings(subject: Subject) -> Verdict:
     problems, fixes = [], []
     status: Status = "OK"
     for setting in _HARMFUL:
+        # idle_session_timeout exists since PostgreSQL 14.
         if setting.name not in current:
             continue
         value, unit, source, default = current[setting.name]
@@ -157,6 +159,7 @@ def settings(subject: Subject) -> Verdict:
 def _reset(subject: Subject, name: str, source: str, default: str) -> str:
     """Return the statement that undoes a setting where it was made; empty if none can."""
     database = db.quote_ident(subject.conn.info.dbname)
+    # ALTER SYSTEM has no effect on what the command line of the server sets.
     if source in ("configuration file", "command line", "environment variable"):
         return f"ALTER SYSTEM SET {name} = '{default}';" if source == "configuration file" else ""
     where = {

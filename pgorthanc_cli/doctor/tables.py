@@ -31,10 +31,12 @@ _TYPICAL = {
     "the attachments of a resource": "SELECT uuid FROM index.attachedfiles WHERE id = 1",
     "the changes since a number": "SELECT seq FROM index.changes WHERE seq > 1 ORDER BY seq LIMIT 10",
 }
+# A unique index serves even if no query ever reads it.
 _UNUSED_INDEXES = """
     SELECT indexrelname, pg_relation_size(indexrelid) FROM pg_stat_user_indexes JOIN pg_index USING (indexrelid)
         WHERE schemaname = index_schema() AND NOT indisunique AND idx_scan = 0
 """
+# An index that is being built CONCURRENTLY is invalid until it is complete.
 _INVALID_INDEXES = """
     SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
         WHERE c.relnamespace = quote_ident(index_schema())::regnamespace AND NOT i.indisvalid
@@ -47,6 +49,7 @@ _TABLES = """
         FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
         WHERE s.schemaname = index_schema() ORDER BY 1
 """
+# At most so many are counted: without housekeeping there may be millions.
 _PENDING_COUNTERS = "SELECT count(*) FROM (SELECT FROM index.globalintegerschanges LIMIT %s) AS pending"
 _PENDING_CHILD_COUNTS = "SELECT count(*) FROM (SELECT FROM index.invalidchildcounts LIMIT %s) AS pending"
 _MISSING_CHILD_COUNTS = (

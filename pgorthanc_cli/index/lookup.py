@@ -169,6 +169,7 @@ def stored_attachments(
             ORDER BY r.internalid, a.filetype""",  # noqa: S608 - constants
         (list(public_ids), INSTANCE),
     )
+    # An instance that has lost its attachments is stored all the same: hence LEFT JOIN.
     stored: dict[str, list[StoredAttachment]] = {}
     for public_id, *attachment in cur.fetchall():
         attachments = stored.setdefault(public_id, [])

@@ -169,6 +169,7 @@ def _required_settings(facts: Facts, requirements: Requirements) -> Iterator[Pla
         "max_replication_slots", str(slots), str(max(expected, _SENDERS)), slots >= expected, "restart"
     )
     yield _listen(facts, requirements)
+    # PostgreSQL 12 cannot limit what a slot holds back.
     if facts.major >= 13:
         limit = get("max_slot_wal_keep_size", "")
         # -1 is no limit: a standby that stays away then fills the disk of the primary,

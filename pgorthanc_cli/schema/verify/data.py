@@ -24,6 +24,7 @@ _ORDER = "SELECT max(seq), count(*) FILTER (WHERE patientid IS NULL) FROM index.
 _REPEATED = """
     SELECT count(*) FROM (SELECT FROM index.patientrecyclingorder WHERE patientid IS NOT NULL
         GROUP BY patientid HAVING count(*) > 1) AS repeated"""
+# A number of 18 digits always fits into a bigint.
 _POSITIONS = """
     SELECT coalesce(max(CASE WHEN value ~ '^[0-9]{1,18}$' THEN value::bigint END), 0),
            count(*) FILTER (WHERE value IS NULL OR value !~ '^[0-9]{1,18}$')
@@ -33,9 +34,11 @@ _RENUMBER = """UPDATE metadata SET value = place::text FROM (
         SELECT id, row_number() OVER (ORDER BY value::bigint, id) AS place
             FROM resources JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0) patient
     WHERE metadata.id = patient.id AND type = 19;"""
+# The sequence begins at 1: setval refuses 0.
 _START_AGAIN = """SELECT setval('patientrecyclingordersequence', greatest(count(*), 1)) FROM resources
     JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0;"""
 
+# Counters 2 to 5 are those of patients, studies, series and instances.
 _RECOUNTED = """
     SELECT key, counter.value + {pending}, CASE
             WHEN key = 0 THEN (SELECT coalesce(sum(compressedsize), 0) FROM index.attachedfiles)
