@@ -82,7 +82,7 @@ def _run_checks(
 
     Also return where the session leads; None if there was none.
     """
-    # Which checks apply depends on the index, so only a session tells.
+    # Which checks apply depends on the index, which only a session can look at.
     pending = [name for name in names if name != "pooler"] if names else None
     endpoint = None
     while pending is None or pending:
