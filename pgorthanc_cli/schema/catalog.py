@@ -25,15 +25,6 @@ if TYPE_CHECKING:
 Catalog = dict[str, str]
 
 TRIGRAM_INDEX = "dicomidentifiersindexvalues2"
-TRIGRAM_WARNINGS = {
-    "unavailable": "no trigram index, so searches with wildcards are slow: the server lacks the extension pg_trgm "
-    "(package postgresql-contrib)",
-    "missing": "no trigram index, so searches with wildcards are slow; have an administrator run CREATE EXTENSION IF "
-    f"NOT EXISTS pg_trgm; then: CREATE INDEX CONCURRENTLY {TRIGRAM_INDEX} ON dicomidentifiers USING gin "
-    "(value gin_trgm_ops);",
-    "invalid": "the trigram index is invalid, so searches with wildcards are slow; "
-    f"run: REINDEX INDEX CONCURRENTLY {TRIGRAM_INDEX};",
-}
 _INVALID = " INVALID"
 
 # Only what the scripts write: Orthanc owns the other properties.

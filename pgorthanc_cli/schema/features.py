@@ -31,10 +31,6 @@ class Features:
         child_count_marks: InvalidChildCounts marks the numbers that housekeeping must count again; without it, the
             trigger counts itself, and corrupts a number that is NULL.
         custom_data: Attachments have data of the storage plugin.
-        key_value_stores: Table KeyValueStores.
-        queues: Table Queues.
-        queue_reservations: Values in queues can be reserved.
-        audit_logs: Table AuditLogs.
     """
 
     metadata_revisions: bool
@@ -48,10 +44,6 @@ class Features:
     child_counts: bool
     child_count_marks: bool
     custom_data: bool
-    key_value_stores: bool
-    queues: bool
-    queue_reservations: bool
-    audit_logs: bool
 
 
 # The release of the plugin from which on it does something (SCHEMA.md 9 to 11).
@@ -80,10 +72,6 @@ def of_catalog(objects: Catalog) -> Features:
         child_counts="column resources.childcount" in objects,
         child_count_marks="table invalidchildcounts" in objects,
         custom_data="column attachedfiles.customdata" in objects,
-        key_value_stores="table keyvaluestores" in objects,
-        queues="table queues" in objects,
-        queue_reservations="column queues.reserveduntil" in objects,
-        audit_logs="table auditlogs" in objects,
     )
 
 
