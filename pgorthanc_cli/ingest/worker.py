@@ -298,6 +298,7 @@ class _Meter:
 
 def _md5(data: bytes | mmap | memoryview, checkpoint: content.Checkpoint) -> str:
     """Return the MD5, of large content in pieces: nothing interrupts hashlib."""
+    # A machine in FIPS mode refuses MD5, unless it is not used for security.
     if len(data) <= _PIECE_BYTES:
         return hashlib.md5(data, usedforsecurity=False).hexdigest()
     digest = hashlib.md5(usedforsecurity=False)

@@ -50,6 +50,7 @@ def with_lag(observation: Observation, primary: Observation | None, limits: Limi
         return server
     # Positions of different clusters cannot be compared.
     if primary and primary.system_identifier == observation.system_identifier:
+        # They are asked one after the other: a standby may have replayed more by then.
         server = replace(server, lag_bytes=max(primary.lsn - observation.lsn, 0))
     if server.read_only_orthanc.startswith("yes"):
         # An Orthanc on a stale copy answers, and silently misses the newest studies.

@@ -199,6 +199,7 @@ def _ensure_role(
     if secret != current:
         # Before the server has it: a password that is in no file would be lost.
         password.write_passfile(passfile, name, secret)
+    # Not the password: the server may log the statement.
     verifier_text = encrypt_password(secret, name, scope=conn, algorithm="scram-sha-256")
     verb = "ALTER" if role else "CREATE"
     rights = "LOGIN REPLICATION NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS"
@@ -259,6 +260,7 @@ def _reload(conn: Connection) -> None:
     """Reload the configuration, and wait until the server has done so."""
     before = db.value(conn, "SELECT pg_conf_load_time()")
     db.value(conn, "SELECT pg_reload_conf()")
+    # pg_reload_conf() only signals the server, which reads the files afterwards.
     deadline = time.monotonic() + _RELOAD_TIMEOUT_S
     while db.value(conn, "SELECT pg_conf_load_time()") == before and time.monotonic() < deadline:
         time.sleep(0.02)

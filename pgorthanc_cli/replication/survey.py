@@ -113,6 +113,7 @@ def survey(conn: Connection, role: str) -> Facts:
         data_bytes=_data_bytes(conn),
         folder=folder,
         hba_file=_hba_file(folder, settings),
+        # pg_wal is often a link to another disk (initdb --waldir).
         free_bytes=shutil.disk_usage(folder / "pg_wal").free if folder else None,
         streaming=tuple(name for (name,) in streaming),
     )
@@ -135,6 +136,7 @@ def local_folder(conn: Connection, name: str | None) -> Path | None:
         # the one of our session.
         if name and name.startswith("/proc/self/fd/"):
             folder = Path(f"/proc/{process}/cwd").readlink()
+            # The fourth line of postmaster.pid is the port.
             port = (folder / "postmaster.pid").read_text().splitlines()[3]
             return folder if int(port) == conn.info.port else None
     return None

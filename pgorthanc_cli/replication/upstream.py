@@ -205,6 +205,7 @@ def _drop(upstream: Upstream, name: str) -> bool:
     deadline = time.monotonic() + _DROP_TIMEOUT_S
     try:
         with db.replication_session(upstream.target, timeout_s=_DROP_TIMEOUT_S) as conn:
+            # In use until the server notices that the client of the copy is gone.
             while not drop_slot(conn, name, max(deadline - time.monotonic(), 0.1)):
                 if time.monotonic() > deadline:
                     return False

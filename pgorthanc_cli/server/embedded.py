@@ -426,5 +426,6 @@ def _host(settings: ServerSettings) -> str:
 def _superuser_session(folder: PrivateCluster, *, readonly: bool = False) -> Iterator[Connection]:
     """Open a session of the superuser; wait while the server recovers from a crash."""
     target = replace(folder.target(superuser=True), retries=600, retry_interval_s=0.5)
+    # CREATE DATABASE cannot run inside a transaction.
     with db.session(target, autocommit=True, readonly=readonly, need_schema=False) as conn:
         yield conn

@@ -62,6 +62,7 @@ def _end_of_segments(cluster: Cluster, missing: str) -> int | None:
     digits each (PostgreSQL, "WAL Internals").
     """
     segments = [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
+    # Without the timeline: the numbers go on when it changes.
     newest = max(segments, key=lambda path: path.name[8:], default=None)
     if newest is None or missing[8:] <= newest.name[8:]:
         return None

@@ -60,6 +60,7 @@ _ORDER_BY_METADATA = """
         ) known ON id = internalid
         WHERE resourcetype = 0 AND isprotected IS NOT TRUE
 """
+# Counted by the server itself: no table has to be read.
 _CHANGED_ROWS = """
     SELECT relname, pg_stat_get_xact_tuples_inserted(oid), pg_stat_get_xact_tuples_deleted(oid) FROM pg_class
         WHERE relnamespace = quote_ident(index_schema())::regnamespace AND relkind = 'r' AND relname = ANY (%s)

@@ -34,7 +34,7 @@ _SETTINGS = """
         FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_session_timeout', 'jit',
             'idle_in_transaction_session_timeout', 'transaction_timeout', 'client_connection_check_interval')
 """
-# For the construction of indexes; a higher setting of the server stays.
+# In kB, for the construction of indexes; a higher setting of the server stays.
 _MEMORY = """
     SELECT set_config(name, greatest(setting::bigint, 256 * 1024)::text, false) FROM pg_settings
         WHERE name = 'maintenance_work_mem'
