@@ -30,7 +30,8 @@ from pgorthanc_cli.ingest.model import IndexedFile
 from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.text import printable
 
-CHUNK_FILES = 1000  # looked up together
+# Looked up in one statement, which has at most 999 parameters before SQLite 3.32.
+CHUNK_FILES = 900
 # The header of a SQLite file; its bytes 68 to 71 are the application_id.
 _HEAD_BYTES = 100
 # Checking a larger file takes too long; damage then surfaces later.

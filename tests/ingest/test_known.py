@@ -103,6 +103,26 @@ def test_files_are_looked_up_in_chunks(run: Run, tmp_path: Path, chunk_files: in
     assert sum(questions) == 20
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 cannot set limits")
+def test_a_full_chunk_of_one_folder_is_within_the_limits_of_an_old_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    def limited(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        conn: sqlite3.Connection = connect(*arguments, **options)
+        if sys.version_info >= (3, 11):
+            # The default before SQLite 3.32, as on RHEL 8.
+            conn.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+        return conn
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+    sources = [ingest.Source(str(tmp_path / str(n)), size=1, mtime_ns=1) for n in range(2000)]
+    with known_files.open_journal(None, dicom.Profile()) as (journal, _):
+        assert list(journal.seeing(sources)) == sources
+        assert not list(journal.unseen(sources))
+
+
 def test_a_relative_path_is_one_of_its_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
