@@ -221,8 +221,11 @@ def check_sequences(cur: Cursor) -> None:
     """
     for table, column in (("resources", "internalid"), ("changes", "seq")):
         sequence = f"{table}_{column}_seq"
+        # A sequence that has given no number yet has the last_value 1, too.
         cur.execute(
-            f"SELECT last_value, COALESCE((SELECT max({column}) FROM index.{table}), 0) FROM index.{sequence}"  # noqa: S608 - constants
+            f"""SELECT last_value - (NOT is_called)::integer,
+                       COALESCE((SELECT max({column}) FROM index.{table}), 0)
+                FROM index.{sequence}"""  # noqa: S608 - constants
         )
         ((last, highest),) = cur.fetchall()
         if last < highest:

@@ -363,6 +363,14 @@ def test_sequences_behind_their_table(fresh: db.Target, tmp_path: Path) -> None:
         run(fresh, [samples.REAL], tmp_path / "area")
 
 
+def test_a_sequence_that_has_given_no_number_yet(fresh: db.Target, tmp_path: Path) -> None:
+    """Its last value is 1, as if it had given that one."""
+    with db.session(fresh) as conn, conn, conn.cursor() as cur:
+        cur.execute("INSERT INTO resources (internalid, resourcetype, publicid) VALUES (1, 0, 'p')")
+    with pytest.raises(RevisionError, match="stands at 0, behind the highest internalid 1"):
+        run(fresh, [samples.REAL], tmp_path / "area")
+
+
 def test_no_session_is_left_open(fresh: db.Target, tmp_path: Path) -> None:
     """The worker of `jobs=1` is this process: its reading session ends with the import."""
     ours = db.Target(fresh.dsn, application="a library user")
