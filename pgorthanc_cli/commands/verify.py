@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from pgorthanc_cli import commands, output
+from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.commands.type_options import COUNT, TIME
+from pgorthanc_cli.errors import Interrupted
+from pgorthanc_cli.progress import Progress
 
 
 @commands.group("verify")
 def command() -> None:
-    """Check an index for damage; only --apply changes anything.
+    """Check an index, and the stored files; only --apply changes anything.
 
     \b
     Examples:
       pgorthanc verify schema --config /etc/orthanc
+      pgorthanc verify storage --config /etc/orthanc
       pgorthanc verify schema --deep --apply --config /etc/orthanc
     """
 
@@ -75,3 +82,91 @@ def schema(call: Call, *, depth: str, print_sql: bool, apply: bool) -> None:
 
 
 command.add_command(schema)
+
+
+@commands.command("storage")
+@click.option(
+    "--depth",
+    type=click.Choice(["exists", "size", "hash", "identity"]),
+    default="hash",
+    show_default=True,
+    help="How deep to look; each includes those before it.",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(["filesystem", "postgresql"]),
+    help="Where the files are.  [default: by --config]",
+)
+@click.option(
+    "--storage-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Orthanc's StorageDirectory.",
+)
+@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@click.option(
+    "--grace",
+    type=TIME,
+    default="60s",
+    show_default=True,
+    metavar="TIME",
+    help="Age at which a file without a row is judged.",
+)
+@click.option(
+    "--list",
+    "listed",
+    type=click.Choice(["studies"]),
+    help="Also list the studies that have a damaged attachment.",
+)
+@click.option(
+    "--force", is_flag=True, help="Check even an empty folder, or one that seems to be another Orthanc's."
+)
+def storage(call: Call, *, listed: str | None, **options: Any) -> None:
+    """Check that index and stored files fit together.
+
+    Each attachment of the index: its file is there, has the right size, the right MD5, and is of the right instance.
+    And each file of the storage area: the index has it. Reads only, also while Orthanc is running, and with a role that
+    may only read.
+
+    \b
+    Examples:
+      pgorthanc verify storage --config /etc/orthanc
+      pgorthanc verify storage --config /etc/orthanc --depth size
+      pgorthanc verify storage --host db1 --storage-dir /srv/orthanc --depth identity
+      pgorthanc verify storage --config /etc/orthanc --list studies
+
+    Exit codes: 0 no findings; 6 findings; 130 interrupted.
+    """
+    from pgorthanc_cli import scrub
+    from pgorthanc_cli.text import progress_line
+    from pgorthanc_cli.views import scrub as views
+
+    state = Progress("", "verifying", 0)
+
+    def line(elapsed_s: float) -> str:
+        if state.done is None:
+            return f"  {state.what}"
+        return progress_line("verifying", state.done, state.total, elapsed_s)
+
+    with (
+        call.resolved() as resolved,
+        signals.stop_on_signal("" if call.quiet else signals.STOPPING.format("the check")) as stop,
+        output.progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=call.quiet) as show,
+    ):
+
+        def report(progress: Progress) -> None:
+            nonlocal state
+            state = progress
+            show()
+
+        settings = scrub.from_options(resolved.orthanc, list_studies=listed == "studies", **options)
+        result = scrub.check(resolved.target, settings, stop=stop, report=report)
+    next_commands = views.Commands(again=call.again(), studies=call.again("--list", "studies"))
+    call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
+    if not result.complete:
+        raise click.exceptions.Exit(Interrupted.exit_code)
+    if result.has_problems:
+        raise click.exceptions.Exit(6)
+
+
+command.add_command(storage)

@@ -8,7 +8,15 @@ that configuration. Every command needs these two, so that they import little: `
 """
 
 from pgorthanc_cli.config.documents import ConfigurationError
-from pgorthanc_cli.config.orthanc import OrthancConfiguration, load
+from pgorthanc_cli.config.orthanc import OrthancConfiguration, load, storage_folder
 from pgorthanc_cli.config.resolution import Resolved, Setting, resolve
 
-__all__ = ["ConfigurationError", "OrthancConfiguration", "Resolved", "Setting", "load", "resolve"]
+__all__ = [
+    "ConfigurationError",
+    "OrthancConfiguration",
+    "Resolved",
+    "Setting",
+    "load",
+    "resolve",
+    "storage_folder",
+]

@@ -87,6 +87,18 @@ class OrthancConfiguration:
         )
 
     @property
+    def advanced_storage(self) -> dict[str, Path] | None:
+        """The folders of the advanced-storage plugin by their ids; None if it is not in use."""
+        section = self.root.get("AdvancedStorage")
+        if not isinstance(section, dict) or section.get("Enable") is not True:
+            return None
+        several = section.get("MultipleStorages")
+        storages = several.get("Storages") if isinstance(several, dict) else None
+        if not isinstance(storages, dict):
+            return {}
+        return {name: self.folder / str(folder) for name, folder in storages.items()}
+
+    @property
     def index_directory(self) -> Path:
         """The folder of the SQLite index, absolute; that of the attachments unless given."""
         given = self._root("IndexDirectory")
@@ -173,3 +185,37 @@ def validate(path: documents.Paths, document: documents.Document) -> OrthancConf
             raise ConfigurationError(problem.warning, problem.hint)
     problems += validation.names(document)  # Orthanc starts with any of these
     return OrthancConfiguration(path, document.values, tuple(problem.warning for problem in problems))
+
+
+def storage_folder(
+    storage: str | None, storage_dir: Path | None, orthanc: OrthancConfiguration | None
+) -> Path | None:
+    """Return the folder of the attachments; None if they are large objects of PostgreSQL.
+
+    Args:
+        storage: Of the option --storage: `filesystem`, `postgresql`, or None.
+        storage_dir: Of the option --storage-dir.
+        orthanc: Orthanc's configuration, for what the options leave open.
+
+    Raises:
+        UsageError: The options contradict each other, nothing names the storage, or
+            another storage plugin keeps the files.
+    """
+    if storage == "postgresql":
+        if storage_dir:
+            raise UsageError(
+                "--storage postgresql and --storage-dir contradict each other",
+                "give one of them",
+            )
+        return None
+    if storage_dir:
+        return storage_dir
+    if orthanc is None:
+        raise UsageError(
+            "no storage given",
+            "give --storage-dir FOLDER, --storage postgresql, or Orthanc's configuration with --config",
+        )
+    # Another plugin (S3, Azure, ...) may keep the files, which pgorthanc cannot reach.
+    if storage is None:
+        orthanc.require_own_storage()
+    return None if orthanc.enable_storage and storage is None else orthanc.storage_directory

@@ -41,11 +41,13 @@ class CustomData:
         plugin: Its section in Orthanc's configuration, empty if the format is unknown.
         path: The path that AdvancedStorage records, if any.
         adopted: Orthanc does not own the file: it reads it, and never deletes it.
+        storage: The id of AdvancedStorage's storage, empty for StorageDirectory.
     """
 
     plugin: str
     path: str | None = None
     adopted: bool = False
+    storage: str = ""
 
 
 def read(data: bytes) -> CustomData:
@@ -57,7 +59,8 @@ def read(data: bytes) -> CustomData:
     if not isinstance(content, dict):
         return CustomData("")
     if _is_advanced(content):
-        return CustomData(ADVANCED_STORAGE, content.get("p"), adopted=not content.get("o", False))
+        adopted = not content.get("o", False)
+        return CustomData(ADVANCED_STORAGE, content.get("p"), adopted, content.get("s", ""))
     if content.keys() >= _S3_ZIP_KEYS:
         return CustomData("S3Zip")
     if content.keys() >= _SAMPLE_KEYS:

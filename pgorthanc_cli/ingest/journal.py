@@ -28,7 +28,7 @@ from typing import IO
 from pgorthanc_cli import files, storage
 from pgorthanc_cli.ingest import runs
 
-FOLDER = ".pgorthanc"
+FOLDER = storage.JOURNAL_FOLDER
 WORKERS = "workers"
 SET_ASIDE = "set-aside"
 HEARTBEAT_S = 15.0

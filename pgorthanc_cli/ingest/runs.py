@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from pgorthanc_cli import db, index
+from pgorthanc_cli.storage import listing
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-STALE_S = 120.0  # without a heartbeat: eight were missed
+STALE_S = listing.STALE_S
 # Magic numbers (linux/magic.h) of file systems that one machine mounts at a time, so that
 # its own locks are the whole truth: ext4, XFS, Btrfs, tmpfs, overlayfs, ZFS, F2FS,
 # bcachefs

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pgorthanc_cli import dicom, index
-from pgorthanc_cli.config import OrthancConfiguration
+from pgorthanc_cli.config import OrthancConfiguration, storage_folder
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.ingest.pacing import MAX_WAITING, POLL_REST, POLL_S, Hours, Limits
 from pgorthanc_cli.ingest.walk import Shard, ShardBy, listed
@@ -168,7 +168,7 @@ def _settings(configuration: OrthancConfiguration | None, options: Mapping[str, 
     # Other machines write to the same index: each of them must let the others in.
     several_writers = bool(options["shard"] or options["dask"])
     settings = Settings(
-        storage_dir=_storage_dir(options["storage"], options["storage_dir"], configuration),
+        storage_dir=storage_folder(options["storage"], options["storage_dir"], configuration),
         profile=profile,
         compress=orthanc.storage_compression,
         store_md5=orthanc.store_md5,
@@ -193,30 +193,6 @@ def _version(text: str) -> tuple[int, int, int]:
         raise UsageError(f"--orthanc-version is {text!r}, wanted three numbers such as 1.13.0")
     major, minor, patch = map(int, match.groups())
     return major, minor, patch
-
-
-def _storage_dir(
-    storage: str | None, storage_dir: Path | None, orthanc: OrthancConfiguration | None
-) -> Path | None:
-    """Return the folder of the filesystem area; None for large objects."""
-    if storage == "postgresql":
-        if storage_dir:
-            raise UsageError(
-                "--storage postgresql and --storage-dir contradict each other",
-                "give one of them",
-            )
-        return None
-    if storage_dir:
-        return storage_dir
-    if orthanc is None:
-        raise UsageError(
-            "where do the DICOM files go?",
-            "give --storage-dir FOLDER, --storage postgresql, or Orthanc's configuration with --config",
-        )
-    # Another plugin (S3, Azure, ...) may keep the files, which import cannot write to.
-    if storage is None:
-        orthanc.require_own_storage()
-    return None if orthanc.enable_storage and storage is None else orthanc.storage_directory
 
 
 def _check_link(settings: Settings) -> None:

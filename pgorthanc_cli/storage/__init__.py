@@ -11,10 +11,10 @@ from pgorthanc_cli.storage.area import (
     new_uuids,
     write_error,
 )
-from pgorthanc_cli.storage.filesystem import FilesystemArea, temporary_name
+from pgorthanc_cli.storage.filesystem import JOURNAL_FOLDER, FilesystemArea, temporary_name
 from pgorthanc_cli.storage.large_objects import LargeObjectArea
 
 __all__ = [
-    "CHUNK_BYTES", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "Stream", "decode", "encode",
-    "is_uuid", "new_uuids", "temporary_name", "write_error",
+    "CHUNK_BYTES", "JOURNAL_FOLDER", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "Stream",
+    "decode", "encode", "is_uuid", "new_uuids", "temporary_name", "write_error",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from pgorthanc_cli.storage.area import is_uuid, write_error
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Orthanc removes empty folders, so one may vanish between its creation and its use.
 _MAX_ATTEMPTS = 6
+JOURNAL_FOLDER = ".pgorthanc"  # of imports, in the area
 
 _Created = TypeVar("_Created")
 

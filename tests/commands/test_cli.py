@@ -85,7 +85,7 @@ def test_refusals_in_json_in_the_file_and_on_the_screen(fresh: db.Target, tmp_pa
     ("words", "code", "said"),
     [
         (["import"], 2, "nothing to import"),
-        (["import", "."], 2, "where do the DICOM files go?"),
+        (["import", "."], 2, "no storage given"),
         (["import", ".", "--storage", "postgresql", "--storage-dir", "y"], 2, "contradict each other"),
         (["import", ".", "--storage-dir", "y", "--orthanc-version", "new"], 2, "wanted three numbers"),
         (["import", ".", "--storage-dir", "y", "--orthanc-version", "1.9.0"], 2, "1.9.0"),

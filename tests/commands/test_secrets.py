@@ -56,6 +56,7 @@ WORDS = {
     "support-bundle": "{tmp}/bundle.tar.gz",
     "upgrade": "--to 10",
     "verify schema": "--deep",
+    "verify storage": "--storage-dir {tmp}",
     "wait": "--revision 10 --timeout 0",
 }
 WITHOUT_CONNECTION = (

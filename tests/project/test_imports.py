@@ -45,6 +45,7 @@ ALLOWED = {
     "index": set(),
     "storage": set(),
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
+    "scrub": {"config", "dicom", "index", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {
@@ -59,6 +60,7 @@ ALLOWED = {
         "orthanc_log",
         "replication",
         "schema",
+        "scrub",
         "server",
         "upgrade",
         "waiting",

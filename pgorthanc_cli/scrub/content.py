@@ -1,0 +1,206 @@
+"""The content of one attachment: read, hashed, decompressed, compared with its row.
+
+The stored bytes are the content (compression 1), or an 8-byte little-endian size and a
+zlib stream (compression 2), see INGEST.md 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from pgorthanc_cli import dicom, storage
+from pgorthanc_cli.scrub import model
+from pgorthanc_cli.scrub.model import Row
+
+DICOM_TYPES = (1, 3)
+ZLIB = 2
+_PREFIX = 8
+MAX_PARSED = 1 << 30  # bytes; a larger file is compared by its MD5 only
+
+Chunks = Callable[[], Iterator[bytes]]
+"""Returns the stored bytes from the beginning, each time it is called."""
+
+
+class Content(NamedTuple):
+    """What an attachment holds.
+
+    Attributes:
+        stored_size, stored_md5: Of the stored bytes.
+        size, md5: Of the content; None if it cannot be decompressed.
+        problem: Why it cannot be decompressed.
+        trailing: Bytes after the end of the compressed content.
+    """
+
+    stored_size: int
+    stored_md5: str
+    size: int | None
+    md5: str | None
+    problem: str = ""
+    trailing: int = 0
+
+
+def digest(chunks: Iterator[bytes], *, compressed: bool) -> Content:
+    """Read the stored bytes once and return their sizes and MD5 sums."""
+    stored = hashlib.md5(usedforsecurity=False)
+    stored_size = 0
+    inflater = _Inflater() if compressed else None
+    for chunk in chunks:
+        stored.update(chunk)
+        stored_size += len(chunk)
+        if inflater:
+            inflater.add(chunk)
+    if inflater is None:
+        return Content(stored_size, stored.hexdigest(), stored_size, stored.hexdigest())
+    return Content(stored_size, stored.hexdigest(), *inflater.result())
+
+
+class _Inflater:
+    """Decompresses an attachment piece by piece; memory does not depend on its size."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._prefix = b""
+        self._size = 0
+        self._problem = ""
+        self._trailing = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next stored bytes."""
+        if len(self._prefix) < _PREFIX:
+            rest = _PREFIX - len(self._prefix)
+            self._prefix, chunk = self._prefix + chunk[:rest], chunk[rest:]
+        if self._problem or not chunk or len(self._prefix) < _PREFIX:
+            return
+        (announced,) = struct.unpack("<Q", self._prefix)
+        try:
+            while chunk and not self._problem:
+                if self._zlib.eof:
+                    self._trailing += len(chunk)
+                    return
+                piece = self._zlib.decompress(chunk, storage.CHUNK_BYTES)
+                self._md5.update(piece)
+                self._size += len(piece)
+                # A small file may inflate to any size: stop where it contradicts itself.
+                if self._size > announced:
+                    self._problem = f"it holds more than the {announced:,} bytes that it announces"
+                chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
+        except zlib.error as error:
+            self._problem = str(error)
+
+    def result(self) -> tuple[int | None, str | None, str, int]:
+        """Return size and MD5 of the content (None if it is damaged), why, and what follows it."""
+        if len(self._prefix) < _PREFIX:
+            return None, None, "it is shorter than the size that it begins with", 0
+        (announced,) = struct.unpack("<Q", self._prefix)
+        if not self._problem and announced and not self._zlib.eof:
+            self._problem = "it ends within its compressed content"
+        if not self._problem and self._size != announced:
+            self._problem = f"it holds {self._size:,} bytes and announces {announced:,}"
+        if self._problem:
+            return None, None, self._problem, self._trailing
+        return self._size, self._md5.hexdigest(), "", self._trailing
+
+
+def row_problem(row: Row, *, store_md5: bool | None) -> tuple[str, str] | None:
+    """Return kind and detail of what is wrong with a row, whatever its file holds."""
+    if row.md5 is None or row.stored_md5 is None:
+        return model.MISSING_HASH, "NULL: Orthanc can neither read nor delete this attachment"
+    if bool(row.md5) != bool(row.stored_md5):
+        name = "compressedhash" if row.md5 else "uncompressedhash"
+        return model.MISSING_HASH, f"{name} is empty: Orthanc refuses to read this attachment"
+    if not row.md5 and store_md5:
+        return model.MISSING_HASH, "empty, although StoreMD5ForAttachments is on: Orthanc refuses to read it"
+    if row.compression not in (1, ZLIB):
+        return model.WRONG_COMPRESSION, f"compression type {row.compression}, expected 1 or 2"
+    if row.size is None or row.stored_size is None:
+        return model.WRONG_SIZE, "a size is NULL"
+    return None
+
+
+def size_problem(row: Row, actual: int) -> tuple[str, str] | None:
+    """Return kind and detail if the size of the stored bytes is not that of the row."""
+    if row.stored_size is None:
+        return None
+    if row.compression == 1 and row.size != row.stored_size and actual in (row.size, row.stored_size):
+        name = "uncompressedsize" if actual == row.stored_size else "compressedsize"
+        value = row.size if actual == row.stored_size else row.stored_size
+        return model.WRONG_SIZE, f"{name} is {value:,}, the file has {actual:,} bytes"
+    if actual == row.stored_size:
+        return None
+    kind = model.TRUNCATED if actual < row.stored_size else model.TOO_LONG
+    return kind, f"{actual:,} of {row.stored_size:,} bytes"
+
+
+def shallow_problem(row: Row, actual: int | None, *, store_md5: bool | None) -> tuple[str, str] | None:
+    """Return kind and detail of what a row and the size of its file show, None of nothing."""
+    found = row_problem(row, store_md5=store_md5)
+    return found if found or actual is None else size_problem(row, actual)
+
+
+def judge(row: Row, content: Content) -> tuple[str, str] | None:
+    """Compare a content with its row; return kind and detail of a difference.
+
+    Where the content is proved right by one of the two MD5 sums, the row is wrong.
+    """
+    stored_right = bool(row.stored_md5) and content.stored_md5 == row.stored_md5
+    right = bool(row.md5) and content.md5 == row.md5
+    if row.compression == ZLIB and row.md5 and content.md5 is None and content.stored_md5 == row.md5:
+        return model.WRONG_COMPRESSION, "the row says zlib, but the file is not compressed"
+    if not stored_right and not right and row.md5 and row.stored_md5:
+        found = size_problem(row, content.stored_size)
+        if found and found[0] != model.WRONG_SIZE:
+            return found
+        reason = f", and {content.problem}" if content.problem else ""
+        return model.ALTERED, f"MD5 {content.stored_md5} instead of {row.stored_md5}{reason}"
+    return _judge_row(row, content, stored_right=stored_right, right=right)
+
+
+def _judge_row(row: Row, content: Content, *, stored_right: bool, right: bool) -> tuple[str, str] | None:
+    """Return what differs although the content is right, or cannot be compared."""
+    if row.stored_md5 and not stored_right:
+        if content.trailing and row.stored_size == content.stored_size - content.trailing:
+            return size_problem(row, content.stored_size)
+        if row.compression == ZLIB and content.stored_size != row.stored_size:
+            return model.WRONG_HASH, "the content is right, but compressed in another way"
+        return model.WRONG_HASH, f"compressedhash is {row.stored_md5}, the file has {content.stored_md5}"
+    if content.problem:
+        return model.WRONG_COMPRESSION if stored_right else model.ALTERED, content.problem
+    if row.md5 and not right:
+        return model.WRONG_HASH, f"uncompressedhash is {row.md5}, the content has {content.md5}"
+    if not row.md5 and content.stored_size != row.stored_size:
+        return size_problem(row, content.stored_size)
+    if content.stored_size != row.stored_size:
+        return (
+            model.WRONG_SIZE,
+            f"compressedsize is {row.stored_size:,}, the file has {content.stored_size:,}",
+        )
+    if content.size != row.size:
+        return model.WRONG_SIZE, f"uncompressedsize is {row.size:,}, the content has {content.size:,}"
+    return None
+
+
+def instance_of(chunks: Iterator[bytes], profile: dicom.Profile, *, compressed: bool = False) -> str:
+    """Return the public id of the instance in stored bytes, empty if they are not DICOM."""
+    parts, size = [], 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > MAX_PARSED:
+            return ""
+        parts.append(chunk)
+    data = b"".join(parts)
+    try:
+        if compressed:
+            data = _inflated(data)
+        return dicom.parse(data, profile).levels[-1].public_id
+    except (dicom.Refused, zlib.error, struct.error):
+        return ""
+
+
+def _inflated(data: bytes) -> bytes:
+    (announced,) = struct.unpack_from("<Q", data)
+    return zlib.decompressobj().decompress(data[_PREFIX:], min(announced, MAX_PARSED) or 1)

@@ -1,0 +1,206 @@
+"""What a check of the storage area is asked to do, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from pgorthanc_cli import db
+from pgorthanc_cli.dicom import Profile
+
+EXISTS, SIZE, HASH, IDENTITY = DEPTHS = ("exists", "size", "hash", "identity")
+GRACE_S = 60.0  # STORAGE.md D5
+
+MISSING, TRUNCATED, TOO_LONG, ALTERED = "missing", "truncated", "too-long", "altered"
+WRONG_INSTANCE, DUPLICATE_UUID = "wrong-instance", "duplicate-uuid"
+WRONG_SIZE, WRONG_HASH, MISSING_HASH = "wrong-size", "wrong-hash", "missing-hash"
+WRONG_COMPRESSION, INVALID_UUID = "wrong-compression", "invalid-uuid"
+ABORTING_CUSTOMDATA, UNKNOWN_CUSTOMDATA = "aborting-customdata", "unknown-customdata"
+SYMLINK, UNREADABLE = "symlink", "unreadable"
+ORPHAN_DICOM, ORPHAN_OTHER, FOREIGN_FILE = "orphan-dicom", "orphan-other", "foreign-file"
+IMPORT_LEFTOVER, PENDING_DELETION = "import-leftover", "pending-deletion"
+
+# Kind to what it means, in the order of a page: damages first.
+KINDS = {
+    MISSING: "the index has a row, but the file is gone",
+    TRUNCATED: "the file is shorter than its row says",
+    TOO_LONG: "the file is longer than its row says",
+    ALTERED: "the size is right, but the content has changed",
+    WRONG_INSTANCE: "the file holds another instance than its row says",
+    UNREADABLE: "cannot be read",
+    SYMLINK: "a symbolic link, which is not followed",
+    ABORTING_CUSTOMDATA: "customdata that makes Orthanc abort on access",
+    UNKNOWN_CUSTOMDATA: "customdata of a storage plugin that pgorthanc does not know",
+    WRONG_SIZE: "the content is right, but the row has another size",
+    WRONG_HASH: "the content is right, but the row has another MD5",
+    MISSING_HASH: "the row has no MD5",
+    WRONG_COMPRESSION: "the row names another compression than the file has",
+    DUPLICATE_UUID: "two rows name the same file",
+    INVALID_UUID: "the row names no UUID: no file can have that name",
+    ORPHAN_DICOM: "DICOM files that the index does not know",
+    ORPHAN_OTHER: "other files that the index does not know",
+    FOREIGN_FILE: "files whose name is not that of an attachment",
+    IMPORT_LEFTOVER: "files of an interrupted import",
+    PENDING_DELETION: "files that the storage plugin will delete",
+}
+# Of a file that no row needs: nothing is lost.
+HARMLESS = (ORPHAN_DICOM, ORPHAN_OTHER, FOREIGN_FILE, IMPORT_LEFTOVER, PENDING_DELETION)
+# Listed, but no reason for exit code 6: an Orthanc at work has them.
+NORMAL = (PENDING_DELETION,)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to check.
+
+    Attributes:
+        storage_dir: The filesystem area; None: the large objects of the database.
+        depth: One of `DEPTHS`; each includes those before it.
+        jobs: Worker processes.
+        force: Check even if the area is empty, or seems to be that of another index.
+        grace_s: How old a file without a row must be to be judged.
+        profile: How texts of DICOM files are read.
+        store_md5: StoreMD5ForAttachments; None if unknown.
+        storages: Folders of the storage plugin, by their ids; None if unknown.
+        advanced_storage: Whether Orthanc loads the plugin; None if unknown.
+        list_studies: Name the affected studies.
+    """
+
+    storage_dir: Path | None
+    depth: str = HASH
+    jobs: int = 2
+    force: bool = False
+    grace_s: float = GRACE_S
+    profile: Profile = field(default_factory=Profile)
+    store_md5: bool | None = None
+    storages: Mapping[str, Path] | None = None
+    advanced_storage: bool | None = None
+    list_studies: bool = False
+
+
+class Row(NamedTuple):
+    """A row of `attachedfiles`, and its place in the area.
+
+    Attributes:
+        uuid: Its name in the area.
+        resource: Internal id of its resource.
+        file_type: 1 DICOM, 3 DICOM until pixel data, others.
+        size, md5: Of the content.
+        stored_size, stored_md5: Of the bytes in the area.
+        compression: 1 none, 2 zlib.
+        customdata: Of the storage plugin, if any.
+        oid: The large object, 0 if there is none.
+        actual_size: Bytes in the area, None if that is not known yet.
+        path: Absolute, where customdata names it; empty: the usual place.
+        instance: Public id, if the row is of an instance and identities are compared.
+    """
+
+    uuid: str
+    resource: int
+    file_type: int
+    size: int | None
+    md5: str | None
+    stored_size: int | None
+    stored_md5: str | None
+    compression: int | None
+    customdata: bytes | None = None
+    oid: int = 0
+    actual_size: int | None = None
+    path: str = ""
+    instance: str | None = None
+
+
+class Difference(NamedTuple):
+    """What may become a finding; `row` is None for a file that no row names.
+
+    Attributes:
+        kind: One of `KINDS`.
+        detail: For people; never a value of a DICOM file.
+        row: The row.
+        uuid: The name of the file, if it is one.
+        path: Of the file, relative to the area; empty for a large object.
+        instance: Public id of the instance in the file, if it is DICOM.
+    """
+
+    kind: str
+    detail: str = ""
+    row: Row | None = None
+    uuid: str = ""
+    path: str = ""
+    instance: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A difference that was there at the second look, too.
+
+    Attributes:
+        kind: One of `KINDS`.
+        uuid: Name of the attachment, None for a file with another name.
+        file_type: 1 DICOM, 3 DICOM until pixel data; None without a row.
+        path: Where the file is, or should be; None for large objects.
+        level: patient, study, series or instance; None if unknown.
+        public_id: Of that resource; of an orphan, of the instance in it.
+        detail: For people.
+    """
+
+    kind: str
+    uuid: str | None
+    file_type: int | None
+    path: str | None
+    level: str | None
+    public_id: str | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class StorageReport:
+    """The result of a check.
+
+    Attributes:
+        area: The folder, or `large objects`.
+        depth: As asked for.
+        attachments: Rows of the index.
+        bytes: Stored bytes of the checked attachments, as far as their rows say.
+        checked: Rows that were checked.
+        skipped_recent: Files without a row that may still get one: a transaction is open.
+        without_md5: Checked rows whose content cannot be compared, as they have no MD5.
+        findings: Damages first; at most `MAX_FINDINGS` of them.
+        counts: Findings by kind, all of them.
+        affected_studies: Studies with a damaged attachment.
+        studies: Their public ids, if they were asked for.
+        complete: Whether everything was checked.
+        oldest_unverified: When the attachment was checked whose check is longest ago; None
+            if there is no record of it.
+        rate_mb_per_s: Content read, in 10^6 bytes per second; 0 if none was.
+        elapsed_s: Seconds.
+        endpoint: Where we looked.
+    """
+
+    area: str
+    depth: str
+    attachments: int
+    bytes: int
+    checked: int
+    skipped_recent: int
+    without_md5: int
+    findings: tuple[Finding, ...]
+    counts: dict[str, int]
+    affected_studies: int
+    studies: tuple[str, ...] | None
+    complete: bool
+    oldest_unverified: datetime | None
+    rate_mb_per_s: float
+    elapsed_s: float
+    endpoint: db.Endpoint
+
+    @property
+    def has_problems(self) -> bool:
+        """Whether there is a finding that an Orthanc at work does not have."""
+        return any(kind not in NORMAL for kind in self.counts)
+
+
+MAX_FINDINGS = 100_000

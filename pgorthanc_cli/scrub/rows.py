@@ -1,0 +1,200 @@
+"""The index's side of a check: rows of attachments in the order of their UUIDs, and single ones again.
+
+There is no index on `attachedfiles.uuid` (SCHEMA.md 2), so a range of UUIDs costs a scan
+of the table: few large ranges, each in a transaction of minutes, never of hours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pgorthanc_cli import db
+from pgorthanc_cli.constants import LEVELS
+from pgorthanc_cli.errors import PgOrthancError, RevisionError
+from pgorthanc_cli.scrub import model
+from pgorthanc_cli.scrub.model import Row, Settings
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.index import Capabilities
+
+_FETCHED = 5000
+_SAMPLE = 200
+_MANY = 10_000  # looked up together
+
+_COLUMNS = """a.filetype, a.uncompressedsize, a.uncompressedhash,
+    a.compressedsize, a.compressedhash, a.compressiontype"""
+# The size of a large object by seeking to its end reads its last page only.
+_OBJECT_SIZE = """CASE WHEN m.oid IS NOT NULL THEN (
+    SELECT size FROM (
+        SELECT lo_lseek64(fd, 0, 2) AS size, lo_close(fd)
+        FROM (SELECT lo_open(m.oid, 262144) AS fd OFFSET 0) AS opened OFFSET 0) AS measured) END"""
+
+
+class Place(NamedTuple):
+    """The resource of an attachment: its level, its public id, and that of its study."""
+
+    level: str
+    public_id: str
+    study: str | None
+
+
+class Rows:
+    """Reads the rows of one index; its session only reads."""
+
+    def __init__(self, conn: db.Session, capabilities: Capabilities, settings: Settings) -> None:
+        """Take the open session."""
+        self.conn = conn
+        self.settings = settings
+        self._customdata = "NULL::bytea"
+        if capabilities.custom_data:
+            self._customdata = "NULLIF(a.customdata, ''::bytea)"
+        elif capabilities.preserved_custom_data:  # a downgrade has put them aside
+            self._customdata = """(SELECT k.customdata FROM index.pgorthanc_kept_customdata k
+                WHERE k.id = a.id AND k.filetype = a.filetype AND k.uuid = a.uuid)"""
+
+    def total(self) -> tuple[int, int]:
+        """Return the number of attachments, and their stored bytes."""
+        query = "SELECT count(*), COALESCE(sum(compressedsize), 0) FROM index.attachedfiles"
+        ((count, size),) = db.rows(self.conn, query)
+        self.conn.rollback()
+        return int(count), int(size)
+
+    def sample(self) -> list[str]:
+        """Return UUIDs of the newest and the oldest attachments in their usual place."""
+        query = f"""SELECT a.uuid FROM index.attachedfiles a WHERE {self._customdata} IS NULL
+                    ORDER BY a.id %s LIMIT {_SAMPLE}"""  # noqa: S608 - constants
+        uuids = {uuid for order in ("", "DESC") for (uuid,) in db.rows(self.conn, query.replace("%s", order))}
+        self.conn.rollback()
+        return sorted(uuids)
+
+    def require_readable_objects(self) -> int:
+        """Check that there is a table `storagearea` whose objects this role may read; return its rows.
+
+        Raises:
+            RevisionError: There is no such table.
+            PgOrthancError: The role may not read the large objects.
+        """
+        if not db.value(self.conn, "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea')"):
+            raise RevisionError(
+                "there is no storage area in this schema, expected the table storagearea",
+                "name the folder with --storage-dir, if Orthanc stores files",
+            )
+        count: int = db.value(self.conn, "SELECT count(*) FROM index.storagearea")
+        if self.settings.depth != model.EXISTS:
+            hidden = db.row(self.conn, db.statement(__package__, "hidden_objects.sql"))
+            if hidden:
+                role, owner = hidden
+                raise PgOrthancError(
+                    f"role {role} may not read the large objects of the storage area, which belong to {owner}",
+                    f"log in as {owner}, this command only reads; or add --depth exists, which reads tables only",
+                )
+        self.conn.rollback()
+        return count
+
+    # --- in order -----------------------------------------------------------------------
+
+    def between(self, first: str, end: str | None) -> Iterator[Row]:
+        """Yield the rows with first <= UUID < end in byte order, from one snapshot.
+
+        With large objects, also what is in `storagearea` only: a row whose `resource` is 0.
+        """
+        limits = f"%(column)s COLLATE \"C\" >= '{first}'"
+        limits += f" AND %(column)s COLLATE \"C\" < '{end}'" if end else ""
+        instance, join = "NULL", ""
+        if self.settings.depth == model.IDENTITY:
+            instance = "CASE WHEN r.resourcetype = 3 THEN r.publicid END"
+            join = "LEFT JOIN index.resources r ON r.internalid = a.id"
+        if self.settings.storage_dir:
+            query = f"""SELECT a.uuid, a.id, {_COLUMNS}, {self._customdata}, 0, NULL::int, '', {instance}
+                FROM index.attachedfiles a {join} WHERE {limits % {"column": "a.uuid"}}
+                ORDER BY a.uuid COLLATE "C", a.id, a.filetype"""  # noqa: S608 - hexadecimal digits
+        else:
+            size = _OBJECT_SIZE if self.settings.depth != model.EXISTS else "NULL::bigint"
+            # The plugin's type of content, as a column: a full join needs plain equality.
+            content_type = "CASE WHEN filetype BETWEEN 1 AND 3 THEN filetype ELSE 0 END AS content_type"
+            within = limits % {"column": "uuid"}
+            query = f"""SELECT COALESCE(a.uuid, s.uuid), COALESCE(a.id, 0), {_COLUMNS},
+                    {self._customdata}, COALESCE(m.oid, 0)::int8, {size}, '', {instance}
+                FROM (SELECT *, {content_type} FROM index.attachedfiles WHERE {within}) a
+                FULL JOIN (SELECT * FROM index.storagearea WHERE {within}) s
+                    ON s.uuid = a.uuid AND s.type = a.content_type
+                LEFT JOIN pg_largeobject_metadata m ON m.oid = s.content {join}
+                ORDER BY COALESCE(a.uuid, s.uuid) COLLATE "C", a.id, a.filetype"""  # noqa: S608
+        self.conn.autocommit = False
+        with self.conn.cursor("pgorthanc_rows") as cur:
+            cur.itersize = _FETCHED
+            cur.execute(query)
+            while rows := cur.fetchmany(_FETCHED):
+                for row in rows:
+                    yield Row(*row)
+        self.conn.rollback()
+
+    # --- again --------------------------------------------------------------------------
+
+    def current(self, rows: Sequence[Row]) -> dict[tuple[int, int, str], tuple[Row, Place]]:
+        """Return those of these rows that are still there, as they are now, with their resources."""
+        current = {}
+        query = db.statement(__package__, "again.sql").replace("/* customdata */ NULL", self._customdata)
+        for start in range(0, len(rows), _MANY):
+            part = rows[start : start + _MANY]
+            keys = [
+                [row.resource for row in part],
+                [row.file_type for row in part],
+                [row.uuid for row in part],
+            ]
+            for *columns, level, public_id, study in db.rows(self.conn, query, *keys):
+                # The large object stays the same: attachments are immutable.
+                row = Row(*columns)
+                place = Place(LEVELS[level] if level in range(4) else "", public_id, study)
+                current[row.resource, row.file_type, row.uuid] = row, place
+        self.conn.rollback()
+        return current
+
+    def known(self, uuids: Sequence[str]) -> set[str]:
+        """Return which of these UUIDs the index has."""
+        return self._among("SELECT uuid FROM index.attachedfiles WHERE uuid = ANY(%s)", uuids)
+
+    def objects(self, uuids: Sequence[str]) -> set[str]:
+        """Return which of these UUIDs are in the storage area of the database, if there is one."""
+        if not db.value(self.conn, "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea')"):
+            self.conn.rollback()
+            return set()
+        return self._among("SELECT uuid FROM index.storagearea WHERE uuid = ANY(%s)", uuids)
+
+    def _among(self, query: str, values: Sequence[str]) -> set[str]:
+        result = set()
+        for start in range(0, len(values), _MANY):
+            result |= {value for (value,) in db.rows(self.conn, query, list(values[start : start + _MANY]))}
+        self.conn.rollback()
+        return result
+
+    def attachments_of(self, instances: Sequence[str]) -> Mapping[str, str]:
+        """Return the UUIDs of the DICOM files that the index has for these instances."""
+        rows = db.rows(
+            self.conn,
+            """SELECT r.publicid, a.uuid FROM index.resources r
+               JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
+               WHERE r.publicid = ANY(%s) AND r.resourcetype = 3""",
+            list(instances),
+        )
+        self.conn.rollback()
+        return dict(rows)
+
+    def pending_deletions(self) -> set[str]:
+        """Return the paths that the storage plugin will delete later (STORAGE.md A11)."""
+        if not db.value(self.conn, "SELECT to_regclass(quote_ident(index_schema()) || '.queues')"):
+            self.conn.rollback()
+            return set()
+        rows = db.rows(self.conn, "SELECT value FROM index.queues WHERE queueid = 'advst-delayed-deletion'")
+        self.conn.rollback()
+        return {bytes(value).decode("utf-8", "surrogateescape") for (value,) in rows}
+
+    def open_transactions(self) -> set[str]:
+        """Return the open transactions of other sessions in this database.
+
+        From pg_locks, which shows them to every role; pg_stat_activity hides its times.
+        """
+        rows = db.rows(self.conn, db.statement(__package__, "transactions.sql"))
+        self.conn.rollback()
+        return {transaction for (transaction,) in rows}

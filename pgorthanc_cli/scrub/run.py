@@ -1,0 +1,364 @@
+"""The check itself: index and storage part by part, content by workers, then a second look.
+
+Orthanc writes a file before it commits the row, and deletes the row before the file
+(STORAGE.md D5). So a difference seen once proves nothing while Orthanc works; see `second`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pgorthanc_cli import db, index
+from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.progress import Progress, Report, silent
+from pgorthanc_cli.scrub import content, model, places, second
+from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
+from pgorthanc_cli.scrub.rows import Rows
+from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
+from pgorthanc_cli.storage import is_uuid
+from pgorthanc_cli.storage.listing import Listing, Odd, files_below, is_empty, top_level
+from pgorthanc_cli.text import printable
+from pgorthanc_cli.workers import Pool, Stopped, pool
+
+_BATCH_FILES, _BATCH_BYTES = 256, 32 << 20  # given to a worker together
+_SMALL_ARCHIVE = 4_000_000  # attachments; above it a part is a 4096th, not a 256th
+_STRETCH_ROWS, _STRETCH_BYTES = 2_000_000, 50 << 30  # of the first query
+_STRETCH_S = 300.0  # what the transactions of the next queries should last
+_REPORT_S = 0.2
+_SAMPLED_FILES = 200
+
+
+def check(
+    target: db.Target,
+    settings: Settings,
+    *,
+    stop: threading.Event | None = None,
+    report: Report = silent,
+) -> StorageReport:
+    """Compare the attachments of an index with a storage area, in both directions; only reads.
+
+    Args:
+        target: The index.
+        settings: What to check.
+        stop: Ends the check early when set; the report is then not complete.
+        report: Called with the number of checked attachments.
+
+    Raises:
+        RevisionError: There is no index, or no storage area.
+        PgOrthancError: The area cannot be read, is empty, or is that of another index.
+    """
+    stop = stop or threading.Event()
+    call = partial(work, target, settings)
+    # Before anything is opened that a forked process must not share.
+    with (
+        pool(settings.jobs, call, stop, fork=True) as workers,
+        db.session(target, readonly=True) as conn,
+    ):
+        capabilities = index.Capabilities.read(conn)
+        conn.rollback()
+        rows = Rows(conn, capabilities, settings)
+        run = _Run(rows, Reader(target, settings), workers, settings, stop, report)
+        return run.result()
+
+
+@dataclass
+class _Run:
+    """One check and what it has counted so far."""
+
+    rows: Rows
+    reader: Reader
+    workers: Pool[Any]
+    settings: Settings
+    stop: threading.Event
+    report: Report
+    attachments: int = 0
+    total_bytes: int = 0
+    checked: int = 0
+    bytes: int = 0
+    without_md5: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    _started: float = field(default_factory=time.monotonic)
+    _reported: float = 0.0
+    _batch: list[Row] = field(default_factory=list)
+    _batch_bytes: int = 0
+    _pending: deque[tuple[int, int, Future[Any]]] = field(default_factory=deque)
+
+    @property
+    def _reads_content(self) -> bool:
+        return self.settings.depth in (model.HASH, model.IDENTITY)
+
+    def result(self) -> StorageReport:
+        """Check everything and return the report."""
+        self.attachments, self.total_bytes = self.rows.total()
+        self._require_the_right_area()
+        complete, outcome = False, second.Outcome()
+        try:
+            self._pass()
+            outcome = second.look(
+                self.rows, self.reader, self.settings, self.differences, self.stop, self.report
+            )
+            complete = not self.stop.is_set()
+        except Stopped:
+            # What differs may be a file in flight: without a second look only damages of
+            # content are certain, which no other session causes.
+            outcome = second.certain(self.rows, self.settings, self.differences)
+        elapsed_s = time.monotonic() - self._started
+        order = list(model.KINDS)
+        findings = sorted(outcome.findings, key=lambda each: (order.index(each.kind), each.uuid or ""))
+        counts = {kind: outcome.counts[kind] for kind in order if outcome.counts.get(kind)}
+        return StorageReport(
+            area=str(self.settings.storage_dir or "large objects"),
+            depth=self.settings.depth,
+            attachments=self.attachments,
+            bytes=self.bytes,
+            checked=self.checked,
+            skipped_recent=outcome.skipped_recent,
+            without_md5=self.without_md5,
+            findings=tuple(findings),
+            counts=counts,
+            affected_studies=len(outcome.studies),
+            studies=tuple(sorted(outcome.studies)) if self.settings.list_studies else None,
+            complete=complete,
+            oldest_unverified=None,
+            rate_mb_per_s=round(self.bytes / elapsed_s / 1e6, 1) if self._reads_content else 0.0,
+            elapsed_s=round(elapsed_s, 3),
+            endpoint=db.endpoint(self.rows.conn),
+        )
+
+    # --- before -------------------------------------------------------------------------
+
+    def _require_the_right_area(self) -> None:
+        """Refuse an area that is empty, or holds the files of another index.
+
+        Raises:
+            PgOrthancError: It does, or cannot be read.
+        """
+        count = f"the index lists {self.attachments:,} attachments"
+        if self.attachments == 1:
+            count = "the index lists 1 attachment"
+        if self.reader.area is None:
+            stored = self.rows.require_readable_objects()
+            if self.attachments and not stored and not self.settings.force:
+                raise UsageError(
+                    f"the storage area of this database is empty, but {count}",
+                    "name the folder with --storage-dir, if Orthanc stores files; "
+                    "if the large objects are really gone, add --force",
+                )
+            return
+        root = printable(str(self.settings.storage_dir))
+        try:
+            empty = is_empty(self.reader.area)
+        except OSError as error:
+            raise unreadable_area(self.reader.area.root, error) from None
+        if self.settings.force:
+            return
+        sample = [uuid for uuid in self.rows.sample() if is_uuid(uuid)]
+        if empty and sample:
+            raise UsageError(
+                f"{root} is empty, but {count}",
+                "check that it is mounted, or pass the right folder with --storage-dir; "
+                "if the files are really gone, add --force",
+            )
+        if not sample or any(self._exists(uuid) for uuid in sample):
+            return
+        others = [uuid for uuid, _ in zip(files_below(self.reader.area), range(_SAMPLED_FILES), strict=False)]
+        if others and not self.rows.known(others):
+            raise UsageError(
+                f"{root} holds the files of another Orthanc: none of {len(sample)} attachments of this index "
+                f"is in it, and the index knows none of {len(others)} files in it",
+                "pass the right folder with --storage-dir, or the right database; "
+                "if both belong together, add --force",
+            )
+
+    def _exists(self, uuid: str) -> bool:
+        row = Row(uuid, 0, 0, None, None, None, None, None)
+        try:
+            self.reader.stat(row)
+        except OSError:
+            return False
+        return True
+
+    # --- the pass -----------------------------------------------------------------------
+
+    def _pass(self) -> None:
+        """Go through index and area, part by part, in one query for each stretch of parts."""
+        digits = 2 if self.attachments <= _SMALL_ARCHIVE else 3
+        parts = [f"{number:0{digits}x}" for number in range(16**digits)]
+        share = min(
+            1.0,
+            _STRETCH_ROWS / max(self.attachments, 1),
+            _STRETCH_BYTES / max(self.total_bytes, 1) if self._reads_content else 1.0,
+        )
+        length = max(1, int(len(parts) * share))
+        if self.reader.area:
+            self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
+        start = 0
+        while start < len(parts):
+            began = time.monotonic()
+            self._stretch(parts, start, min(start + length, len(parts)))
+            start += length
+            took = max(time.monotonic() - began, 0.001)
+            length = max(1, min(length * 4, int(length * _STRETCH_S / took)))
+        self._flush()
+        while self._pending:
+            self._collect()
+
+    def _stretch(self, parts: Sequence[str], start: int, end: int) -> None:
+        """Compare some parts, whose rows come from one query."""
+        limit = parts[end] if end < len(parts) else None
+        rows = iter(self.rows.between("" if start == 0 else parts[start], limit))
+        if self.reader.area is None:
+            for stored in rows:
+                self._take_object(stored)
+            return
+        row: Row | None = next(rows, None)
+        for number, listing in zip(range(start, end), self._listings(parts[start:end]), strict=True):
+            limit = parts[number + 1] if number + 1 < len(parts) else None
+            previous: Row | None = None
+            while row is not None and (limit is None or row.uuid < limit):
+                self._take_file(row, listing, previous)
+                row, previous = next(rows, None), row
+            self._take_rest(listing)
+
+    def _listings(self, parts: Sequence[str]) -> Iterator[Listing]:
+        """Yield what lies in each part; the workers list a few parts ahead."""
+        ahead: deque[Future[Any]] = deque()
+        waiting = iter(parts)
+        for _ in range(2 * self.settings.jobs):
+            ahead += [self.workers.submit("list_part", digits) for digits in _first(waiting)]
+        while ahead:
+            try:
+                listing: Listing = self.workers.result(ahead.popleft())
+            except OSError as error:
+                assert self.settings.storage_dir  # noqa: S101
+                raise unreadable_area(self.settings.storage_dir, error) from None
+            ahead += [self.workers.submit("list_part", digits) for digits in _first(waiting)]
+            yield listing
+
+    def _take_file(self, row: Row, listing: Listing, previous: Row | None) -> None:
+        """Compare a row with what is in the area."""
+        if previous is not None and previous.uuid == row.uuid:
+            self._note(Difference(model.DUPLICATE_UUID, "", row))
+            return
+        actual = listing.sizes.pop(row.uuid, None)
+        if row.customdata is not None:
+            self._take_elsewhere(row)
+        elif actual is not None:
+            self._take(row if actual < 0 else row._replace(actual_size=actual))
+        elif not is_uuid(row.uuid):
+            self._note(Difference(model.INVALID_UUID, "", row))
+        else:
+            # In the wrong case, or missing, or a link, or its folder cannot be read.
+            self._submit(row)
+
+    def _take_object(self, row: Row) -> None:
+        """Compare a row of the index, of the storage area, or of both."""
+        if not row.resource:
+            kind = model.ORPHAN_OTHER
+            self.differences.append(Difference(kind, "", row, row.uuid))
+        elif row.customdata is not None:
+            self._take_elsewhere(row)
+        elif not row.oid:
+            self._note(Difference(model.MISSING, "", row))
+        else:
+            self._take(row)
+
+    def _take_elsewhere(self, row: Row) -> None:
+        resolved = places.resolve(row, self.settings)
+        if isinstance(resolved, Difference):
+            self._note(resolved)
+        elif self.reader.area is None:
+            self._note(Difference(model.UNREADABLE, "it is a file; name the folder with --storage-dir", row))
+        else:
+            self._submit(resolved)
+
+    def _take(self, row: Row) -> None:
+        """Check a row whose file exists, as deep as asked for."""
+        if self.settings.depth == model.SIZE:
+            found = content.shallow_problem(row, row.actual_size, store_md5=self.settings.store_md5)
+            if found is not None:
+                self._note(Difference(*found, row))
+                return
+        if self._reads_content:
+            self._submit(row)
+        else:
+            self._count(1, row.stored_size or 0)
+
+    def _take_rest(self, listing: Listing) -> None:
+        """Note what no row names."""
+        for uuid in sorted(listing.sizes):
+            path = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+            self.differences.append(Difference(model.ORPHAN_OTHER, "", None, uuid, path))
+        self.differences += [_of_odd(odd) for odd in listing.odd]
+        if self.stop.is_set():
+            raise Stopped
+
+    def _note(self, difference: Difference) -> None:
+        """Note a difference of a row, which counts as checked."""
+        self.differences.append(difference)
+        self._count(1, (difference.row.stored_size if difference.row else 0) or 0)
+
+    # --- content ------------------------------------------------------------------------
+
+    def _submit(self, row: Row) -> None:
+        """Let a worker check a row, together with others."""
+        self._batch.append(row)
+        self._batch_bytes += row.actual_size or row.stored_size or 0
+        if not row.md5:
+            self.without_md5 += 1
+        if len(self._batch) >= _BATCH_FILES or self._batch_bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._batch:
+            size = sum(row.stored_size or 0 for row in self._batch)
+            future = self.workers.submit("check", self._batch)
+            self._pending.append((len(self._batch), size, future))
+            self._batch, self._batch_bytes = [], 0
+        while len(self._pending) > 2 * self.settings.jobs:
+            self._collect()
+
+    def _collect(self) -> None:
+        count, size, future = self._pending.popleft()
+        self.differences += self.workers.result(future)
+        self._count(count, size)
+
+    def _count(self, rows: int, size: int) -> None:
+        self.checked += rows
+        self.bytes += size
+        if self.checked & 0xFF and rows == 1:
+            return
+        now = time.monotonic()
+        if now - self._reported > _REPORT_S:
+            self._reported = now
+            self.report(
+                Progress("", f"verifying, depth {self.settings.depth}", self.checked, self.attachments)
+            )
+            if self.stop.is_set():
+                raise Stopped
+
+
+def _first(items: Iterator[str]) -> list[str]:
+    item = next(items, None)
+    return [] if item is None else [item]
+
+
+def _of_odd(odd: Odd) -> Difference:
+    """Return what an unusual entry of the area may become."""
+    name = odd.path.rpartition("/")[2]
+    kind = {
+        "name": model.FOREIGN_FILE,
+        "not-a-file": model.FOREIGN_FILE,
+        "misplaced": model.ORPHAN_OTHER,
+        "temporary": model.IMPORT_LEFTOVER,
+        "symlink": model.SYMLINK,
+        "unreadable": model.UNREADABLE,
+    }[odd.kind]
+    return Difference(kind, odd.detail, None, name if is_uuid(name) else "", odd.path)

@@ -1,0 +1,266 @@
+"""What worker processes do: list a part of the area, or check the content of some rows."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pgorthanc_cli import db, files
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.scrub import content, model
+from pgorthanc_cli.scrub.model import Difference, Row, Settings
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, listing
+from pgorthanc_cli.workers import checkpoint
+
+if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
+
+WHOLE_BYTES = 16 << 20  # a larger object is read piece by piece
+_GONE = (errno.ENOENT, errno.ENOTDIR)
+# COPY BINARY: signature, flags, extension; then tuples of 2-byte counts and 4-byte lengths.
+_COPY_HEADER = 19
+
+
+class Reader:
+    """Reads stored bytes: from files, or from large objects on a connection of its own."""
+
+    def __init__(self, target: db.Target, settings: Settings) -> None:
+        """Open nothing yet."""
+        self.target = target
+        self.settings = settings
+        self.area = FilesystemArea(settings.storage_dir) if settings.storage_dir else None
+        self._conn: Connection | None = None
+
+    @property
+    def conn(self) -> Connection:
+        """The connection; each batch is read in one transaction."""
+        if self._conn is None or self._conn.closed:
+            self._conn = db.connect(self.target, readonly=True)
+        return self._conn
+
+    def list_part(self, digits: str) -> listing.Listing:
+        """List a part of the filesystem area."""
+        assert self.area  # noqa: S101 - large objects are listed by the index's own query
+        sizes = self.settings.depth != model.EXISTS
+        return listing.list_part(self.area, digits, sizes=sizes)
+
+    def check(self, rows: Sequence[Row]) -> list[Difference]:
+        """Return what differs between rows and their content, as far as the depth goes."""
+        if self.area:
+            checked = (self._check_file(row) for row in rows)
+            return [difference for difference in checked if difference]
+        return self._check_objects(rows)
+
+    # --- files ------------------------------------------------------------------------
+
+    def _check_file(self, row: Row) -> Difference | None:
+        checkpoint()
+        try:
+            with self._rights():
+                descriptor = self._open(row)
+        except OSError as error:
+            return _unopened(row, error)
+        try:
+            if self.settings.depth == model.EXISTS:
+                return None
+            if self.settings.depth == model.SIZE:
+                actual = os.fstat(descriptor).st_size
+                found = content.shallow_problem(row, actual, store_md5=self.settings.store_md5)
+                return Difference(*found, row) if found else None
+            return self._compare(row, lambda: _chunks(descriptor))
+        except OSError as error:
+            return Difference(model.UNREADABLE, error.strerror or str(error), row)
+        finally:
+            os.close(descriptor)
+
+    def _rights(self) -> files.OwnerRights:
+        assert self.area  # noqa: S101
+        return self.area.rights
+
+    def _open(self, row: Row) -> int:
+        """Open the file of a row; never follow a link in its place, nor wait for a pipe."""
+        assert self.area  # noqa: S101
+        if row.path:
+            return files.open_regular(row.path, os.O_NOFOLLOW)
+        uuid = row.uuid
+        return files.open_regular(
+            f"{uuid[:2]}/{uuid[2:4]}/{uuid}", os.O_NOFOLLOW, folder=self.area.descriptor
+        )
+
+    def instance_in(self, path: str) -> str:
+        """Return the instance in a file of the area, empty if it is not a DICOM file.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        assert self.area  # noqa: S101
+        with self._rights():
+            descriptor = files.open_regular(path, os.O_NOFOLLOW, folder=self.area.descriptor)
+        try:
+            return self._identify(lambda: _chunks(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def stat(self, row: Row) -> None:
+        """Raise OSError if there is nothing in the usual place of a row."""
+        assert self.area  # noqa: S101
+        with self._rights():
+            path = f"{row.uuid[:2]}/{row.uuid[2:4]}/{row.uuid}"
+            os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False)
+
+    def changed(self, path: str) -> float | None:
+        """Return when a file of the area has last changed, None if it is gone."""
+        assert self.area  # noqa: S101
+        with self._rights():
+            try:
+                return os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False).st_ctime
+            except OSError as error:
+                return None if error.errno in _GONE else 0.0
+
+    # --- large objects ------------------------------------------------------------------
+
+    def _check_objects(self, rows: Sequence[Row]) -> list[Difference]:
+        small = [row for row in rows if (row.actual_size or 0) <= WHOLE_BYTES]
+        differences: list[Difference] = []
+        with db.translate_errors(self.conn, self.target.schema):
+            contents = self._contents([row.oid for row in small]) if small else {}
+            for row in rows:
+                checkpoint()
+                found: Difference | None
+                if (row.actual_size or 0) > WHOLE_BYTES:
+                    found = self._compare(row, partial(self._pieces, row.oid))
+                elif row.oid in contents:
+                    found = self._compare(row, partial(iter, [contents[row.oid]]))
+                else:
+                    found = Difference(model.MISSING, "the large object is gone", row)
+                differences += [found] if found else []
+            self.conn.rollback()
+        return differences
+
+    def _contents(self, oids: Sequence[int]) -> dict[int, bytes]:
+        """Return large objects in one statement, which is several times faster than one by one."""
+        numbers = ",".join(map(str, oids))
+        query = f"""COPY (SELECT oid::int8, lo_get(oid) FROM pg_largeobject_metadata
+                          WHERE oid IN ({numbers})) TO STDOUT (FORMAT binary)"""  # noqa: S608
+        stream = _CopyStream()
+        self.conn.begin()  # type: ignore[attr-defined]
+        with self.conn.cursor() as cur:
+            cur.copy_expert(query, stream)
+        return stream.contents()
+
+    def _pieces(self, oid: int) -> Iterator[bytes]:
+        offset = 0
+        while piece := db.value(self.conn, "SELECT lo_get(%s::oid, %s, %s)", oid, offset, CHUNK_BYTES * 4):
+            checkpoint()
+            yield bytes(piece)
+            offset += len(piece)
+
+    def object_instance(self, oid: int) -> str:
+        """Return the instance in a large object, empty if it is not a DICOM file."""
+        with db.translate_errors(self.conn, self.target.schema):
+            instance = self._identify(lambda: self._pieces(oid))
+            self.conn.rollback()
+        return instance
+
+    # --- both ---------------------------------------------------------------------------
+
+    def _compare(self, row: Row, chunks: content.Chunks) -> Difference | None:
+        if found := content.row_problem(row, store_md5=self.settings.store_md5):
+            return Difference(*found, row)
+        compressed = row.compression == content.ZLIB
+        actual = content.digest(chunks(), compressed=compressed)
+        difference = content.judge(row, actual)
+        if difference is None and self.settings.depth != model.IDENTITY:
+            return None
+        is_dicom = row.instance and row.file_type in content.DICOM_TYPES
+        damages = (model.TRUNCATED, model.TOO_LONG, model.ALTERED)
+        if is_dicom and (difference is None or difference[0] in damages):
+            instance = self._identify(chunks)
+            if instance and instance != row.instance:
+                return Difference(
+                    model.WRONG_INSTANCE, f"it holds instance {instance}", row, instance=instance
+                )
+            if not instance and difference is None:
+                return Difference(model.WRONG_INSTANCE, "it is not a DICOM file that Orthanc stores", row)
+        return Difference(*difference, row) if difference else None
+
+    def _identify(self, chunks: content.Chunks) -> str:
+        profile = self.settings.profile
+        return content.instance_of(chunks(), profile) or content.instance_of(
+            chunks(), profile, compressed=True
+        )
+
+
+def _unopened(row: Row, error: OSError) -> Difference:
+    if error.errno in _GONE:
+        return Difference(model.MISSING, "", row)
+    if isinstance(error, files.NotRegularFile):
+        return Difference(model.MISSING, f"{error.strerror} is in its place", row)
+    if error.errno == errno.ELOOP:
+        return Difference(model.SYMLINK, "", row)
+    return Difference(model.UNREADABLE, error.strerror or str(error), row)
+
+
+def _chunks(descriptor: int) -> Iterator[bytes]:
+    """Yield the content of a file, from its beginning."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while chunk := os.read(descriptor, CHUNK_BYTES):
+        checkpoint()
+        yield chunk
+
+
+class _CopyStream:
+    """Collects what COPY BINARY of (oid, content) sends."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        """Take the next bytes."""
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def contents(self) -> dict[int, bytes]:
+        """Return the contents by oid."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        position = _COPY_HEADER
+        contents: dict[int, bytes] = {}
+        while True:
+            (fields,) = struct.unpack_from(">h", data, position)
+            if fields != 2:
+                return contents
+            (oid,) = struct.unpack_from(">q", data, position + 6)
+            (length,) = struct.unpack_from(">i", data, position + 14)
+            start = position + 18
+            contents[oid] = data[start : start + max(length, 0)]
+            position = start + max(length, 0)
+
+
+_reader: Reader | None = None
+
+
+def work(target: db.Target, settings: Settings, task: str, argument: Any) -> Any:
+    """Run a method of this process's reader: `list_part` or `check`."""
+    global _reader
+    if _reader is None or (_reader.target, _reader.settings) != (target, settings):
+        _reader = Reader(target, settings)
+    return getattr(_reader, task)(argument)
+
+
+def unreadable_area(root: Path, error: OSError) -> PgOrthancError:
+    """Return the error for a storage folder that cannot be read at all."""
+    if isinstance(error, FileNotFoundError):
+        return PgOrthancError(
+            f"the storage folder {root} does not exist",
+            "check that it is mounted, or name the right folder with --storage-dir",
+        )
+    return PgOrthancError(
+        f"the storage folder {root} cannot be read: {error.strerror or error}",
+        "run it as the owner of the folder, usually the user of Orthanc",
+    )

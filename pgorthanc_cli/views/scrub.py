@@ -1,0 +1,149 @@
+"""The page of `verify storage`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pgorthanc_cli.scrub import Finding, StorageReport
+from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL
+from pgorthanc_cli.text import duration, plural, printable, size
+from pgorthanc_cli.views.page import Block, Note, Page, Status, Table
+
+LISTED = 20  # findings of a kind that are shown one by one
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What to run next.
+
+    Attributes:
+        again: The same command.
+        studies: The same command that also lists the affected studies.
+    """
+
+    again: str = ""
+    studies: str = ""
+
+
+def page(report: StorageReport, commands: Commands, *, verbose: bool = False) -> Page:
+    """Return the page of a check; `verbose` lists each finding."""
+    blocks: list[Block] = list(_counts(report, verbose=verbose))
+    if report.studies:
+        blocks.append(Table(tuple((study,) for study in report.studies), ("affected studies",)))
+    blocks += _remarks(report)
+    return Page(
+        _headline(report), _where(report), tuple(blocks), tuple(_steps(report, commands)), _status(report)
+    )
+
+
+def _status(report: StorageReport) -> Status:
+    if any(kind not in HARMLESS for kind in report.counts):
+        return "problem"
+    if report.has_problems or not report.complete:
+        return "warning"
+    return "ok"
+
+
+def _headline(report: StorageReport) -> str:
+    damaged = _sum(report, harmless=False)
+    orphans = _sum(report, harmless=True)
+    of = f"{report.checked:,} of {report.attachments:,}" if not report.complete else f"{report.attachments:,}"
+    noun = "attachment" if report.attachments == 1 else "attachments"
+    if damaged:
+        text = f"{damaged:,} of {report.attachments:,} {noun} {'is' if damaged == 1 else 'are'} damaged"
+        if not report.complete:
+            text = f"{plural(damaged, 'problem')} found in {of} {noun}"
+        elif report.affected_studies:
+            text += f", in {plural(report.affected_studies, 'study', 'studies')}"
+        text += "."
+    elif report.complete and not report.attachments:
+        text = "The index has no attachments."
+    elif report.complete and not report.without_md5:
+        text = f"{'All ' if report.attachments > 1 else ''}{of} {noun} {_intact(report)}."
+    else:
+        text = f"No damage found in {of} {noun}."
+    if orphans:
+        text += f" {plural(orphans, 'orphan')}."
+    return text if report.complete else f"Interrupted: {text[:1].lower()}{text[1:]}"
+
+
+def _intact(report: StorageReport) -> str:
+    verb = "is" if report.attachments == 1 else "are"
+    return {
+        "exists": f"{verb} in the storage area",
+        "size": f"{'has' if verb == 'is' else 'have'} the right size",
+    }.get(report.depth, f"{verb} intact")
+
+
+def _sum(report: StorageReport, *, harmless: bool) -> int:
+    return sum(
+        count
+        for kind, count in report.counts.items()
+        if (kind in HARMLESS) is harmless and kind not in NORMAL
+    )
+
+
+def _where(report: StorageReport) -> tuple[str, ...]:
+    endpoint = report.endpoint
+    parts = [str(endpoint), printable(report.area), f"depth {report.depth}", duration(report.elapsed_s)]
+    if report.rate_mb_per_s:
+        parts.append(f"{size(report.rate_mb_per_s * 1e6)}/s")
+    return tuple(parts)
+
+
+def _counts(report: StorageReport, *, verbose: bool) -> Iterator[Note]:
+    """Yield a finding for each kind, and how many attachments are intact."""
+    for kind, count in report.counts.items():
+        status: Status = "problem" if kind not in HARMLESS else "" if kind in NORMAL else "warning"
+        findings = [each for each in report.findings if each.kind == kind]
+        details = [_line(each, report.area) for each in (findings if verbose else findings[:LISTED])]
+        if count > len(details):
+            details.append(f"and {count - len(details):,} more (-v or --json lists them)")
+        yield Note(f"{count:,} {kind}: {KINDS[kind]}", status, tuple(details))
+    damaged = _sum(report, harmless=False)
+    if report.counts and report.checked > damaged:
+        yield Note(f"{plural(report.checked - damaged, 'attachment')} {_rest(report)}", "ok")
+
+
+def _line(finding: Finding, area: str) -> str:
+    """Return file (relative to the area), resource and detail of a finding."""
+    path = (finding.path or finding.uuid or "").removeprefix(f"{area}/")
+    parts = [printable(path)]
+    if finding.public_id:
+        parts.append(f"{finding.level} {finding.public_id}")
+    if finding.detail != KINDS[finding.kind]:
+        parts.append(printable(finding.detail))
+    return " · ".join(part for part in parts if part)
+
+
+def _rest(report: StorageReport) -> str:
+    return {"exists": "in the storage area", "size": "of the right size"}.get(report.depth, "intact")
+
+
+def _remarks(report: StorageReport) -> Iterator[Note]:
+    if report.skipped_recent:
+        yield Note(
+            f"{plural(report.skipped_recent, 'file')} without a row may still get one: a transaction is open",
+            "unknown",
+            ("Neither a finding nor an orphan yet; the next run decides.",),
+        )
+    if report.without_md5:
+        yield Note(
+            f"{plural(report.without_md5, 'attachment')} could be compared by size only",
+            "unknown",
+            ("The index has no MD5 of them: StoreMD5ForAttachments is or was false.",),
+        )
+    left_out = sum(report.counts.values()) - len(report.findings)
+    if left_out:
+        yield Note(f"{plural(left_out, 'finding')} of these are counted, but not listed.")
+
+
+def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
+    if not report.complete and commands.again:
+        yield Note("Next, check everything:", paste=commands.again)
+    elif report.affected_studies and report.studies is None and commands.studies:
+        yield Note(
+            "Next, list the affected studies, to send them again from the modality or PACS:",
+            paste=commands.studies,
+        )
