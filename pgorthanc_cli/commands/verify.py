@@ -16,7 +16,7 @@ from pgorthanc_cli.progress import Progress
 
 @commands.group("verify")
 def command() -> None:
-    """Check an index, and the stored files; only --apply changes anything.
+    """Check an index and its files; only --apply changes anything.
 
     \b
     Examples:
@@ -118,9 +118,7 @@ command.add_command(schema)
     type=click.Choice(["studies"]),
     help="Also list the studies that have a damaged attachment.",
 )
-@click.option(
-    "--force", is_flag=True, help="Check even an empty folder, or one that seems to be another Orthanc's."
-)
+@click.option("--force", is_flag=True, help="Check even an empty folder, or that of another Orthanc.")
 def storage(call: Call, *, listed: str | None, **options: Any) -> None:
     """Check that index and stored files fit together.
 
