@@ -130,7 +130,7 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
     Examples:
       pgorthanc verify storage --config /etc/orthanc
       pgorthanc verify storage --config /etc/orthanc --depth size
-      pgorthanc verify storage --host db1 --storage-dir /srv/orthanc --depth identity
+      pgorthanc verify storage --host db1 --storage-dir /srv/dicom --depth identity
       pgorthanc verify storage --config /etc/orthanc --list studies
 
     Exit codes: 0 no findings; 6 findings; 130 interrupted.

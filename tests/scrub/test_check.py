@@ -25,7 +25,7 @@ from pgorthanc_cli.progress import Progress
 from tests.support import samples
 from tests.support.areas import orphan
 from tests.support.importing import run as import_files
-from tests.support.schemas import as_role, rows
+from tests.support.schemas import REVISIONS, as_role, init, rows
 from tests.support.schemas import run as execute
 
 
@@ -102,6 +102,15 @@ def test_a_database_without_a_storage_area(fresh: db.Target) -> None:
 def test_no_index(empty: db.Target, tmp_path: Path) -> None:
     with pytest.raises(RevisionError, match="no Orthanc index"):
         check(empty, tmp_path)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_revision(empty: db.Target, tmp_path: Path, revision: int) -> None:
+    init(empty, revision=revision)
+    import_files(empty, samples.folder(tmp_path / "in", 3), tmp_path / "area")
+    path_of(tmp_path / "area", uuids_of(empty)[0]).unlink()
+    for depth in ("size", "identity"):
+        assert check(empty, tmp_path / "area", depth=depth).counts == {"missing": 1}
 
 
 # --- roles ----------------------------------------------------------------------------------
