@@ -99,6 +99,13 @@ def moment(time: datetime, now: datetime) -> str:
     return f"{shown[:16]} {shown[16:]}"
 
 
+def moment_with_offset(time: datetime) -> str:
+    """Return `22:10 +01:00` of today, else `2026-11-25 22:10 +01:00`, for messages that are kept."""
+    shown = moment(time, datetime.now(time.tzinfo))
+    offset = time.isoformat(timespec="minutes")[16:]
+    return shown if shown.endswith(offset) else f"{shown} {offset}"
+
+
 def age(time: datetime, now: datetime) -> str:
     """Return `2 min ago (22:10)`; for a clock that is ahead, only the time."""
     seconds = (now - time).total_seconds()

@@ -9,6 +9,7 @@ from pgorthanc_cli.db.advisory import (
     LOCK_TRANSITION,
     LockHolder,
     advisory_lock,
+    held_error,
     lock_holders,
 )
 from pgorthanc_cli.db.connect_errors import MissingDatabase, PasswordRequired
@@ -50,7 +51,7 @@ __all__ = [
     "SAFE_SEARCH_PATH", "SECRETS", "Endpoint", "LockHolder", "MissingDatabase", "PasswordRequired",
     "Session", "Target", "advisory_lock", "allow_writes", "backend_pid", "check_schema",
     "check_writable", "connect", "connect_async", "described_rows",
-    "effective_parameters", "endpoint", "error_hint", "lock_holders", "parse_dsn", "primary_message",
+    "effective_parameters", "endpoint", "error_hint", "held_error", "lock_holders", "parse_dsn", "primary_message",
     "quote_ident", "replication_session", "row", "rows", "session", "statement",
     "translate_errors", "trusted_rows", "value", "wait_for_answer",
 ]  # fmt: skip

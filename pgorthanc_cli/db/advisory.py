@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
+from pgorthanc_cli.db.endpoint import endpoint
 from pgorthanc_cli.db.safe_session import first_row_alone, rows
 from pgorthanc_cli.errors import InUseError
+from pgorthanc_cli.text import moment_with_offset
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -45,12 +47,21 @@ class LockHolder:
     since: datetime | None
     state: str | None
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a command of this tool."""
+        return self.lock == LOCK_TRANSITION or (self.application or "").startswith("pgorthanc")
+
     def __str__(self) -> str:
-        since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
-        return (
-            f"pid {self.pid}, application {self.application or 'without a name'}, "
-            f"role {self.role or 'hidden'}, address {self.address or 'local'}{since}"
-        )
+        """`the Orthanc at 10.0.0.5 (pid 9890) holds the index lock, connected since 22:12 +01:00`."""
+        facts, who = f"pid {self.pid}", "the Orthanc"
+        if self.is_ours:
+            who = f"the command {self.application}" if self.application else "a command of pgorthanc"
+        elif self.application:
+            facts += f", application {self.application}"
+        address = self.address or ("the local socket" if self.since else "an address that is hidden")
+        since = f", connected since {moment_with_offset(self.since)}" if self.since else ""
+        return f"{who} at {address} ({facts}) holds the {LOCK_NAMES[self.lock]} lock{since}"
 
 
 def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
@@ -65,12 +76,32 @@ def lock_holders(conn: Connection, *locks: int) -> list[LockHolder]:
     return [LockHolder(*row) for row in rows(conn, query, list(locks or LOCK_NAMES))]
 
 
+def held_error(conn: Connection, holders: Sequence[LockHolder], otherwise: str = "") -> InUseError:
+    """Return the error that names the holders of locks, and whether to stop them or to wait.
+
+    `otherwise` is what else can be done while an Orthanc is running, for the hint.
+    """
+    names = "; ".join(map(str, holders)) or "the session that held a lock of Orthanc has just ended"
+    hint = "run the same command again"
+    if any(holder.is_ours for holder in holders):
+        hint = f"wait until that command has finished, then {hint}"
+    elif holders:
+        hint = f"stop that Orthanc, then {hint}{otherwise and f', or {otherwise}'}"
+    return InUseError(f"{endpoint(conn)} is in use: {names}", hint)
+
+
 @contextmanager
-def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterator[None]:
+def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0, otherwise: str = "") -> Iterator[None]:
     """Hold one of Orthanc's advisory locks for a block; tried every 0.5 s, as Orthanc does.
 
     The lock is taken and released in transactions of its own: an open transaction is committed first, and what
     the block leaves uncommitted is rolled back.
+
+    Args:
+        conn: A connection.
+        lock: Its number.
+        wait_s: How long to try.
+        otherwise: What else the user can do while an Orthanc is running, for the hint.
 
     Raises:
         InUseError: Another session still holds it after `wait_s` seconds; the message names it.
@@ -79,12 +110,9 @@ def advisory_lock(conn: Connection, lock: int, *, wait_s: float = 5.0) -> Iterat
     deadline = time.monotonic() + wait_s
     while not first_row_alone(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s::bigint)", lock)[0]:
         if time.monotonic() >= deadline:
-            holders = "; ".join(map(str, lock_holders(conn, lock))) or "a session that has just ended"
+            error = held_error(conn, lock_holders(conn, lock), otherwise)
             conn.rollback()
-            raise InUseError(
-                f"Orthanc's {LOCK_NAMES[lock]} lock ({lock}) is held by {holders}",
-                "stop that Orthanc, or wait until its work is done; then run the same command again",
-            )
+            raise error
         time.sleep(0.5)
     try:
         yield

@@ -164,7 +164,9 @@ def read_file(data: Buffer, tags: Container[int], dialect: Dialect = NEWEST) -> 
     except Refused:
         if start:
             raise
-        raise Refused("not a DICOM file: no DICM at byte 128, and no data set at byte 0") from None
+        raise Refused(
+            "not a DICOM file: it begins neither with a DICOM header nor with DICOM elements"
+        ) from None
 
 
 # --- file meta information --------------------------------------------------------------
@@ -236,7 +238,7 @@ def _dcmtk_file_meta(data: Buffer, start: int, dialect: Dialect) -> tuple[bytes 
         if is_first and header[0] == GROUP_LENGTH:
             stop = _meta_end(data, elements[GROUP_LENGTH], pos)
     if pos == start == len(data):
-        raise Refused("there is nothing behind the preamble")
+        raise Refused("the file ends after its DICOM header")
     uid = elements.get(TRANSFER_SYNTAX_UID)
     if uid is None or uid.vr != "UI" or not uid.length:
         return None, pos
@@ -247,7 +249,7 @@ def _meta_end(data: Buffer, group_length: Element, pos: int) -> int | None:
     """Return the end of the group by its group length, None if that is empty."""
     length = group_length.length + group_length.length % 2
     if group_length.vr != "UL" or length == 2:
-        raise Refused("the file meta information has a group length that is no number")
+        raise Refused("the file meta information has a group length that is not a number")
     if not length:
         return None
     value = bytes(data[group_length.start : group_length.start + min(group_length.length, 4)])

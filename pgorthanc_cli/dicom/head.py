@@ -66,7 +66,7 @@ def reject_reason(
     """
     has_prefix = read(128, 4) == b"DICM"
     pos, identifiers = 132 if has_prefix else 0, 0
-    not_dicom = "not a DICOM file: no DICM at byte 128, and no data set at byte 0"
+    not_dicom = "not a DICOM file: it begins neither with a DICOM header nor with DICOM elements"
     for _ in range(_MAX_ELEMENTS):
         window = read(pos, 12)
         if len(window) < 12 or (available is not None and pos + 12 > available):

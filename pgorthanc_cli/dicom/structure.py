@@ -384,7 +384,7 @@ class Walker:
         group, element, length = TAG_LENGTH["<"](self.data, pos)
         tag = group << 16 | element
         if group == 0xFFFE and tag in _MISPLACED:
-            raise Refused(f"misplaced ({format_tag(tag)}) at byte {pos}")
+            raise Refused(f"the element ({format_tag(tag)}) at byte {pos} is out of place")
         return tag, vr_of(tag), pos + 8, length
 
     def _explicit_big_endian(self, pos: int) -> Header:
@@ -397,7 +397,7 @@ class Walker:
         tag = group << 16 | element
         if group == 0xFFFE:
             if tag in _MISPLACED:
-                raise Refused(f"misplaced ({format_tag(tag)}) at byte {pos}")
+                raise Refused(f"the element ({format_tag(tag)}) at byte {pos} is out of place")
             if tag == ITEM_END:
                 return tag, "", pos + 8, LENGTH[order](self.data, pos + 4)[0]
         vr, is_long = _VRS.get(letters) or _unknown_vr(letters, pos, any_vr=self.dialect.old)

@@ -37,6 +37,7 @@ BATCH_BYTES = 16 << 20
 _OBJECT_BATCH_BYTES = 8 << 20
 # A batch that has waited longer for more files goes without them.
 BATCH_S = 1.0
+_WHILE_RUNNING = "import while it is running, with --concurrent"
 
 
 def import_sources(
@@ -83,7 +84,7 @@ def import_sources(
         connected(db.endpoint(conn))
         if not (settings.concurrent or settings.dry_run):
             # The lock that Orthanc itself takes: it cannot start while the import runs.
-            stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0))
+            stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0, otherwise=_WHILE_RUNNING))
             report(Batch(warnings=_require_no_orthanc(conn, target.schema)))
         writer = index.Writer(conn, settings.overwrite)
         _check_index(conn, writer, settings)
@@ -114,9 +115,7 @@ def import_sources(
 def _require_no_orthanc(conn: Connection, schema: str) -> tuple[str, ...]:
     """Refuse to import while an Orthanc without a lock is running; return warnings."""
     with conn:
-        return locks.require_no_orthanc(
-            conn, schema, otherwise="or import while it is running, with --concurrent"
-        )
+        return locks.require_no_orthanc(conn, schema, otherwise=f"or {_WHILE_RUNNING}")
 
 
 def _check_index(conn: Connection, writer: index.Writer, settings: Settings) -> None:

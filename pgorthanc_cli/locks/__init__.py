@@ -1,6 +1,6 @@
 """Who uses a database: sessions, Orthanc's advisory locks, and Orthancs that hold none. No lock is ever tried."""
 
-from pgorthanc_cli.locks.idle import require_idle, require_no_orthanc
+from pgorthanc_cli.locks.idle import owners, require_idle, require_no_orthanc
 from pgorthanc_cli.locks.orthancs import Orthanc
 from pgorthanc_cli.locks.sessions import (
     Session,
@@ -24,6 +24,7 @@ __all__ = [
     "client_sessions",
     "inspect",
     "other_sessions",
+    "owners",
     "pooled_sessions",
     "require_idle",
     "require_no_orthanc",

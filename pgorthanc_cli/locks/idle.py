@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import InUseError
-from pgorthanc_cli.locks.sessions import observe
+from pgorthanc_cli.locks.orthancs import group_sessions
+from pgorthanc_cli.locks.sessions import Session, observe
 from pgorthanc_cli.locks.usage import hidden_sessions, inspect
+from pgorthanc_cli.text import moment_with_offset
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -36,11 +39,11 @@ def require_no_orthanc(conn: Connection, schema: str, *, otherwise: str = "") ->
     usage = inspect(conn, schema)
     instead = f"; {otherwise}" if otherwise else ""
     if usage.orthancs:
-        users = [f"{_described(orthanc)} is using database {usage.database}" for orthanc in usage.orthancs]
-        raise InUseError("; ".join(users), _hint(usage.orthancs) + instead)
+        users = "; ".join(map(_described, usage.orthancs))
+        raise InUseError(f"{usage.endpoint} is in use: {users}", _hint(usage.orthancs) + instead)
     if usage.housekeeping:
         raise InUseError(
-            f"an Orthanc is using database {usage.database}: the housekeeping of its index goes on, "
+            f"{usage.endpoint} is in use: an Orthanc does the housekeeping of its index, "
             "and this role may not see which session does it",
             f"{_STOP}{instead}; to see it, as a superuser: pgorthanc check-lock",
         )
@@ -56,17 +59,30 @@ def require_idle(conn: Connection, schema: str) -> None:
     """
     holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE)
     if holders:
-        raise InUseError(f"an Orthanc works on this database: {'; '.join(map(str, holders))}", _STOP)
+        raise db.held_error(conn, holders)
     require_no_orthanc(conn, schema)
+
+
+def owners(conn: Connection, sessions: Sequence[Session]) -> tuple[list[str], list[str]]:
+    """Return whose sessions these are, for messages: the Orthancs, and the sessions of other programs."""
+    pids = {session.pid for session in sessions}
+    groups = group_sessions([session for session in observe(conn) if session.pid in pids], None)
+    certain = [group for group in groups if group.orthanc.certain]
+    members = {member.pid for group in certain for member in group.members}
+    others = [str(session) for session in sessions if session.pid not in members]
+    return [_described(group.orthanc) for group in certain], others
 
 
 def _described(orthanc: Orthanc) -> str:
     """Return the Orthanc, and why it is taken for one."""
-    lock = "with its lock" if orthanc.locked else "without a lock"
-    name = orthanc.named
+    since = f", connected since {moment_with_offset(orthanc.since)}" if orthanc.since else ""
+    if orthanc.locks:
+        names = " and ".join(db.LOCK_NAMES[lock] for lock in orthanc.locks)
+        return f"{orthanc.named} holds the {names} lock{'s' if len(orthanc.locks) > 1 else ''}{since}"
+    why = ", ".join(orthanc.evidence)
     if not orthanc.certain:
-        name = f"what looks like {name.replace('the', 'an', 1)}"
-    return f"{name}, {lock} ({', '.join(orthanc.evidence)}),"
+        return f"what looks like {orthanc.named.replace('the', 'an', 1)} is connected without a lock ({why}{since})"
+    return f"{orthanc.named} is connected without a lock ({why}{since})"
 
 
 def _hint(orthancs: tuple[Orthanc, ...]) -> str:

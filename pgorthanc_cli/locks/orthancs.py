@@ -38,6 +38,7 @@ class Orthanc:
         plugin: The releases of the plugin that fit, such as `6.0 to 9.0`.
         reasons: Why these releases.
         evidence: Why it is an Orthanc.
+        locks: The advisory locks that it holds: 42, 43, 44.
     """
 
     pid: int
@@ -51,6 +52,7 @@ class Orthanc:
     plugin: str
     reasons: tuple[str, ...]
     evidence: tuple[str, ...]
+    locks: tuple[int, ...] = ()
 
     @property
     def named(self) -> str:
@@ -222,6 +224,7 @@ def _orthanc(members: Sequence[Observed], layout: catalog.Layout | None, houseke
         plugin=plugin,
         reasons=reasons,
         evidence=evidence,
+        locks=tuple(key for key in _LOCKS if any(key in member.locks for member in members)),
     )
 
 

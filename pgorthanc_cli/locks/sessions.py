@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import db
+from pgorthanc_cli.text import moment_with_offset
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -61,12 +62,17 @@ class Session:
 
     def __str__(self) -> str:
         """Return one line for messages."""
-        since = f" since {self.since:%Y-%m-%d %H:%M:%S}" if self.since else ""
-        state = f", {self.state}" if self.state else ""
-        return (
-            f"pid {self.pid}, application {self.application or 'without a name'}, "
-            f"role {self.role or 'hidden'}, address {self.address or 'local'}{since}{state}"
-        )
+        facts = [f"pid {self.pid}"]
+        if self.application:
+            facts.append(f"application {self.application}")
+        if self.role:
+            facts.append(f"role {self.role}")
+        facts.append(f"address {self.address or ('local socket' if self.since else 'hidden')}")
+        if self.state:
+            facts.append(self.state)
+        if self.since:
+            facts.append(f"connected since {moment_with_offset(self.since)}")
+        return ", ".join(facts)
 
 
 @dataclass(frozen=True)

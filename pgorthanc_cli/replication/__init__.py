@@ -13,6 +13,7 @@ from pgorthanc_cli.replication.plan import PlanItem, PrimaryPlan, Requirements, 
 from pgorthanc_cli.replication.primary import Prepared, prepare
 from pgorthanc_cli.replication.promote import Promoted, promote
 from pgorthanc_cli.replication.rejoin import Rejoined, rejoin
+from pgorthanc_cli.replication.split_brain import Branch, Split
 from pgorthanc_cli.replication.standby import Standby, StandbyOptions, create
 from pgorthanc_cli.replication.state import (
     Follower,
@@ -26,9 +27,9 @@ from pgorthanc_cli.replication.state import (
 from pgorthanc_cli.replication.upstream import ROLE, SLOT
 
 __all__ = [
-    "FORMS", "ROLE", "SLOT", "Candidate", "Fence", "Follower", "Limits", "NotProved",
+    "FORMS", "ROLE", "SLOT", "Branch", "Candidate", "Fence", "Follower", "Limits", "NotProved",
     "PlanItem", "Prepared", "PrimaryPlan", "Problem", "Promoted", "Rejoined",
-    "ReplicationStatus", "Requirements", "ServerState", "Slot", "Standby", "StandbyOptions",
+    "ReplicationStatus", "Requirements", "ServerState", "Slot", "Split", "Standby", "StandbyOptions",
     "by_folder", "by_sql", "create", "hosts", "instructions", "plan", "prepare", "promote",
     "rejoin", "status",
 ]  # fmt: skip

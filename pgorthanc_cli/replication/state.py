@@ -14,7 +14,8 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, PgOrthancError
-from pgorthanc_cli.replication import health
+from pgorthanc_cli.replication import health, split_brain
+from pgorthanc_cli.replication.split_brain import Split
 from pgorthanc_cli.replication.survey import local_folder
 from pgorthanc_cli.schema.features import first_revision_of_plugin
 from pgorthanc_cli.schema.status import status as index_status
@@ -151,6 +152,7 @@ class ReplicationStatus:
         free_bytes: Free on the disk for WAL, if the primary is on this machine.
         findings: The problems with their remedies, the most important first.
         time: When, by the clock of this machine.
+        split: Where several primaries parted, and which was written to last.
     """
 
     verdict: str
@@ -162,6 +164,7 @@ class ReplicationStatus:
     free_bytes: int | None = None
     findings: tuple[health.Problem, ...] = ()
     time: datetime | None = field(default=None, compare=False)
+    split: Split | None = None
 
     def figures(self) -> dict[str, object]:
         """Return the performance data for a monitoring system."""
@@ -254,7 +257,19 @@ def status(targets: Sequence[db.Target], limits: Limits = Limits()) -> Replicati
         free_bytes=primary.free_bytes if primary else None,
         findings=tuple(problems),
         time=datetime.now().astimezone(),
+        split=_split(targets, observations),
     )
+
+
+def _split(targets: Sequence[db.Target], observations: Sequence[Observation]) -> Split | None:
+    """Return how several primaries differ; None if there is one, or they are of different databases."""
+    primaries = [
+        (target, each.server.place, each.server.timeline or 1, each.lsn)
+        for target, each in zip(targets, observations, strict=True)
+        if each.server.role == "primary"
+    ]
+    systems = {each.system_identifier for each in observations if each.server.role == "primary"}
+    return split_brain.inspect(primaries) if len(primaries) > 1 and len(systems) == 1 else None
 
 
 def _endpoint(target: db.Target) -> str:

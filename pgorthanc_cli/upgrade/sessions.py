@@ -16,6 +16,7 @@ from pgorthanc_cli.locks import (
     Session,
     client_sessions,
     other_sessions,
+    owners,
     pooled_sessions,
     terminate_sessions,
 )
@@ -76,26 +77,48 @@ def sessions_of(conn: Connection, pids: Collection[int]) -> list[Session]:
 
 
 def in_use(
+    conn: Connection,
     blockers: Sequence[object],
-    what: str = "is connected to this database",
+    what: str = "is in use",
     *,
     terminate: bool = False,
-    idle: Collection[int] = (),
+    wait_s: float = 0,
 ) -> InUseError:
-    """Return the error that names the blocking sessions; with `terminate` it does not suggest --terminate again.
+    """Return the error that names who blocks us, and ends an open transaction.
 
-    `idle` are sessions that a pooler may keep for no client.
+    Args:
+        conn: A connection.
+        blockers: Sessions, prepared transactions.
+        what: The fact about the database.
+        terminate: --terminate was given, so it is not suggested.
+        wait_s: --wait was given, and was too short.
     """
-    names = shortened(blockers, _SHOWN) or "it has just ended"
-    hint = "stop every Orthanc that uses it, then run the same command again"
-    if not terminate:
-        hint += "; or wait for them with --wait 60, or end their sessions with --terminate"
-    if pooled := [str(s.pid) for s in blockers if isinstance(s, Session) and s.pid in idle]:
+    conn.rollback()
+    sessions = [blocker for blocker in blockers if isinstance(blocker, Session)]
+    orthancs, others = owners(conn, sessions)
+    others += [str(blocker) for blocker in blockers if not isinstance(blocker, Session)]
+    who, it, its = "every program that uses it", "them", "their"
+    if orthancs and not others:
+        who = "these Orthancs" if len(orthancs) > 1 else "that Orthanc"
+        it, its = (it, its) if len(orthancs) > 1 else ("it", "its")
+    if terminate:
+        hint = f"stop {who}, then run the same command again"
+    else:
+        wait = max(60, round(2 * wait_s))
+        hint = (
+            f"stop {who}, or wait for {it} with --wait {wait}; or end {its} sessions with --terminate, "
+            "which asks first"
+        )
+    pooled = pooled_sessions(conn)
+    if pids := [str(session.pid) for session in sessions if session.pid in pooled]:
         hint += (
-            f". This connection goes through a pooler, which may keep pid {', '.join(pooled)} for no client: connect "
+            f". This connection goes through a pooler, which may keep pid {', '.join(pids)} for no client: connect "
             "to the server itself, or close idle sessions on the pooler's console (PgBouncer: RECONNECT)"
         )
-    return InUseError(f"another session {what}: {names}", f"{hint}. To see who it is: pgorthanc check-lock")
+    names = shortened([*orthancs, *others], _SHOWN) or "a session that has just ended"
+    fact = f"{db.endpoint(conn)} {what}: {names}"
+    conn.rollback()
+    return InUseError(fact, f"{hint}. To see {its} sessions: pgorthanc check-lock")
 
 
 def wait_for_exclusive_access(
@@ -133,7 +156,7 @@ def wait_for_exclusive_access(
                 reconnecting = f"{len(others)} sessions connect again and again; locks keep them out"
                 report(Progress("switch", reconnecting))
                 return
-            raise in_use(others, idle=pooled_sessions(conn))
+            raise in_use(conn, others, wait_s=wait_s)
         what = f"waiting for {len(others)} sessions to end, such as pid {others[0].pid}"
         report(Progress("switch", what))
         time.sleep(_POLL_S)
@@ -161,7 +184,7 @@ def exclusive_lock(conn: Connection, lock: int, own_pids: Sequence[int]) -> Iter
             holders = db.lock_holders(conn, lock)
             conn.rollback()
             if time.monotonic() >= deadline:
-                raise in_use(holders, "holds a lock of Orthanc", terminate=True) from None
+                raise db.held_error(conn, holders) from None
     try:
         yield
     finally:

@@ -122,7 +122,9 @@ def _transaction(
     if settings.terminate:
         sessions.end_others(conn, own_pids)
     elif waiting := sessions.waiting(conn):
-        raise sessions.in_use(waiting, "began to work with the index in the middle, so nothing was changed")
+        raise sessions.in_use(
+            conn, waiting, "came into use in the middle of the change, so nothing was changed"
+        )
     return Switched(remaining.start, repaired, merged, time.monotonic() - started)
 
 
@@ -180,8 +182,8 @@ def _lock_tables(
             ]
             conn.rollback()
             if time.monotonic() >= deadline:
-                what = "keeps tables of the index locked"
-                raise sessions.in_use(blockers, what, terminate=settings.terminate) from None
+                what = "is in use, and tables of the index are locked"
+                raise sessions.in_use(conn, blockers, what, terminate=settings.terminate) from None
             # Clients that reconnect again and again would use any pause.
             time.sleep(0 if settings.terminate else _RETRY_S)
 

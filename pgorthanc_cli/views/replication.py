@@ -35,6 +35,7 @@ def status_page(state: ReplicationStatus, *, watched: bool = False, verbose: boo
     steps = []
     if len(primaries) > 1:
         # Two primaries diverge with every commit: all other problems can wait.
+        blocks += _split(state)
         advice = "Next, stop every Orthanc now, then decide which server to keep:"
         steps.append(Note(advice, paste="pgorthanc guide replication"))
     else:
@@ -46,6 +47,30 @@ def status_page(state: ReplicationStatus, *, watched: bool = False, verbose: boo
         )
     where = (state.time.isoformat(" ", "seconds"),) if watched and state.time else ()
     return Page(_verdict(state), where, tuple(blocks), tuple(steps), _STATUS.get(state.verdict, "ok"))
+
+
+def _split(state: ReplicationStatus) -> Iterator[Note]:
+    """Yield where several primaries parted, and which of them was written to last."""
+    if state.split is None:
+        return
+    branches = state.split.branches
+    if state.split.lsn:
+        written = [f"{printable(b.place)} has written {size(b.written_bytes or 0)} of WAL" for b in branches]
+        yield Note(
+            f"They parted at {state.split.lsn} on timeline {state.split.timeline}. "
+            f"Since then {' and '.join(written)}."
+        )
+    dated = sorted(
+        ((branch.newest, branch.place) for branch in branches if branch.newest is not None), reverse=True
+    )
+    if len(dated) < len(branches) or state.time is None:
+        return
+    times = {newest for newest, _ in dated}
+    if len(times) == 1:
+        yield Note(f"The newest instance is as old on each of them: {age(times.pop(), state.time)}.")
+    else:
+        parts = [f"{printable(place)} {age(newest, state.time)}" for newest, place in dated]
+        yield Note(f"{printable(dated[0][1])} stored an instance last: {', '.join(parts)}.")
 
 
 def _verdict(state: ReplicationStatus) -> str:

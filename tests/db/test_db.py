@@ -111,7 +111,7 @@ def test_lock_excludes_others_and_is_released(empty: db.Target, autocommit: bool
                 one.info.backend_pid,
                 "pgorthanc one",
             )
-            who = rf"lock \(42\) is held by pid {holder.pid}, application pgorthanc one"
+            who = rf"is in use: the command pgorthanc one at .* \(pid {holder.pid}\) holds the index lock"
             with pytest.raises(InUseError, match=who):
                 db.advisory_lock(two, db.LOCK_INDEX, wait_s=0).__enter__()
             assert two.info.transaction_status == TRANSACTION_STATUS_IDLE

@@ -279,7 +279,7 @@ def test_a_database_that_an_orthanc_works_with_is_refused(fresh: db.Target, soun
         db.session(db.Target(fresh.dsn, application="Orthanc")) as conn,
         db.advisory_lock(conn, db.LOCK_INDEX),
     ):
-        with pytest.raises(InUseError, match=r"the Orthanc at .* with its lock .* is using database"):
+        with pytest.raises(InUseError, match=r"is in use: the Orthanc at .* holds the index lock"):
             convert(fresh, sound)
 
 

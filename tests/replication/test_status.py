@@ -23,8 +23,10 @@ from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.wal import format_lsn, parse_lsn
 from pgorthanc_cli.text import size
+from pgorthanc_cli.views import replication as views
 from tests.replication.site import Site, pgorthanc
 from tests.support.real_servers import free_port, wait_until
+from tests.support.schemas import FILL, run
 
 
 def seen(site: Site, **limits: int) -> replication.ReplicationStatus:
@@ -128,6 +130,36 @@ def test_two_primaries(pair: Site) -> None:
     found = seen(pair)
     assert found.verdict == "CRITICAL"
     assert "two primaries" in problems(found)
+    assert found.split is not None
+    assert (found.split.timeline, [branch.newest for branch in found.split.branches]) == (1, [None, None])
+    assert parse_lsn(found.split.lsn) <= min(parse_lsn(server.lsn) for server in found.servers)
+
+
+def test_which_of_two_primaries_was_written_to_last(pair: Site) -> None:
+    """The old one has only its own records since; Orthanc used the new one."""
+    newest = "(SELECT max(internalid) FROM resources)"
+    run(pair.administrator, *FILL, f"INSERT INTO metadata VALUES ({newest}, 2, '20200102T030405', 0)")
+    wait_until(lambda: seen(pair).servers[1].lag_bytes == 0)
+    open_cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
+    run(pair.standby_administrator(), "UPDATE metadata SET value = '20210102T030405' WHERE type = 2")
+    primary, standby = (f"127.0.0.1:{port}" for port in (pair.primary.port, pair.port))
+    found = seen(pair)
+    assert found.split is not None
+    old, new = found.split.branches
+    assert (old.place, new.place) == (primary, standby)
+    assert (old.newest and old.newest.year, new.newest and new.newest.year) == (2020, 2021)
+    assert new.written_bytes
+    [first, second] = [str(block) for block in views.status_page(found).blocks][-2:]
+    assert f"They parted at {found.split.lsn} on timeline 1." in first
+    assert f"{standby} stored an instance last: {standby} " in second
+
+
+def test_two_primaries_for_a_login_that_may_not_see_the_history(pair: Site) -> None:
+    open_cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
+    found = replication.status(replication.hosts(pair.both))
+    assert "two primaries" in problems(found)
+    assert found.split is not None
+    assert (found.split.timeline, found.split.lsn) == (None, "")
 
 
 @pytest.mark.once

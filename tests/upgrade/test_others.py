@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,10 +27,26 @@ def test_a_session_is_in_the_way_and_named(filled: Filled) -> None:
     with connected(target) as other, pytest.raises(InUseError) as refusal:
         pid = other.info.backend_pid
         run_upgrade(target)
-    assert f"pid {pid}, application Orthanc" in refusal.value.message
-    assert "since" in refusal.value.message
-    assert "--wait" in (refusal.value.hint or "")
+    message, hint = refusal.value.message, refusal.value.hint or ""
+    assert message.startswith(f"{database(target)} is in use: the Orthanc at the local socket (pid {pid}) ")
+    assert re.search(r"connected since \d\d:\d\d [+-]\d\d:\d\d", message)
+    assert hint.startswith("stop that Orthanc, or wait for it with --wait 60; ")
     assert state(target) == before
+
+
+def test_what_an_orthanc_and_another_program_need_is_said_of_both(filled: Filled) -> None:
+    """Whoever stops only the Orthanc would fail again."""
+    target = filled(6)
+    with connected(target), connected(target, "report"), pytest.raises(InUseError) as refusal:
+        run_upgrade(target, wait_s=0.1)
+    assert re.search(r"the Orthanc at .*; pid \d+, application report, role ", refusal.value.message)
+    assert (refusal.value.hint or "").startswith("stop every program that uses it, or wait for them with")
+
+
+def database(target: db.Target) -> str:
+    """How a message names a database of the tests."""
+    place = db.parse_dsn(target.dsn)
+    return f"database {place['dbname']} at {place['host']}:{place.get('port', 5432)}"
 
 
 def test_the_first_phase_needs_nobody_to_leave(filled: Filled) -> None:
@@ -80,7 +97,7 @@ def test_ending_the_sessions_of_others(filled: Filled) -> None:
 
 def test_a_long_reader_is_in_the_way_and_not_disturbed(filled: Filled) -> None:
     target = filled(6)
-    with connected(target) as reader, reader.cursor() as cur:
+    with connected(target, "report") as reader, reader.cursor() as cur:
         cur.execute("BEGIN; SELECT count(*) FROM resources")
         with pytest.raises(InUseError, match="idle in transaction"):
             run_upgrade(target)
@@ -89,12 +106,14 @@ def test_a_long_reader_is_in_the_way_and_not_disturbed(filled: Filled) -> None:
 
 @pytest.mark.parametrize("lock", [db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP])
 def test_a_lock_of_orthanc_that_is_held(filled: Filled, lock: int) -> None:
-    """Even where the server shows nothing of the other session but its lock."""
+    """The message names the lock."""
     target = filled(6)
     with connected(target, "Orthanc") as other, other.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(%s)", (lock,))
-        with pytest.raises(InUseError, match="application Orthanc"):
+        place = f"the Orthanc at the local socket (pid {other.info.backend_pid})"
+        with pytest.raises(InUseError) as refusal:
             run_upgrade(target, phases=("switch",))
+    assert f"{place} holds the {db.LOCK_NAMES[lock]} lock, connected since" in refusal.value.message
     assert run_upgrade(target).revision == CURRENT
 
 
@@ -195,7 +214,7 @@ def test_an_orthanc_that_starts_in_the_middle(filled: Filled, admin: Connection)
         cur.execute("SELECT pg_try_advisory_lock(42), pg_try_advisory_lock(43), pg_try_advisory_lock(44)")
         assert cur.fetchone() == (False, False, False)
         cur.execute("SELECT count(*) FROM resources")  # waits
-        with pytest.raises(InUseError, match=r"application Orthanc.*") as refusal:
+        with pytest.raises(InUseError, match=r"the Orthanc at .*is named Orthanc") as refusal:
             changed.result()
     assert "in the middle" in refusal.value.message
     assert state(target) == before

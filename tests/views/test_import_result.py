@@ -20,7 +20,7 @@ ALL_IMPORTED = ImportResult(
     refusals=[], differences=[], reasons=[], interrupted=False,
     endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
 )  # fmt: skip
-NOT_DICOM = "not a DICOM file: no DICM at byte 128, and no data set at byte 0"
+NOT_DICOM = "not a DICOM file: it begins neither with a DICOM header nor with DICOM elements"
 REFUSED = replace(
     ALL_IMPORTED, known=27, refused=30,
     refusals=[FileProblem(f"/mnt/dicom/{number}", NOT_DICOM) for number in range(30)],

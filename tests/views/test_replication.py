@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli.replication import Follower, Problem, ReplicationStatus, ServerState, Slot
+from pgorthanc_cli.replication import (
+    Branch,
+    Follower,
+    Problem,
+    ReplicationStatus,
+    ServerState,
+    Slot,
+    Split,
+)
 from pgorthanc_cli.views import replication as views
 from tests.support import golden
 
 GOLDEN = Path(__file__).parent / "golden" / "replication"
 NOW = datetime(2026, 11, 26, 1, 17, tzinfo=timezone(timedelta(hours=1)))
+HOUR = timedelta(hours=1)
 
 # Status
 
@@ -87,6 +96,16 @@ STATES = {
             ("db1:5432", "db2:5432"),
         ),
         of=replace(WORKS, servers=(PRIMARY, replace(PRIMARY, place="db2:5432", timeline=4)), standbys=(), slots=()),
+    ),
+    "status-two-primaries-dated": failing(
+        Problem(
+            "CRITICAL", "two primaries: db1:5432 and db2:5432 accept writes", "stop every Orthanc now",
+            ("db1:5432", "db2:5432"),
+        ),
+        of=replace(
+            WORKS, servers=(PRIMARY, replace(PRIMARY, place="db2:5432", timeline=4)), standbys=(), slots=(),
+            split=Split((Branch("db1:5432", NOW - HOUR, 14_300), Branch("db2:5432", NOW, 81_200_000)), 3, "0/5000060"),
+        ),
     ),
 }  # fmt: skip
 
