@@ -17,11 +17,8 @@ from pgorthanc_cli.server.wal import format_lsn, parse_lsn
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-# The first timeline has no history file. The function needs EXECUTE, which only superusers have by default.
-_HISTORY = """
-    SELECT CASE WHEN has_function_privilege('pg_read_file(text)', 'EXECUTE')
-                THEN pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_lsn()), 8) || '.history') END
-"""
+# Only superusers have it by default.
+_MAY_READ = "SELECT has_function_privilege('pg_read_file(text)', 'EXECUTE')"
 
 # The timelines of a server, each with the position at which it ended; None: it has not.
 Ancestry = tuple[tuple[int, int | None], ...]
@@ -96,11 +93,11 @@ def _newest(conn: Connection, schema: str) -> datetime | None:
 
 def _ancestry(conn: Connection, timeline: int) -> Ancestry | None:
     """Return the timelines of a server, the newest last; None if the login may not see them."""
-    if timeline == 1:
+    if timeline == 1:  # which has no history file
         return ((1, None),)
-    history = db.value(conn, _HISTORY)
-    if history is None:
+    if not db.value(conn, _MAY_READ):
         return None
+    history = db.value(conn, "SELECT pg_read_file(%s)", f"pg_wal/{timeline:08X}.history")
     # A line for each timeline before: number, LSN, reason (PostgreSQL, "Timelines").
     lines = [line.split() for line in str(history).splitlines() if line[:1].isdigit()]
     return (*((int(number), parse_lsn(lsn)) for number, lsn, *_ in lines), (timeline, None))

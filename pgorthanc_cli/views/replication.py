@@ -67,7 +67,7 @@ def _split(state: ReplicationStatus) -> Iterator[Note]:
         return
     times = {newest for newest, _ in dated}
     if len(times) == 1:
-        yield Note(f"The newest instance is as old on each of them: {age(times.pop(), state.time)}.")
+        yield Note(f"The newest instance on each of them was stored {age(times.pop(), state.time)}.")
     else:
         parts = [f"{printable(place)} {age(newest, state.time)}" for newest, place in dated]
         yield Note(f"{printable(dated[0][1])} stored an instance last: {', '.join(parts)}.")

@@ -58,10 +58,10 @@ def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path:
 def test_an_orthanc_holds_the_index(fresh: db.Target, tmp_path: Path) -> None:
     orthanc = db.Target(fresh.dsn, application="Orthanc")
     with db.session(orthanc) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
-        with pytest.raises(
-            InUseError, match=rf"the Orthanc at .* \(pid {conn.info.backend_pid}, .*\) holds the index lock"
-        ):
+        held = rf"the Orthanc at .* \(pid {conn.info.backend_pid}, .*\) holds the index lock"
+        with pytest.raises(InUseError, match=held) as refusal:
             run(fresh, [samples.REAL], tmp_path / "area")
+        assert "import while it is running, with --concurrent" in (refusal.value.hint or "")
         assert ends(run(fresh, [samples.REAL], tmp_path / "area", concurrent=True)) == (1, 0, 0, 0)
 
 

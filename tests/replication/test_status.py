@@ -142,16 +142,15 @@ def test_which_of_two_primaries_was_written_to_last(pair: Site) -> None:
     wait_until(lambda: seen(pair).servers[1].lag_bytes == 0)
     open_cluster(pair.folder).run("pg_ctl", "promote", "-w", "-D", ".")
     run(pair.standby_administrator(), "UPDATE metadata SET value = '20210102T030405' WHERE type = 2")
-    primary, standby = (f"127.0.0.1:{port}" for port in (pair.primary.port, pair.port))
     found = seen(pair)
     assert found.split is not None
     old, new = found.split.branches
-    assert (old.place, new.place) == (primary, standby)
+    assert (old.place, new.place) == tuple(server.place for server in found.servers)
     assert (old.newest and old.newest.year, new.newest and new.newest.year) == (2020, 2021)
     assert new.written_bytes
     [first, second] = [str(block) for block in views.status_page(found).blocks][-2:]
     assert f"They parted at {found.split.lsn} on timeline 1." in first
-    assert f"{standby} stored an instance last: {standby} " in second
+    assert f"{new.place} stored an instance last: {new.place} " in second
 
 
 def test_two_primaries_for_a_login_that_may_not_see_the_history(pair: Site) -> None:
