@@ -107,6 +107,7 @@ SUBSTITUTIONS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"(?m)^(  Connections +)\d+ of", r"\g<1>1 of"),
     # Dates and ages.
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "2026-11-26 12:00:00"),
+    (r"connected since \d\d:\d\d [+-]\d\d:\d\d", "connected since 12:00 +00:00"),
     (rf"(?:{_SECONDS}) ago \(\d\d:\d\d\)", "2 s ago (12:00)"),
     # The copy that `config set` keeps; on a line of its own, as it is too long for the one before.
     (r"/\S+/(orthanc\.json)\.[\w.]+\.bak", r"/etc/orthanc/\1.20261126T120000.000000.bak"),

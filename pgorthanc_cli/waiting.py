@@ -171,12 +171,13 @@ def _check_revision(conn: Connection, schema: str, revision: int) -> None:
         raise RevisionError(error.message, error.hint) from None
     if layout is None:
         raise RevisionError(
-            f"schema {schema} of database {conn.info.dbname} holds no Orthanc index", "run: pgorthanc init"
+            f"schema {schema} of database {conn.info.dbname} holds no Orthanc index",
+            f"run: pgorthanc init --revision {revision}",
         )
     recorded = actual.get("property 4", "none")
     if (layout.name, recorded) != (str(revision), str(revision)):
         difference = "" if recorded == layout.name else f" and says that it is at {recorded}"
-        command = "upgrade" if layout.revision < revision else "downgrade"
+        command = "downgrade" if layout.revision > revision else "upgrade"
         raise RevisionError(
             f"index is at revision {layout.name}{difference}, wanted {revision}",
             f"run: pgorthanc {command} --to {revision}",

@@ -21,7 +21,13 @@ from psycopg2 import extensions
 from psycopg2.extensions import POLL_OK, POLL_READ, make_dsn
 
 from pgorthanc_cli.db import connect_errors, libpq, planted
-from pgorthanc_cli.db.safe_session import SAFE_SEARCH_PATH, Session, first_row_alone, quote_ident
+from pgorthanc_cli.db.safe_session import (
+    SAFE_SEARCH_PATH,
+    Session,
+    first_row_alone,
+    quote_ident,
+    reset_hint,
+)
 from pgorthanc_cli.db.statement_errors import endpoint, translate_errors
 from pgorthanc_cli.errors import ConnectError, UsageError
 
@@ -357,9 +363,14 @@ def check_writable(conn: Connection) -> None:
     )
     if not standby and readonly == "off":
         return
-    what = "is a standby (in recovery)" if standby else "is read-only (default_transaction_read_only is on)"
+    if not standby:
+        raise ConnectError(
+            f"the sessions on {endpoint(conn)} are read-only (default_transaction_read_only is on), "
+            "and this command writes",
+            reset_hint(conn, "default_transaction_read_only"),
+        )
     raise ConnectError(
-        f"the server {endpoint(conn)} {what}, and this command writes",
+        f"the server {endpoint(conn)} is a standby (in recovery), and this command writes",
         f"name the primary{f', {primary},' if primary else ''} with --host, "
         "or list all hosts in the URI beside target_session_attrs=read-write",
     )

@@ -127,8 +127,7 @@ class Session(psycopg2.extensions.connection):
             raise ConnectError(
                 f"the sessions of role {printable(self.info.user)} have session_replication_role = replica: "
                 "no trigger of the index would run, and its counters would be wrong",
-                f"as an administrator: ALTER ROLE {quote_ident(self.info.user)} RESET session_replication_role; if the "
-                "setting comes from the database or the server, reset it there; then run the same command again",
+                reset_hint(self, "session_replication_role"),
             ) from None
         self._fires_triggers = True
 
@@ -208,6 +207,33 @@ def addressed(query: Any, schema: str, *, escape: bool = False) -> Any:
 def quote_ident(name: str) -> str:
     """Return a name as an SQL identifier: always quoted, as psycopg2's `sql.Identifier` does it."""
     return '"' + name.replace('"', '""') + '"'
+
+
+# By the source of a setting (PostgreSQL, "pg_settings"): what undoes it for later sessions.
+_RESETS = {
+    "user": "ALTER ROLE {role} RESET {name};",
+    "database": "ALTER DATABASE {database} RESET {name};",
+    "database user": "ALTER ROLE {role} IN DATABASE {database} RESET {name};",
+    "global": "ALTER ROLE ALL RESET {name};",
+}
+
+
+def reset_hint(conn: Connection, name: str) -> str:
+    """Return how to undo a setting that sessions of this role have from their start.
+
+    Args:
+        conn: A connection whose sessions have it.
+        name: A setting; not one that a client library sends.
+    """
+    [source] = first_row_alone(
+        conn, "SELECT source FROM pg_catalog.pg_settings WHERE name OPERATOR(pg_catalog.=) %s", name
+    )
+    if source == "client":
+        return f"remove {name} from the options of the connection (options in the URI, PGOPTIONS)"
+    if source not in _RESETS:
+        return f"remove {name} from the configuration of the server, then load it: SELECT pg_reload_conf();"
+    names = {"role": quote_ident(conn.info.user), "database": quote_ident(conn.info.dbname), "name": name}
+    return f"to undo it, as an administrator: {_RESETS[source].format(**names)}"
 
 
 def _mapped(query: Any, replaced: Callable[[str], str], *, escape: bool) -> Any:

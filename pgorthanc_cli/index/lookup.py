@@ -217,22 +217,24 @@ def check_sequences(cur: Cursor) -> None:
     """Check that no sequence is behind its table, or inserts would fail (INGEST.md 13).
 
     Raises:
-        RevisionError: Names the sequence, its value, and the statement that repairs it.
+        RevisionError: Names the sequences, their values, and the statements that repair them.
     """
+    behind, repairs = [], []
     for table, column in (("resources", "internalid"), ("changes", "seq")):
         sequence = f"{table}_{column}_seq"
         # A sequence that has given no number yet has the last_value 1, too.
         cur.execute(
             f"""SELECT last_value - (NOT is_called)::integer,
-                       COALESCE((SELECT max({column}) FROM index.{table}), 0)
+                       COALESCE((SELECT max({column}) FROM index.{table}), 0),
+                       quote_literal(format('%I.{sequence}', index_schema()))
                 FROM index.{sequence}"""  # noqa: S608 - constants
         )
-        ((last, highest),) = cur.fetchall()
+        ((last, highest, literal),) = cur.fetchall()
         if last < highest:
-            raise RevisionError(
-                f"the sequence {sequence} stands at {last}, behind the highest {column} {highest}",
-                f"let its owner run: SELECT setval('{sequence}', {highest})",
-            )
+            behind.append(f"the sequence {sequence} stands at {last}, behind the highest {column} {highest}")
+            repairs.append(f"SELECT setval({literal}, {highest});")
+    if behind:
+        raise RevisionError("; ".join(behind), f"let the owner of the index run: {' '.join(repairs)}")
 
 
 def identity(cur: Cursor) -> str:

@@ -72,8 +72,8 @@ def terminate(conn: Connection, watcher: Watcher, sessions: Sequence[Session]) -
         owners = ", ".join(sorted({str(session.role) for session in sessions}))
         raise PgOrthancError(
             f"role {role} may not end the sessions of role {owners}",
-            f"log in as that role, or: GRANT pg_signal_backend TO {role}; sessions of superusers need a "
-            "superuser",
+            "log in as that role; only a superuser ends the sessions of superusers. For the others, an administrator "
+            f"can run: GRANT pg_signal_backend TO {role};",
         ) from None
     deadline = time.monotonic() + _TIMEOUT_S
     while (remaining := _remaining(conn, sessions)) and time.monotonic() < deadline:

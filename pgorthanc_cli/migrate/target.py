@@ -277,7 +277,8 @@ def _require_utf8(conn: Connection) -> None:
     if encoding != "UTF8":
         raise PgOrthancError(
             f"database {conn.info.dbname} has the encoding {encoding}, wanted UTF8",
-            "create one that can hold every name: CREATE DATABASE orthanc ENCODING 'UTF8' TEMPLATE template0",
+            "name a database that can hold every name with --dbname; an administrator can create one, such as: "
+            f"CREATE DATABASE orthanc_utf8 OWNER {db.quote_ident(conn.info.user)} ENCODING 'UTF8' TEMPLATE template0;",
         )
 
 

@@ -174,9 +174,7 @@ def _refuse_other_contents(
         raise RevisionError(
             f"schema {schema} holds an index of plugin {layout.plugins} (revision {layout.name}, "
             f"recorded as {recorded or 'none'}), wanted revision {revision}",
-            f"run: pgorthanc downgrade --to {revision}"
-            if layout.revision > revision
-            else "run: pgorthanc upgrade",
+            f"run: pgorthanc {'downgrade' if layout.revision > revision else 'upgrade'} --to {revision}",
         )
 
 

@@ -42,9 +42,11 @@ class LargeObjectArea:
                FROM pg_class WHERE oid = to_regclass(quote_ident(index_schema()) || '.storagearea')""",
         )
         if table is None:
+            revision = db.value(conn, "SELECT value FROM index.globalproperties WHERE property = 4")
             raise RevisionError(
                 "there is no storage area in this schema, expected the table storagearea",
-                "name a folder with --storage-dir, or create the storage area: pgorthanc init --with-storage",
+                "name a folder with --storage-dir, or create the storage area: pgorthanc init --with-storage "
+                f"--revision {revision}",
             )
         owner, is_other, is_member, current_user = table
         self.owner = owner if is_other else None
@@ -52,7 +54,8 @@ class LargeObjectArea:
             raise PgOrthancError(
                 f"large objects made by role {current_user} could not be deleted by {owner},"
                 " the owner of storagearea",
-                f"log in as {owner}, or let an administrator run: GRANT {owner} TO {current_user};",
+                f"log in as {owner}, or let an administrator run: "
+                f"GRANT {db.quote_ident(owner)} TO {db.quote_ident(current_user)};",
             )
         # Since PostgreSQL 14, where the server was built with it.
         self._has_lz4 = db.value(

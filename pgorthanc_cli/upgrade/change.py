@@ -166,7 +166,7 @@ def _prepare_and_switch(
         # CREATE UNIQUE INDEX CONCURRENTLY ends at the first duplicate, and names only
         # that one.
         except psycopg2.errors.UniqueViolation:
-            raise _refuse_duplicates(duplicates.find(conn)) from None
+            raise _refuse_duplicates(duplicates.find(conn), to) from None
     own_pids = [db.backend_pid(worker)]
     if "switch" not in phases or not _switch_needed(conn, drift, steps, own_pids):
         return repaired, None
@@ -218,11 +218,11 @@ def _require_no_other_change(conn: Connection) -> None:
         )
 
 
-def _refuse_duplicates(found: list[duplicates.Duplicate]) -> RevisionError:
+def _refuse_duplicates(found: list[duplicates.Duplicate], to: int) -> RevisionError:
     return RevisionError(
         f"{len(found):,} public ids occur more than once, and revision 2 wants them unique: "
         f"{shortened(found, _SHOWN)}",
-        "stop Orthanc, and run: pgorthanc upgrade --repair-duplicates",
+        f"stop Orthanc, and run: pgorthanc upgrade --to {to} --repair-duplicates",
     )
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -306,3 +307,102 @@ def test_a_schema_that_may_not_be_used(fresh: db.Target, roles: Callable[[], str
     run(fresh, *statements(refusal.value.hint))
     with db.session(db.Target(as_login(fresh, role).dsn, schema="closed")):
         pass
+
+
+def test_sessions_of_another_role_are_ended_with_the_privilege_of_the_hint(
+    fresh: db.Target, roles: Callable[[], str]
+) -> None:
+    """Membership in the role of Orthanc would give its tables, too."""
+    orthanc, other = as_login(fresh, roles()), as_login(fresh, roles())
+    with closing(psycopg2.connect(orthanc.dsn)) as conn, conn.cursor() as cur:
+        cur.execute("SELECT pg_advisory_lock(42)")
+        words = ("check-lock", "--terminate", "all", "--yes")
+        refused = invoke(other, *words)
+        assert refused.exit_code == 1, refused.output
+        [grant] = statements(refused.stderr)
+        assert grant.startswith("GRANT pg_signal_backend TO ")
+        run(fresh, grant)
+        done = invoke(other, *words)
+        assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "place", ["ROLE {role}", "DATABASE {database}", "ROLE {role} IN DATABASE {database}"]
+)
+@pytest.mark.parametrize(
+    "setting", ["session_replication_role = replica", "default_transaction_read_only = on"]
+)
+def test_a_setting_that_prevents_writing_is_reset_where_it_was_set(
+    fresh: db.Target, roles: Callable[[], str], place: str, setting: str
+) -> None:
+    orthanc = roles()
+    database = f'"{db.parse_dsn(fresh.dsn)["dbname"]}"'
+    owned(fresh, orthanc)
+    old_index(fresh)
+    run(fresh, f"ALTER {place} SET {setting}".format(role=f'"{orthanc}"', database=database))
+    target = as_login(fresh, orthanc)
+    refused = invoke(target, "upgrade")
+    assert refused.exit_code == 3, refused.output
+    [reset] = statements(refused.stderr)
+    assert " RESET " in reset
+    run_alone(fresh, "SET default_transaction_read_only = off", reset)
+    done = invoke(target, "upgrade")
+    assert done.exit_code == 0, done.output
+
+
+def run_alone(target: db.Target, *words: str) -> None:
+    """Statements of an administrator in one session that is not prepared in any way."""
+    with closing(psycopg2.connect(target.dsn)) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cur:
+            for statement in words:
+                cur.execute(statement)
+
+
+def test_a_setting_of_the_connection_is_not_reset_on_the_server(fresh: db.Target) -> None:
+    read_only = make_dsn(fresh.dsn, options="-c default_transaction_read_only=on")
+    old_index(fresh)
+    refused = invoke(db.Target(read_only), "upgrade")
+    assert "from the options of the connection" in " ".join(refused.stderr.split())
+    assert statements(refused.stderr) == []
+
+
+@pytest.mark.parametrize("schema", ["public", "Or th'anc"])
+def test_a_sequence_behind_its_table_is_set_by_the_statement(
+    empty: db.Target, tmp_path: Path, schema: str
+) -> None:
+    """As after a restore of rows alone; with any search_path, and the next instance is stored."""
+    run(empty, f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+    target = db.Target(empty.dsn, schema=schema)
+    init(target)
+    run(target, *FILL, "SELECT setval('resources_internalid_seq', 1)")
+    file = tmp_path / "1.dcm"
+    file.write_bytes(dicom_file(El(0x00080018, "UI", "1.2.3")))
+    words = ("import", "--storage-dir", str(tmp_path / "area"), "--schema", schema, str(file))
+    refused = invoke(target, *words)
+    assert refused.exit_code == 4, refused.output
+    repairs = re.findall(r"SELECT setval\(.*\);", refused.stderr)
+    assert len(repairs) == 2
+    run_alone(empty, *repairs)
+    done = invoke(target, *words)
+    assert done.exit_code == 0, done.output
+
+
+def test_large_objects_of_another_role(fresh: db.Target, roles: Callable[[], str], tmp_path: Path) -> None:
+    """Only the owner of a large object deletes it, and Orthanc's role deletes them all."""
+    orthanc, importer = roles(), roles()
+    owned(fresh, orthanc)
+    run(
+        fresh,
+        f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{importer}"',
+        f'GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO "{importer}"',
+    )
+    file = tmp_path / "1.dcm"
+    file.write_bytes(dicom_file(El(0x00080018, "UI", "1.2.3")))
+    words = ("import", "--storage", "postgresql", str(file))
+    refused = invoke(as_login(fresh, importer), *words)
+    assert refused.exit_code == 1, refused.output
+    [grant] = statements(refused.stderr)
+    run(fresh, grant)
+    done = invoke(as_login(fresh, importer), *words)
+    assert done.exit_code == 0, done.output
