@@ -37,6 +37,7 @@ from pgorthanc_cli.db.safe_session import (
     backend_pid,
     described_rows,
     quote_ident,
+    reset_statement,
     row,
     rows,
     statement,
@@ -52,6 +53,6 @@ __all__ = [
     "Session", "Target", "advisory_lock", "allow_writes", "backend_pid", "check_schema",
     "check_writable", "connect", "connect_async", "described_rows",
     "effective_parameters", "endpoint", "error_hint", "held_error", "lock_holders", "parse_dsn", "primary_message",
-    "quote_ident", "replication_session", "row", "rows", "session", "statement",
+    "quote_ident", "replication_session", "reset_statement", "row", "rows", "session", "statement",
     "translate_errors", "trusted_rows", "value", "wait_for_answer",
 ]  # fmt: skip

@@ -230,10 +230,15 @@ def reset_hint(conn: Connection, name: str) -> str:
     )
     if source == "client":
         return f"remove {name} from the options of the connection (options in the URI, PGOPTIONS)"
-    if source not in _RESETS:
-        return f"remove {name} from the configuration of the server, then load it: SELECT pg_reload_conf();"
+    if statement := reset_statement(conn, name, source):
+        return f"to undo it, as an administrator: {statement}"
+    return f"remove {name} from the configuration of the server, then load it: SELECT pg_reload_conf();"
+
+
+def reset_statement(conn: Connection, name: str, source: str) -> str:
+    """Return the statement that undoes a setting for later sessions, by its source; empty if there is none."""
     names = {"role": quote_ident(conn.info.user), "database": quote_ident(conn.info.dbname), "name": name}
-    return f"to undo it, as an administrator: {_RESETS[source].format(**names)}"
+    return _RESETS[source].format(**names) if source in _RESETS else ""
 
 
 def _mapped(query: Any, replaced: Callable[[str], str], *, escape: bool) -> Any:

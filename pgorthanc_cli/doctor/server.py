@@ -158,17 +158,10 @@ def settings(subject: Subject) -> Verdict:
 
 def _reset(subject: Subject, name: str, source: str, default: str) -> str:
     """Return the statement that undoes a setting where it was made; empty if none can."""
-    database = db.quote_ident(subject.conn.info.dbname)
+    if source == "configuration file":
+        return f"ALTER SYSTEM SET {name} = '{default}';"
     # ALTER SYSTEM has no effect on what the command line of the server sets.
-    if source in ("configuration file", "command line", "environment variable"):
-        return f"ALTER SYSTEM SET {name} = '{default}';" if source == "configuration file" else ""
-    where = {
-        "database": f"DATABASE {database}",
-        "user": f"ROLE {subject.role}",
-        "database user": f"ROLE {subject.role} IN DATABASE {database}",
-        "global": "ROLE ALL",
-    }.get(source)
-    return f"ALTER {where} RESET {name};" if where else ""
+    return db.reset_statement(subject.conn, name, source)
 
 
 @check("connections")

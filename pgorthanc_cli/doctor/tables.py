@@ -64,14 +64,19 @@ def indexes(subject: Subject) -> Verdict:
     without_index = list(_queries_without_index(subject))
     orthanc_names = {
         name for number in catalog.revisions() for name in catalog.expected(number, with_storage=True)
-    }
+    } | {f"index {catalog.TRIGRAM_INDEX}"}
     unused = [
         (name, index_bytes)
         for name, index_bytes in db.rows(subject.conn, _UNUSED_INDEXES)
-        if index_bytes > _UNUSED_BYTES and f"index {name}" not in orthanc_names
+        if index_bytes > _UNUSED_BYTES and not {f"index {name}", name} & {*orthanc_names, *invalid}
     ]
+    # A unique index that someone has added may be invalid because of duplicates: they stay.
+    verbs = {name: "REINDEX" if f"index {name}" in orthanc_names else "DROP" for name in invalid}
     problems = [
-        *(f"{name} is invalid" for name in invalid),
+        *(
+            f"{name} is invalid{'' if verb == 'REINDEX' else ', and the plugin does not need it'}"
+            for name, verb in verbs.items()
+        ),
         *(f"no index serves: {query}" for query in without_index),
         *(
             f"{name} ({size(index_bytes)}), which the plugin does not need, was never used and "
@@ -79,7 +84,7 @@ def indexes(subject: Subject) -> Verdict:
             for name, index_bytes in unused
         ),
     ]
-    fixes = [f"REINDEX INDEX CONCURRENTLY {_qualified(subject, name)};" for name in invalid]
+    fixes = [f"{verb} INDEX CONCURRENTLY {_qualified(subject, name)};" for name, verb in verbs.items()]
     fixes += [f"DROP INDEX CONCURRENTLY {_qualified(subject, name)};" for name, _ in unused]
     hint, command = "As the owner of the index:", ""
     if without_index:

@@ -1,0 +1,148 @@
+"""What `doctor` prints as the fix of a problem is executed as it is printed; then the check passes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import closing, suppress
+
+import psycopg2
+import pytest
+from click.testing import CliRunner
+from psycopg2.extensions import connection as Connection
+
+from pgorthanc_cli import cli, db, doctor
+from pgorthanc_cli.doctor.model import Subject
+from pgorthanc_cli.doctor.server import transactions
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.schema import catalog
+from tests.support import schemas
+
+
+def examined(target: db.Target, name: str, *, deep: bool = False) -> doctor.Check:
+    (check,) = doctor.examine(target, [name], deep=deep).checks
+    return check
+
+
+def paste(target: db.Target, statements: str) -> None:
+    """Run statements one after the other in one session, as psql does with lines that are pasted."""
+    with closing(psycopg2.connect(target.dsn)) as conn:
+        conn.autocommit = True
+        with conn.cursor() as cur:
+            for line in statements.splitlines():
+                cur.execute(line)
+
+
+def call(words: Sequence[str]) -> str:
+    done = CliRunner().invoke(cli.main, words)
+    assert done.exit_code in (0, 6), done.output
+    return done.stdout
+
+
+def follow(target: db.Target, *words: str) -> None:
+    """Run the commands that doctor's screen shows, and what these print: a script, or the next command."""
+    shown = call(["doctor", *words, "--uri", target.dsn])
+    [line] = re.findall(r"^ {4,}pgorthanc (.*)", shown, re.MULTILINE)
+    printed = call(shlex.split(line))
+    if "--print-sql" in line:
+        with closing(psycopg2.connect(target.dsn)) as conn, conn.cursor() as cur:
+            cur.execute(printed)
+            conn.commit()
+    elif "--plan" in line:
+        [following] = re.findall(r"^ {4,}pgorthanc (.*)", printed, re.MULTILINE)
+        call(shlex.split(following))
+
+
+DATABASE = "ALTER DATABASE {database} SET "
+DAMAGES = {
+    "no autovacuum": ("vacuum", ["ALTER TABLE metadata SET (autovacuum_enabled = false)"]),
+    "commits not on the disk": ("settings", [DATABASE + "synchronous_commit = off"]),
+    "a limit of time": ("settings", [DATABASE + "statement_timeout = 90000"]),
+    "pending counters": (
+        "counters",
+        ["INSERT INTO globalintegerschanges (key, value) SELECT 5, 0 FROM generate_series(1, 100000)"],
+    ),
+    "a missing trigram index": ("trigram", [f"DROP INDEX IF EXISTS {catalog.TRIGRAM_INDEX}"]),
+    "an invalid trigram index": (
+        "trigram",
+        ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{trigram}'::regclass"],
+    ),
+    "an invalid index": (
+        "indexes",
+        ["UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'publicindex'::regclass"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_statements(fresh: db.Target, trigram: str, damage: str) -> None:
+    name, statements = DAMAGES[damage]
+    if name == "trigram" and trigram != "valid":
+        pytest.skip("the server has no pg_trgm")
+    names = {
+        "database": db.quote_ident(db.parse_dsn(fresh.dsn)["dbname"]),
+        "trigram": catalog.TRIGRAM_INDEX,
+    }
+    schemas.run(fresh, *schemas.FILL, *(statement.format(**names) for statement in statements))
+    check = examined(fresh, name)
+    assert check.status != "OK"
+    paste(fresh, check.statements)
+    assert examined(fresh, name).status == "OK"
+
+
+def test_an_invalid_index_that_cannot_be_rebuilt(fresh: db.Target) -> None:
+    """Its duplicates stay, so only dropping it helps."""
+    schemas.run(fresh, *schemas.FILL)
+    with suppress(PgOrthancError):
+        schemas.run(fresh, "CREATE UNIQUE INDEX CONCURRENTLY spoilt ON attachedfiles (filetype)")
+    paste(fresh, examined(fresh, "indexes").statements)
+    assert examined(fresh, "indexes").status == "OK"
+
+
+def test_a_slot_that_no_standby_uses(fresh: db.Target, admin: Connection) -> None:
+    name = f"pgorthanc_fix_{os.getpid()}"
+    with admin.cursor() as cur:
+        cur.execute("SELECT pg_create_physical_replication_slot(%s, true)", (name,))
+    [drop] = [line for line in examined(fresh, "replication").statements.splitlines() if name in line]
+    paste(fresh, drop)
+    assert name not in examined(fresh, "replication").message
+
+
+def test_a_transaction_that_stays_open(fresh: db.Target) -> None:
+    with (
+        db.session(fresh, readonly=True, autocommit=True) as ours,
+        closing(psycopg2.connect(fresh.dsn)) as forgotten,
+        forgotten.cursor() as cur,
+    ):
+        cur.execute("SELECT 1")
+        paste(fresh, transactions(Subject(ours, fresh), long_s=0.0).statements)
+        with pytest.raises(psycopg2.Error):
+            cur.execute("SELECT 1")
+        assert str(forgotten.info.backend_pid) not in transactions(Subject(ours, fresh), long_s=0.0).message
+
+
+COMMANDS = {
+    "a missing index": ("indexes", "DROP INDEX childrenindex2"),
+    "a missing trigger": ("schema", "DROP TRIGGER incrementchildcount ON resources"),
+    "another revision is recorded": (
+        "revision",
+        "UPDATE globalproperties SET value = '9' WHERE property = 4",
+    ),
+    "child counts": ("child-counts", "UPDATE resources SET childcount = NULL"),
+}
+
+
+@pytest.mark.parametrize("damage", COMMANDS)
+def test_commands(fresh: db.Target, damage: str) -> None:
+    name, statement = COMMANDS[damage]
+    schemas.run(fresh, *schemas.FILL, statement)
+    assert examined(fresh, name).status != "OK"
+    follow(fresh, name)
+    assert examined(fresh, name).status == "OK"
+
+
+def test_no_index(empty: db.Target) -> None:
+    follow(empty, "revision")
+    assert examined(empty, "revision").status == "OK"
