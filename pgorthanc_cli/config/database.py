@@ -105,11 +105,15 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
     message = f"{plugin} needs revision {expected}, and schema {schema} {state}"
     if here == expected:
         yield Problem(key, "info", f"{message}: it starts")
-    elif deployment.read_only:
-        yield Problem(
-            key, "error", f'{message}: with "ReadOnly" it refuses to start',
-            "upgrade the index, with all Orthancs stopped", command="pgorthanc upgrade",
-        )  # fmt: skip
+    elif deployment.read_only and (here is None or here < expected):
+        to = max(expected, 1)
+        hint, command = "upgrade the index, with all Orthancs stopped", f"pgorthanc upgrade --to {to}"
+        if here is None:
+            hint, command = (
+                "check the name of the database, or create an index",
+                f"pgorthanc init --revision {to}",
+            )
+        yield Problem(key, "error", f'{message}: with "ReadOnly" it refuses to start', hint, command=command)
     elif here is None:
         yield Problem(key, "info", f"{message}: it creates one")
     elif here < expected:
@@ -119,7 +123,9 @@ def _revision(deployment: Deployment, conn: Connection, schema: str) -> Iterator
             command=f"pgorthanc upgrade --plan --to {expected}",
         )  # fmt: skip
     else:
-        starts = deployment.release is None or version(deployment.release) >= version(_IGNORES_NEWER_SINCE)
+        starts = not deployment.read_only and (
+            deployment.release is None or version(deployment.release) >= version(_IGNORES_NEWER_SINCE)
+        )
         then = (
             "it starts all the same, and fails or damages the index later"
             if starts

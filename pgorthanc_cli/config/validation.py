@@ -85,9 +85,9 @@ def names(document: Document) -> Iterator[Problem]:
             f"{SECTION}.{name}",
             "error" if disables else "warning",
             message + _question(meant),
-            _rename(meant, location, SECTION),
+            _rename(meant, location, options, SECTION),
             location,
-            _rename_command(meant, location, SECTION, name),
+            _rename_command(meant, location, options, SECTION, name),
         )
     yield from further(
         len(unknown) - MOST, "warning", f'options of "{SECTION}" that the plugin does not know'
@@ -116,8 +116,8 @@ def _root_name(document: Document, name: str, value: object) -> Iterator[Problem
     meant = closest_match(name, (*candidates, *(n for n in ROOT_NAMES if n.lower() == name.lower())), 0.8)
     if meant or not isinstance(value, dict):
         message = f'Orthanc does not know "{name}"'
-        command = _rename_command(meant, location, name)
-        hint = _rename(meant, location)
+        command = _rename_command(meant, location, document.values, name)
+        hint = _rename(meant, location, document.values)
         yield Problem(name, "warning", message + _question(meant), hint, location, command)
 
 
@@ -125,18 +125,20 @@ def _question(meant: str | None) -> str:
     return f'; did you mean "{meant}"?' if meant else ""
 
 
-def _rename_command(meant: str | None, location: str, *keys: str) -> str:
+def _rename_command(meant: str | None, location: str, given: Mapping[str, Any], *keys: str) -> str:
     """Return the command that renames an option of a file; empty if there is none."""
     # Only a file has lines: `config set` changes neither variables nor secrets.
-    if not meant or ", line " not in location:
+    if not meant or meant in given or ", line " not in location:
         return ""
     names = (".".join(keys), ".".join((*keys[:-1], meant)))
     return f"pgorthanc config set --rename {shlex.join(names)}"
 
 
-def _rename(meant: str | None, location: str, *section: str) -> str | None:
+def _rename(meant: str | None, location: str, given: Mapping[str, Any], *section: str) -> str | None:
     if not meant:
         return None
     if "ORTHANC__" in location:
         return f"name the variable {variable_of(*section, meant)}"
+    if meant in given:
+        return f'"{meant}" is set, too: keep the right value under that name, and remove the other'
     return f'write it as "{meant}"'
