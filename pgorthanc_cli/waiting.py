@@ -159,8 +159,10 @@ def _check_replica(conn: Connection) -> None:
 def _check_unlocked(conn: Connection) -> None:
     holders = db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP)
     if holders:
-        locks = [f"lock {each.lock} ({db.LOCK_NAMES[each.lock]}) by {each}" for each in holders]
-        raise InUseError(f"locked: {'; '.join(locks)}", "see who that is: pgorthanc check-lock")
+        names = "; ".join(map(str, holders))
+        raise InUseError(
+            f"{db.endpoint(conn)} is in use: {names}", "to see its sessions: pgorthanc check-lock"
+        )
 
 
 def _check_revision(conn: Connection, schema: str, revision: int) -> None:

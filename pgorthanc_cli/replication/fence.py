@@ -149,7 +149,8 @@ def fenced(
             raise PgOrthancError(
                 f"the old primary is stopped, and has {loss.commits} commits ({loss.bytes:,} bytes of WAL) that the "
                 "standby never got",
-                f"start it again if you can: remove {old.path / STANDBY_SIGNAL}, pg_ctl -D {old.path} start; "
+                f"start it again if you can: remove {old.path / STANDBY_SIGNAL}, "
+                f"pg_ctl -D {shlex.quote(str(old.path))} start; "
                 "to give these commits up: --accept-loss",
             )
         yield claim, loss

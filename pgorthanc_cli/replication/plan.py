@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -190,7 +191,8 @@ def _listen(facts: Facts, requirements: Requirements) -> PlanItem:
     expected = "the address of this server that the standby reaches"
     statement = "ALTER SYSTEM SET listen_addresses = 'localhost,ADDRESS-OF-THIS-SERVER'"
     if facts.is_private:
-        statement = f"pgorthanc server start --embedded {facts.folder} --listen ADDRESS-OF-THIS-SERVER"
+        folder = shlex.quote(str(facts.folder))
+        statement = f"pgorthanc server start --embedded {folder} --listen ADDRESS-OF-THIS-SERVER"
     return PlanItem("listen_addresses", actual, expected, "missing", "restart", statement)
 
 

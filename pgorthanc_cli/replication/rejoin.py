@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +147,11 @@ def rejoin(
 def _check(cluster: Cluster, control: Control, source: Upstream) -> None:
     """Refuse a folder that is not that of an old primary of the server."""
     if cluster.pid() is not None:
+        folder = shlex.quote(str(cluster.path))
         raise PgOrthancError(
             f"the server in {cluster.path} runs",
-            f"if it takes writes, stop every Orthanc that uses it; stop it: pg_ctl -D {cluster.path} stop, or "
-            f"pgorthanc server stop --embedded {cluster.path}",
+            f"if it takes writes, stop every Orthanc that uses it; stop it: pg_ctl -D {folder} stop, or "
+            f"pgorthanc server stop --embedded {folder}",
         )
     if cluster.major != source.identity.major:
         raise UsageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -165,7 +166,7 @@ def create(
         next=(
             "let it start with the machine: pgorthanc replication plan --print systemd"
             if options.start
-            else f"start it as the owner of the folder: pg_ctl -D {path} start",
+            else f"start it as the owner of the folder: pg_ctl -D {shlex.quote(str(path))} start",
             "watch it: pgorthanc replication status --nagios",
         ),
         address=format_endpoint((local_address(options.listen), options.port)),

@@ -195,7 +195,7 @@ def test_damage_that_init_cannot_mend(fresh: db.Target, statement: str) -> None:
 def test_nothing_is_made_while_an_orthanc_works(empty: db.Target, lock: int) -> None:
     with db.session(empty) as orthanc, db.advisory_lock(orthanc, lock), pytest.raises(InUseError) as refusal:
         init(empty)
-    assert f"application {empty.application}" in refusal.value.message
+    assert f"holds the {db.LOCK_NAMES[lock]} lock, connected since" in refusal.value.message
     assert snapshot(empty) == {}
 
 

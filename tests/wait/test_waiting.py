@@ -172,14 +172,14 @@ def test_a_lock_that_is_released(fresh: db.Target, key: int) -> None:
     with closing(psycopg2.connect(fresh.dsn)) as holder:
         with holder.cursor() as cur:
             cur.execute("SELECT pg_advisory_lock(%s)", (key,))
-        said = f"lock {key} ({db.LOCK_NAMES[key]}) by pid {holder.info.backend_pid}"
+        said = f"(pid {holder.info.backend_pid}) holds the {db.LOCK_NAMES[key]} lock, connected since "
         wait_for(fresh, Conditions(unlocked=True), holder.close, said)
 
 
 def test_a_lock_that_is_kept(fresh: db.Target) -> None:
     with db.session(fresh) as conn, db.advisory_lock(conn, db.LOCK_INDEX):
         error = missing(fresh, Conditions(unlocked=True), 0.3)
-    assert (error.exit_code, error.hint) == (5, "see who that is: pgorthanc check-lock")
+    assert (error.exit_code, error.hint) == (5, "to see its sessions: pgorthanc check-lock")
 
 
 def test_a_restart_in_the_middle(server: Server) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -176,7 +177,10 @@ def _translated_errors(path: Path) -> Iterator[None]:
 def _damaged(path: Path, problem: str) -> PgOrthancError:
     return PgOrthancError(
         f"{path} is damaged, or no SQLite index: {problem}",
-        f"have SQLite recover what can be read: sqlite3 {path} .recover | sqlite3 recovered; or restore a backup",
+        # Not .recover: it fails even for a sound file with the sqlite3 3.40 of Debian 12. A dump of a damaged file
+        # ends with a rollback.
+        "restore a backup; or copy what can be read into a new file, and convert that: "
+        f"sqlite3 {shlex.quote(str(path))} .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 recovered",
     )
 
 
