@@ -5,8 +5,11 @@ What is printed has the connection options of the call, so nothing is added here
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from click.testing import CliRunner, Result
 from pgorthanc_cli import cli, db
 from pgorthanc_cli.errors import InUseError
 from tests.support import samples
-from tests.support.schemas import init, run
+from tests.support.schemas import CURRENT, FILL, init, look, run
 from tests.upgrade.changing import connected
 
 DUPLICATES = (
@@ -117,3 +120,111 @@ def test_a_database_in_use(empty: db.Target, options: list[str]) -> None:
         if "--wait" in options:
             orthanc.close()
         assert call("upgrade", *options, "--uri", empty.dsn).exit_code == 0
+
+
+# Next steps of pages
+
+
+def commands(result: Result) -> list[str]:
+    """The commands of this program that stand alone on a line, in their order."""
+    assert result.exit_code in (0, 4, 6), result.output
+    return re.findall(r"^ {4,}pgorthanc (.*)$", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("first", [("--plan",), ("--phase", "prepare")], ids=" ".join)
+def test_an_upgrade_prints_the_next_step(empty: db.Target, first: tuple[str, ...]) -> None:
+    """From the plan, or the first phase, to the end."""
+    init(empty, revision=1)
+    run(empty, "INSERT INTO resources (resourcetype, publicid) VALUES (0, 'p1')")
+    printed, calls = commands(call("upgrade", *first, "--uri", empty.dsn)), []
+    while printed and printed[0].startswith("upgrade"):
+        calls.append(printed[0].partition(" --uri")[0])
+        printed = commands(call(*shlex.split(printed[0])))
+    assert calls == (
+        ["upgrade"] if first == ("--plan",) else ["upgrade --phase switch", "upgrade --phase finish"]
+    )
+    assert look(empty).revision == CURRENT
+
+
+def test_a_plan_prints_the_way_back(empty: db.Target) -> None:
+    init(empty, revision=1)
+    forward, back = commands(call("upgrade", "--plan", "--uri", empty.dsn))
+    assert call(*shlex.split(forward)).exit_code == 0
+    assert call(*shlex.split(back), "--yes").exit_code == 0
+    assert look(empty).revision == 1
+
+
+def test_status_prints_the_command_that_creates_an_index(empty: db.Target) -> None:
+    [line] = commands(call("status", "--uri", empty.dsn, "--schema", "public"))
+    assert call(*shlex.split(line)).exit_code == 0
+    assert look(empty).revision == CURRENT
+
+
+def test_status_prints_the_command_that_shows_the_index_of_another_schema(empty: db.Target) -> None:
+    run(empty, "CREATE SCHEMA pacs")
+    init(db.Target(empty.dsn, schema="pacs"))
+    shows, _creates = commands(call("status", "--uri", empty.dsn))
+    assert f"index at revision {CURRENT}." in call(*shlex.split(shows)).stdout
+
+
+def test_status_prints_the_command_that_corrects_the_recorded_revision(empty: db.Target) -> None:
+    """And leaves the index at its revision, for the plugin that uses it."""
+    init(empty, revision=6)
+    run(empty, "UPDATE globalproperties SET value = '5' WHERE property = 4")
+    [line] = commands(call("status", "--uri", empty.dsn))
+    assert call(*shlex.split(line)).exit_code == 0
+    assert (look(empty).revision, look(empty).recorded_revision) == (6, 6)
+
+
+def test_verify_prints_the_command_that_repairs(fresh: db.Target) -> None:
+    run(fresh, *FILL, "DROP INDEX childrenindex2", "DROP TRIGGER incrementchildcount ON resources")
+    before = call("verify", "schema", "--uri", fresh.dsn)
+    assert before.exit_code == 6
+    for line in commands(before):
+        if "--apply" in line:
+            assert call(*shlex.split(line)).exit_code == 0
+    assert call("verify", "schema", "--uri", fresh.dsn).exit_code == 0
+
+
+def test_a_dry_run_prints_the_command_that_does_it(empty: db.Target, tmp_path: Path) -> None:
+    [line] = commands(call("init", "--dry-run", "--revision", "6", "--uri", empty.dsn))
+    assert call(*shlex.split(line)).exit_code == 0
+    assert look(empty).revision == 6
+    files = samples.folder(tmp_path / "a folder", 3)[0].parent
+    words = ("--storage-dir", tmp_path / "an area", "--uri", empty.dsn, files)
+    [line] = commands(import_(tmp_path, "--dry-run", *words))
+    done = import_(tmp_path, *shlex.split(line)[1:])
+    assert done.stdout.startswith("Imported 3 files")
+
+
+def test_an_import_prints_the_commands_for_what_is_left(fresh: db.Target, tmp_path: Path) -> None:
+    """A list of the refused files, and the replacement of instances that differ."""
+    folder = tmp_path / "files"
+    files = samples.folder(folder, 2)
+    words = ("--storage-dir", tmp_path / "area", "--uri", fresh.dsn, folder)
+    assert import_(tmp_path, *words).exit_code == 0
+    content = files[1].read_bytes()
+    files[1].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    for number in range(12):
+        (folder / f"{number}.txt").write_text("no image")
+    shown = commands(import_(tmp_path, *words))
+    for line in shown:
+        assert import_(tmp_path, *shlex.split(line)[1:]).exit_code in (0, 6)
+    assert [("--refused" in line, "--overwrite if-changed" in line) for line in shown] == [
+        (False, True),
+        (True, False),
+    ]
+    assert len((tmp_path / "refused.txt").read_text().splitlines()) == 12
+
+
+def import_(where: Path, *words: object) -> Result:
+    """In a process of its own: `Call.again` takes the words of the command line; and in a folder of the test."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pgorthanc_cli", "import", *map(str, words)],
+        cwd=where, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    runner = CliRunner()
+    return Result(runner, done.stdout, done.stderr, done.stdout + done.stderr, None, done.returncode, None)
+
+
+ROOT = Path(__file__).parents[2]
