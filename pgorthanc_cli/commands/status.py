@@ -34,9 +34,9 @@ def command(call: Call) -> None:
     with call.target() as target, db.session(replace(target, retries=0), readonly=True) as conn:
         found = room.find(conn, target.schema)
     if isinstance(found, room.Status):
-        call.emit_page(
-            found, views.page(found, upgrade=call.command_line("upgrade", "--to", str(found.revision)))
-        )
+        # An upgrade to the revision of the tables only corrects the recorded one.
+        to = ("--to", str(found.revision)) if isinstance(found.revision, int) else ()
+        call.emit_page(found, views.page(found, upgrade=call.command_line("upgrade", *to)))
         return
     schemas = found.other_schemas
     other = call.command_line("status", schema=schemas[0]) if schemas else ""
