@@ -16,7 +16,7 @@ from pgorthanc_cli.cli import main
 
 PACKAGE = Path(pgorthanc_cli.__file__).parent
 # What a command line cannot contain outside of quotes, and what ends one in a sentence.
-CALL = re.compile(r"(?<![\w./-])pgorthanc ((?:-{0,2}[a-z{])(?:'[^']*'|(?!; |, |\. |: )[^'`\n|()])*)")
+CALL = re.compile(r"(?<![\w./-])pgorthanc ((?:-{0,2}[a-z{])(?:'[^']*'|(?!; |, |\. |: )[^'`\n|()%])*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]\b")
 # What follows the name of the program in a sentence about it.
 PROSE = {"apply", "as", "cannot", "command", "did", "do", "does", "inspects", "when", "writes"}
