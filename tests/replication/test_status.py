@@ -331,7 +331,7 @@ def test_the_screen_of_each_state(pair: Site) -> None:
 def test_json_keys(pair: Site) -> None:
     found = json.loads(pgorthanc("replication", "status", "--uri", pair.administrator.dsn, "--json").stdout)
     assert set(found) == {
-        "verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes", "findings", "time"
+        "verdict", "problems", "servers", "standbys", "slots", "synchronous", "free_bytes", "findings", "split", "time"
     }  # fmt: skip
 
 
