@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgorthanc_cli import db
+from pgorthanc_cli import catalogs, db
 from pgorthanc_cli.db import encoding
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.index.model import INSTANCE
@@ -65,7 +65,8 @@ class Capabilities:
             raise RevisionError("there is no Orthanc index in this schema", "run: pgorthanc init")
         if not has.pop("metadata_revisions"):
             raise RevisionError(
-                "the index is older than revision 1 (made by plugin 3.3 or before), expected 1 to 10",
+                "the index is older than revision 1 (created by plugin 3.3 or before), expected 1 to "
+                f"{catalogs.revisions()[-1]}",
                 "run: pgorthanc upgrade",
             )
         has_marks = has.pop("child_count_marks")

@@ -5,6 +5,7 @@ Orthanc works with the role that owns the tables. So the tables never get anothe
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from psycopg2 import sql
@@ -61,7 +62,7 @@ def require_owner(conn: Connection, schema: str) -> None:
         membership = f"; or have an administrator run: {grant}"
     raise RevisionError(
         f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
-        f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration){membership}",
+        f"log in as role {owner} (--username {shlex.quote(owner)}, or --config with Orthanc's configuration){membership}",
     )
 
 
@@ -88,7 +89,7 @@ def _owner(conn: Connection, schema: str) -> tuple[str, str, bool, bool, bool]:
 def _not_the_owner(role: str, owner: str, schema: str) -> RevisionError:
     return RevisionError(
         f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
-        f"log in as role {owner} (--username {owner}, or --config with Orthanc's configuration)",
+        f"log in as role {owner} (--username {shlex.quote(owner)}, or --config with Orthanc's configuration)",
     )
 
 
