@@ -62,7 +62,7 @@ def require_owner(conn: Connection, schema: str) -> None:
         membership = f"; or have an administrator run: {grant}"
     raise RevisionError(
         f"role {role} may not change the index in schema {schema}: its tables belong to role {owner}",
-        f"log in as role {owner} (--username {shlex.quote(owner)}, or --config with Orthanc's configuration){membership}",
+        f"{_login(owner)}{membership}",
     )
 
 
@@ -89,7 +89,13 @@ def _owner(conn: Connection, schema: str) -> tuple[str, str, bool, bool, bool]:
 def _not_the_owner(role: str, owner: str, schema: str) -> RevisionError:
     return RevisionError(
         f"role {role} may not repair the index in schema {schema}: its tables belong to role {owner}",
-        f"log in as role {owner} (--username {shlex.quote(owner)}, or --config with Orthanc's configuration)",
+        _login(owner),
+    )
+
+
+def _login(owner: str) -> str:
+    return (
+        f"log in as role {owner} (--username {shlex.quote(owner)}, or --config with Orthanc's configuration)"
     )
 
 
