@@ -51,6 +51,7 @@ bench: .venv/dev
 	$(BIN)/python bench/commands.py
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/migrate.py
+	$(BIN)/python bench/storage.py
 	$(BIN)/python bench/upgrade.py
 
 counts: .venv/dev
