@@ -9,7 +9,7 @@ import click
 
 from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands import Call
-from pgorthanc_cli.commands.type_options import COUNT, TIME
+from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME
 from pgorthanc_cli.errors import Interrupted
 from pgorthanc_cli.progress import Progress
 
@@ -118,6 +118,30 @@ command.add_command(schema)
     type=click.Choice(["studies"]),
     help="Also list the studies that have a damaged attachment.",
 )
+@click.option(
+    "--journal",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Record in FILE what was checked when: what is new comes first, then the oldest.",
+)
+@click.option(
+    "--max-age",
+    type=TIME,
+    metavar="TIME",
+    help="With --journal: skip content that was checked more recently, such as 30d.",
+)
+@click.option(
+    "--budget",
+    type=POSITIVE_TIME,
+    metavar="TIME",
+    help="Begin no further content after this time, such as 2h.",
+)
+@click.option(
+    "--max-rate",
+    type=SIZE_RATE,
+    metavar="SIZE/s",
+    help="Read no more bytes each second, such as 50MB/s.",
+)
 @click.option("--force", is_flag=True, help="Check even an empty folder, or that of another Orthanc.")
 def storage(call: Call, *, listed: str | None, **options: Any) -> None:
     """Check that index and stored files fit together.
@@ -132,6 +156,7 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
       pgorthanc verify storage --config /etc/orthanc --depth size
       pgorthanc verify storage --host db1 --storage-dir /srv/dicom --depth identity
       pgorthanc verify storage --config /etc/orthanc --list studies
+      pgorthanc verify storage --config /etc/orthanc --journal scrub.db --max-age 30d
 
     Exit codes: 0 no findings; 6 findings; 130 interrupted.
     """
@@ -161,7 +186,7 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
         result = scrub.check(resolved.target, settings, stop=stop, report=report)
     next_commands = views.Commands(again=call.again(), studies=call.again("--list", "studies"))
     call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
-    if not result.complete:
+    if not result.complete and not result.budget_used:
         raise click.exceptions.Exit(Interrupted.exit_code)
     if result.has_problems:
         raise click.exceptions.Exit(6)

@@ -67,6 +67,10 @@ class Settings:
         storages: Folders of the storage plugin, by their ids; None if unknown.
         advanced_storage: Whether Orthanc loads the plugin; None if unknown.
         list_studies: Name the affected studies.
+        journal: A file that records what was checked when.
+        max_age_s: With it, content that was checked more recently is skipped.
+        budget_s: Begin no further content after so many seconds.
+        max_bytes_per_s: Read no more content than that.
     """
 
     storage_dir: Path | None
@@ -79,6 +83,10 @@ class Settings:
     storages: Mapping[str, Path] | None = None
     advanced_storage: bool | None = None
     list_studies: bool = False
+    journal: Path | None = None
+    max_age_s: float = 0.0
+    budget_s: float | None = None
+    max_bytes_per_s: float | None = None
 
 
 class Row(NamedTuple):
@@ -166,13 +174,16 @@ class StorageReport:
         attachments: Rows of the index.
         bytes: Stored bytes of the checked attachments, as far as their rows say.
         checked: Rows that were checked.
-        skipped_recent: Files without a row that may still get one: a transaction is open.
+        skipped_recent: Attachments whose content was checked recently (`max_age_s`), and
+            files without a row that may still get one.
+        undecided: Of these, the files: a transaction is open.
         without_md5: Checked rows whose content cannot be compared, as they have no MD5.
         findings: Damages first; at most `MAX_FINDINGS` of them.
         counts: Findings by kind, all of them.
         affected_studies: Studies with a damaged attachment.
         studies: Their public ids, if they were asked for.
-        complete: Whether everything was checked.
+        complete: Whether everything was checked, but for what was skipped.
+        budget_used: Whether it was not because the time was up.
         oldest_unverified: When the attachment was checked whose check is longest ago; None
             if there is no record of it.
         rate_mb_per_s: Content read, in 10^6 bytes per second; 0 if none was.
@@ -195,6 +206,8 @@ class StorageReport:
     oldest_unverified: datetime | None
     rate_mb_per_s: float
     elapsed_s: float
+    undecided: int
+    budget_used: bool
     endpoint: db.Endpoint
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgorthanc_cli import db
+from pgorthanc_cli import db, index
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import PgOrthancError, RevisionError
 from pgorthanc_cli.scrub import model
@@ -91,6 +91,13 @@ class Rows:
                 )
         self.conn.rollback()
         return count
+
+    def identity(self) -> str:
+        """Return what identifies this index."""
+        with self.conn.cursor() as cur:
+            identity = index.identity(cur)
+        self.conn.rollback()
+        return identity
 
     # --- in order -----------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from pgorthanc_cli import db, index
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.scrub import content, model, places, second
+from pgorthanc_cli.scrub.journal import Check, Journal, is_part, open_journal
 from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
 from pgorthanc_cli.scrub.rows import Rows
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
@@ -33,6 +35,7 @@ _STRETCH_ROWS, _STRETCH_BYTES = 2_000_000, 50 << 30  # of the first query
 _STRETCH_S = 300.0  # what the transactions of the next queries should last
 _REPORT_S = 0.2
 _SAMPLED_FILES = 200
+_BANDS = 4  # within one of them, the order is that of the UUIDs
 
 
 def check(
@@ -64,8 +67,13 @@ def check(
         capabilities = index.Capabilities.read(conn)
         conn.rollback()
         rows = Rows(conn, capabilities, settings)
-        run = _Run(rows, Reader(target, settings), workers, settings, stop, report)
-        return run.result()
+        with open_journal(settings.journal, rows.identity(), settings.depth) as journal:
+            run = _Run(rows, Reader(target, settings), workers, settings, stop, report, journal)
+            return run.result()
+
+
+class _BudgetUsed(Exception):
+    """No further content is to be read."""
 
 
 @dataclass
@@ -78,32 +86,46 @@ class _Run:
     settings: Settings
     stop: threading.Event
     report: Report
+    journal: Journal | None = None
     attachments: int = 0
     total_bytes: int = 0
     checked: int = 0
     bytes: int = 0
     without_md5: int = 0
+    skipped: int = 0
     differences: list[Difference] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
     _batch: list[Row] = field(default_factory=list)
     _batch_bytes: int = 0
-    _pending: deque[tuple[int, int, Future[Any]]] = field(default_factory=deque)
+    _pending: deque[tuple[list[Row], Future[Any]]] = field(default_factory=deque)
+    _submitted_bytes: int = 0
+    # Of the journal: the part that was read (256 of them), its checks, and the ages of what is due later.
+    _part: int = -1
+    _checks: dict[str, Check] = field(default_factory=dict)
+    _hours: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
+        self._began_at = int(time.time())
         self._reads_content = self.settings.depth in (model.HASH, model.IDENTITY)
 
     def result(self) -> StorageReport:
         """Check everything and return the report."""
         self.attachments, self.total_bytes = self.rows.total()
         self._require_the_right_area()
-        complete, outcome = False, second.Outcome()
+        complete, budget_used, outcome = False, False, second.Outcome()
         try:
-            self._pass()
+            try:
+                self._pass()
+                for first, end in _bands(self._hours):
+                    self._check_again(first, end)
+            except _BudgetUsed:
+                budget_used = True
+                self._collect_all()
             outcome = second.look(
                 self.rows, self.reader, self.settings, self.differences, self.stop, self.report
             )
-            complete = not self.stop.is_set()
+            complete = not (self.stop.is_set() or budget_used)
         except Stopped:
             # What differs may be a file in flight: without a second look only damages of
             # content are certain, which no other session causes.
@@ -118,16 +140,18 @@ class _Run:
             attachments=self.attachments,
             bytes=self.bytes,
             checked=self.checked,
-            skipped_recent=outcome.skipped_recent,
+            skipped_recent=self.skipped + outcome.skipped_recent,
             without_md5=self.without_md5,
             findings=tuple(findings),
             counts=counts,
             affected_studies=len(outcome.studies),
             studies=tuple(sorted(outcome.studies)) if self.settings.list_studies else None,
             complete=complete,
-            oldest_unverified=None,
+            oldest_unverified=self._oldest(),
             rate_mb_per_s=round(self.bytes / elapsed_s / 1e6, 1) if self._reads_content else 0.0,
             elapsed_s=round(elapsed_s, 3),
+            undecided=outcome.skipped_recent,
+            budget_used=budget_used,
             endpoint=db.endpoint(self.rows.conn),
         )
 
@@ -187,7 +211,16 @@ class _Run:
     # --- the pass -----------------------------------------------------------------------
 
     def _pass(self) -> None:
-        """Go through index and area, part by part, in one query for each stretch of parts."""
+        """Go through index and area, part by part."""
+        if self.reader.area:
+            self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
+        for parts, start, end in self._stretches():
+            self._stretch(parts, start, end)
+        self._enter("")
+        self._collect_all()
+
+    def _stretches(self) -> Iterator[tuple[Sequence[str], int, int]]:
+        """Yield ranges of parts, each for one query that lasts some minutes."""
         digits = 2 if self.attachments <= _SMALL_ARCHIVE else 3
         parts = [f"{number:0{digits}x}" for number in range(16**digits)]
         share = min(
@@ -195,19 +228,13 @@ class _Run:
             _STRETCH_ROWS / max(self.attachments, 1),
             _STRETCH_BYTES / max(self.total_bytes, 1) if self._reads_content else 1.0,
         )
-        length = max(1, int(len(parts) * share))
-        if self.reader.area:
-            self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
-        start = 0
+        length, start = max(1, int(len(parts) * share)), 0
         while start < len(parts):
             began = time.monotonic()
-            self._stretch(parts, start, min(start + length, len(parts)))
+            yield parts, start, min(start + length, len(parts))
             start += length
             took = max(time.monotonic() - began, 0.001)
             length = max(1, min(length * 4, int(length * _STRETCH_S / took)))
-        self._flush()
-        while self._pending:
-            self._collect()
 
     def _stretch(self, parts: Sequence[str], start: int, end: int) -> None:
         """Compare some parts, whose rows come from one query."""
@@ -225,6 +252,27 @@ class _Run:
                 self._take_file(row, listing, previous)
                 row, previous = next(rows, None), row
             self._take_rest(listing)
+
+    def _check_again(self, first: int, end: int) -> None:
+        """Check the content of what was last checked between two times, `end` excluded."""
+        assert self.journal  # noqa: S101 - without one nothing is left for later
+        latest = min(end, self._began_at)
+        digits, checks = "", {}
+        for parts, start, stop in self._stretches():
+            limit = parts[stop] if stop < len(parts) else None
+            for row in self.rows.between(parts[start], limit):
+                if row.uuid[:2] != digits:
+                    digits = row.uuid[:2]
+                    checks = self.journal.part(digits) if is_part(digits) else {}
+                check = checks.get(row.uuid)
+                if check is None or check.damaged or not first <= check.at < latest:
+                    continue
+                if self._began_at - check.at < self.settings.max_age_s:
+                    continue
+                resolved = row if row.customdata is None else places.resolve(row, self.settings)
+                if isinstance(resolved, Row):
+                    self._add(resolved)
+        self._collect_all()
 
     def _listings(self, parts: Sequence[str]) -> Iterator[Listing]:
         """Yield what lies in each part; the workers list a few parts ahead."""
@@ -307,6 +355,29 @@ class _Run:
     # --- content ------------------------------------------------------------------------
 
     def _submit(self, row: Row) -> None:
+        """Let a worker check a row, unless the journal says that it was checked before."""
+        if self.journal:
+            self._enter(row.uuid[:2])
+            check = self._checks.pop(row.uuid, None)
+            if check is not None and not check.damaged:
+                if self._began_at - check.at < self.settings.max_age_s:
+                    self.skipped += 1
+                else:
+                    self._hours[check.at // 3600] += 1  # later, the oldest first
+                return
+        self._add(row)
+
+    def _enter(self, digits: str) -> None:
+        """Read the journal up to a part; forget what the index no longer has of those before it."""
+        if self.journal is None or (digits and not is_part(digits)):
+            return
+        last = int(digits, 16) if digits else 256
+        while self._part < last:
+            self.journal.forget(self._checks)
+            self._part += 1
+            self._checks = self.journal.part(f"{self._part:02x}") if self._part < 256 else {}
+
+    def _add(self, row: Row) -> None:
         """Let a worker check a row, together with others."""
         self._batch.append(row)
         self._batch_bytes += row.actual_size or row.stored_size or 0
@@ -317,18 +388,51 @@ class _Run:
 
     def _flush(self) -> None:
         if self._batch:
-            size = sum(row.stored_size or 0 for row in self._batch)
+            self._keep_pace()
             # Plain tuples are pickled several times faster than named ones.
             future = self.workers.submit("check", list(map(tuple, self._batch)))
-            self._pending.append((len(self._batch), size, future))
+            self._pending.append((self._batch, future))
             self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 2 * self.settings.jobs:
             self._collect()
 
     def _collect(self) -> None:
-        count, size, future = self._pending.popleft()
-        self.differences += self.workers.result(future)
-        self._count(count, size)
+        rows, future = self._pending.popleft()
+        differences: list[Difference] = self.workers.result(future)
+        self.differences += differences
+        if self.journal:
+            damaged = {each.row.uuid for each in differences if each.row}
+            self.journal.record(damaged, damaged=True)
+            self.journal.record({row.uuid for row in rows} - damaged, damaged=False)
+        self._count(len(rows), sum(row.stored_size or 0 for row in rows))
+
+    def _collect_all(self) -> None:
+        self._flush()
+        while self._pending:
+            self._collect()
+
+    def _keep_pace(self) -> None:
+        """Wait until the next batch may be read.
+
+        Raises:
+            _BudgetUsed: The time is up; the batch is dropped.
+        """
+        elapsed_s = time.monotonic() - self._started
+        if self.settings.budget_s is not None and elapsed_s > self.settings.budget_s:
+            self._batch = []
+            raise _BudgetUsed
+        if self.settings.max_bytes_per_s:
+            early_s = self._submitted_bytes / self.settings.max_bytes_per_s - elapsed_s
+            if early_s > 0 and self.stop.wait(early_s):
+                raise Stopped
+            self._submitted_bytes += sum(row.stored_size or 0 for row in self._batch)
+
+    def _oldest(self) -> datetime | None:
+        """Return when the attachment was checked whose check is longest ago; None if one never was."""
+        count, at = self.journal.oldest() if self.journal else (0, None)
+        if at is None or count < self.attachments:
+            return None
+        return datetime.fromtimestamp(at, timezone.utc)
 
     def _count(self, rows: int, size: int) -> None:
         self.checked += rows
@@ -343,6 +447,17 @@ class _Run:
             )
             if self.stop.is_set():
                 raise Stopped
+
+
+def _bands(hours: Counter[int]) -> list[tuple[int, int]]:
+    """Return ranges of times of earlier checks, the oldest first, each with about as many of them."""
+    limit, size, bands, first = sum(hours.values()) / _BANDS, 0, [], 0
+    for hour in sorted(hours):
+        size += hours[hour]
+        if size >= limit:
+            bands.append((first, (hour + 1) * 3600))
+            first, size = (hour + 1) * 3600, 0
+    return bands + ([(first, (max(hours) + 1) * 3600)] if size else [])
 
 
 def _first(items: Iterator[str]) -> list[str]:

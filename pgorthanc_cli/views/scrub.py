@@ -59,12 +59,16 @@ def _headline(report: StorageReport) -> str:
         text += "."
     elif report.complete and not report.attachments:
         text = "The index has no attachments."
+    elif report.complete and report.checked < report.attachments:
+        text = f"No damage found. {report.checked:,} of {report.attachments:,} {noun} were due for a check."
     elif report.complete and not report.without_md5:
         text = f"{'All ' if report.attachments > 1 else ''}{of} {noun} {_intact(report)}."
     else:
         text = f"No damage found in {of} {noun}."
     if orphans:
         text += f" {plural(orphans, 'orphan')}."
+    if report.budget_used:
+        return f"{text} The time is used up."
     return text if report.complete else f"Interrupted: {text[:1].lower()}{text[1:]}"
 
 
@@ -122,9 +126,9 @@ def _rest(report: StorageReport) -> str:
 
 
 def _remarks(report: StorageReport) -> Iterator[Note]:
-    if report.skipped_recent:
+    if report.undecided:
         yield Note(
-            f"{plural(report.skipped_recent, 'file')} without a row may still get one: a transaction is open",
+            f"{plural(report.undecided, 'file')} without a row may still get one: a transaction is open",
             "unknown",
             ("Neither a finding nor an orphan yet; the next run decides.",),
         )
@@ -141,7 +145,10 @@ def _remarks(report: StorageReport) -> Iterator[Note]:
 
 def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
     if not report.complete and commands.again:
-        yield Note("Next, check everything:", paste=commands.again)
+        words = (
+            "Next, continue:" if report.oldest_unverified or report.budget_used else "Next, check everything:"
+        )
+        yield Note(words, paste=commands.again)
     elif report.affected_studies and report.studies is None and commands.studies:
         yield Note(
             "Next, list the affected studies, to send them again from the modality or PACS:",

@@ -35,6 +35,7 @@ def report(*findings: Finding, **changed: object) -> StorageReport:
         area=AREA, depth="hash", attachments=36_120_411, bytes=18_000_000_000_000, checked=36_120_411,
         skipped_recent=0, without_md5=0, findings=findings, counts=counts, affected_studies=0, studies=None,
         complete=True, oldest_unverified=None, rate_mb_per_s=2289.1, elapsed_s=7863.2,
+        undecided=0, budget_used=False,
         endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
     )  # fmt: skip
     return replace(healthy, **changed)  # type: ignore[arg-type]
@@ -77,7 +78,9 @@ def test_damages() -> None:
 def test_not_everything() -> None:
     check("interrupted", report(complete=False, checked=12_400_000))
     check("interrupted-damages", report(*DAMAGES, complete=False, checked=12_400_000, affected_studies=2))
-    check("recent", report(skipped_recent=3))
+    check("recent", report(skipped_recent=3, undecided=3))
+    check("budget", report(complete=False, budget_used=True, checked=12_400_000))
+    check("due", report(checked=1_204_000, skipped_recent=34_916_411))
     check("without-md5", report(without_md5=200, attachments=1000, checked=1000))
     hostile = replace(DAMAGES[0], path="/var/\x1b[31m/x", kind="foreign-file", uuid=None)
     check("hostile", report(hostile))

@@ -1,0 +1,143 @@
+"""The journal of checks: what was checked when, so that a scrub can go on where it ended.
+
+Attachments are immutable and their UUIDs are never used again, so a result stays valid
+until the medium fails (STORAGE.md J). A journal that is lost costs time only.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.files import PRIVATE
+from pgorthanc_cli.scrub.model import DEPTHS
+from pgorthanc_cli.storage import is_uuid
+from pgorthanc_cli.text import printable
+
+_APPLICATION_ID = 0x50475343  # SQLite's application_id of our journals
+_TABLES = """
+CREATE TABLE checked (
+    uuid BLOB PRIMARY KEY, at INTEGER NOT NULL, depth INTEGER NOT NULL, damaged INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE about (identity TEXT NOT NULL);
+"""
+_COMMIT_S = 5.0
+
+
+class Check(NamedTuple):
+    """The last check of an attachment: seconds since 1970, and whether it was damaged."""
+
+    at: int
+    damaged: bool
+
+
+class Journal:
+    """The results of checks of one depth, or a deeper one."""
+
+    def __init__(self, conn: sqlite3.Connection, depth: str) -> None:
+        """See `open_journal`."""
+        self._conn = conn
+        self._depth = DEPTHS.index(depth)
+        self._committed = time.monotonic()
+
+    def part(self, digits: str) -> dict[str, Check]:
+        """Return the checks of the attachments whose UUIDs begin with two or three digits."""
+        first, last = digits.ljust(32, "0"), digits.ljust(32, "f")
+        rows = self._conn.execute(
+            "SELECT uuid, at, damaged FROM checked WHERE uuid BETWEEN ? AND ? AND depth >= ?",
+            (bytes.fromhex(first), bytes.fromhex(last), self._depth),
+        )
+        return {str(uuid.UUID(bytes=key)): Check(at, bool(damaged)) for key, at, damaged in rows}
+
+    def record(self, uuids: Iterable[str], *, damaged: bool) -> None:
+        """Record attachments as checked now."""
+        now = int(time.time())
+        self._conn.executemany(
+            "INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?)",
+            [(uuid.UUID(each).bytes, now, self._depth, damaged) for each in uuids if is_uuid(each)],
+        )
+        if time.monotonic() - self._committed > _COMMIT_S:
+            self.commit()
+
+    def forget(self, uuids: Iterable[str]) -> None:
+        """Remove attachments that the index no longer has."""
+        self._conn.executemany(
+            "DELETE FROM checked WHERE uuid = ?", [(uuid.UUID(each).bytes,) for each in uuids]
+        )
+
+    def oldest(self) -> tuple[int, int | None]:
+        """Return how many attachments were checked, and when the oldest check was."""
+        row = self._conn.execute("SELECT count(*), min(at) FROM checked WHERE depth >= ?", (self._depth,))
+        count, at = row.fetchone()
+        return count, at
+
+    def commit(self) -> None:
+        """Make the results durable."""
+        self._conn.commit()
+        self._committed = time.monotonic()
+
+
+def is_part(digits: str) -> bool:
+    """Return whether attachments whose names begin like this can be in a journal."""
+    return len(digits) in (2, 3) and not set(digits) - set("0123456789abcdef")
+
+
+@contextmanager
+def open_journal(path: Path | None, identity: str, depth: str) -> Iterator[Journal | None]:
+    """Yield the journal in a file, created if missing and private; None without a path.
+
+    Args:
+        path: The file.
+        identity: Of the index: a journal belongs to one.
+        depth: Of this check.
+
+    Raises:
+        UsageError: The file is the journal of another index, or something else.
+        PgOrthancError: The file cannot be used.
+    """
+    if path is None:
+        yield None
+        return
+    name = printable(str(path))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, PRIVATE))
+        with closing(sqlite3.connect(path, timeout=0.5)) as conn:
+            _prepare(conn, name, identity)
+            journal = Journal(conn, depth)
+            try:
+                yield journal
+            finally:
+                journal.commit()
+    except (OSError, sqlite3.Error) as error:
+        raise PgOrthancError(
+            f"the journal {name} cannot be used: {getattr(error, 'strerror', None) or error}",
+            "name another file with --journal; a damaged one may be deleted: everything is checked again then",
+        ) from None
+
+
+def _prepare(conn: sqlite3.Connection, name: str, identity: str) -> None:
+    """Create the tables, or check that the journal belongs to this index."""
+    ((application_id,),) = conn.execute("PRAGMA application_id")
+    ((tables,),) = conn.execute("SELECT count(*) FROM sqlite_master")
+    if tables and application_id != _APPLICATION_ID:
+        raise UsageError(f"{name} is not a journal of verify storage", "name another file with --journal")
+    conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last results
+    if not tables:
+        conn.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; {_TABLES} COMMIT;")
+        with conn:
+            conn.execute("INSERT INTO about VALUES (?)", (identity,))
+    ((owner,),) = conn.execute("SELECT identity FROM about")
+    if owner != identity:
+        raise UsageError(
+            f"{name} is the journal of another index",
+            "name the journal of this one with --journal, or a new file",
+        )
