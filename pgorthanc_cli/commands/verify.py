@@ -155,7 +155,7 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
       pgorthanc verify storage --config /etc/orthanc
       pgorthanc verify storage --config /etc/orthanc --depth size
       pgorthanc verify storage --host db1 --storage-dir /srv/dicom --depth identity
-      pgorthanc verify storage --config /etc/orthanc --journal scrub.db --max-age 30d
+      pgorthanc verify storage --config /etc/orthanc --journal scrub.db --budget 2h
 
     Exit codes: 0 no findings; 6 findings; 130 interrupted.
     """
