@@ -9,7 +9,7 @@ import click
 
 from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands import Call
-from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME
+from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME, Number
 from pgorthanc_cli.errors import Interrupted
 from pgorthanc_cli.progress import Progress
 
@@ -141,6 +141,19 @@ command.add_command(schema)
     type=SIZE_RATE,
     metavar="SIZE/s",
     help="Read no more bytes each second, such as 50MB/s.",
+)
+@click.option(
+    "--study",
+    "studies",
+    multiple=True,
+    metavar="ID",
+    help="Only this study, by Orthanc's identifier; repeatable.",
+)
+@click.option(
+    "--since",
+    type=Number("the number of a change", 0),
+    metavar="CHANGE",
+    help="Only instances that arrived after this change.",
 )
 @click.option("--force", is_flag=True, help="Check even an empty folder, or that of another Orthanc.")
 def storage(call: Call, *, listed: str | None, **options: Any) -> None:

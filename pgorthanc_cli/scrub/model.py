@@ -71,6 +71,8 @@ class Settings:
         max_age_s: With it, content that was checked more recently is skipped.
         budget_s: Begin no further content after so many seconds.
         max_bytes_per_s: Read no more content than that.
+        studies: Public ids: check the attachments of these studies only.
+        since: Check only those of instances that are in the changes after this number.
     """
 
     storage_dir: Path | None
@@ -87,6 +89,13 @@ class Settings:
     max_age_s: float = 0.0
     budget_s: float | None = None
     max_bytes_per_s: float | None = None
+    studies: tuple[str, ...] = ()
+    since: int | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only some attachments are checked; then files without a row are not looked for."""
+        return bool(self.studies) or self.since is not None
 
 
 class Row(NamedTuple):

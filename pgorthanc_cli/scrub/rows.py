@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.constants import LEVELS
-from pgorthanc_cli.errors import PgOrthancError, RevisionError
+from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.index.model import NEW_INSTANCE
 from pgorthanc_cli.scrub import model
 from pgorthanc_cli.scrub.model import Row, Settings
+from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
     from pgorthanc_cli.index import Capabilities
@@ -46,6 +48,7 @@ class Rows:
         """Take the open session."""
         self.conn = conn
         self.settings = settings
+        self._selected = self._condition()
         self._customdata = "NULL::bytea"
         if capabilities.custom_data:
             self._customdata = "NULLIF(a.customdata, ''::bytea)"
@@ -53,9 +56,42 @@ class Rows:
             self._customdata = """(SELECT k.customdata FROM index.pgorthanc_kept_customdata k
                 WHERE k.id = a.id AND k.filetype = a.filetype AND k.uuid = a.uuid)"""
 
+    def _condition(self) -> str:
+        """Return what selects the resources to check, as SQL on their internal ids.
+
+        Raises:
+            UsageError: The index does not have one of the studies.
+        """
+        conditions = []
+        if self.settings.studies:
+            query = "SELECT publicid, internalid FROM index.resources WHERE resourcetype = 1 AND publicid = ANY(%s)"
+            ids = dict(db.rows(self.conn, query, list(self.settings.studies)))
+            self.conn.rollback()
+            for study in self.settings.studies:
+                if study not in ids:
+                    raise UsageError(
+                        f"the index has no study {printable(study)}",
+                        "give the identifier that Orthanc shows in its address, not the StudyInstanceUID",
+                    )
+            numbers = ", ".join(map(str, ids.values()))
+            conditions.append(
+                f"""id IN (SELECT internalid FROM index.resources
+                        WHERE internalid IN ({numbers}) OR parentid IN ({numbers})
+                    UNION SELECT instance.internalid FROM index.resources series
+                        JOIN index.resources instance ON instance.parentid = series.internalid
+                        WHERE series.parentid IN ({numbers}))"""  # noqa: S608 - numbers
+            )
+        if self.settings.since is not None:
+            conditions.append(
+                f"""id IN (SELECT internalid FROM index.changes
+                    WHERE seq > {self.settings.since} AND changetype = {NEW_INSTANCE})"""  # noqa: S608
+            )
+        return " AND ".join(conditions) or "true"
+
     def total(self) -> tuple[int, int]:
         """Return the number of attachments, and their stored bytes."""
-        query = "SELECT count(*), COALESCE(sum(compressedsize), 0) FROM index.attachedfiles"
+        query = f"""SELECT count(*), COALESCE(sum(compressedsize), 0) FROM index.attachedfiles
+                    WHERE {self._selected}"""  # noqa: S608 - constants and numbers
         ((count, size),) = db.rows(self.conn, query)
         self.conn.rollback()
         return int(count), int(size)
@@ -114,7 +150,8 @@ class Rows:
             join = "LEFT JOIN index.resources r ON r.internalid = a.id"
         if self.settings.storage_dir:
             query = f"""SELECT a.uuid, a.id, {_COLUMNS}, {self._customdata}, 0, NULL::int, '', {instance}
-                FROM index.attachedfiles a {join} WHERE {limits % {"column": "a.uuid"}}
+                FROM (SELECT * FROM index.attachedfiles WHERE {self._selected}) a {join}
+                WHERE {limits % {"column": "a.uuid"}}
                 ORDER BY a.uuid COLLATE "C", a.id, a.filetype"""  # noqa: S608 - hexadecimal digits
         else:
             size = _OBJECT_SIZE if self.settings.depth != model.EXISTS else "NULL::bigint"
@@ -123,8 +160,8 @@ class Rows:
             within = limits % {"column": "uuid"}
             query = f"""SELECT COALESCE(a.uuid, s.uuid), COALESCE(a.id, 0), {_COLUMNS},
                     {self._customdata}, COALESCE(m.oid, 0)::int8, {size}, '', {instance}
-                FROM (SELECT *, {content_type} FROM index.attachedfiles WHERE {within}) a
-                FULL JOIN (SELECT * FROM index.storagearea WHERE {within}) s
+                FROM (SELECT *, {content_type} FROM index.attachedfiles WHERE {within} AND {self._selected}) a
+                {"LEFT" if self.settings.is_partial else "FULL"} JOIN (SELECT * FROM index.storagearea WHERE {within}) s
                     ON s.uuid = a.uuid AND s.type = a.content_type
                 LEFT JOIN pg_largeobject_metadata m ON m.oid = s.content {join}
                 ORDER BY COALESCE(a.uuid, s.uuid) COLLATE "C", a.id, a.filetype"""  # noqa: S608

@@ -212,7 +212,7 @@ class _Run:
 
     def _pass(self) -> None:
         """Go through index and area, part by part."""
-        if self.reader.area:
+        if self.reader.area and not self.settings.is_partial:
             self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
         for parts, start, end in self._stretches():
             self._stretch(parts, start, end)
@@ -243,6 +243,11 @@ class _Run:
         if self.reader.area is None:
             for stored in rows:
                 self._take_object(stored)
+            return
+        if self.settings.is_partial:
+            nothing = Listing({}, [], [])
+            for row_of_part in rows:
+                self._take_file(row_of_part, nothing, None)
             return
         row: Row | None = next(rows, None)
         for number, listing in zip(range(start, end), self._listings(parts[start:end]), strict=True):
@@ -373,7 +378,8 @@ class _Run:
             return
         last = int(digits, 16) if digits else 256
         while self._part < last:
-            self.journal.forget(self._checks)
+            if not self.settings.is_partial:
+                self.journal.forget(self._checks)
             self._part += 1
             self._checks = self.journal.part(f"{self._part:02x}") if self._part < 256 else {}
 
@@ -430,7 +436,7 @@ class _Run:
     def _oldest(self) -> datetime | None:
         """Return when the attachment was checked whose check is longest ago; None if one never was."""
         count, at = self.journal.oldest() if self.journal else (0, None)
-        if at is None or count < self.attachments:
+        if at is None or count < self.attachments or self.settings.is_partial:
             return None
         return datetime.fromtimestamp(at, timezone.utc)
 

@@ -24,6 +24,8 @@ def from_options(
     max_age: float | None = None,
     budget: float | None = None,
     max_rate: float | None = None,
+    studies: tuple[str, ...] = (),
+    since: int | None = None,
 ) -> Settings:
     """Return what the options of `verify storage` ask for; the area is the one that `import` would use.
 
@@ -54,4 +56,6 @@ def from_options(
         max_age_s=max_age or 0.0,
         budget_s=budget,
         max_bytes_per_s=max_rate,
+        studies=studies,
+        since=since,
     )
