@@ -189,6 +189,8 @@ class StorageReport:
         without_md5: Checked rows whose content cannot be compared, as they have no MD5.
         findings: Damages first; at most `MAX_FINDINGS` of them.
         counts: Findings by kind, all of them.
+        damaged: Attachments with a finding; the other findings are of files without a row, or
+            of folders.
         affected_studies: Studies with a damaged attachment.
         studies: Their public ids, if they were asked for.
         complete: Whether everything was checked, but for what was skipped.
@@ -209,6 +211,7 @@ class StorageReport:
     without_md5: int
     findings: tuple[Finding, ...]
     counts: dict[str, int]
+    damaged: int
     affected_studies: int
     studies: tuple[str, ...] | None
     complete: bool

@@ -25,7 +25,7 @@ from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
 from pgorthanc_cli.scrub.rows import Rows
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
 from pgorthanc_cli.storage import is_uuid
-from pgorthanc_cli.storage.listing import Listing, Odd, files_below, is_empty, top_level
+from pgorthanc_cli.storage.listing import Listing, Odd, is_empty, some_files, top_level
 from pgorthanc_cli.text import printable
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
@@ -144,6 +144,7 @@ class _Run:
             without_md5=self.without_md5,
             findings=tuple(findings),
             counts=counts,
+            damaged=outcome.damaged,
             affected_studies=len(outcome.studies),
             studies=tuple(sorted(outcome.studies)) if self.settings.list_studies else None,
             complete=complete,
@@ -183,15 +184,15 @@ class _Run:
         if self.settings.force:
             return
         sample = [uuid for uuid in self.rows.sample() if is_uuid(uuid)]
-        if empty and sample:
+        if not sample or any(self._exists(uuid) for uuid in sample):
+            return
+        others, is_readable = some_files(self.reader.area, _SAMPLED_FILES)
+        if not others and is_readable:
             raise UsageError(
-                f"{root} is empty, but {count}",
+                f"{root} {'is empty' if empty else 'holds no file of an attachment'}, but {count}",
                 "check that it is mounted, or pass the right folder with --storage-dir; "
                 "if the files are really gone, add --force",
             )
-        if not sample or any(self._exists(uuid) for uuid in sample):
-            return
-        others = [uuid for uuid, _ in zip(files_below(self.reader.area), range(_SAMPLED_FILES), strict=False)]
         if others and not self.rows.known(others):
             raise UsageError(
                 f"{root} holds the files of another Orthanc: none of {len(sample)} attachments of this index "

@@ -46,12 +46,14 @@ class Outcome:
     Attributes:
         findings: At most `model.MAX_FINDINGS`.
         counts: All of them, by kind.
+        damaged: Those of rows.
         studies: Public ids of the studies with a damaged attachment.
         skipped_recent: Files without a row that cannot be judged yet.
     """
 
     findings: list[Finding] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    damaged: int = 0
     studies: set[str] = field(default_factory=set)
     skipped_recent: int = 0
 
@@ -60,6 +62,13 @@ class Outcome:
         self.counts[finding.kind] += 1
         if len(self.findings) < model.MAX_FINDINGS:
             self.findings.append(finding)
+
+    def add_damage(self, finding: Finding, study: str | None) -> None:
+        """Add a finding of an attachment, which belongs to a study, or to a patient."""
+        self.add(finding)
+        self.damaged += 1
+        if study:
+            self.studies.add(study)
 
 
 def look(
@@ -93,9 +102,7 @@ def look(
             detail = "it is among the large objects of the database"
         elif each.kind == model.MISSING and not detail and uuid in beside:
             detail = f"a file of this name is at {printable(beside[uuid])}"
-        outcome.add(_finding(each._replace(detail=detail), settings, place))
-        if place.study:
-            outcome.studies.add(place.study)
+        outcome.add_damage(_finding(each._replace(detail=detail), settings, place), place.study)
     folders = {each.row.uuid[:length] for each, _ in damaged if each.row and each.kind == model.UNREADABLE
                for length in (2, 4)}  # fmt: skip
     rest = [
@@ -122,9 +129,7 @@ def certain(rows: Rows, settings: Settings, differences: Sequence[Difference]) -
         assert each.row  # noqa: S101 - selected above
         found = current.get((each.row.resource, each.row.file_type, each.row.uuid))
         if found:
-            outcome.add(_finding(each, settings, found[1]))
-            if found[1].study:
-                outcome.studies.add(found[1].study)
+            outcome.add_damage(_finding(each, settings, found[1]), found[1].study)
     return outcome
 
 

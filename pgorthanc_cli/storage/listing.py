@@ -182,14 +182,24 @@ def _note_folder(listing: Listing, path: str, start: str, error: OSError) -> Non
     """Record a folder that cannot be listed; one that is missing is simply empty."""
     if isinstance(error, FileNotFoundError):
         return
+    if isinstance(error, NotADirectoryError):
+        listing.odd.append(Odd(path, "name"))
+        return
     listing.unreadable.append(start)
     listing.odd.append(Odd(path, "unreadable", error.strerror or str(error)))
 
 
-def files_below(area: FilesystemArea) -> Iterator[str]:
-    """Yield UUIDs of files in the area, folder after folder, until the caller has enough."""
+def some_files(area: FilesystemArea, limit: int) -> tuple[list[str], bool]:
+    """Return UUIDs of files in the area, at least `limit` if there are so many, and whether all could be read."""
+    uuids: list[str] = []
+    is_readable = True
     for number in range(256):
-        yield from list_part(area, f"{number:02x}", sizes=False).sizes
+        listing = list_part(area, f"{number:02x}", sizes=False)
+        uuids += listing.sizes
+        is_readable = is_readable and not listing.unreadable
+        if len(uuids) >= limit:
+            break
+    return uuids, is_readable
 
 
 def recorded_uuids(area: FilesystemArea) -> dict[str, bool]:

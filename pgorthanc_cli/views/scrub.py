@@ -46,8 +46,8 @@ def _status(report: StorageReport) -> Status:
 
 
 def _headline(report: StorageReport) -> str:
-    damaged = _sum(report, harmless=False)
-    orphans = _sum(report, harmless=True)
+    others = _sum(report, harmless=False) - report.damaged
+    damaged, orphans = report.damaged, _sum(report, harmless=True)
     of = f"{report.checked:,} of {report.attachments:,}" if not report.complete else f"{report.attachments:,}"
     noun = "attachment" if report.attachments == 1 else "attachments"
     if damaged:
@@ -65,6 +65,8 @@ def _headline(report: StorageReport) -> str:
         text = f"{'All ' if report.attachments > 1 else ''}{of} {noun} {_intact(report)}."
     else:
         text = f"No damage found in {of} {noun}."
+    if others:
+        text += f" {plural(others, 'other problem')}."
     if orphans:
         text += f" {plural(orphans, 'orphan')}."
     if report.budget_used:
@@ -105,9 +107,8 @@ def _counts(report: StorageReport, *, verbose: bool) -> Iterator[Note]:
         if count > len(details):
             details.append(f"and {count - len(details):,} more (-v or --json lists them)")
         yield Note(f"{count:,} {kind}: {KINDS[kind]}", status, tuple(details))
-    damaged = _sum(report, harmless=False)
-    if report.counts and report.checked > damaged:
-        yield Note(f"{plural(report.checked - damaged, 'attachment')} {_rest(report)}", "ok")
+    if report.counts and report.checked > report.damaged:
+        yield Note(f"{plural(report.checked - report.damaged, 'attachment')} {_rest(report)}", "ok")
 
 
 def _line(finding: Finding, area: str) -> str:

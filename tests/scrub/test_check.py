@@ -69,6 +69,14 @@ def test_a_folder_that_does_not_exist(fresh: db.Target, area: Path, tmp_path: Pa
         check(fresh, next((tmp_path / "in").iterdir()))
 
 
+def test_a_folder_without_any_attachment(fresh: db.Target, area: Path, tmp_path: Path) -> None:
+    """Such as /tmp, which may also have names like those of our folders."""
+    (tmp_path / "other" / "d1").mkdir(parents=True)
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UsageError, match="other holds no file of an attachment, but the index lists 20"):
+        check(fresh, tmp_path / "other")
+
+
 def test_the_folder_of_another_orthanc(fresh: db.Target, area: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for _ in range(3):
@@ -146,33 +154,61 @@ def test_large_objects_need_a_right_of_their_own(fresh: db.Target, tmp_path: Pat
         assert (report.checked, report.counts) == (3, {})
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_that_cannot_be_read(fresh: db.Target, area: Path) -> None:
-    path_of(area, uuids_of(fresh)[0]).chmod(0)
-    assert check(fresh, area).counts == {"unreadable": 1}
-    assert check(fresh, area, depth="size").counts == {}
+def forbid(path: Path) -> None:
+    """Let nobody read a file or folder; root works with the rights of the area's owner."""
+    if os.geteuid() == 0:
+        os.chown(path, 0, 0)
+        path.chmod(0o700)
+    else:
+        path.chmod(0)
 
 
-def test_as_root_files_of_others_cannot_be_read(fresh: db.Target, area: Path) -> None:
-    """Root works with the rights of the folder's owner."""
-    if os.geteuid():
-        pytest.skip("only root can change the owner of a folder")
+def test_files_and_folders_that_cannot_be_read(fresh: db.Target, area: Path) -> None:
     first, second, *_ = uuids_of(fresh)
-    for path in (area, *area.rglob("*")):
-        os.chown(path, 65534, 65534)
-    for folder in path_of(area, first).parents[:2]:
-        folder.chmod(0o755)
-    os.chown(path_of(area, first), 0, 0)
-    path_of(area, first).chmod(0o600)
+    if os.geteuid() == 0:
+        for path in (area, *area.rglob("*")):
+            os.chown(path, 65534, 65534)
+        for folder in path_of(area, first).parents[:2]:
+            folder.chmod(0o755)
+    forbid(path_of(area, first))
     report = check(fresh, area)
     assert [(each.kind, each.uuid) for each in report.findings] == [("unreadable", first)]
+    assert check(fresh, area, depth="size").counts == {}
     folder = path_of(area, second).parent
-    os.chown(folder, 0, 0)
-    folder.chmod(0o700)
-    report = check(fresh, area)
+    forbid(folder)
+    try:
+        report = check(fresh, area)
+    finally:
+        folder.chmod(0o700)
     unread = {uuid for uuid in uuids_of(fresh) if path_of(area, uuid).parent == folder}
     assert {each.uuid for each in report.findings} == unread | {first}
     assert set(report.counts) == {"unreadable"}
+    assert report.damaged == len(report.findings)
+
+
+def test_a_folder_that_cannot_be_read_and_holds_no_attachment(fresh: db.Target, area: Path) -> None:
+    prefixes = {uuid[:2] for uuid in uuids_of(fresh)}
+    folder = area / next(f"{number:02x}" for number in range(256) if f"{number:02x}" not in prefixes)
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(area, 65534, 65534)
+        for path in area.rglob("*"):
+            os.chown(path, 65534, 65534)
+    forbid(folder)
+    try:
+        report = check(fresh, area)
+    finally:
+        folder.chmod(0o700)
+    assert (report.counts, report.damaged) == ({"unreadable": 1}, 0)
+
+
+def test_a_file_in_the_place_of_a_folder(fresh: db.Target, area: Path) -> None:
+    prefixes = {uuid[:2] for uuid in uuids_of(fresh)}
+    name = next(f"{number:02x}" for number in range(256) if f"{number:02x}" not in prefixes)
+    (area / name).write_text("notes")
+    report = check(fresh, area)
+    assert [(each.kind, each.path) for each in report.findings] == [("foreign-file", str(area / name))]
+    assert report.damaged == 0
 
 
 # --- in flight --------------------------------------------------------------------------------

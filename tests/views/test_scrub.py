@@ -33,7 +33,8 @@ def report(*findings: Finding, **changed: object) -> StorageReport:
         counts[each.kind] = counts.get(each.kind, 0) + 1
     healthy = StorageReport(
         area=AREA, depth="hash", attachments=36_120_411, bytes=18_000_000_000_000, checked=36_120_411,
-        skipped_recent=0, without_md5=0, findings=findings, counts=counts, affected_studies=0, studies=None,
+        skipped_recent=0, without_md5=0, findings=findings, counts=counts,
+        damaged=sum(each.file_type is not None for each in findings), affected_studies=0, studies=None,
         complete=True, oldest_unverified=None, rate_mb_per_s=2289.1, elapsed_s=7863.2,
         undecided=0, budget_used=False,
         endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
@@ -69,9 +70,10 @@ def test_damages() -> None:
     check("damages", report(*DAMAGES, *ORPHANS, affected_studies=2))
     check("studies", report(*DAMAGES, affected_studies=1, studies=(STUDY,)))
     check("orphans", report(*ORPHANS))
+    check("folder", report(Finding("unreadable", None, None, f"{AREA}/00", None, None, "Permission denied")))
     check("pending-deletion", report(finding("pending-deletion", 7, "x", None)))
     many = tuple(finding("missing", n, "the index has a row, but the file is gone") for n in range(25))
-    check("many", report(*many, affected_studies=3, counts={"missing": 200_025}))
+    check("many", report(*many, affected_studies=3, counts={"missing": 200_025}, damaged=200_025))
     check("many-verbose", report(*many, affected_studies=3), verbose=True)
 
 
@@ -82,5 +84,5 @@ def test_not_everything() -> None:
     check("budget", report(complete=False, budget_used=True, checked=12_400_000))
     check("due", report(checked=1_204_000, skipped_recent=34_916_411))
     check("without-md5", report(without_md5=200, attachments=1000, checked=1000))
-    hostile = replace(DAMAGES[0], path="/var/\x1b[31m/x", kind="foreign-file", uuid=None)
+    hostile = replace(DAMAGES[0], path="/var/\x1b[31m/x", kind="foreign-file", uuid=None, file_type=None)
     check("hostile", report(hostile))
