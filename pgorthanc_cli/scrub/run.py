@@ -184,7 +184,8 @@ class _Run:
         if self.settings.force:
             return
         sample = [uuid for uuid in self.rows.sample() if is_uuid(uuid)]
-        if not sample or any(self._exists(uuid) for uuid in sample):
+        usual = (Row(uuid, 0, 0, None, None, None, None, None) for uuid in sample)
+        if not sample or any(self.reader.size(row) is not None for row in usual):
             return
         others, is_readable = some_files(self.reader.area, _SAMPLED_FILES)
         if not others and is_readable:
@@ -200,14 +201,6 @@ class _Run:
                 "pass the right folder with --storage-dir, or the right database; "
                 "if both belong together, add --force",
             )
-
-    def _exists(self, uuid: str) -> bool:
-        row = Row(uuid, 0, 0, None, None, None, None, None)
-        try:
-            self.reader.stat(row)
-        except OSError:
-            return False
-        return True
 
     # --- the pass -----------------------------------------------------------------------
 
@@ -309,7 +302,7 @@ class _Run:
             self._note(Difference(model.INVALID_UUID, "", row))
         else:
             # In the wrong case, or missing, or a link, or its folder cannot be read.
-            self._submit(row)
+            self._submit(row, None)
 
     def _take_object(self, row: Row) -> None:
         """Compare a row of the index, of the storage area, or of both."""
@@ -330,7 +323,7 @@ class _Run:
         elif self.reader.area is None:
             self._note(Difference(model.UNREADABLE, "it is a file; name the folder with --storage-dir", row))
         else:
-            self._submit(resolved)
+            self._submit(resolved, None)
 
     def _take(self, row: Row, actual_size: int | None) -> None:
         """Check a row whose file exists, as deep as asked for."""
@@ -340,7 +333,7 @@ class _Run:
                 self._note(Difference(*found, row))
                 return
         if self._reads_content:
-            self._submit(row)
+            self._submit(row, actual_size)
         else:
             self._count(1, row.stored_size or 0)
 
@@ -360,18 +353,31 @@ class _Run:
 
     # --- content ------------------------------------------------------------------------
 
-    def _submit(self, row: Row) -> None:
-        """Let a worker check a row, unless the journal says that it was checked before."""
+    def _submit(self, row: Row, actual_size: int | None) -> None:
+        """Let a worker check a row, unless it was checked before, and is still there.
+
+        Args:
+            row: The row.
+            actual_size: Bytes in the area, None if they have not been looked at yet.
+        """
         if self.journal:
             self._enter(row.uuid[:2])
             check = self._checks.pop(row.uuid, None)
-            if check is not None and not check.damaged:
+            # A check proves the content; the file may have vanished since, or the row have changed.
+            if check is not None and not check.damaged and self._seems_intact(row, actual_size):
                 if self._began_at - check.at < self.settings.max_age_s:
                     self.skipped += 1
                 else:
                     self._hours[check.at // 3600] += 1  # later, the oldest first
                 return
         self._add(row)
+
+    def _seems_intact(self, row: Row, actual_size: int | None) -> bool:
+        """Return whether row and size of the file show no damage."""
+        if actual_size is None and not row.oid:
+            actual_size = self.reader.size(row)
+        store_md5 = self.settings.store_md5
+        return actual_size is not None and not content.shallow_problem(row, actual_size, store_md5=store_md5)
 
     def _enter(self, digits: str) -> None:
         """Read the journal up to a part; forget what the index no longer has of those before it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -115,12 +116,16 @@ class Reader:
         finally:
             os.close(descriptor)
 
-    def stat(self, row: Row) -> None:
-        """Raise OSError if there is nothing in the usual place of a row."""
+    def size(self, row: Row) -> int | None:
+        """Return the size of the file of a row, None if there is none, or it cannot be seen."""
         assert self.area  # noqa: S101
+        path = row.path or f"{row.uuid[:2]}/{row.uuid[2:4]}/{row.uuid}"
         with self._rights():
-            path = f"{row.uuid[:2]}/{row.uuid[2:4]}/{row.uuid}"
-            os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False)
+            try:
+                status = os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False)
+            except OSError:
+                return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def changed(self, path: str) -> float | None:
         """Return when a file of the area has last changed, None if it is gone."""

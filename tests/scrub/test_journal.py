@@ -15,7 +15,7 @@ import pytest
 from pgorthanc_cli import db, locks, scrub
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.schema import initialize
-from tests.scrub.injected import Store, altered_end
+from tests.scrub.injected import Store, altered_end, half, missing, missing_object, null_hash
 from tests.support import samples
 from tests.support.importing import run as import_files
 from tests.support.schemas import rows
@@ -75,6 +75,30 @@ def test_damages_are_checked_each_time(store: Store, journal: Path) -> None:
         report = check(store, journal, max_age_s=DAY_S)
         assert [(each.kind, each.uuid) for each in report.findings] == [("altered", uuid)]
     assert (report.checked, report.skipped_recent) == (1, 19)
+
+
+def test_damages_after_a_check_that_are_seen_without_reading(store: Store, journal: Path) -> None:
+    """A file that vanished or was cut, and a damaged row, do not wait until the content is due again."""
+    check(store, journal, max_age_s=DAY_S)
+    vanished = missing(store) if store.area else missing_object(store)
+    damaged = {vanished: "missing", half(store): "truncated", null_hash(store): "missing-hash"}
+    for _ in range(2):
+        report = check(store, journal, max_age_s=DAY_S)
+        assert {each.uuid: each.kind for each in report.findings} == damaged
+    assert report.skipped_recent == 17
+
+
+def test_a_file_of_one_study_that_vanished_after_its_check(store: Store, journal: Path) -> None:
+    check(store, journal, max_age_s=DAY_S)
+    uuid = missing(store) if store.area else missing_object(store)
+    ((study,),) = rows(
+        store.target,
+        f"""SELECT st.publicid FROM attachedfiles a JOIN resources i ON i.internalid = a.id
+            JOIN resources se ON se.internalid = i.parentid JOIN resources st ON st.internalid = se.parentid
+            WHERE a.uuid = '{uuid}'""",
+    )
+    report = check(store, journal, max_age_s=DAY_S, studies=(study,))
+    assert [(each.kind, each.uuid) for each in report.findings] == [("missing", uuid)]
 
 
 def test_the_oldest_come_first_and_a_budget_ends_it(store: Store, journal: Path) -> None:
