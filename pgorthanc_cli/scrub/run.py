@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
 from pgorthanc_cli import db, index
-from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.scrub import content, model, places, second
-from pgorthanc_cli.scrub.journal import Check, Journal, is_part, open_journal
+from pgorthanc_cli.scrub.due import Due
+from pgorthanc_cli.scrub.journal import open_journal
 from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
+from pgorthanc_cli.scrub.right_area import require_the_right_area
 from pgorthanc_cli.scrub.rows import Rows
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
 from pgorthanc_cli.storage import is_uuid
-from pgorthanc_cli.storage.listing import Listing, Odd, is_empty, some_files, top_level
-from pgorthanc_cli.text import printable
+from pgorthanc_cli.storage.listing import Listing, Odd, top_level
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
 _BATCH_FILES, _BATCH_BYTES = 256, 32 << 20  # given to a worker together
@@ -34,8 +33,6 @@ _SMALL_ARCHIVE = 4_000_000  # attachments; above it a part is a 4096th, not a 25
 _STRETCH_ROWS, _STRETCH_BYTES = 2_000_000, 50 << 30  # of the first query
 _STRETCH_S = 300.0  # what the transactions of the next queries should last
 _REPORT_S = 0.2
-_SAMPLED_FILES = 200
-_BANDS = 4  # within one of them, the order is that of the UUIDs
 
 
 def check(
@@ -68,7 +65,8 @@ def check(
         conn.rollback()
         rows = Rows(conn, capabilities, settings)
         with open_journal(settings.journal, rows.identity(), settings.depth) as journal:
-            run = _Run(rows, Reader(target, settings), workers, settings, stop, report, journal)
+            due = Due(journal, settings) if journal else None
+            run = _Run(rows, Reader(target, settings), workers, settings, stop, report, due)
             return run.result()
 
 
@@ -86,13 +84,12 @@ class _Run:
     settings: Settings
     stop: threading.Event
     report: Report
-    journal: Journal | None = None
+    due: Due | None = None
     attachments: int = 0
     total_bytes: int = 0
     checked: int = 0
     bytes: int = 0
     without_md5: int = 0
-    skipped: int = 0
     differences: list[Difference] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
@@ -100,24 +97,19 @@ class _Run:
     _batch_bytes: int = 0
     _pending: deque[tuple[list[Row], Future[Any]]] = field(default_factory=deque)
     _submitted_bytes: int = 0
-    # Of the journal: the part that was read (256 of them), its checks, and the ages of what is due later.
-    _part: int = -1
-    _checks: dict[str, Check] = field(default_factory=dict)
-    _hours: Counter[int] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self._began_at = int(time.time())
         self._reads_content = self.settings.depth in (model.HASH, model.IDENTITY)
 
     def result(self) -> StorageReport:
         """Check everything and return the report."""
         self.attachments, self.total_bytes = self.rows.total()
-        self._require_the_right_area()
+        require_the_right_area(self.rows, self.reader, self.settings, self.attachments)
         complete, budget_used, outcome = False, False, second.Outcome()
         try:
             try:
                 self._pass()
-                for first, end in _bands(self._hours):
+                for first, end in self.due.bands() if self.due else ():
                     self._check_again(first, end)
             except _BudgetUsed:
                 budget_used = True
@@ -140,7 +132,7 @@ class _Run:
             attachments=self.attachments,
             bytes=self.bytes,
             checked=self.checked,
-            skipped_recent=self.skipped + outcome.skipped_recent,
+            skipped_recent=outcome.skipped_recent + (self.due.skipped if self.due else 0),
             without_md5=self.without_md5,
             findings=tuple(findings),
             counts=counts,
@@ -148,59 +140,13 @@ class _Run:
             affected_studies=len(outcome.studies),
             studies=tuple(sorted(outcome.studies)) if self.settings.list_studies else None,
             complete=complete,
-            oldest_unverified=self._oldest(),
+            oldest_unverified=self.due.oldest(self.attachments) if self.due else None,
             rate_mb_per_s=round(self.bytes / elapsed_s / 1e6, 1) if self._reads_content else 0.0,
             elapsed_s=round(elapsed_s, 3),
             undecided=outcome.skipped_recent,
             budget_used=budget_used,
             endpoint=db.endpoint(self.rows.conn),
         )
-
-    # --- before -------------------------------------------------------------------------
-
-    def _require_the_right_area(self) -> None:
-        """Refuse an area that is empty, or holds the files of another index.
-
-        Raises:
-            PgOrthancError: It does, or cannot be read.
-        """
-        count = f"the index lists {self.attachments:,} attachments"
-        if self.attachments == 1:
-            count = "the index lists 1 attachment"
-        if self.reader.area is None:
-            stored = self.rows.require_readable_objects()
-            if self.attachments and not stored and not self.settings.force:
-                raise UsageError(
-                    f"the storage area of this database is empty, but {count}",
-                    "name the folder with --storage-dir, if Orthanc stores files; "
-                    "if the large objects are really gone, add --force",
-                )
-            return
-        root = printable(str(self.settings.storage_dir))
-        try:
-            empty = is_empty(self.reader.area)
-        except OSError as error:
-            raise unreadable_area(self.reader.area.root, error) from None
-        if self.settings.force:
-            return
-        sample = [uuid for uuid in self.rows.sample() if is_uuid(uuid)]
-        usual = (Row(uuid, 0, 0, None, None, None, None, None) for uuid in sample)
-        if not sample or any(self.reader.size(row) is not None for row in usual):
-            return
-        others, is_readable = some_files(self.reader.area, _SAMPLED_FILES)
-        if not others and is_readable:
-            raise UsageError(
-                f"{root} {'is empty' if empty else 'holds no file of an attachment'}, but {count}",
-                "check that it is mounted, or pass the right folder with --storage-dir; "
-                "if the files are really gone, add --force",
-            )
-        if others and not self.rows.known(others):
-            raise UsageError(
-                f"{root} holds the files of another Orthanc: none of {len(sample)} attachments of this index "
-                f"is in it, and the index knows none of {len(others)} files in it",
-                "pass the right folder with --storage-dir, or the right database; "
-                "if both belong together, add --force",
-            )
 
     # --- the pass -----------------------------------------------------------------------
 
@@ -210,7 +156,8 @@ class _Run:
             self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
         for parts, start, end in self._stretches():
             self._stretch(parts, start, end)
-        self._enter("")
+        if self.due:
+            self.due.finish()
         self._collect_all()
 
     def _stretches(self) -> Iterator[tuple[Sequence[str], int, int]]:
@@ -254,20 +201,10 @@ class _Run:
 
     def _check_again(self, first: int, end: int) -> None:
         """Check the content of what was last checked between two times, `end` excluded."""
-        assert self.journal  # noqa: S101 - without one nothing is left for later
-        latest = min(end, self._began_at)
-        digits, checks = "", {}
+        assert self.due  # noqa: S101 - without a journal nothing is left for later
         for parts, start, stop in self._stretches():
             limit = parts[stop] if stop < len(parts) else None
-            for row in self.rows.between(parts[start], limit):
-                if row.uuid[:2] != digits:
-                    digits = row.uuid[:2]
-                    checks = self.journal.part(digits) if is_part(digits) else {}
-                check = checks.get(row.uuid)
-                if check is None or check.damaged or not first <= check.at < latest:
-                    continue
-                if self._began_at - check.at < self.settings.max_age_s:
-                    continue
+            for row in self.due.between(self.rows.between(parts[start], limit), first, end):
                 resolved = row if row.customdata is None else places.resolve(row, self.settings)
                 if isinstance(resolved, Row):
                     self._add(resolved)
@@ -360,16 +297,11 @@ class _Run:
             row: The row.
             actual_size: Bytes in the area, None if they have not been looked at yet.
         """
-        if self.journal:
-            self._enter(row.uuid[:2])
-            check = self._checks.pop(row.uuid, None)
-            # A check proves the content; the file may have vanished since, or the row have changed.
-            if check is not None and not check.damaged and self._seems_intact(row, actual_size):
-                if self._began_at - check.at < self.settings.max_age_s:
-                    self.skipped += 1
-                else:
-                    self._hours[check.at // 3600] += 1  # later, the oldest first
-                return
+        check = self.due.last_check(row) if self.due else None
+        # It proved the content; the file may have vanished since, or the row have changed.
+        if self.due and check and self._seems_intact(row, actual_size):
+            self.due.postpone(check)
+            return
         self._add(row)
 
     def _seems_intact(self, row: Row, actual_size: int | None) -> bool:
@@ -378,17 +310,6 @@ class _Run:
             actual_size = self.reader.size(row)
         store_md5 = self.settings.store_md5
         return actual_size is not None and not content.shallow_problem(row, actual_size, store_md5=store_md5)
-
-    def _enter(self, digits: str) -> None:
-        """Read the journal up to a part; forget what the index no longer has of those before it."""
-        if self.journal is None or (digits and not is_part(digits)):
-            return
-        last = int(digits, 16) if digits else 256
-        while self._part < last:
-            if not self.settings.is_partial:
-                self.journal.forget(self._checks)
-            self._part += 1
-            self._checks = self.journal.part(f"{self._part:02x}") if self._part < 256 else {}
 
     def _add(self, row: Row) -> None:
         """Let a worker check a row, together with others."""
@@ -413,10 +334,8 @@ class _Run:
         rows, future = self._pending.popleft()
         differences: list[Difference] = self.workers.result(future)
         self.differences += differences
-        if self.journal:
-            damaged = {each.row.uuid for each in differences if each.row}
-            self.journal.record(damaged, damaged=True)
-            self.journal.record({row.uuid for row in rows} - damaged, damaged=False)
+        if self.due:
+            self.due.record(rows, differences)
         self._count(len(rows), sum(row.stored_size or 0 for row in rows))
 
     def _collect_all(self) -> None:
@@ -440,13 +359,6 @@ class _Run:
                 raise Stopped
             self._submitted_bytes += sum(row.stored_size or 0 for row in self._batch)
 
-    def _oldest(self) -> datetime | None:
-        """Return when the attachment was checked whose check is longest ago; None if one never was."""
-        count, at = self.journal.oldest() if self.journal else (0, None)
-        if at is None or count < self.attachments or self.settings.is_partial:
-            return None
-        return datetime.fromtimestamp(at, timezone.utc)
-
     def _count(self, rows: int, size: int) -> None:
         self.checked += rows
         self.bytes += size
@@ -460,17 +372,6 @@ class _Run:
             )
             if self.stop.is_set():
                 raise Stopped
-
-
-def _bands(hours: Counter[int]) -> list[tuple[int, int]]:
-    """Return ranges of times of earlier checks, the oldest first, each with about as many of them."""
-    limit, size, bands, first = sum(hours.values()) / _BANDS, 0, [], 0
-    for hour in sorted(hours):
-        size += hours[hour]
-        if size >= limit:
-            bands.append((first, (hour + 1) * 3600))
-            first, size = (hour + 1) * 3600, 0
-    return bands + ([(first, (max(hours) + 1) * 3600)] if size else [])
 
 
 def _first(items: Iterator[str]) -> list[str]:
