@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pgorthanc_cli.commands import Call
 from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME, Number
 from pgorthanc_cli.errors import Interrupted
 from pgorthanc_cli.progress import Progress
+
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @commands.group("verify")
@@ -156,7 +159,18 @@ command.add_command(schema)
     help="Only instances that arrived after this change.",
 )
 @click.option("--force", is_flag=True, help="Check even an empty folder, or that of another Orthanc.")
-def storage(call: Call, *, listed: str | None, **options: Any) -> None:
+@click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
+@click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a web page.")
+@commands.nagios_option
+def storage(
+    call: Call,
+    *,
+    listed: str | None,
+    prometheus: Path | None,
+    html: Path | None,
+    nagios: bool,
+    **options: Any,
+) -> None:
     """Check that index and stored files fit together.
 
     Each attachment of the index: its file is there, has the right size, the right MD5, and is of the right instance.
@@ -172,7 +186,7 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
 
     Exit codes: 0 no findings; 6 findings; 130 interrupted.
     """
-    from pgorthanc_cli import scrub
+    from pgorthanc_cli import files, render, scrub
     from pgorthanc_cli.text import progress_line
     from pgorthanc_cli.views import scrub as views
 
@@ -197,6 +211,14 @@ def storage(call: Call, *, listed: str | None, **options: Any) -> None:
         settings = scrub.from_options(resolved.orthanc, list_studies=listed == "studies", **options)
         result = scrub.check(resolved.target, settings, stop=stop, report=report)
     next_commands = views.Commands(again=call.again(), studies=call.again("--list", "studies"))
+    if prometheus:
+        text = views.prometheus(result, str(resolved.target), time.time())
+        files.replace(prometheus, text, mode=0o644)  # the exporter has a user of its own
+    if html:
+        files.replace(html, render.html(views.page(result, next_commands, verbose=True)))
+    if nagios:
+        status = "CRITICAL" if result.damaged else "WARNING" if result.has_problems else "OK"
+        call.nagios(status, views.summary(result), views.figures(result))
     call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
     if not result.complete and not result.budget_used:
         raise click.exceptions.Exit(Interrupted.exit_code)

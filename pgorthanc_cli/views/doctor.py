@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from pgorthanc_cli.constants import NAGIOS
 from pgorthanc_cli.doctor import Check, Health
 from pgorthanc_cli.text import plural, printable, shortened
+from pgorthanc_cli.views import metrics
+from pgorthanc_cli.views.metrics import Sample
 from pgorthanc_cli.views.page import Note, Page, Status
 
 _STATUSES: dict[str, Status] = {
@@ -80,28 +81,15 @@ def _finding(check: Check, command_line: Callable[..., str]) -> Note:
 
 
 def prometheus(health: Health) -> str:
-    """Return metrics in Prometheus' text format, version 0.0.4.
-
-    Meant for the textfile collector of the node exporter.
-    """
-    samples: dict[str, list[str]] = defaultdict(list)
-    target = f'target="{_label_value(health.server)}"'
-    for check in health.checks:
-        labels = f'{{{target},check="{check.name}"}}'
-        samples["check_status"].append(f"{labels} {NAGIOS[check.status]}")
+    """Return the states of the checks, and their figures, for Prometheus."""
+    target = {"target": health.server}
+    samples: dict[str, list[Sample]] = {
+        "check_status": [
+            Sample({**target, "check": check.name}, NAGIOS[check.status]) for check in health.checks
+        ]
+    }
     for figure, value in health.figures.items():
         # Base units are written out: https://prometheus.io/docs/practices/naming/
         name = figure.removesuffix("_s") + "_seconds" if figure.endswith("_s") else figure
-        samples[name].append(f"{{{target}}} {float(value)}")
-    lines = []
-    for name, values in samples.items():
-        if name == "check_status":
-            lines.append("# HELP pgorthanc_check_status 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN")
-        lines.append(f"# TYPE pgorthanc_{name} gauge")
-        lines += [f"pgorthanc_{name}{value}" for value in values]
-    return "\n".join(lines) + "\n"
-
-
-def _label_value(text: str) -> str:
-    # The format requires these three escapes in a label's value, and knows no others.
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        samples[name] = [Sample(target, float(value))]
+    return metrics.text(samples, {"check_status": "0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN"})

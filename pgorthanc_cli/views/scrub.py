@@ -8,9 +8,19 @@ from dataclasses import dataclass
 from pgorthanc_cli.scrub import Finding, StorageReport
 from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL
 from pgorthanc_cli.text import duration, plural, printable, size
+from pgorthanc_cli.views import metrics
+from pgorthanc_cli.views.metrics import Sample
 from pgorthanc_cli.views.page import Block, Note, Page, Status, Table
 
 LISTED = 20  # findings of a kind that are shown one by one
+
+
+_MEANINGS = {
+    "storage_damaged": "Attachments with a finding",
+    "storage_complete": "1 if the last run has checked everything that was due",
+    "storage_oldest_check_timestamp_seconds": "When the attachment was checked whose check is longest ago",
+    "storage_findings": "Findings of the last run by kind",
+}
 
 
 @dataclass(frozen=True)
@@ -155,3 +165,45 @@ def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
             "Next, list the affected studies, to send them again from the modality or PACS:",
             paste=commands.studies,
         )
+
+
+def summary(report: StorageReport) -> str:
+    """Return the line for a monitoring system: what was found, by kind, and how old the oldest check is."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+    return f"{_headline(report)}{f' ({kinds})' if kinds else ''}"
+
+
+def figures(report: StorageReport) -> dict[str, int]:
+    """Return the figures for a monitoring system."""
+    return {
+        "attachments": report.attachments,
+        "checked": report.checked,
+        "damaged": report.damaged,
+        "findings": sum(report.counts.values()),
+    }
+
+
+def prometheus(report: StorageReport, target: str, finished_at: float) -> str:
+    """Return the result for Prometheus.
+
+    Each kind of finding has a sample, so that an alert ends when the damage is repaired.
+
+    Args:
+        report: The result.
+        target: The database, named as in the metrics of `doctor`.
+        finished_at: Seconds since 1970.
+    """
+    labels = {"target": target, "area": report.area}
+    values = {
+        "storage_attachments": report.attachments,
+        "storage_checked": report.checked,
+        "storage_checked_bytes": report.bytes,
+        "storage_damaged": report.damaged,
+        "storage_complete": int(report.complete),
+        "storage_finished_timestamp_seconds": finished_at,
+    }
+    if report.oldest_unverified:
+        values["storage_oldest_check_timestamp_seconds"] = report.oldest_unverified.timestamp()
+    samples = {name: [Sample(labels, value)] for name, value in values.items()}
+    samples["storage_findings"] = [Sample({**labels, "kind": k}, report.counts.get(k, 0)) for k in KINDS]
+    return metrics.text(samples, _MEANINGS)

@@ -23,7 +23,7 @@ from tests.commands.test_cli import terminal
 
 TOPICS = (
     "basics", "connecting", "downgrade", "import", "migrate-sqlite", "replication", "restore",
-    "troubleshooting", "upgrade",
+    "storage", "troubleshooting", "upgrade",
 )  # fmt: skip
 FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(pgorthanc [^`]+)`")

@@ -16,6 +16,8 @@ from pgorthanc_cli import db, doctor, locks
 from pgorthanc_cli.schema import initialize
 from tests.deploy.places import DEPLOY, Mapping, documents
 from tests.support import commandlines
+from tests.support import samples as samples_of
+from tests.support.importing import run as run_import
 from tests.support.real_servers import Server
 
 FROM_OTHERS = {"node_textfile_mtime_seconds"}  # of the node exporter
@@ -43,6 +45,17 @@ def examined(dsn: str, folder: Path) -> dict[str, set[str]]:
     """The metrics of an examination, each with the names of its labels."""
     file = folder / "pgorthanc.prom"
     words = ["doctor", "--uri", dsn, "--storage-dir", str(folder), "--prometheus", str(file)]
+    return written(words, file)
+
+
+def verified(dsn: str, folder: Path) -> dict[str, set[str]]:
+    """The metrics of a check of the storage area, each with the names of its labels."""
+    file = folder / "storage.prom"
+    words = ["verify", "storage", "--uri", dsn, "--storage-dir", str(folder / "storage")]
+    return written([*words, "--prometheus", str(file), "--journal", str(folder / "scrub.db")], file)
+
+
+def written(words: list[str], file: Path) -> dict[str, set[str]]:
     done = subprocess.run([sys.executable, "-m", "pgorthanc_cli", *words], capture_output=True, text=True)
     assert done.returncode in (0, 6), done.stderr
     return {
@@ -61,8 +74,13 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, set[
         primary.create().start()
         with db.session(db.Target(primary.place)) as conn:
             initialize.init(conn, schema="public", require_idle=locks.require_idle)
+        run_import(db.Target(primary.place), samples_of.folder(folder / "in", 1), folder / "storage")
         standby.copy_of(primary).start()
-        yield examined(standby.place, folder) | examined(primary.place, folder)
+        yield (
+            examined(standby.place, folder)
+            | examined(primary.place, folder)
+            | verified(primary.place, folder)
+        )
     finally:
         standby.remove()
         primary.remove()

@@ -61,9 +61,12 @@ def test_the_parser_accepts_the_command_lines(path: Path) -> None:
 
 def test_a_timer_has_its_service() -> None:
     names = {path.name for path in UNITS}
-    assert names == {"pgorthanc-import.service", "pgorthanc-doctor.service", "pgorthanc-doctor.timer"}
+    timers = ("pgorthanc-doctor", "pgorthanc-scrub")
+    units = {f"{name}.{kind}" for name in timers for kind in ("service", "timer")}
+    assert names == {"pgorthanc-import.service", *units}
     # A unit that a timer starts is not started at boot as well.
-    assert "Install" not in settings(DEPLOY / "systemd" / "pgorthanc-doctor.service")
+    for name in timers:
+        assert "Install" not in settings(DEPLOY / "systemd" / f"{name}.service")
 
 
 def test_services_write_only_where_they_say() -> None:
@@ -76,6 +79,10 @@ def test_services_write_only_where_they_say() -> None:
     doctor = settings(DEPLOY / "systemd" / "pgorthanc-doctor.service")["Service"]
     (words,) = commandlines.in_unit(f"ExecStart={doctor['ExecStart']}")
     assert words[words.index("--prometheus") + 1].startswith(doctor["ReadWritePaths"] + "/")
+    scrub = settings(DEPLOY / "systemd" / "pgorthanc-scrub.service")["Service"]
+    (words,) = commandlines.in_unit(f"ExecStart={scrub['ExecStart']}")
+    assert words[words.index("--prometheus") + 1].startswith(scrub["ReadWritePaths"] + "/")
+    assert words[words.index("--journal") + 1].startswith(f"/var/lib/{scrub['StateDirectory']}/")
     importing = settings(DEPLOY / "systemd" / "pgorthanc-import.service")["Service"]
     (words,) = commandlines.in_unit(f"ExecStart={importing['ExecStart']}")
     state = f"/var/lib/{importing['StateDirectory']}/"
