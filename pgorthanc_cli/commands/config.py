@@ -216,7 +216,10 @@ def _named(call: Call) -> Target:
 
     options = {name: value for name, value in call.options.items() if name != "embedded"}
     if call.options["embedded"]:
-        raise UsageError("--embedded has no connection URI", "see: pgorthanc server start")
+        raise UsageError(
+            "--embedded names a folder, which Orthanc cannot connect to",
+            f"keep its server running, and show the configuration: {call.command_line('server', 'start', '-v')}",
+        )
     return config.resolve(application=f"pgorthanc {call.name}", **options).target
 
 

@@ -76,6 +76,8 @@ def command(
         raise UsageError(
             "a database or a role cannot be created on paper", "leave out --print-sql and --dry-run"
         )
+    # A private server stops with this command: `server start` shows the configuration for Orthanc.
+    private = bool(call.options["embedded"])
     # A script needs no server, and a trial run must not leave a new one behind.
     with call.resolved(create=not (dry_run or print_sql), needed=not print_sql) as found:
         target = found.target
@@ -102,7 +104,7 @@ def command(
                 dry_run=dry_run,
             )
             section = ""
-            if initialised.created and found.orthanc is None:
+            if initialised.created and found.orthanc is None and not private:
                 has_storage = initialised.storage and storage
                 section = conninfo.section_to_paste(conn, target, storage=has_storage, role=role)
     # A configuration says itself where Orthanc stores files.
@@ -112,6 +114,7 @@ def command(
         section=section,
         import_files=call.command_line("import", *where, "PATH"),
         init=call.command_line("init", *given),
+        start_server=call.command_line("server", "start", "-v") if private else "",
     )
     call.emit_page(initialised, page)
 

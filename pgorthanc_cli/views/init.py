@@ -10,7 +10,7 @@ from pgorthanc_cli.views import trigram
 from pgorthanc_cli.views.page import Block, Note, Page, Table
 
 
-def page(result: Initialised, *, section: str, import_files: str, init: str) -> Page:
+def page(result: Initialised, *, section: str, import_files: str, init: str, start_server: str = "") -> Page:
     """Return the page.
 
     Args:
@@ -18,6 +18,7 @@ def page(result: Initialised, *, section: str, import_files: str, init: str) -> 
         section: Orthanc's configuration for it; empty if there is one already.
         import_files: The command that imports files.
         init: The command without --dry-run.
+        start_server: The command that keeps a private server running, which stops with this one.
     """
     blocks: list[Block] = [Table(tuple((printable(name),) for name in result.repaired))]
     if finding := trigram.finding(result.trigram, result.schema):
@@ -27,7 +28,12 @@ def page(result: Initialised, *, section: str, import_files: str, init: str) -> 
         steps.append(Note("Next, run it:", paste=init))
     elif result.created:
         blocks += _configuration(section)
-        steps.append(Note("Next, start Orthanc, or import files first:", paste=import_files))
+        if start_server:
+            steps.append(Note("Next, import files:", paste=import_files))
+            words = "Or keep the server running for an Orthanc, and show the configuration for it:"
+            steps.append(Note(words, paste=start_server))
+        else:
+            steps.append(Note("Next, start Orthanc, or import files first:", paste=import_files))
     return Page(_headline(result), tuple(_where(result)), tuple(blocks), tuple(steps))
 
 

@@ -76,6 +76,10 @@ def _connection(running: RunningServer) -> list[Note]:
             f"Orthanc's configuration for this server{replace}:",
             paste=json.dumps(running.orthanc, indent=2),
         ),
+        Note(
+            'With "EnableStorage": true, as after `import --storage postgresql`, Orthanc stores DICOM files in '
+            "PostgreSQL; with false, in its StorageDirectory."
+        ),
     ]
 
 

@@ -52,3 +52,14 @@ def test_the_states(state: str, result: Initialised, section: str) -> None:
         init="pgorthanc init --host db1",
     )
     golden.check_view(GOLDEN, state, page)
+
+
+def test_a_private_server_that_stops_with_the_command() -> None:
+    page = views.page(
+        CREATED,
+        section="",
+        import_files="pgorthanc import --storage postgresql PATH --embedded pg",
+        init="pgorthanc init --embedded pg",
+        start_server="pgorthanc server start -v --embedded pg",
+    )
+    golden.check_view(GOLDEN, "private", page)
