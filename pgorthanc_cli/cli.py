@@ -45,7 +45,7 @@ GROUPS = {
     },
     "Inspect (changes nothing)": {
         "status": "Show what an index contains and who is using it.",
-        "verify": "Check an index and its files; only --apply changes anything.",
+        "verify": "Check an index and its stored files for damage.",
         "doctor": "Check the server and the index, and suggest fixes.",
         "check-lock": "Show which sessions hold Orthanc's locks.",
         "check-auth": "Show whether Orthanc can log in, and if not, why.",

@@ -1,11 +1,25 @@
-"""`verify storage`: whether the index and the storage area still fit together. Only reads.
+"""`verify storage`: whether the index and the storage area still fit together. Only `quarantine` writes.
 
 `run` compares them part by part, `content` one attachment with its row, `second` decides
 what of the differences is damage, and what only a file in flight.
 """
 
-from pgorthanc_cli.scrub.model import DEPTHS, KINDS, Finding, Settings, StorageReport
+from pgorthanc_cli.scrub.model import DEPTHS, KINDS, Finding, Moved, Settings, StorageReport
+from pgorthanc_cli.scrub.quarantine import candidates, require_usable, restore, set_aside
 from pgorthanc_cli.scrub.run import check
 from pgorthanc_cli.scrub.settings import from_options
 
-__all__ = ["DEPTHS", "KINDS", "Finding", "Settings", "StorageReport", "check", "from_options"]
+__all__ = [
+    "DEPTHS",
+    "KINDS",
+    "Finding",
+    "Moved",
+    "Settings",
+    "StorageReport",
+    "candidates",
+    "check",
+    "from_options",
+    "require_usable",
+    "restore",
+    "set_aside",
+]

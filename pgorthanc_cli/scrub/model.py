@@ -174,6 +174,35 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Left:
+    """A file that was not moved: its UUID, and why."""
+
+    uuid: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Files that were moved aside, or back.
+
+    Attributes:
+        folder: The quarantine.
+        area: The storage area.
+        restored: Whether they were moved back.
+        files: How many were moved.
+        bytes: Their size.
+        left: Those that were not.
+    """
+
+    folder: str
+    area: str
+    restored: bool
+    files: int
+    bytes: int
+    left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
 class StorageReport:
     """The result of a check.
 
@@ -200,6 +229,7 @@ class StorageReport:
         rate_mb_per_s: Content read, in 10^6 bytes per second; 0 if none was.
         elapsed_s: Seconds.
         endpoint: Where we looked.
+        quarantined: The orphans that were moved aside, if that was asked for.
     """
 
     area: str
@@ -221,6 +251,7 @@ class StorageReport:
     undecided: int
     budget_used: bool
     endpoint: db.Endpoint
+    quarantined: Moved | None = None
 
     @property
     def has_problems(self) -> bool:

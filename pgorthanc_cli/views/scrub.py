@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pgorthanc_cli.scrub import Finding, StorageReport
+from pgorthanc_cli.scrub import Finding, Moved, StorageReport
 from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL
 from pgorthanc_cli.text import duration, plural, printable, size
 from pgorthanc_cli.views import metrics
@@ -30,10 +30,12 @@ class Commands:
     Attributes:
         again: The same command.
         studies: The same command that also lists the affected studies.
+        restore: The same command that moves the orphans back.
     """
 
     again: str = ""
     studies: str = ""
+    restore: str = ""
 
 
 def page(report: StorageReport, commands: Commands, *, verbose: bool = False) -> Page:
@@ -41,6 +43,8 @@ def page(report: StorageReport, commands: Commands, *, verbose: bool = False) ->
     blocks: list[Block] = list(_counts(report, verbose=verbose))
     if report.studies:
         blocks.append(Table(tuple((study,) for study in report.studies), ("affected studies",)))
+    if report.quarantined:
+        blocks += _moved(report.quarantined)
     blocks += _remarks(report)
     return Page(
         _headline(report), _where(report), tuple(blocks), tuple(_steps(report, commands)), _status(report)
@@ -154,6 +158,30 @@ def _remarks(report: StorageReport) -> Iterator[Note]:
         yield Note(f"{plural(left_out, 'finding')} of these are counted, but not listed.")
 
 
+def moved_page(moved: Moved) -> Page:
+    """Return the page of orphans that were moved back."""
+    files = plural(moved.files, "file")
+    headline = f"Moved {files} back." if moved.files else "Nothing to do: no file is left to be moved back."
+    where = (f"from {printable(moved.folder)}", f"to {printable(moved.area)}", size(moved.bytes))
+    return Page(headline, where, tuple(_left(moved)), status="warning" if moved.left else "ok")
+
+
+def _moved(moved: Moved) -> Iterator[Note]:
+    if moved.files:
+        yield Note(
+            f"Moved {plural(moved.files, 'orphan')} ({size(moved.bytes)}) to {printable(moved.folder)}."
+        )
+    yield from _left(moved)
+
+
+def _left(moved: Moved) -> Iterator[Note]:
+    if moved.left:
+        details = tuple(f"{each.uuid} · {printable(each.reason)}" for each in moved.left[:LISTED])
+        if len(moved.left) > LISTED:
+            details += (f"and {len(moved.left) - LISTED:,} more (--json lists them)",)
+        yield Note(f"{plural(len(moved.left), 'file')} stayed where it was:", "warning", details)
+
+
 def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
     if not report.complete and commands.again:
         words = (
@@ -165,6 +193,8 @@ def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
             "Next, list the affected studies, to send them again from the modality or PACS:",
             paste=commands.studies,
         )
+    if report.quarantined and report.quarantined.files and commands.restore:
+        yield Note("To move the orphans back:", paste=commands.restore)
 
 
 def summary(report: StorageReport) -> str:

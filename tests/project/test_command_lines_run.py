@@ -47,6 +47,7 @@ PLACES = (
     "/var/lib/pgorthanc",
     "/var/lib/prometheus/node-exporter",
     "/var/tmp/rehearsal",
+    "/srv/orphans",
 )
 
 

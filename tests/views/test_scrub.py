@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pgorthanc_cli import db
 from pgorthanc_cli.scrub import Finding, StorageReport
+from pgorthanc_cli.scrub.model import Left, Moved
 from pgorthanc_cli.views import scrub as views
 from tests.support import golden
 
@@ -14,6 +15,7 @@ GOLDEN = Path(__file__).parent / "golden" / "scrub"
 COMMANDS = views.Commands(
     again="pgorthanc verify storage --config /etc/orthanc",
     studies="pgorthanc verify storage --list studies --config /etc/orthanc",
+    restore="pgorthanc verify storage --restore --quarantine /srv/aside --config /etc/orthanc",
 )
 AREA = "/var/lib/orthanc/db"
 INSTANCE = "56f42575-3c126078-d57c0519-14038243-5afe1b40"
@@ -86,3 +88,16 @@ def test_not_everything() -> None:
     check("without-md5", report(without_md5=200, attachments=1000, checked=1000))
     hostile = replace(DAMAGES[0], path="/var/\x1b[31m/x", kind="foreign-file", uuid=None, file_type=None)
     check("hostile", report(hostile))
+
+
+def test_a_quarantine() -> None:
+    left = (Left("00000006-9b38-4f60-be1b-18a25d1707c0", "a file of this name is there already"),)
+    moved = Moved("/srv/aside", AREA, False, 1, 524_902, left)
+    check("quarantined", report(*ORPHANS, quarantined=moved))
+    check("quarantined-nothing", report(quarantined=replace(moved, files=0, bytes=0, left=())))
+    for state, restored in (
+        ("restored", replace(moved, restored=True, left=())),
+        ("restored-not-all", replace(moved, restored=True)),
+        ("restored-nothing", replace(moved, restored=True, files=0, bytes=0, left=())),
+    ):
+        golden.check_view(GOLDEN, state, views.moved_page(restored))

@@ -1,0 +1,188 @@
+"""Files that no row of the index names, moved aside and back; nothing is ever deleted.
+
+The folder is a storage area of its own, with the same two levels of folders, so that both
+sides are read and written by the same code, and with the rights of their owners. A
+manifest is on disk before the first file moves.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pgorthanc_cli import db, files, index
+from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.scrub.model import (
+    ORPHAN_DICOM,
+    ORPHAN_OTHER,
+    Finding,
+    Left,
+    Moved,
+    Settings,
+    StorageReport,
+)
+from pgorthanc_cli.scrub.rows import Rows
+from pgorthanc_cli.storage import FilesystemArea
+from pgorthanc_cli.text import printable
+
+KINDS = (ORPHAN_DICOM, ORPHAN_OTHER)
+_MANIFEST = "quarantine-*.json"
+# Another file system, or one that has no hard links, or not these.
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+
+
+def require_usable(settings: Settings, folder: Path) -> Path:
+    """Return the storage area that files are moved out of, or back into.
+
+    Raises:
+        UsageError: It is not a folder, only a part of the index is checked, or the
+            quarantine is within the area.
+    """
+    area = settings.storage_dir
+    if area is None:
+        raise UsageError("--quarantine moves files, and this storage area is in the database")
+    if settings.is_partial:
+        raise UsageError(
+            "--study and --since look for no orphans, which --quarantine would move", "leave one of them out"
+        )
+    if folder.resolve().is_relative_to(area.resolve()):
+        raise UsageError(f"{printable(str(folder))} is within the storage area", "name a folder beside it")
+    return area
+
+
+def candidates(report: StorageReport, area: Path) -> list[Finding]:
+    """Return the orphans that can be moved: those in the place of an attachment."""
+    return [
+        finding
+        for finding in report.findings
+        if finding.kind in KINDS
+        and finding.uuid
+        and finding.path == str(area / finding.uuid[:2] / finding.uuid[2:4] / finding.uuid)
+    ]
+
+
+def set_aside(target: db.Target, settings: Settings, report: StorageReport, folder: Path) -> Moved:
+    """Move the orphans of a report to another folder, but for those that the index has got meanwhile.
+
+    Raises:
+        UsageError: As `require_usable`.
+        PgOrthancError: The folder cannot be written to, or the index cannot be read.
+    """
+    area = require_usable(settings, folder)
+    orphans = candidates(report, area)
+    source, aside = FilesystemArea(area), FilesystemArea(folder)
+    if not orphans:
+        return Moved(str(folder), str(area), False, 0, 0, ())
+    aside.prepare()
+    manifest = {"area": str(area.resolve()), "files": [_entry(finding) for finding in orphans]}
+    name = f"quarantine-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.json"
+    files.create(folder / name, json.dumps(manifest, indent=2))
+    uuids = [finding.uuid or "" for finding in orphans]
+    with db.session(target, readonly=True) as conn:
+        known = Rows(conn, index.Capabilities.read(conn), settings).known(uuids)
+    left = [Left(uuid, "the index has it now") for uuid in uuids if uuid in known]
+    moved = _move_all(source, aside, [uuid for uuid in uuids if uuid not in known], left)
+    return Moved(str(folder), str(area), False, *moved, tuple(left))
+
+
+def restore(settings: Settings, folder: Path) -> Moved:
+    """Move everything back that was moved aside.
+
+    Raises:
+        UsageError: As `require_usable`; or the folder is no quarantine, or that of another area.
+    """
+    area = require_usable(settings, folder)
+    source, aside = FilesystemArea(area), FilesystemArea(folder)
+    left: list[Left] = []
+    moved = _move_all(aside, source, list(_recorded(folder, area)), left)
+    return Moved(str(folder), str(area), True, *moved, tuple(left))
+
+
+def _entry(finding: Finding) -> dict[str, str | None]:
+    return {"uuid": finding.uuid, "kind": finding.kind, "instance": finding.public_id}
+
+
+def _recorded(folder: Path, area: Path) -> Iterator[str]:
+    """Yield the UUIDs in the manifests of a quarantine."""
+    manifests = sorted(folder.glob(_MANIFEST))
+    if not manifests:
+        raise UsageError(
+            f"{printable(str(folder))} is no quarantine: it has no manifest ({_MANIFEST})",
+            "name the folder that --quarantine has filled",
+        )
+    for path in manifests:
+        try:
+            manifest = json.loads(files.read(path))
+            origin, uuids = str(manifest["area"]), [str(each["uuid"]) for each in manifest["files"]]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{printable(str(path))} is no manifest of a quarantine") from None
+        if origin != str(area.resolve()):
+            raise UsageError(
+                f"the files in {printable(str(folder))} come from {printable(origin)}, "
+                f"not from {printable(str(area))}",
+                "name that folder with --storage-dir",
+            )
+        yield from uuids
+
+
+def _move_all(
+    source: FilesystemArea, goal: FilesystemArea, uuids: list[str], left: list[Left]
+) -> tuple[int, int]:
+    """Move files; return how many, and their size. What cannot be moved is added to `left`."""
+    moved = size = 0
+    for uuid in dict.fromkeys(uuids):
+        try:
+            size += _move(source, goal, uuid)
+            moved += 1
+        except FileNotFoundError:
+            continue  # moved before, or deleted meanwhile
+        except OSError as error:
+            left.append(Left(uuid, error.strerror or str(error)))
+    return moved, size
+
+
+def _move(source: FilesystemArea, goal: FilesystemArea, uuid: str) -> int:
+    """Move a file from one area to the other, and return its size; it is in one of them at any moment.
+
+    Raises:
+        FileNotFoundError: There is none.
+        FileExistsError: The other area has a file of this name.
+        OSError: It cannot be moved.
+    """
+    with source.open(uuid) as stream:
+        status = os.fstat(stream.fileno())
+        if not _has(goal, uuid, status):
+            try:
+                goal.link(uuid, stream.fileno())
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                goal.create(uuid, lambda descriptor: _copy(stream, descriptor))
+    source.delete(uuid)
+    return status.st_size
+
+
+def _has(area: FilesystemArea, uuid: str, status: os.stat_result) -> bool:
+    """Return whether an area has the very file already, as after a kill between its two names.
+
+    Raises:
+        FileExistsError: It has another one of this name.
+    """
+    try:
+        with area.open(uuid) as stream:
+            if os.path.samestat(os.fstat(stream.fileno()), status):
+                return True
+    except FileNotFoundError:
+        return False
+    raise FileExistsError(errno.EEXIST, "a file of this name is there already")
+
+
+def _copy(stream: BinaryIO, descriptor: int) -> None:
+    with os.fdopen(descriptor, "wb", closefd=False) as copy:
+        shutil.copyfileobj(stream, copy)
