@@ -5,6 +5,7 @@ Longer than others: six subcommands, of which most lines declare options.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.replication import NotProved
+    from pgorthanc_cli.replication import NotProved, Promoted
 
 
 @commands.group("replication")
@@ -84,7 +85,7 @@ def plan(call: commands.Call, *, form: str | None, **options: object) -> None:
     if form:
         output.text(replication.instructions(found, wanted, form))
         return
-    words = options_of.given(wanted)
+    words = wanted.options()
     suggested = views.Commands(
         plan=call.command_line("replication", "plan", *words, "--allow", "ADDRESS"),
         primary=call.command_line("replication", "primary", *words),
@@ -218,7 +219,7 @@ def standby(
     page = views.standby_page(
         created,
         status=options_of.status_of_both(created.primary, created.address, database),
-        service=call.command_line("replication", "plan", "--print", "systemd"),
+        service=options_of.service_for(created.primary, created.slot, database),
     )
     call.emit_page(created, page)
     _exit_unless(created.difference == ("none" if database and not no_start else "not compared"))
@@ -411,7 +412,7 @@ def promote(
                 raise
             _ask_whether_it_is_off(error)
             promoted = attempt(replace(fencing, gone=True))
-        call.emit_page(promoted, views.promoted_page(promoted))
+        call.emit_page(promoted, views.promoted_page(promoted, _preparation(call, promoted, directory)))
 
     with call.resolved() as resolved:
         parameters = db.parse_dsn(resolved.target.dsn)
@@ -420,6 +421,20 @@ def promote(
             return
     with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as candidate:
         run(candidate)
+
+
+def _preparation(call: commands.Call, promoted: Promoted, directory: Path | None) -> str:
+    """Return the command that lets the old primary connect to the new one."""
+    from pgorthanc_cli import replication
+
+    wanted = replication.Requirements(("ADDRESS-OF-THE-OLD-PRIMARY",), promoted.role, promoted.slot)
+    words = ["replication", "primary", *wanted.options(), "--passfile", "replication.pgpass"]
+    if directory is None:
+        return call.command_line(*words)
+    # The connection options are those of Orthanc, which is no superuser.
+    host, _, port = promoted.server.rpartition(":")
+    login = ("--host", host.strip("[]"), "--port", port, "--username", "postgres")
+    return shlex.join(["pgorthanc", *words, *login])
 
 
 def _ask_whether_it_is_off(error: NotProved) -> None:

@@ -11,7 +11,6 @@ import click
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.replication import Requirements
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PGDATA = ("-D", "--pgdata", "directory")
@@ -65,36 +64,35 @@ following = _options(
 )
 
 
-def given(wanted: Requirements) -> list[str]:
-    """Return the options that say what a standby requires, to repeat them."""
-    from pgorthanc_cli.replication import Requirements
-
-    default = Requirements()
-    words = [word for address in wanted.allow for word in ("--allow", address)]
-    for name, value, usual in (
-        ("--role", wanted.role, default.role),
-        ("--slot", wanted.slot, default.slot),
-        ("--slot-limit", wanted.limit, default.limit),
-    ):
-        words += [name, value] if value != usual else []
-    return [*words, "--synchronous"] if wanted.synchronous else words
-
-
 def status_of_both(primary: str, standby: str, database: Target | None) -> str:
     """Return the command that shows two servers, each of them `host:port`.
 
     `standby` is empty if it is not known yet.
     """
+    dsn = _login_at([primary, standby or "STANDBY:5432"], database)
+    return shlex.join(["pgorthanc", "replication", "status", "--uri", dsn])
+
+
+def service_for(primary: str, slot: str, database: Target | None) -> str:
+    """Return the command that prints a service for a standby of a server, `host:port`."""
+    from pgorthanc_cli.replication import Requirements
+
+    words = Requirements(slot=slot).options()
+    login = shlex.join(["--uri", _login_at([primary], database)])
+    return f"pgorthanc replication plan {shlex.join([*words, '--print', 'systemd'])} {login}"
+
+
+def _login_at(places: list[str], database: Target | None) -> str:
+    """Return the connection string of Orthanc's database on servers, each `host:port`."""
     from psycopg2.extensions import make_dsn
 
     from pgorthanc_cli import db
 
     login = db.parse_dsn(database.dsn) if database else {}
-    places = [place.rpartition(":") for place in (primary, standby or "STANDBY:5432")]
-    dsn = make_dsn(
-        host=",".join(host for host, _, _ in places),
-        port=",".join(port for _, _, port in places),
+    parts = [place.rpartition(":") for place in places]
+    return make_dsn(
+        host=",".join(host for host, _, _ in parts),
+        port=",".join(port for _, _, port in parts),
         user=login.get("user", "orthanc"),
         dbname=login.get("dbname", "orthanc"),
     )
-    return shlex.join(["pgorthanc", "replication", "status", "--uri", dsn])

@@ -217,7 +217,7 @@ class _FolderCandidate:
         if self._cluster.pid() is None:
             raise PgOrthancError(
                 f"the server in {self._cluster.path} does not run",
-                f"start it: pg_ctl -D {shlex.quote(str(self._cluster.path))} start",
+                f"start it: {self._cluster.command_line('start')}",
             )
         self.endpoint = address_of(self._cluster)
         self.command = f"pgorthanc replication promote --pgdata {shlex.quote(str(self._cluster.path))}"

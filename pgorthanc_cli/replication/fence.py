@@ -149,8 +149,9 @@ def fenced(
             raise PgOrthancError(
                 f"the old primary is stopped, and has {loss.commits} commits ({loss.bytes:,} bytes of WAL) that the "
                 "standby never got",
-                f"start it again if you can: remove {old.path / STANDBY_SIGNAL}, "
-                f"pg_ctl -D {shlex.quote(str(old.path))} start; "
+                f"start it again if you can: rm {shlex.quote(str(old.path / STANDBY_SIGNAL))}; "
+                f"{old.command_line('start')}; once the standby streams from it, which "
+                "pgorthanc replication status shows, run the same command again; "
                 "to give these commits up: --accept-loss",
             )
         yield claim, loss
@@ -199,7 +200,7 @@ def _refuse_copy(old: Cluster, standby: StandbyState) -> None:
             f"{' or '.join(map(str, sorted(ports)))}: it is a copy of the old primary, or the standby reaches it "
             "through a forwarder",
             "name the folder of the old primary; behind a forwarder, stop it first: "
-            f"pg_ctl -D {shlex.quote(str(old.path))} stop",
+            f"{old.command_line('stop')}",
         )
 
 

@@ -175,7 +175,7 @@ def _primary_problems(primary: Observation) -> Iterator[Problem]:
             f"role {primary.login} may not see the state of the standbys",
             "as a superuser:",
             (place,),
-            f"GRANT pg_monitor TO {primary.login};",
+            f"GRANT pg_read_all_stats TO {primary.login};",
         )
     if primary.settings["synchronous_standby_names"] and not any(
         standby.sync in ("sync", "quorum", "hidden") for standby in streaming

@@ -17,12 +17,6 @@ def instructions(plan: PrimaryPlan, requirements: Requirements, form: str) -> st
     return "\n".join(lines) + "\n"
 
 
-def _primary_endpoint(plan: PrimaryPlan) -> tuple[str, str]:
-    """Return host and port of the primary, as the standby may reach it."""
-    host, _, port = plan.server.rpartition(":")
-    return ("PRIMARY" if host == "local socket" or host.startswith("/") else host), port
-
-
 def _steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
     yield f"-- 1. On the primary {plan.server} (PostgreSQL {plan.version}), with psql, as a superuser:"
     pending = [
@@ -31,7 +25,10 @@ def _steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
     for item in pending:
         if item.statement.startswith(("ALTER", "CREATE", "SELECT")):
             advice = "   -- advice" if item.state == "advice" else ""
-            yield f"{item.statement};{advice}"
+            # Without the files that it names, the server does not start again.
+            if item.name == "ssl":
+                advice = "   -- advice, once ssl_cert_file and ssl_key_file exist"
+            yield f"{'-- ' if item.name == 'ssl' else ''}{item.statement};{advice}"
     yield f'\\password "{requirements.role}"   -- psql asks for it, and sends only its SCRAM verifier'
     yield ""
     yield "-- 2. As first lines of pg_hba.conf (SHOW hba_file):"
@@ -48,7 +45,7 @@ def _steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
 
 
 def _standby_steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
-    host, port = _primary_endpoint(plan)
+    host, port = requirements.endpoint_for_standby(plan.server)
     login = (
         f"host={host} port={port} user={requirements.role} passfile=/var/lib/postgresql/replication.pgpass"
     )
@@ -71,7 +68,7 @@ def _standby_steps(plan: PrimaryPlan, requirements: Requirements) -> Iterator[st
 
 def _compose(plan: PrimaryPlan, requirements: Requirements) -> Iterator[str]:
     """Yield a compose service, whose first start copies the primary."""
-    host, port = _primary_endpoint(plan)
+    host, port = requirements.endpoint_for_standby(plan.server)
     major = plan.version.partition(".")[0]
     role, slot = requirements.role, requirements.slot
     login = f"host={host} port={port} user={role} passfile=/tmp/pgpass application_name={slot}"

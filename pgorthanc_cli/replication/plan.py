@@ -23,6 +23,7 @@ OLDEST_MAJOR = 12
 _SIZE = re.compile(r"[1-9]\d*(?:MB|GB|TB)")
 _FACTORS = {"MB": 2**20, "GB": 2**30, "TB": 2**40}
 _SENDERS = 10  # PostgreSQL's default since version 10
+_LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 _SPARE = 2  # a base backup takes two at once
 
 
@@ -51,6 +52,29 @@ class Requirements:
         upstream.check_slot_name(self.slot)
         if not _SIZE.fullmatch(self.limit):
             raise UsageError(f"--slot-limit is {self.limit!r}, wanted a size such as 500MB or 10GB")
+
+    def options(self) -> list[str]:
+        """Return the options of a command line that mean the same."""
+        default = Requirements()
+        words = [word for address in self.allow for word in ("--allow", address)]
+        for name, value, usual in (
+            ("--role", self.role, default.role),
+            ("--slot", self.slot, default.slot),
+            ("--slot-limit", self.limit, default.limit),
+        ):
+            words += [name, value] if value != usual else []
+        return [*words, "--synchronous"] if self.synchronous else words
+
+    def endpoint_for_standby(self, server: str) -> tuple[str, str]:
+        """Return host and port of the primary for the standby; PRIMARY is to be replaced.
+
+        A socket, or a loopback address, leads the standby to its own machine, unless it is this one.
+        """
+        host, _, port = server.rpartition(":")
+        is_here = any(network.is_loopback for network in networks(self.allow))
+        if host.startswith("/") or host == "local socket" or (host in _LOOPBACK and not is_here):
+            host = "PRIMARY"
+        return host, port
 
     @property
     def limit_bytes(self) -> int:

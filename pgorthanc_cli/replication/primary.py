@@ -100,7 +100,12 @@ def prepare(
         raise UsageError("the address of the standby is missing", "give it with --allow")
     with db.session(target, autocommit=True, need_schema=False) as conn:
         facts = survey(conn, requirements.role)
-        _require_superuser(conn, facts)
+        if not facts.superuser:
+            steps = ["pgorthanc", "replication", "plan", *requirements.options(), "--print", "steps"]
+            raise PgOrthancError(
+                f"role {conn.info.user} is not a superuser; this command needs one",
+                f"log in as one; or print the steps for one: {shlex.join(steps)}",
+            )
         items = [item for item in plan(conn, requirements).items if item.state != "ok"]
         logins = password.standby_logins(conn, requirements.role) if new_password and facts.role else []
         if not confirmed:
@@ -140,14 +145,6 @@ def prepare(
     )
 
 
-def _require_superuser(conn: Connection, facts: Facts) -> None:
-    if not facts.superuser:
-        raise PgOrthancError(
-            f"role {conn.info.user} is not a superuser; this command needs one",
-            "log in as one; or print the steps for one: pgorthanc replication plan --print steps",
-        )
-
-
 def _restart(folder: Path) -> None:
     server = PrivateCluster(folder)
     with server.exclusive():
@@ -167,9 +164,7 @@ def _test(target: db.Target, requirements: Requirements, secret: str | None) -> 
 
 
 def _standby_command(endpoint: str, requirements: Requirements, passfile: Path) -> str:
-    host, _, port = endpoint.rpartition(":")
-    if host == "local socket" or host.startswith("/"):
-        host = "PRIMARY"
+    host, port = requirements.endpoint_for_standby(endpoint)
     dsn = make_dsn(host=host, port=port, user=requirements.role, passfile=passfile.name)
     slot = f" --slot {requirements.slot}" if requirements.slot != upstream.SLOT else ""
     return f"pgorthanc replication standby --pgdata DIR --from {shlex.quote(dsn)}{slot}"

@@ -13,7 +13,7 @@ from pgorthanc_cli.replication.candidate import Candidate, Deadline
 from pgorthanc_cli.replication.fence import Fence, StandbyState, fenced, proof
 from pgorthanc_cli.replication.mark import Claim, refusal
 from pgorthanc_cli.replication.probe import Endpoint, endpoints, format_endpoint
-from pgorthanc_cli.replication.upstream import ROLE, check_slot_name
+from pgorthanc_cli.replication.upstream import ROLE, SLOT, check_slot_name
 from pgorthanc_cli.server.wal import Loss
 
 
@@ -46,6 +46,11 @@ class Promoted:
     connection_uri: str
     next: tuple[str, ...]
     role: str
+
+    @property
+    def slot(self) -> str:
+        """Return the slot for the old primary as a standby."""
+        return SLOT if SLOT in self.slots or not self.slots else self.slots[0]
 
 
 def promote(
@@ -109,7 +114,8 @@ def promote(
             "put connection_uri into Orthanc's configuration (ConnectionUri), add the password, restart each Orthanc",
             "let the old primary connect: pgorthanc replication primary --allow ITS-ADDRESS --passfile FILE",
             "bring it back as a standby, on its machine: pgorthanc replication rejoin --pgdata FOLDER --from DSN",
-            "if commits are to wait for it, switch that on again: pgorthanc replication primary --synchronous",
+            "if commits are to wait for it, once it streams: "
+            "pgorthanc replication primary --allow ITS-ADDRESS --passfile FILE --synchronous",
         ),
         role=db.parse_dsn(standby.conninfo).get("user", ROLE) if standby.conninfo else ROLE,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,7 @@ class Rejoined:
             administrator.
         address: Host and port by which this machine reaches it; empty if it was not
             started.
+        start_command: The command that starts it.
     """
 
     directory: str
@@ -69,6 +69,7 @@ class Rejoined:
     difference: str
     kept: str
     address: str
+    start_command: str
 
 
 def rejoin(
@@ -141,17 +142,17 @@ def rejoin(
         difference=difference,
         kept=str(backup_folder(cluster.path)) if method == "copy" else "none",
         address=format_endpoint(address_of(cluster)) if start else "",
+        start_command=cluster.command_line("start"),
     )
 
 
 def _check(cluster: Cluster, control: Control, source: Upstream) -> None:
     """Refuse a folder that is not that of an old primary of the server."""
     if cluster.pid() is not None:
-        folder = shlex.quote(str(cluster.path))
         raise PgOrthancError(
             f"the server in {cluster.path} runs",
-            f"if it takes writes, stop every Orthanc that uses it; stop it: pg_ctl -D {folder} stop, or "
-            f"pgorthanc server stop --embedded {folder}",
+            "if it takes writes, stop every Orthanc that uses it; then stop it: "
+            f"{cluster.command_line('stop')}",
         )
     if cluster.major != source.identity.major:
         raise UsageError(

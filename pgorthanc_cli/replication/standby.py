@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,6 +85,7 @@ class Standby:
             why).
         next: What is left to do.
         address: Host and port by which this machine reaches it.
+        start_command: The command that starts it.
     """
 
     directory: str
@@ -104,6 +104,7 @@ class Standby:
     difference: str
     next: tuple[str, ...]
     address: str
+    start_command: str
 
 
 def create(
@@ -166,10 +167,11 @@ def create(
         next=(
             "let it start with the machine: pgorthanc replication plan --print systemd"
             if options.start
-            else f"start it as the owner of the folder: pg_ctl -D {shlex.quote(str(path))} start",
+            else f"start it: {cluster.command_line('start')}",
             "watch it: pgorthanc replication status --nagios",
         ),
         address=format_endpoint((local_address(options.listen), options.port)),
+        start_command=cluster.command_line("start"),
     )
 
 
@@ -321,7 +323,7 @@ def wait_until_streaming(source: Upstream, slot: str, cluster: Cluster) -> None:
         if time.monotonic() > deadline or cluster.pid() is None:
             raise PgOrthancError(
                 f"the standby in {cluster.path} does not stream from {source.endpoint}: {cluster.last_log_error()}",
-                "repair that, and start it again: pg_ctl -D FOLDER restart; "
+                f"repair that, and start it again: {cluster.command_line('restart')}; "
                 "pgorthanc replication status shows when it streams",
             )
         time.sleep(0.2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -245,13 +246,28 @@ class Cluster:
             PgOrthancError: It does not start; the message has the end of its log.
         """
         self.invalidate_stale_pids()
-        log = self.path / "log"
-        if log.is_dir():
-            log = log / "pgorthanc.log"
-        reason = self._run_pg_ctl_start(log, " ".join(self._config_options()), _TIMEOUT_S)
+        reason = self._run_pg_ctl_start(self._log, " ".join(self._config_options()), _TIMEOUT_S)
         if reason is not None:
-            hint = space_hint(self.path) or f"its log: {log}"
+            hint = space_hint(self.path) or f"its log: {self._log}"
             raise PgOrthancError(f"the server in {self.path} does not start: {reason}", hint)
+
+    @property
+    def _log(self) -> Path:
+        log = self.path / "log"
+        return log / "pgorthanc.log" if log.is_dir() else log
+
+    def command_line(self, action: str) -> str:
+        """Return the command to paste that does `start`, `restart` or `stop`.
+
+        It names the folder of pg_ctl, which Debian keeps out of PATH, and runs as the account
+        of the server: pg_ctl refuses to run as root.
+        """
+        words = [*self.account.prefix, str(self.programs.bin / "pg_ctl"), "-D", str(self.path)]
+        if action != "stop":
+            words += ["-l", str(self._log)]
+            if options := self._config_options():
+                words += ["-o", " ".join(options)]
+        return shlex.join([*words, action])
 
     def _run_pg_ctl_start(self, log: Path, options: str, timeout_s: float) -> str | None:
         """Start it; return None if it accepts connections, else the last log error."""

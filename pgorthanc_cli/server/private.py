@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import tempfile
@@ -274,6 +275,12 @@ class PrivateCluster(Cluster):
             self.save(replace(self.settings(), keep=False))
             if self.pid() is not None:
                 self.halt(wait_s)
+
+    def command_line(self, action: str) -> str:
+        """Return the command to paste that does `start`, `restart` or `stop`."""
+        steps = ("stop", "start") if action == "restart" else (action,)
+        folder = shlex.quote(str(self.path))
+        return " && ".join(f"pgorthanc server {step} --embedded {folder}" for step in steps)
 
     def halt(self, wait_s: float = _TIMEOUT_S) -> None:
         """Stop the server and wait until it has ended, under `exclusive()`.

@@ -79,6 +79,16 @@ class Account:
         except KeyError:
             return "/"
 
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """Return the words before a command line of root that run it as this account."""
+        if not self.is_other:
+            return ()
+        try:
+            return ("runuser", "-u", pwd.getpwuid(self.uid).pw_name, "--")
+        except KeyError:
+            return ("setpriv", f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups")
+
     def own(self, path: Path | int) -> None:
         """Make the account the owner of something that root has created."""
         if self.is_other:

@@ -6,11 +6,11 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 
-from pgorthanc_cli.replication import Promoted, Rejoined, Standby
+from pgorthanc_cli.replication import SLOT, Promoted, Rejoined, Standby
 from pgorthanc_cli.text import plural, printable, size
 from pgorthanc_cli.views.page import Block, Note, Page, Status
 
-_SERVICE = "To print a service that starts it with its machine (as a superuser of the primary):"
+_SERVICE = "To print a service that starts it with its machine:"
 _WATCH = "Next, watch both servers, now and in your monitoring:"
 
 
@@ -41,7 +41,7 @@ def standby_page(created: Standby, *, status: str, service: str) -> Page:
         steps = (Note(_WATCH, paste=status), Note(_SERVICE, paste=service))
     else:
         headline = f"Copied {primary} into {folder}. The standby has not been started."
-        steps = (_start(created.directory), Note("Then watch both servers:", paste=status))
+        steps = (_start(created.start_command), Note("Then watch both servers:", paste=status))
     return Page(headline, where, tuple(blocks), steps, "problem" if _differs(created.difference) else "ok")
 
 
@@ -49,10 +49,8 @@ def _place(listen: str, port: int) -> str:
     return f"on port {port}" if listen == "*" else f"{printable(listen)}:{port}"
 
 
-def _start(directory: str) -> Note:
-    return Note(
-        "Next, start it, as the owner of its folder:", paste=f"pg_ctl -D {shlex.quote(directory)} start"
-    )
+def _start(command: str) -> Note:
+    return Note("Next, start it:", paste=command)
 
 
 def _differs(difference: str) -> bool:
@@ -77,8 +75,11 @@ def _comparison(index: Mapping[str, int | str | None] | None, difference: str) -
 # A new primary
 
 
-def promoted_page(promoted: Promoted) -> Page:
-    """Return the page of a standby that is the primary now."""
+def promoted_page(promoted: Promoted, preparation: str) -> Page:
+    """Return the page of a standby that is the primary now.
+
+    `preparation` is the command that lets the old primary connect to it.
+    """
     blocks: list[Block] = [Note(f"old primary {printable(promoted.old_primary)}", "ok"), _lost(promoted)]
     blocks += [
         Note(f"slot {printable(slot)} was created, for a standby to come", "ok") for slot in promoted.slots
@@ -87,19 +88,20 @@ def promoted_page(promoted: Promoted) -> Page:
     text = "Put this into the configuration of every Orthanc (add its password first, as ROLE:PASSWORD@):"
     blocks.append(Note(text, paste=uri))
     # That setting is not taken over: the standby that it names is this server.
-    text = "Commits wait for no standby now; `pgorthanc replication primary --synchronous` changes that."
-    blocks.append(Note(text))
+    blocks.append(Note("Commits wait for no standby now."))
     source = _dsn(promoted)
+    slot = f" --slot {promoted.slot}" if promoted.slot != SLOT else ""
     steps = (
         Note("Next, start one Orthanc, read its log, then start the others. Do not start the old primary."),
         Note(
             "To let the old primary connect as the standby, as a superuser of this server:",
-            paste="pgorthanc replication primary --allow ADDRESS-OF-THE-OLD-PRIMARY --passfile replication.pgpass",
+            paste=preparation,
         ),
         Note(
             "To bring it back as the standby, on its machine:",
-            paste=f"pgorthanc replication rejoin --pgdata DIR --from {shlex.quote(source)}",
+            paste=f"pgorthanc replication rejoin --pgdata DIR --from {shlex.quote(source)}{slot}",
         ),
+        Note("To let commits wait for it, once it streams:", paste=f"{preparation} --synchronous"),
     )
     headline = f"Promoted {printable(promoted.server)} to primary (timeline {promoted.timeline})."
     status: Status = "warning" if promoted.lost_commits else "ok"
@@ -145,7 +147,7 @@ def rejoined_page(rejoined: Rejoined, *, status: str) -> Page:
         steps: tuple[Note, ...] = (Note(_WATCH, paste=status),)
     else:
         headline = f"The old primary in {folder} is a standby of {primary}. It has not been started."
-        steps = (_start(rejoined.directory), Note("Then watch both servers:", paste=status))
+        steps = (_start(rejoined.start_command), Note("Then watch both servers:", paste=status))
     problem = _differs(rejoined.difference)
     judgement: Status = "problem" if problem else "warning" if rejoined.lost_commits else "ok"
     return Page(headline, where, tuple(blocks), steps, judgement)

@@ -208,7 +208,7 @@ def test_commits_of_its_own_are_not_given_up_unasked(pair: Site) -> None:
     assert (kept["method"], kept["lost_commits"], kept["difference"]) == ("copy", 5, "not compared")
     assert set(kept) == {
         "directory", "method", "why", "primary", "slot", "timeline", "forked_at", "lost_bytes", "lost_commits",
-        "streaming", "index", "difference", "kept", "address",
+        "streaming", "index", "difference", "kept", "address", "start_command",
     }  # fmt: skip
 
 

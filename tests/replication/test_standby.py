@@ -280,6 +280,7 @@ def test_the_command(site: Site) -> None:
     assert set(made) == {
         "directory", "version", "listen", "port", "primary", "slot", "name", "system_identifier", "timeline",
         "verified", "checksums", "streaming", "index", "difference", "next", "address",
+        "start_command",
     }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def test_one_login_for_all_hosts_of_a_uri(pair: Site) -> None:
     assert [server.role for server in found.servers] == ["primary", "standby"]
     assert found.servers[1].lag_bytes == 0
     [grant] = re.findall(r"GRANT [^;]*;", problems(found))
-    assert grant == 'GRANT pg_monitor TO "orthanc";'
+    assert grant == 'GRANT pg_read_all_stats TO "orthanc";'
     pair.primary.sql(grant)
     wait_until(lambda: replication.status(targets).verdict == "OK")
 

@@ -14,7 +14,12 @@ from tests.support import golden
 
 GOLDEN = Path(__file__).parent / "golden" / "replication"
 STATUS = "pgorthanc replication status --uri 'host=db1,db2 port=5432,5432 user=orthanc dbname=orthanc'"
-SERVICE = "pgorthanc replication plan --print systemd --host db1"
+SERVICE = "pgorthanc replication plan --print systemd --uri 'host=db1 port=5432 user=orthanc dbname=orthanc'"
+PREPARATION = (
+    "pgorthanc replication primary --allow ADDRESS-OF-THE-OLD-PRIMARY --passfile replication.pgpass "
+    "--host db2 --username postgres"
+)
+START = "/usr/lib/postgresql/15/bin/pg_ctl -D {0} -l {0}/log start"
 HIDDEN = "not compared: the server asks for a password, and none was given"
 INDEX: dict[str, int | str | None] = {
     "revision": 10,
@@ -28,6 +33,7 @@ STANDBY = Standby(
     directory="/srv/orthanc-standby", version="15.18", listen="db2", port=5432, primary="db1:5432",
     slot="pgorthanc_standby", name="pgorthanc_standby", system_identifier="7", timeline=3, verified=True,
     checksums=True, streaming=True, index=INDEX, difference="none", next=(), address="db2:5432",
+    start_command=START.format("/srv/orthanc-standby"),
 )  # fmt: skip
 PROMOTED = Promoted(
     server="db2:5432", timeline_before=3, timeline=4, old_primary="db1:5432: fenced, its port is closed",
@@ -38,12 +44,16 @@ PROMOTED = Promoted(
 REJOINED = Rejoined(
     directory="/srv/primary", method="follow", why="none", primary="db2:5432", slot="pgorthanc_standby", timeline=4,
     forked_at="", lost_bytes=0, lost_commits=0, streaming=True, index=INDEX, difference="none", kept="none",
-    address="db1:5432",
+    address="db1:5432", start_command=START.format("/srv/primary"),
 )  # fmt: skip
 
 
 def created(standby: Standby) -> Page:
     return views.standby_page(standby, status=STATUS, service=SERVICE)
+
+
+def promoted(server: Promoted) -> Page:
+    return views.promoted_page(server, PREPARATION)
 
 
 def rejoined(server: Rejoined) -> Page:
@@ -58,8 +68,8 @@ PAGES = {
     "standby-not-compared": created(replace(STANDBY, verified=False, index=None, difference=HIDDEN)),
     "standby-differs": created(replace(STANDBY, difference="studies 31 there and 30 here")),
     "standby-not-started": created(replace(STANDBY, streaming=False, index=None, difference="not compared")),
-    "promote-fenced": views.promoted_page(PROMOTED),
-    "promote-confirmed": views.promoted_page(
+    "promote-fenced": promoted(PROMOTED),
+    "promote-confirmed": promoted(
         replace(
             PROMOTED,
             server="127.0.0.1:5433",
@@ -68,7 +78,7 @@ PAGES = {
             old_primary="db1:5432: confirmed to be down, it is silent",
         )
     ),
-    "promote-with-loss": views.promoted_page(replace(PROMOTED, lost_commits=3, lost_bytes=4_096)),
+    "promote-with-loss": promoted(replace(PROMOTED, lost_commits=3, lost_bytes=4_096)),
     "rejoin-followed": rejoined(REJOINED),
     "rejoin-rewound": rejoined(
         replace(REJOINED, method="rewind", forked_at="0/5A3F2C8", lost_commits=5, lost_bytes=12_000)
