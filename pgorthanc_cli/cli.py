@@ -6,9 +6,10 @@ import errno
 import importlib
 import os
 import pkgutil
+import resource
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -131,6 +132,8 @@ def _usage(error: click.UsageError, words: Sequence[str]) -> int:
 
 def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
     """Show an error and return its exit code."""
+    if any(isinstance(cause, OSError) and cause.errno == errno.EMFILE for cause in _causes(error)):
+        error.hint = _open_files_hint()  # whatever could not be opened
     try:
         if "--nagios" in words:
             status = "CRITICAL" if isinstance(error, ConnectError) else "UNKNOWN"
@@ -171,6 +174,24 @@ def _unexpected(error: Exception, words: Sequence[str]) -> PgOrthancError:
     return PgOrthancError(f"unexpected error: {type(error).__name__} in {place}", _BUG)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those during whose handling it was raised."""
+    while error:
+        yield error
+        error = error.__context__
+
+
+def _open_files_hint() -> str:
+    """Return the command that raises the limit on open files, as far as this user may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = max(2 * soft, 1024)
+    if hard in (resource.RLIM_INFINITY, -1) or enough <= hard or os.geteuid() == 0:
+        return f"raise the limit on open files: ulimit -n {enough}"
+    if soft < hard:
+        return f"raise the limit on open files: ulimit -n {hard}"
+    return f"an administrator has to raise the limit on open files, which is {hard}"
+
+
 def _show_versions(context: click.Context) -> None:
     """Print the versions that a report about a problem needs, and which plugins use which revision."""
     import platform
@@ -200,7 +221,6 @@ _NO_COMMAND: tuple[type[click.UsageError], ...] = tuple(
 )
 _BUG = "this is a bug; run again with --traceback and report the output"
 _OS_HINTS = {
-    errno.EMFILE: "raise the limit on open files: ulimit -n 1024",
     errno.ENFILE: "this machine has too many open files; close some programs",
     errno.ENOSPC: "free disk space, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free disk space, then run the same command again",

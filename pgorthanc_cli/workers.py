@@ -80,7 +80,7 @@ class Pool(Generic[T]):
             for process in self._processes:
                 process.close()
             raise PgOrthancError(
-                f"no worker processes can be started: {error.strerror}", "allow more of them (ulimit -u, -n)"
+                f"no worker processes can be started: {error.strerror}", "allow more of them (ulimit -u)"
             ) from None
         for process in self._processes:
             threading.Thread(target=self._attend, args=(process,), name="worker", daemon=True).start()

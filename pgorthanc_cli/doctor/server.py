@@ -235,7 +235,9 @@ def wraparound(subject: Subject) -> Verdict:
         status,
         f"oldest transaction id: {age:,} transactions ago ({100 * share:.0f}% of the limit)",
         "At the limit the server refuses all writes. Find what holds autovacuum back (see the "
-        "checks transactions, replication and settings); then, in every database:",
+        # Others than a superuser cannot vacuum the catalogs that all databases share.
+        "checks transactions, replication and settings); then, as a superuser, in every database "
+        "but template0, which takes no connections and is left to autovacuum:",
         {"transaction_age": age},
         statements="VACUUM (FREEZE);",
     )

@@ -416,8 +416,10 @@ def _owner(path: Path) -> Account:
     version = path / "PG_VERSION"
     data_owner = Account(version.stat().st_uid, owner.gid) if version.exists() else owner
     if me not in (0, owner.uid) or data_owner.uid != owner.uid:
-        raise PgOrthancError(
-            f"the data in {path} belong to {data_owner}, but would be used by {owner if me == 0 else me}",
-            f"run pgorthanc as {data_owner}, or give that folder and all in it to one account: chown -R",
-        )
+        user = owner if me == 0 else Account(me, os.getegid())
+        hand_over = f"chown -R {user.uid}:{user.gid} {shlex.quote(str(path))}"
+        hint = f"give that folder and all in it to one account: {hand_over}"
+        if me != 0:
+            hint = f"run pgorthanc as {data_owner}, or, as root, {hint}"
+        raise PgOrthancError(f"the data in {path} belong to {data_owner}, but would be used by {user}", hint)
     return owner

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 
 import psycopg2
 import pytest
 from click.testing import CliRunner
 from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli, db, doctor
+from pgorthanc_cli.doctor import tables
 from pgorthanc_cli.doctor.model import Subject
 from pgorthanc_cli.doctor.server import transactions
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.schema import catalog
 from tests.support import schemas
+from tests.support.real_servers import Server, wait_until
 
 
 def examined(target: db.Target, name: str, *, deep: bool = False) -> doctor.Check:
@@ -146,3 +149,87 @@ def test_commands(fresh: db.Target, damage: str) -> None:
 def test_no_index(empty: db.Target) -> None:
     follow(empty, "revision")
     assert examined(empty, "revision").status == "OK"
+
+
+def test_bloat(fresh: db.Target) -> None:
+    schemas.run(
+        fresh,
+        "ALTER TABLE globalproperties SET (autovacuum_enabled = false)",
+        "INSERT INTO globalproperties SELECT 1000 + n, 'x' FROM generate_series(1, 110000) AS n",
+        "DELETE FROM globalproperties WHERE property > 1000",
+    )
+    wait_until(lambda: "globalproperties is bloated" in examined(fresh, "vacuum").message)
+    paste(fresh, examined(fresh, "vacuum").statements)
+    wait_until(lambda: examined(fresh, "vacuum").status == "OK")
+
+
+def test_an_unused_index(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only big ones are named: here, that is any."""
+    monkeypatch.setattr(tables, "_UNUSED_BYTES", 0)
+    schemas.run(fresh, *schemas.FILL, "CREATE INDEX ours ON metadata (value, id)")
+    assert "ours (" in examined(fresh, "indexes").message
+    paste(fresh, examined(fresh, "indexes").statements)
+    assert examined(fresh, "indexes").status == "OK"
+
+
+def test_the_limit_of_a_database(fresh: db.Target) -> None:
+    database = db.quote_ident(db.parse_dsn(fresh.dsn)["dbname"])
+    schemas.run(fresh, f"ALTER DATABASE {database} CONNECTION LIMIT 1")
+    check = examined(fresh, "connections")
+    assert check.status == "CRITICAL"
+    [statement] = re.findall(r"ALTER DATABASE \.\.\. CONNECTION LIMIT", check.hint or "")
+    schemas.run(fresh, f"{statement.replace('...', database)} 100")
+    assert "1 of 100 in this database" in examined(fresh, "connections").message
+
+
+@pytest.fixture
+def own_server() -> Iterator[Server]:
+    """A server whose settings may be changed."""
+    server = Server(
+        "local all all trust\n", "autovacuum=off\nmax_connections=11\nautovacuum_freeze_max_age=2000000000\n"
+    )
+    try:
+        yield server.create().start()
+    finally:
+        server.remove()
+
+
+def test_the_limit_of_a_server(own_server: Server) -> None:
+    target = db.Target(own_server.place)
+    with ExitStack() as sessions:
+        for _ in range(6):
+            sessions.enter_context(closing(psycopg2.connect(own_server.place)))
+        check = examined(target, "connections")
+        assert check.status in ("WARNING", "CRITICAL")
+        [setting] = re.findall(r"Raise (\w+)", check.hint or "")
+    own_server.sql(f"ALTER SYSTEM SET {setting} = 100")
+    own_server.stop()
+    own_server.start()
+    with ExitStack() as sessions:
+        for _ in range(6):
+            sessions.enter_context(closing(psycopg2.connect(own_server.place)))
+        assert examined(target, "connections").status == "OK"
+
+
+def test_transaction_ids_that_run_out(own_server: Server) -> None:
+    """As after 1.2 thousand million transactions; autovacuum does the rest in template0."""
+    target = db.Target(own_server.place)
+    own_server.sql("CHECKPOINT")
+    own_server.run("pg_ctl", "stop", "-m", "fast", "-w", "-D", str(own_server.data))
+    own_server.run("pg_resetwal", "-x", str(NEXT_ID), "-D", str(own_server.data))
+    # A page of the commit log holds 2 bits for each of 32768 ids, a file 32 pages.
+    own_server.write(f"pg_xact/{NEXT_ID // (32 * 32768):04X}", bytes(32 * 8192))
+    own_server.start()
+    check = examined(target, "wraparound")
+    assert check.status == "WARNING"
+    for (name,) in [("postgres",), ("template1",)]:
+        paste(db.Target(make_dsn(own_server.place, dbname=name)), check.statements)
+    oldest = "SELECT string_agg(datname, ' ') FROM pg_database WHERE age(datfrozenxid) > 1000000000"
+    assert own_server.sql(oldest) == "template0"
+    own_server.sql("ALTER SYSTEM SET autovacuum_freeze_max_age = 200000000")
+    own_server.run("pg_ctl", "stop", "-m", "fast", "-w", "-D", str(own_server.data))
+    own_server.start()
+    wait_until(lambda: examined(target, "wraparound").status == "OK", timeout_s=60)
+
+
+NEXT_ID = 1_200_000_000
