@@ -168,7 +168,8 @@ def _unexpected(error: Exception, words: Sequence[str]) -> PgOrthancError:
         place = (
             f"{printable(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
         )
-        return PgOrthancError(f"{place}{error.strerror}", _OS_HINTS.get(error.errno or 0, _BUG))
+        hint = _open_files_hint() if error.errno == errno.EMFILE else _OS_HINTS.get(error.errno or 0, _BUG)
+        return PgOrthancError(f"{place}{error.strerror}", hint)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}"
     return PgOrthancError(f"unexpected error: {type(error).__name__} in {place}", _BUG)

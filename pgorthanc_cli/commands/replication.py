@@ -5,7 +5,6 @@ Longer than others: six subcommands, of which most lines declare options.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pgorthanc_cli.errors import PartialFailure, UsageError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.replication import NotProved, Promoted
+    from pgorthanc_cli.replication import NotProved
 
 
 @commands.group("replication")
@@ -412,7 +411,9 @@ def promote(
                 raise
             _ask_whether_it_is_off(error)
             promoted = attempt(replace(fencing, gone=True))
-        call.emit_page(promoted, views.promoted_page(promoted, _preparation(call, promoted, directory)))
+        call.emit_page(
+            promoted, views.promoted_page(promoted, options_of.preparation(call, promoted, directory))
+        )
 
     with call.resolved() as resolved:
         parameters = db.parse_dsn(resolved.target.dsn)
@@ -421,20 +422,6 @@ def promote(
             return
     with _administrator(call) as target, replication.by_sql(target, wait_s=wait_s) as candidate:
         run(candidate)
-
-
-def _preparation(call: commands.Call, promoted: Promoted, directory: Path | None) -> str:
-    """Return the command that lets the old primary connect to the new one."""
-    from pgorthanc_cli import replication
-
-    wanted = replication.Requirements(("ADDRESS-OF-THE-OLD-PRIMARY",), promoted.role, promoted.slot)
-    words = ["replication", "primary", *wanted.options(), "--passfile", "replication.pgpass"]
-    if directory is None:
-        return call.command_line(*words)
-    # The connection options are those of Orthanc, which is no superuser.
-    host, _, port = promoted.server.rpartition(":")
-    login = ("--host", host.strip("[]"), "--port", port, "--username", "postgres")
-    return shlex.join(["pgorthanc", *words, *login])
 
 
 def _ask_whether_it_is_off(error: NotProved) -> None:

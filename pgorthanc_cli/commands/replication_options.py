@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from pgorthanc_cli.commands import Call
     from pgorthanc_cli.db import Target
+    from pgorthanc_cli.replication import Promoted
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 PGDATA = ("-D", "--pgdata", "directory")
@@ -96,3 +98,17 @@ def _login_at(places: list[str], database: Target | None) -> str:
         user=login.get("user", "orthanc"),
         dbname=login.get("dbname", "orthanc"),
     )
+
+
+def preparation(call: Call, promoted: Promoted, directory: Path | None) -> str:
+    """Return the command that lets the old primary connect to the new one."""
+    from pgorthanc_cli import replication
+
+    wanted = replication.Requirements(("ADDRESS-OF-THE-OLD-PRIMARY",), promoted.role, promoted.slot)
+    words = ["replication", "primary", *wanted.options(), "--passfile", "replication.pgpass"]
+    if directory is None:
+        return call.command_line(*words)
+    # The connection options are those of Orthanc, which is no superuser.
+    host, _, port = promoted.server.rpartition(":")
+    login = ("--host", host.strip("[]"), "--port", port, "--username", "postgres")
+    return shlex.join(["pgorthanc", *words, *login])

@@ -278,9 +278,12 @@ class PrivateCluster(Cluster):
 
     def command_line(self, action: str) -> str:
         """Return the command to paste that does `start`, `restart` or `stop`."""
-        steps = ("stop", "start") if action == "restart" else (action,)
         folder = shlex.quote(str(self.path))
-        return " && ".join(f"pgorthanc server {step} --embedded {folder}" for step in steps)
+        start, stop = (
+            f"pgorthanc server start --embedded {folder}",
+            f"pgorthanc server stop --embedded {folder}",
+        )
+        return {"start": start, "stop": stop, "restart": f"{stop} && {start}"}[action]
 
     def halt(self, wait_s: float = _TIMEOUT_S) -> None:
         """Stop the server and wait until it has ended, under `exclusive()`.
