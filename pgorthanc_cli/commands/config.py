@@ -216,10 +216,8 @@ def _named(call: Call) -> Target:
 
     options = {name: value for name, value in call.options.items() if name != "embedded"}
     if call.options["embedded"]:
-        raise UsageError(
-            "--embedded names a folder, which Orthanc cannot connect to",
-            f"keep its server running, and show the configuration: {call.command_line('server', 'start', '-v')}",
-        )
+        server = call.command_line("server", "start", "-v")
+        raise UsageError("Orthanc cannot connect to an --embedded folder", f"start its server: {server}")
     return config.resolve(application=f"pgorthanc {call.name}", **options).target
 
 

@@ -187,7 +187,10 @@ def test_a_restart_in_the_middle(server: Server) -> None:
     target = db.Target(server.place)
     with closing(psycopg2.connect(server.place)) as holder, holder.cursor() as cur:
         cur.execute("SELECT pg_advisory_lock(42)")
-        steps: dict[str, Callable[[], object]] = {"holds the index lock": server.stop, "cannot reach ": server.start}
+        steps: dict[str, Callable[[], object]] = {
+            "holds the index lock": server.stop,
+            "cannot reach ": server.start,
+        }
 
         def report(progress: Progress) -> None:
             reason = next((reason for reason in steps if reason in progress.what), None)
