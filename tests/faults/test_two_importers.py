@@ -40,7 +40,8 @@ def test_the_second_one_is_refused_and_told_who_is_at_work(
             _, errors = second.communicate()
         assert second.returncode == 5
         [(pid,)] = rows(target, held)
-        assert f"pid {pid}, application pgorthanc import" in json.loads(errors)["message"]
+        holder = f"the command pgorthanc import at the local socket (pid {pid}) holds the index lock"
+        assert holder in json.loads(errors)["message"]
         assert archive.stored() == 0
         report, _ = first.communicate(f"{sources}\n")
         assert first.returncode == NEVER_MIND
