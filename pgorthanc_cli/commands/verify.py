@@ -93,12 +93,13 @@ command.add_command(schema)
 
 
 @commands.command("storage")
-@click.option(
-    "--depth",
-    type=click.Choice(["exists", "size", "hash", "identity"]),
+@commands.depth_option(
+    "exists",
+    "size",
+    "hash",
+    "identity",
     default="hash",
-    show_default=True,
-    help="How deep to look; each includes those before it.",
+    explanation="How deep to look; each includes those before it.",
 )
 @click.option(
     "--storage",
@@ -215,8 +216,8 @@ def storage(
             _restore(call, settings, quarantine)
             return
         result = _check(call, resolved.target, settings)
-        if quarantine and result.complete:
-            result = _set_aside(resolved.target, settings, result, quarantine, yes=yes)
+        if quarantine:
+            result = _set_aside(call, resolved.target, settings, result, quarantine, yes=yes)
     next_commands = views.Commands(
         again=call.again(), studies=call.again("--list", "studies"), restore=call.again("--restore")
     )
@@ -272,12 +273,15 @@ def _check(call: Call, target: Target, settings: Settings) -> StorageReport:
 
 
 def _set_aside(
-    target: Target, settings: Settings, result: StorageReport, folder: Path, *, yes: bool
+    call: Call, target: Target, settings: Settings, result: StorageReport, folder: Path, *, yes: bool
 ) -> StorageReport:
-    """Ask, then move the orphans."""
+    """Ask, then move the orphans of a complete check."""
     from pgorthanc_cli import scrub
     from pgorthanc_cli.text import plural, printable
 
+    if not result.complete:
+        call.warn("no orphan was moved, as the check was not complete")
+        return result
     orphans = scrub.candidates(result, scrub.require_usable(settings, folder))
     if orphans:
         upgrade_options.confirm(

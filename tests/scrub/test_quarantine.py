@@ -146,6 +146,13 @@ def test_without_a_terminal_it_must_be_confirmed(store: Store, aside: Path) -> N
     assert "--yes" in done.stderr
 
 
+def test_a_check_that_is_not_complete_moves_nothing(store: Store, aside: Path) -> None:
+    uuid = orphan_other(store)
+    done = verify(store, "--quarantine", aside, "--yes", "--budget", "0.000001")
+    assert "no orphan was moved, as the check was not complete" in done.stderr
+    assert (store.path(uuid).exists(), aside.exists()) == (True, False)
+
+
 def test_what_is_refused(store: Store, aside: Path, tmp_path: Path) -> None:
     assert store.area
     with pytest.raises(UsageError, match="within the storage area"):
