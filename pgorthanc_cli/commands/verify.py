@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.commands import Call, upgrade_options
+from pgorthanc_cli import commands, output
+from pgorthanc_cli.commands import Call, scrub_options
 from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME, Number
-from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
-from pgorthanc_cli.progress import Progress
-
-if TYPE_CHECKING:
-    from pgorthanc_cli.db import Target
-    from pgorthanc_cli.scrub import Settings, StorageReport
+from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
@@ -167,14 +161,7 @@ command.add_command(schema)
 @click.option("--force", is_flag=True, help="Check even an empty folder, or that of another Orthanc.")
 @click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
 @click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a web page.")
-@click.option(
-    "--quarantine",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Move orphans to DIR, beside the storage area; nothing is deleted.",
-)
-@click.option("--restore", is_flag=True, help="Move everything in the --quarantine back, and stop.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@scrub_options.change_options
 @commands.nagios_option
 def storage(
     call: Call,
@@ -182,17 +169,14 @@ def storage(
     listed: str | None,
     prometheus: Path | None,
     html: Path | None,
-    quarantine: Path | None,
-    restore: bool,
-    yes: bool,
     nagios: bool,
     **options: Any,
 ) -> None:
     """Check that index and stored files fit together.
 
     Each attachment of the index: its file is there, has the right size, the right MD5, and is of the right instance.
-    And each file of the storage area: the index has it. Reads only (but for --quarantine), also while Orthanc is
-    running, and with a role that may only read.
+    And each file of the storage area: the index has it. Reads only, also while Orthanc is running, and with a role
+    that may only read; --repair-from and --quarantine ask before they change anything.
 
     \b
     Examples:
@@ -206,20 +190,20 @@ def storage(
     from pgorthanc_cli import files, render, scrub
     from pgorthanc_cli.views import scrub as views
 
-    if restore and not quarantine:
-        raise UsageError("--restore needs the folder that the files are in", "add --quarantine DIR")
     with call.resolved() as resolved:
+        changes, options = scrub_options.split(options)
         settings = scrub.from_options(resolved.orthanc, list_studies=listed == "studies", **options)
-        if quarantine:
-            scrub.require_usable(settings, quarantine)
-        if quarantine and restore:
-            _restore(call, settings, quarantine)
+        changes.require_usable(settings)
+        if changes.restore:
+            scrub_options.restore(call, settings, changes)
             return
-        result = _check(call, resolved.target, settings)
-        if quarantine:
-            result = _set_aside(call, resolved.target, settings, result, quarantine, yes=yes)
+        result = scrub_options.check(call, resolved.target, settings)
+        result = scrub_options.change(call, resolved.target, settings, result, changes)
     next_commands = views.Commands(
-        again=call.again(), studies=call.again("--list", "studies"), restore=call.again("--restore")
+        again=call.again(),
+        studies=call.again("--list", "studies"),
+        restore=call.again("--restore"),
+        repair=call.again(without=("-n", "--dry-run")),
     )
     if prometheus:
         text = views.prometheus(result, str(resolved.target), time.time())
@@ -230,67 +214,10 @@ def storage(
         status = "CRITICAL" if result.damaged else "WARNING" if result.has_problems else "OK"
         call.nagios(status, views.summary(result), views.figures(result))
     call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
-    if not result.complete and not result.budget_used:
+    if result.interrupted:
         raise click.exceptions.Exit(Interrupted.exit_code)
     if result.has_problems:
         raise click.exceptions.Exit(PartialFailure.exit_code)
-
-
-def _restore(call: Call, settings: Settings, folder: Path) -> None:
-    """Move the orphans back."""
-    from pgorthanc_cli import scrub
-    from pgorthanc_cli.views import scrub as views
-
-    moved = scrub.restore(settings, folder)
-    call.emit_page(moved, views.moved_page(moved))
-    if moved.left:
-        raise click.exceptions.Exit(PartialFailure.exit_code)
-
-
-def _check(call: Call, target: Target, settings: Settings) -> StorageReport:
-    """Run the check with its progress; Ctrl-C ends it early."""
-    from pgorthanc_cli import scrub
-    from pgorthanc_cli.text import progress_line
-
-    state = Progress("", "verifying", 0)
-
-    def line(elapsed_s: float) -> str:
-        if state.done is None:
-            return f"  {state.what}"
-        return progress_line("verifying", state.done, state.total, elapsed_s)
-
-    with (
-        signals.stop_on_signal("" if call.quiet else signals.STOPPING.format("the check")) as stop,
-        output.progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=call.quiet) as show,
-    ):
-
-        def report(progress: Progress) -> None:
-            nonlocal state
-            state = progress
-            show()
-
-        return scrub.check(target, settings, stop=stop, report=report)
-
-
-def _set_aside(
-    call: Call, target: Target, settings: Settings, result: StorageReport, folder: Path, *, yes: bool
-) -> StorageReport:
-    """Ask, then move the orphans of a complete check."""
-    from pgorthanc_cli import scrub
-    from pgorthanc_cli.text import plural, printable
-
-    if not result.complete:
-        call.warn("no orphan was moved, as the check was not complete")
-        return result
-    orphans = scrub.candidates(result, scrub.require_usable(settings, folder))
-    if orphans:
-        upgrade_options.confirm(
-            f"Move {plural(len(orphans), 'orphan')} to {printable(str(folder))}?",
-            ("Another Orthanc that stores files in the same folder would lose them.",),
-            yes=yes,
-            needed=True,
-        )
-    return replace(result, quarantined=scrub.set_aside(target, settings, result, folder))
 
 
 command.add_command(storage)

@@ -175,7 +175,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Left:
-    """A file that was not moved: its UUID, and why."""
+    """A file that was not moved or repaired: its UUID, and why."""
 
     uuid: str
     reason: str
@@ -200,6 +200,32 @@ class Moved:
     files: int
     bytes: int
     left: tuple[Left, ...]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Attachments that were replaced by copies.
+
+    Attributes:
+        folder: Where the copies are.
+        area: The storage area.
+        dry_run: Whether nothing was changed: the figures are what would be done.
+        files: How many were repaired, and are intact.
+        bytes: Their size.
+        left: Damaged attachments that were not.
+        restart_orthanc: Whether Orthanc may have the damaged content of one in its cache, and
+            so must be restarted.
+        complete: Whether it was not interrupted.
+    """
+
+    folder: str
+    area: str
+    dry_run: bool
+    files: int
+    bytes: int
+    left: tuple[Left, ...]
+    restart_orthanc: bool
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -230,6 +256,7 @@ class StorageReport:
         elapsed_s: Seconds.
         endpoint: Where we looked.
         quarantined: The orphans that were moved aside, if that was asked for.
+        repaired: The attachments that were replaced by copies, if that was asked for.
     """
 
     area: str
@@ -252,6 +279,14 @@ class StorageReport:
     budget_used: bool
     endpoint: db.Endpoint
     quarantined: Moved | None = None
+    repaired: Repaired | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has ended the check, or what was to be changed after it."""
+        if self.repaired and not self.repaired.complete:
+            return True
+        return not self.complete and not self.budget_used
 
     @property
     def has_problems(self) -> bool:

@@ -14,7 +14,7 @@ from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.index.model import NEW_INSTANCE
 from pgorthanc_cli.scrub import model
-from pgorthanc_cli.scrub.model import Row, Settings
+from pgorthanc_cli.scrub.model import Finding, Row, Settings
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
@@ -194,6 +194,30 @@ class Rows:
                 current[row.resource, row.file_type, row.uuid] = row, place
         self.conn.rollback()
         return current
+
+    def of(self, findings: Sequence[Finding]) -> list[Row | None]:
+        """Return the rows of findings of attachments as they are now; None: there is none any more."""
+        query = "SELECT publicid, internalid FROM index.resources WHERE publicid = ANY(%s)"
+        asked: list[Row | None] = []
+        for start in range(0, len(findings), _MANY):
+            part = findings[start : start + _MANY]
+            ids = dict(db.rows(self.conn, query, [each.public_id for each in part]))
+            asked += [
+                Row(each.uuid or "", ids[each.public_id], each.file_type or 0, None, None, None, None, None)
+                if each.public_id in ids
+                else None
+                for each in part
+            ]
+        current = self.current([row for row in asked if row])
+        rows = (row and current.get((row.resource, row.file_type, row.uuid)) for row in asked)
+        return [each[0] if each else None for each in rows]
+
+    def with_objects(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows with the large objects that they have now."""
+        query = "SELECT uuid, content::int8 FROM index.storagearea WHERE uuid = ANY(%s)"
+        oids = dict(db.rows(self.conn, query, [row.uuid for row in rows]))
+        self.conn.rollback()
+        return [row._replace(oid=oids.get(row.uuid, 0), actual_size=row.stored_size) for row in rows]
 
     def known(self, uuids: Sequence[str]) -> set[str]:
         """Return which of these UUIDs the index has."""

@@ -212,6 +212,14 @@ class FilesystemArea:
                 os.rmdir(uuid[2:4], dir_fd=upper)
                 os.rmdir(uuid[:2], dir_fd=self.descriptor)
 
+    def discard_temporary(self, uuid: str) -> None:
+        """Delete what a killed process has left of a file that it was writing.
+
+        Only for a caller that knows that no other one writes this attachment.
+        """
+        with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (_, lower):
+            os.unlink(temporary_name(uuid), dir_fd=lower)
+
     # --- folders ------------------------------------------------------------------------
 
     @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pgorthanc_cli.scrub import Finding, Moved, StorageReport
-from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL
+from pgorthanc_cli.scrub import Copies, Finding, Moved, Repaired, StorageReport
+from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL, Left
 from pgorthanc_cli.text import duration, plural, printable, size
 from pgorthanc_cli.views import metrics
 from pgorthanc_cli.views.metrics import Sample
@@ -31,11 +31,13 @@ class Commands:
         again: The same command.
         studies: The same command that also lists the affected studies.
         restore: The same command that moves the orphans back.
+        repair: The same command without --dry-run.
     """
 
     again: str = ""
     studies: str = ""
     restore: str = ""
+    repair: str = ""
 
 
 def page(report: StorageReport, commands: Commands, *, verbose: bool = False) -> Page:
@@ -43,6 +45,8 @@ def page(report: StorageReport, commands: Commands, *, verbose: bool = False) ->
     blocks: list[Block] = list(_counts(report, verbose=verbose))
     if report.studies:
         blocks.append(Table(tuple((study,) for study in report.studies), ("affected studies",)))
+    if report.repaired:
+        blocks += _repaired(report.repaired)
     if report.quarantined:
         blocks += _moved(report.quarantined)
     blocks += _remarks(report)
@@ -176,25 +180,77 @@ def _moved(moved: Moved) -> Iterator[Note]:
 
 def _left(moved: Moved) -> Iterator[Note]:
     if moved.left:
-        details = tuple(f"{each.uuid} · {printable(each.reason)}" for each in moved.left[:LISTED])
-        if len(moved.left) > LISTED:
-            details += (f"and {len(moved.left) - LISTED:,} more (--json lists them)",)
-        yield Note(f"{plural(len(moved.left), 'file')} stayed where it was:", "warning", details)
+        yield Note(f"{plural(len(moved.left), 'file')} stayed where it was:", "warning", _reasons(moved.left))
+
+
+def _reasons(left: Sequence[Left]) -> tuple[str, ...]:
+    details = tuple(f"{each.uuid} · {printable(each.reason)}" for each in left[:LISTED])
+    if len(left) > LISTED:
+        details += (f"and {len(left) - LISTED:,} more (--json lists them)",)
+    return details
+
+
+def copies_page(copies: Copies, plan: Repaired) -> Page:
+    """Return what is to be confirmed: which attachments would be replaced by copies."""
+    uuids = tuple(row.uuid for row in copies.rows[:LISTED])
+    if len(copies.rows) > LISTED:
+        uuids += (f"and {len(copies.rows) - LISTED:,} more",)
+    damaged = plural(len(copies.rows) + len(copies.left), "damaged attachment")
+    have = "has an intact copy" if plan.files == 1 else "have intact copies"
+    blocks = [Note("They would be replaced by copies of the same MD5:", details=uuids)]
+    return Page(
+        f"{plan.files:,} of {damaged} {have}.",
+        (f"from {printable(plan.folder)}", f"to {printable(plan.area)}", size(plan.bytes)),
+        (*blocks, *_not_repaired(plan)),
+    )
+
+
+def _repaired(repaired: Repaired) -> Iterator[Note]:
+    """Yield what was replaced by copies, or would be."""
+    figures = f"{plural(repaired.files, 'attachment')} ({size(repaired.bytes)})"
+    folder = printable(repaired.folder)
+    if repaired.dry_run and repaired.files:
+        yield Note(f"Nothing was changed: {figures} can be repaired from {folder}.")
+    elif repaired.files:
+        yield Note(f"Repaired {figures} from {folder}, and checked again.", "ok")
+        if repaired.restart_orthanc:
+            yield Note(
+                "Restart Orthanc: it may have damaged content of them in its cache",
+                "warning",
+                ("Until then it refuses to send those files, or shows wrong tags.",),
+            )
+    yield from _not_repaired(repaired)
+
+
+def _not_repaired(repaired: Repaired) -> Iterator[Note]:
+    if repaired.left:
+        verb = "cannot be" if repaired.dry_run else "could not be"
+        text = f"{plural(len(repaired.left), 'attachment')} {verb} repaired from there:"
+        yield Note(text, "warning", _reasons(repaired.left))
 
 
 def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
+    repaired = report.repaired
     if not report.complete and commands.again:
         words = (
             "Next, continue:" if report.oldest_unverified or report.budget_used else "Next, check everything:"
         )
         yield Note(words, paste=commands.again)
-    elif report.affected_studies and report.studies is None and commands.studies:
+    elif repaired and repaired.dry_run and repaired.files:
+        yield Note("Next, repair them:", paste=commands.repair)
+    elif _is_lost(report) and report.studies is None and commands.studies:
         yield Note(
             "Next, list the affected studies, to send them again from the modality or PACS:",
             paste=commands.studies,
         )
     if report.quarantined and report.quarantined.files and commands.restore:
         yield Note("To move the orphans back:", paste=commands.restore)
+
+
+def _is_lost(report: StorageReport) -> bool:
+    """Return whether studies have damages that were not repaired."""
+    repaired = report.repaired.files if report.repaired and not report.repaired.dry_run else 0
+    return report.affected_studies > 0 and report.damaged > repaired
 
 
 def summary(report: StorageReport) -> str:

@@ -45,6 +45,21 @@ class Store:
         ((content,),) = rows(self.target, query)
         return bytes(content)
 
+    def contents(self) -> dict[str, bytes]:
+        """All that is stored, by UUID."""
+        if self.area:
+            return {path.name: path.read_bytes() for path in self.area.rglob("*") if path.is_file()}
+        query = "SELECT uuid, lo_get(oid) FROM storagearea JOIN pg_largeobject_metadata ON oid = content"
+        return {uuid: bytes(content) for uuid, content in rows(self.target, query)}
+
+    def copy_to(self, folder: Path) -> Path:
+        """Write everything into a folder that is laid out as a storage area."""
+        for uuid, content in self.contents().items():
+            path = folder / uuid[:2] / uuid[2:4] / uuid
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return folder
+
     def write(self, uuid: str, content: bytes) -> None:
         if self.area:
             self.path(uuid).parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgorthanc_cli import db
-from pgorthanc_cli.scrub import Finding, StorageReport
-from pgorthanc_cli.scrub.model import Left, Moved
+from pgorthanc_cli.scrub import Copies, Finding, Repaired, StorageReport
+from pgorthanc_cli.scrub.model import Left, Moved, Row
 from pgorthanc_cli.views import scrub as views
 from tests.support import golden
 
@@ -15,6 +15,7 @@ GOLDEN = Path(__file__).parent / "golden" / "scrub"
 COMMANDS = views.Commands(
     again="pgorthanc verify storage --config /etc/orthanc",
     studies="pgorthanc verify storage --list studies --config /etc/orthanc",
+    repair="pgorthanc verify storage --repair-from /mnt/mirror --config /etc/orthanc",
     restore="pgorthanc verify storage --restore --quarantine /srv/aside --config /etc/orthanc",
 )
 AREA = "/var/lib/orthanc/db"
@@ -101,3 +102,22 @@ def test_a_quarantine() -> None:
         ("restored-nothing", replace(moved, restored=True, files=0, bytes=0, left=())),
     ):
         golden.check_view(GOLDEN, state, views.moved_page(restored))
+
+
+def test_repairs() -> None:
+    left = (Left("00000002-9b38-4f60-be1b-18a25d1707c0", "there is no copy of it"),)
+    done = Repaired("/mnt/mirror", AREA, False, 3, 1_524_902, left, restart_orthanc=True, complete=True)
+    damages = report(*DAMAGES, affected_studies=2)
+    for state, repaired in (
+        ("repaired", replace(done, left=(), files=4)),
+        ("repaired-not-all", done),
+        ("repaired-missing", replace(done, left=(), files=4, restart_orthanc=False)),
+        ("repaired-nothing", replace(done, files=0, bytes=0)),
+        ("repaired-interrupted", replace(done, files=1, left=(), complete=False)),
+        ("repair-dry-run", replace(done, dry_run=True)),
+    ):
+        check(state, replace(damages, repaired=repaired))
+    rows = [Row(f"{number:08x}-9b38-4f60-be1b-18a25d1707c0", 1, 1, 1, "", 1, "", 1) for number in range(25)]
+    copies = Copies(Path("/mnt/mirror"), rows, 1_524_902, list(left), set())
+    plan = replace(done, dry_run=True, files=25)
+    golden.check_view(GOLDEN, "repair-question", views.copies_page(copies, plan))
