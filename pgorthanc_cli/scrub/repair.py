@@ -31,9 +31,9 @@ from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, LargeObjectArea, 
 from pgorthanc_cli.text import printable
 
 _DAMAGES = (model.MISSING, model.TRUNCATED, model.TOO_LONG, model.ALTERED, model.WRONG_INSTANCE)
-# Orthanc's cache keeps what it could read in full size, although the MD5 is wrong
-# (STORAGE.md D3). A longer file is read up to the size of the row.
-_CACHED = (model.TOO_LONG, model.ALTERED, model.WRONG_INSTANCE)
+# What Orthanc has read stays in its cache, although the MD5 is wrong (STORAGE.md D3);
+# Orthanc 1.10.1 keeps short content, too, and even sends it.
+_CACHED = (model.TRUNCATED, model.TOO_LONG, model.ALTERED, model.WRONG_INSTANCE)
 _TOGETHER = 500  # attachments
 _LOCK = (0x50474F52, 1)
 

@@ -87,7 +87,7 @@ def test_what_was_repaired_is_served(archive: Archive, tmp_path: Path) -> None:
         done = archive.pgorthanc("verify storage --json --yes --grace 0", "--repair-from", mirror)
         repaired = json.loads(done.stdout)["repaired"]
         assert (repaired["files"], repaired["restart_orthanc"]) == (len(damages), True)
-        assert len(wrong(rest)) <= 3, "those that are still in its cache"
+        assert len(wrong(rest)) < len(damages)  # what was missing heals; its cache has the others
     with archive.orthanc(StorageCompression=False) as rest:
         assert wrong(rest) == []
     assert archive.pgorthanc("verify storage --grace 0").exit_code == 0
