@@ -54,6 +54,7 @@ GROUPS = {
         "explain-log": "Explain the PostgreSQL messages in an Orthanc log.",
     },
     "Change": {
+        "storage": "Show where the stored files are, and move them.",
         "import": "Import DICOM files, folders, ZIP and gzip archives.",
         "upgrade": "Upgrade an index for a newer PostgreSQL plugin.",
         "downgrade": "Downgrade an index for an older PostgreSQL plugin.",

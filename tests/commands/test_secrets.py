@@ -53,6 +53,7 @@ WORDS = {
     "server status": "--embedded {tmp}/server",
     "server stop": "--embedded {tmp}/server",
     "status": "",
+    "storage show": "",
     "support-bundle": "{tmp}/bundle.tar.gz",
     "upgrade": "--to 10",
     "verify schema": "--deep",

@@ -46,6 +46,7 @@ ALLOWED = {
     "storage": set(),
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "scrub": {"config", "dicom", "index", "storage", "workers"},
+    "placement": {"config", "index", "locks", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {
@@ -58,6 +59,7 @@ ALLOWED = {
         "locks",
         "migrate",
         "orthanc_log",
+        "placement",
         "replication",
         "schema",
         "scrub",
