@@ -6,7 +6,6 @@ import errno
 import hashlib
 import os
 import stat
-import struct
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,16 +15,13 @@ from pgorthanc_cli import db, files
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.scrub import content, model
 from pgorthanc_cli.scrub.model import Difference, Row, Settings
-from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, is_uuid, listing
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, bulk, is_uuid, listing
 from pgorthanc_cli.workers import checkpoint
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
-WHOLE_BYTES = 16 << 20  # a larger object is read piece by piece
 _GONE = (errno.ENOENT, errno.ENOTDIR)
-# COPY BINARY: signature, flags, extension; then tuples of 2-byte counts and 4-byte lengths.
-_COPY_HEADER = 19
 
 
 class Reader:
@@ -139,14 +135,14 @@ class Reader:
     # --- large objects ------------------------------------------------------------------
 
     def _check_objects(self, rows: Sequence[Row]) -> list[Difference]:
-        small = [row for row in rows if (row.actual_size or 0) <= WHOLE_BYTES]
+        small = [row for row in rows if (row.actual_size or 0) <= bulk.WHOLE_BYTES]
         differences: list[Difference] = []
         with db.translate_errors(self.conn, self.target.schema):
-            contents = self._contents([row.oid for row in small]) if small else {}
+            contents = bulk.contents(self.conn, [row.oid for row in small]) if small else {}
             for row in rows:
                 checkpoint()
                 found: Difference | None
-                if (row.actual_size or 0) > WHOLE_BYTES:
+                if (row.actual_size or 0) > bulk.WHOLE_BYTES:
                     found = self._compare(row, partial(self._pieces, row.oid))
                 elif row.oid in contents:
                     found = self._compare(row, partial(iter, [contents[row.oid]]))
@@ -156,23 +152,10 @@ class Reader:
             self.conn.rollback()
         return differences
 
-    def _contents(self, oids: Sequence[int]) -> dict[int, bytes]:
-        """Return large objects in one statement, which is several times faster than one by one."""
-        numbers = ",".join(map(str, oids))
-        query = f"""COPY (SELECT oid::int8, lo_get(oid) FROM pg_largeobject_metadata
-                          WHERE oid IN ({numbers})) TO STDOUT (FORMAT binary)"""  # noqa: S608
-        stream = _CopyStream()
-        self.conn.begin()  # type: ignore[attr-defined]
-        with self.conn.cursor() as cur:
-            cur.copy_expert(query, stream)
-        return stream.contents()
-
     def _pieces(self, oid: int) -> Iterator[bytes]:
-        offset = 0
-        while piece := db.value(self.conn, "SELECT lo_get(%s::oid, %s, %s)", oid, offset, CHUNK_BYTES * 4):
+        for piece in bulk.pieces(self.conn, oid):
             checkpoint()
-            yield bytes(piece)
-            offset += len(piece)
+            yield piece
 
     def object_instance(self, oid: int) -> str:
         """Return the instance in a large object, empty if it is not a DICOM file."""
@@ -255,34 +238,6 @@ def _chunks(descriptor: int) -> Iterator[bytes]:
         if position == size == len(chunk):
             return  # a small file that was read at once
         checkpoint()
-
-
-class _CopyStream:
-    """Collects what COPY BINARY of (oid, content) sends."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        """Take the next bytes."""
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def contents(self) -> dict[int, bytes]:
-        """Return the contents by oid."""
-        data = b"".join(self._parts)
-        self._parts.clear()
-        position = _COPY_HEADER
-        contents: dict[int, bytes] = {}
-        while True:
-            (fields,) = struct.unpack_from(">h", data, position)
-            if fields != 2:
-                return contents
-            (oid,) = struct.unpack_from(">q", data, position + 6)
-            (length,) = struct.unpack_from(">i", data, position + 14)
-            start = position + 18
-            contents[oid] = data[start : start + max(length, 0)]
-            position = start + max(length, 0)
 
 
 _reader: Reader | None = None
