@@ -17,6 +17,8 @@ from pgorthanc_cli.errors import PartialFailure, UsageError
 from pgorthanc_cli.progress import Progress, Report
 
 if TYPE_CHECKING:
+    from pgorthanc_cli import ingest
+    from pgorthanc_cli.config import Resolved
     from pgorthanc_cli.db import Target
     from pgorthanc_cli.scrub import Settings, StorageReport
 
@@ -30,6 +32,7 @@ class Changes:
     """What the options want changed after a check; see their help."""
 
     repair_from: Path | None
+    index_orphans: bool
     quarantine: Path | None
     restore: bool
     dry_run: bool
@@ -45,8 +48,13 @@ class Changes:
 
         if self.restore and not self.quarantine:
             raise UsageError("--restore needs the folder that the files are in", "add --quarantine DIR")
-        if self.dry_run and not self.repair_from:
-            raise UsageError("--dry-run is about --repair-from", "leave it out: a check changes nothing")
+        if self.dry_run and not (self.repair_from or self.index_orphans):
+            raise UsageError(
+                "--dry-run is about --repair-from and --index-orphans",
+                "leave it out: a check changes nothing",
+            )
+        if self.index_orphans:
+            scrub.require_indexable(settings)
         if self.quarantine:
             scrub.require_usable(settings, self.quarantine)
         if self.repair_from:
@@ -57,13 +65,23 @@ def change_options(command: _Command) -> _Command:
     """Add the options that change something after a check; `split` takes them out again."""
     for option in (
         click.option("--yes", is_flag=True, help="Do not ask."),
-        click.option("-n", "--dry-run", is_flag=True, help="Only show what --repair-from would do."),
+        click.option(
+            "-n",
+            "--dry-run",
+            is_flag=True,
+            help="Only show what --repair-from and --index-orphans would do.",
+        ),
         click.option("--restore", is_flag=True, help="Move everything in the --quarantine back, and stop."),
         click.option(
             "--quarantine",
             type=_FOLDER,
             metavar="DIR",
             help="Move orphans to DIR, beside the storage area; nothing is deleted.",
+        ),
+        click.option(
+            "--index-orphans",
+            is_flag=True,
+            help="Import orphans that hold an instance which is not in the index.",
         ),
         click.option(
             "--repair-from",
@@ -130,13 +148,18 @@ def _progress(call: Call, label: str, work: str) -> Iterator[tuple[threading.Eve
 
 
 def change(
-    call: Call, target: Target, settings: Settings, result: StorageReport, changes: Changes
+    call: Call, resolved: Resolved, settings: Settings, result: StorageReport, changes: Changes
 ) -> StorageReport:
     """Make the changes that the options want, each confirmed first; return the report with them."""
+    target = resolved.target
     if changes.repair_from and result.interrupted:
         call.warn("nothing was repaired, as the check was interrupted")
     elif changes.repair_from:
         result = _repair(call, target, settings, result, changes)
+    if changes.index_orphans and not result.complete:
+        call.warn("no orphan was imported, as the check was not complete")
+    elif changes.index_orphans:
+        result = _index_orphans(call, resolved, settings, result, changes)
     if changes.quarantine and not changes.dry_run:
         result = _set_aside(call, target, settings, result, changes)
     return result
@@ -177,7 +200,7 @@ def _repair(
     with _progress(call, "reading copies", "the search") as (stop, report):
         copies = scrub.find_copies(target, settings, result, changes.repair_from, stop=stop, progress=report)
         interrupted = stop.is_set()
-    plan = scrub.planned(settings, copies, interrupted=interrupted)
+    plan = scrub.planned_repairs(settings, copies, interrupted=interrupted)
     if changes.dry_run or interrupted or not copies.rows:
         return replace(result, repaired=plan)
     if not changes.yes:
@@ -186,3 +209,40 @@ def _repair(
     with _progress(call, "repairing", "after this attachment") as (stop, report):
         repaired = scrub.repair(target, settings, copies, stop=stop, progress=report)
     return replace(result, repaired=repaired)
+
+
+def _index_orphans(
+    call: Call, resolved: Resolved, settings: Settings, result: StorageReport, changes: Changes
+) -> StorageReport:
+    """Read the orphans, ask, then import them as `pgorthanc import --concurrent` would."""
+    from pgorthanc_cli import scrub
+    from pgorthanc_cli.text import plural
+    from pgorthanc_cli.views import scrub as views
+
+    target = resolved.target
+    with _progress(call, "reading orphans", "the search") as (stop, report):
+        orphans = scrub.find_orphans(target, settings, result, stop=stop, progress=report)
+        interrupted = stop.is_set()
+    plan = scrub.planned_imports(settings, orphans, interrupted=interrupted)
+    if changes.dry_run or interrupted or not orphans.files:
+        return replace(result, indexed=plan)
+    if not changes.yes:
+        question = f"Import {plural(plan.files, 'orphan')}?"
+        upgrade_options.confirm_page(question, views.orphans_page(orphans, plan), _UNCONFIRMED)
+    how = _import_settings(resolved, settings)
+    with _progress(call, "importing", "after this batch") as (stop, report):
+        indexed = scrub.index_orphans(target, settings, how, orphans, stop=stop, progress=report)
+    return replace(result, indexed=indexed)
+
+
+def _import_settings(resolved: Resolved, settings: Settings) -> ingest.Settings:
+    """Return the settings of an `import --concurrent` into the same area, with its defaults."""
+    from pgorthanc_cli import ingest
+    from pgorthanc_cli.commands import import_
+
+    area = ["--storage", "postgresql"]
+    if settings.storage_dir:
+        area = ["--storage-dir", str(settings.storage_dir)]
+    words = ["--concurrent", "--overwrite", "never", *area, "."]
+    options = import_.command.make_context("import", words).params
+    return ingest.from_options((".",), None, resolved.orthanc, options)[1]

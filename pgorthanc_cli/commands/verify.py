@@ -176,7 +176,7 @@ def storage(
 
     Each attachment of the index: its file is there, has the right size, the right MD5, and is of the right instance.
     And each file of the storage area: the index has it. Reads only, also while Orthanc is running, and with a role
-    that may only read; --repair-from and --quarantine ask before they change anything.
+    that may only read. --repair-from, --index-orphans and --quarantine ask before they change anything.
 
     \b
     Examples:
@@ -198,7 +198,7 @@ def storage(
             scrub_options.restore(call, settings, changes)
             return
         result = scrub_options.check(call, resolved.target, settings)
-        result = scrub_options.change(call, resolved.target, settings, result, changes)
+        result = scrub_options.change(call, resolved, settings, result, changes)
     next_commands = views.Commands(
         again=call.again(),
         studies=call.again("--list", "studies"),

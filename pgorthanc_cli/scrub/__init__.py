@@ -1,14 +1,30 @@
 """`verify storage`: whether the index and the storage area still fit together.
 
-Only `quarantine` and `repair` write.
+Only `quarantine`, `repair` and `orphans` write.
 
 `run` compares them part by part, `content` one attachment with its row, `second` decides
 what of the differences is damage, and what only a file in flight.
 """
 
-from pgorthanc_cli.scrub.model import DEPTHS, KINDS, Finding, Moved, Repaired, Settings, StorageReport
+from pgorthanc_cli.scrub.model import (
+    DEPTHS,
+    KINDS,
+    Finding,
+    Indexed,
+    Moved,
+    Repaired,
+    Settings,
+    StorageReport,
+)
+from pgorthanc_cli.scrub.orphans import (
+    Orphans,
+    find_orphans,
+    index_orphans,
+    planned_imports,
+    require_indexable,
+)
 from pgorthanc_cli.scrub.quarantine import candidates, require_usable, restore, set_aside
-from pgorthanc_cli.scrub.repair import Copies, find_copies, planned, repair, require_mirror
+from pgorthanc_cli.scrub.repair import Copies, find_copies, planned_repairs, repair, require_mirror
 from pgorthanc_cli.scrub.run import check
 from pgorthanc_cli.scrub.settings import from_options
 
@@ -17,16 +33,22 @@ __all__ = [
     "KINDS",
     "Copies",
     "Finding",
+    "Indexed",
     "Moved",
+    "Orphans",
     "Repaired",
     "Settings",
     "StorageReport",
     "candidates",
     "check",
     "find_copies",
+    "find_orphans",
     "from_options",
-    "planned",
+    "index_orphans",
+    "planned_imports",
+    "planned_repairs",
     "repair",
+    "require_indexable",
     "require_mirror",
     "require_usable",
     "restore",

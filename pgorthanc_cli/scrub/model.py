@@ -229,6 +229,27 @@ class Repaired:
 
 
 @dataclass(frozen=True)
+class Indexed:
+    """Orphans that were imported.
+
+    Attributes:
+        area: The storage area.
+        dry_run: Whether nothing was changed: the figures are what would be done.
+        files: How many were imported, and are attachments now.
+        bytes: Their size.
+        left: Orphans of instances that the index does not have, which were not.
+        complete: Whether it was not interrupted.
+    """
+
+    area: str
+    dry_run: bool
+    files: int
+    bytes: int
+    left: tuple[Left, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
 class StorageReport:
     """The result of a check.
 
@@ -257,6 +278,7 @@ class StorageReport:
         endpoint: Where we looked.
         quarantined: The orphans that were moved aside, if that was asked for.
         repaired: The attachments that were replaced by copies, if that was asked for.
+        indexed: The orphans that were imported, if that was asked for.
     """
 
     area: str
@@ -280,11 +302,12 @@ class StorageReport:
     endpoint: db.Endpoint
     quarantined: Moved | None = None
     repaired: Repaired | None = None
+    indexed: Indexed | None = None
 
     @property
     def interrupted(self) -> bool:
         """Whether a signal has ended the check, or what was to be changed after it."""
-        if self.repaired and not self.repaired.complete:
+        if any(done and not done.complete for done in (self.repaired, self.indexed)):
             return True
         return not self.complete and not self.budget_used
 

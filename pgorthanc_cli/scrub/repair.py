@@ -167,7 +167,7 @@ def repair(
     """
     left, intact = list(copies.left), []
     with db.session(target) as conn:
-        _require_alone(conn)
+        require_alone(conn)
         rows = Rows(conn, index.Capabilities.read(conn), settings)
         put = _Put(conn, settings, copies.folder)
         for start in range(0, len(copies.rows), _TOGETHER):
@@ -201,7 +201,7 @@ def repair(
     )
 
 
-def planned(settings: Settings, copies: Copies, *, interrupted: bool = False) -> Repaired:
+def planned_repairs(settings: Settings, copies: Copies, *, interrupted: bool = False) -> Repaired:
     """Return what `repair` would do; `interrupted`: not all copies were read."""
     return Repaired(
         folder=str(copies.folder),
@@ -215,7 +215,7 @@ def planned(settings: Settings, copies: Copies, *, interrupted: bool = False) ->
     )
 
 
-def _require_alone(conn: db.Session) -> None:
+def require_alone(conn: db.Session) -> None:
     """Take the advisory lock of repairs until the end of the session.
 
     Raises:
@@ -225,7 +225,7 @@ def _require_alone(conn: db.Session) -> None:
     conn.commit()
     if not alone:
         raise InUseError(
-            "another verify storage --repair-from is working on this index", "wait until it has finished"
+            "another verify storage that repairs is working on this index", "wait until it has finished"
         )
 
 

@@ -212,6 +212,15 @@ class Rows:
         rows = (row and current.get((row.resource, row.file_type, row.uuid)) for row in asked)
         return [each[0] if each else None for each in rows]
 
+    def of_instances(self, instances: Sequence[str]) -> list[Row]:
+        """Return the rows of the DICOM files of instances."""
+        query = """SELECT r.internalid, a.filetype, a.uuid FROM index.resources r
+                   JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
+                   WHERE r.publicid = ANY(%s) AND r.resourcetype = 3"""
+        keys = db.rows(self.conn, query, list(instances))
+        asked = [Row(uuid, id_, file_type, None, None, None, None, None) for id_, file_type, uuid in keys]
+        return [row for row, _ in self.current(asked).values()]
+
     def with_objects(self, rows: Sequence[Row]) -> list[Row]:
         """Return rows with the large objects that they have now."""
         query = "SELECT uuid, content::int8 FROM index.storagearea WHERE uuid = ANY(%s)"

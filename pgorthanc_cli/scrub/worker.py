@@ -112,6 +112,24 @@ class Reader:
         finally:
             os.close(descriptor)
 
+    def stored(self, uuid: str) -> bytes:
+        """Return the stored bytes of an attachment, which need not have a row.
+
+        Raises:
+            OSError: There is none, or it cannot be read.
+        """
+        if self.area:
+            with self.area.open(uuid) as stream:
+                return stream.read()
+        with db.translate_errors(self.conn, self.target.schema):
+            query = "SELECT content::int8 FROM index.storagearea WHERE uuid = %s"
+            oid = db.value(self.conn, query, uuid)
+            stored = b"".join(self._pieces(oid)) if oid else None
+            self.conn.rollback()
+        if stored is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return stored
+
     def size(self, row: Row) -> int | None:
         """Return the size of the file of a row, None if there is none, or it cannot be seen."""
         assert self.area  # noqa: S101

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pgorthanc_cli.scrub import Copies, Finding, Moved, Repaired, StorageReport
+from pgorthanc_cli.scrub import Copies, Finding, Indexed, Moved, Orphans, Repaired, StorageReport
 from pgorthanc_cli.scrub.model import HARMLESS, KINDS, NORMAL, Left
 from pgorthanc_cli.text import duration, plural, printable, size
 from pgorthanc_cli.views import metrics
@@ -47,6 +47,8 @@ def page(report: StorageReport, commands: Commands, *, verbose: bool = False) ->
         blocks.append(Table(tuple((study,) for study in report.studies), ("affected studies",)))
     if report.repaired:
         blocks += _repaired(report.repaired)
+    if report.indexed:
+        blocks += _indexed(report.indexed)
     if report.quarantined:
         blocks += _moved(report.quarantined)
     blocks += _remarks(report)
@@ -205,6 +207,41 @@ def copies_page(copies: Copies, plan: Repaired) -> Page:
     )
 
 
+def orphans_page(orphans: Orphans, plan: Indexed) -> Page:
+    """Return what is to be confirmed: which orphans would be imported."""
+    uuids = tuple(f"{orphan.uuid} · instance {orphan.instance}" for orphan in orphans.files[:LISTED])
+    if len(orphans.files) > LISTED:
+        uuids += (f"and {len(orphans.files) - LISTED:,} more",)
+    hold = "orphan holds an instance" if plan.files == 1 else "orphans hold instances"
+    warning = Note(
+        "They may be of instances that were deleted",
+        "warning",
+        ("An Orthanc that is killed while it deletes leaves files without a row.",),
+    )
+    return Page(
+        f"{plan.files:,} {hold} that the index does not have.",
+        (f"in {printable(plan.area)}", size(plan.bytes)),
+        (Note("They would be imported:", details=uuids), warning, *_not_indexed(plan)),
+    )
+
+
+def _indexed(indexed: Indexed) -> Iterator[Note]:
+    """Yield which orphans were imported, or would be."""
+    figures = f"{plural(indexed.files, 'orphan')} ({size(indexed.bytes)})"
+    if indexed.dry_run and indexed.files:
+        yield Note(f"Nothing was changed: {figures} can be imported.")
+    elif indexed.files:
+        yield Note(f"Imported {figures}.", "ok")
+    yield from _not_indexed(indexed)
+
+
+def _not_indexed(indexed: Indexed) -> Iterator[Note]:
+    if indexed.left:
+        verb = "cannot be" if indexed.dry_run else "could not be"
+        text = f"{plural(len(indexed.left), 'orphan')} {verb} imported:"
+        yield Note(text, "warning", _reasons(indexed.left))
+
+
 def _repaired(repaired: Repaired) -> Iterator[Note]:
     """Yield what was replaced by copies, or would be."""
     figures = f"{plural(repaired.files, 'attachment')} ({size(repaired.bytes)})"
@@ -238,6 +275,8 @@ def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
         yield Note(words, paste=commands.again)
     elif repaired and repaired.dry_run and repaired.files:
         yield Note("Next, repair them:", paste=commands.repair)
+    elif report.indexed and report.indexed.dry_run and report.indexed.files:
+        yield Note("Next, import them:", paste=commands.repair)
     elif _is_lost(report) and report.studies is None and commands.studies:
         yield Note(
             "Next, list the affected studies, to send them again from the modality or PACS:",

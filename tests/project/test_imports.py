@@ -45,7 +45,7 @@ ALLOWED = {
     "index": set(),
     "storage": set(),
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
-    "scrub": {"config", "dicom", "index", "storage", "workers"},
+    "scrub": {"config", "dicom", "index", "ingest", "storage", "workers"},
     "placement": {"config", "index", "locks", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),

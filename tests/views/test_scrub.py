@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgorthanc_cli import db
-from pgorthanc_cli.scrub import Copies, Finding, Repaired, StorageReport
+from pgorthanc_cli.scrub import Copies, Finding, Indexed, Orphans, Repaired, StorageReport
 from pgorthanc_cli.scrub.model import Left, Moved, Row
+from pgorthanc_cli.scrub.orphans import Orphan
 from pgorthanc_cli.views import scrub as views
 from tests.support import golden
 
@@ -121,3 +122,19 @@ def test_repairs() -> None:
     copies = Copies(Path("/mnt/mirror"), rows, 1_524_902, list(left), set())
     plan = replace(done, dry_run=True, files=25)
     golden.check_view(GOLDEN, "repair-question", views.copies_page(copies, plan))
+
+
+def test_imported_orphans() -> None:
+    left = (
+        Left("00000006-9b38-4f60-be1b-18a25d1707c0", "it has no pixel data: only the first part of a file"),
+    )
+    done = Indexed(AREA, False, 1, 524_902, left, complete=True)
+    for state, indexed in (
+        ("indexed", replace(done, left=())),
+        ("indexed-not-all", done),
+        ("index-dry-run", replace(done, dry_run=True)),
+    ):
+        check(state, report(*ORPHANS, indexed=indexed))
+    orphans = Orphans([Orphan("00000005-9b38-4f60-be1b-18a25d1707c0", INSTANCE, 524_902, "")], list(left))
+    page = views.orphans_page(orphans, replace(done, dry_run=True))
+    golden.check_view(GOLDEN, "index-question", page)
