@@ -244,5 +244,7 @@ def _import_settings(resolved: Resolved, settings: Settings) -> ingest.Settings:
     if settings.storage_dir:
         area = ["--storage-dir", str(settings.storage_dir)]
     words = ["--concurrent", "--overwrite", "never", *area, "."]
-    options = import_.command.make_context("import", words).params
+    # The parent knows the names of the help option, which click remembers in the command.
+    root = click.get_current_context().find_root()
+    options = import_.command.make_context("import", words, parent=root).params
     return ingest.from_options((".",), None, resolved.orthanc, options)[1]
