@@ -1,4 +1,4 @@
-"""The first elements of a file: whose it is, or why it cannot be an instance."""
+"""The first elements of a file: whose it is, why it cannot be an instance, and where it may be cut."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from collections.abc import Callable
 from pgorthanc_cli import files
 from pgorthanc_cli.dicom.file import EXPLICIT_BE, IMPLICIT_LE, TRANSFER_SYNTAX_UID
 from pgorthanc_cli.dicom.model import Refused
-from pgorthanc_cli.dicom.structure import EXPLICIT, IMPLICIT, PIXEL_DATA, UNDEFINED, Element, Walker, is_vr
+from pgorthanc_cli.dicom.structure import (
+    EXPLICIT,
+    IMPLICIT,
+    ITEM,
+    LENGTH,
+    LONG_VR_CODES,
+    PIXEL_DATA,
+    SEQUENCE_END,
+    TAG_LENGTH,
+    UNDEFINED,
+    Element,
+    Walker,
+    is_vr,
+)
 from pgorthanc_cli.dicom.tags import PATIENT_ID, SERIES_UID, SOP_INSTANCE_UID, STUDY_UID, format_tag
 
 _HEAD_BYTES = 64 << 10
@@ -91,3 +104,48 @@ def reject_reason(
     if identifiers or size is None:
         return None
     return f"{_MAX_ELEMENTS:,} elements, and none of them identifies an instance"
+
+
+PIXEL_HEADER_BYTES = 12  # the longest header of pixel data: tag, VR, reserved, length
+
+
+def ends_with_pixel_data(read: Callable[[int, int], bytes], offset: int, size: int) -> bool:
+    """Return whether the element at `offset` is pixel data, and the last one of the file.
+
+    If so, `parse` gives the same rows for the bytes before it as for the whole file, but
+    for those about the pixel data itself (metadata 14 and 17).
+
+    Args:
+        read: Returns so many bytes from a position, fewer at the end.
+        offset: Where the index says that the pixel data begins (metadata 14).
+        size: Of the file.
+    """
+    header = read(offset, PIXEL_HEADER_BYTES)
+    order = "<" if header[:4] == b"\xe0\x7f\x10\0" else ">"
+    if len(header) < PIXEL_HEADER_BYTES or (order == ">" and header[:4] != b"\x7f\xe0\0\x10"):
+        return False
+    start, length = offset + 8, LENGTH[order](header, 4)[0]
+    if is_vr(header[4:6]):
+        # With any other VR the file is odd enough to be read whole.
+        if header[4:6] not in LONG_VR_CODES:
+            return False
+        start, length = offset + 12, LENGTH[order](header, 8)[0]
+    if length != UNDEFINED:
+        return bool(start + length == size)
+    return _fragments_end(read, start, size, order) == size
+
+
+def _fragments_end(read: Callable[[int, int], bytes], pos: int, size: int, order: str) -> int | None:
+    """Return where fragments of pixel data end (PS3.5, A.4), None if they do not."""
+    while pos + 8 <= size:
+        header = read(pos, 8)
+        if len(header) < 8:
+            return None
+        group, element, length = TAG_LENGTH[order](header, 0)
+        pos += 8
+        if group << 16 | element == SEQUENCE_END:
+            return pos
+        if group << 16 | element != ITEM or length == UNDEFINED:
+            return None
+        pos += length
+    return None

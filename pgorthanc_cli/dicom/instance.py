@@ -60,12 +60,14 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     own_metadata = metadata.instance_metadata(file, texts, index, pixels, version)
     public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
     instance = _level(public_id, indexed.levels[3], own_metadata, elements, texts, reader)
+    known = metadata.known_syntaxes(version)
     return Instance(
         levels=(*ancestors.levels, instance),
         expected_instances=ancestors.expected_instances,
         index_in_series=index,
         pixel_data_offset=pixels.offset if pixels else None,
         warnings=_nesting_warning(file.depth) if file.depth > _WARN_DEPTH else (),
+        transfer_syntax=file.transfer_syntax if file.transfer_syntax in known else "",
     )
 
 

@@ -78,7 +78,7 @@ def instance_metadata(
     """Return the metadata that only instances have; `index` is metadata 1."""
     metadata = {
         INDEX_IN_SERIES: index,
-        TRANSFER_SYNTAX: _transfer_syntax(file, _known_syntaxes(version)),
+        TRANSFER_SYNTAX: _transfer_syntax(file, known_syntaxes(version)),
         SOP_CLASS: texts.get(SOP_CLASS_UID),
     }
     if pixels:
@@ -127,7 +127,8 @@ def index_in_series(texts: Mapping[int, str], *, has_number: bool) -> str | None
     return None if text is None else text.strip(_WHITE)
 
 
-def _known_syntaxes(version: tuple[int, int, int]) -> frozenset[str]:
+def known_syntaxes(version: tuple[int, int, int]) -> frozenset[str]:
+    """Return the transfer syntaxes that this Orthanc knows."""
     return _SYNTAXES if version >= _HTJ2K_SINCE else _SYNTAXES_BEFORE_HTJ2K
 
 
@@ -166,7 +167,7 @@ def find_pixel_data(data: Buffer, file: File, version: tuple[int, int, int]) -> 
     meta = file.meta
     if meta is None or not meta.exact:
         return None
-    known = _known_syntaxes(version)
+    known = known_syntaxes(version)
     name = _without_padding(meta.syntax)
     if name not in known or any(_without_padding(value) not in known for value in meta.earlier):
         return None

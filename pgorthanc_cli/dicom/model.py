@@ -86,6 +86,8 @@ class Instance(NamedTuple):
         index_in_series: metadata 1 of the instance, as text (not always a number).
         pixel_data_offset: position of the pixel data element in the file, in bytes.
         warnings: for people; never a value of the file.
+        transfer_syntax: the one that the data set was read with, whatever the file says; empty
+            if Orthanc does not know it.
     """
 
     levels: tuple[Level, Level, Level, Level]
@@ -93,3 +95,4 @@ class Instance(NamedTuple):
     index_in_series: str | None
     pixel_data_offset: int | None
     warnings: tuple[str, ...]
+    transfer_syntax: str = ""

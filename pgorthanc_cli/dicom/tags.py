@@ -282,16 +282,25 @@ def _extra_tags(profile: Profile) -> dict[str, list[int]]:
                 f"unknown level {level!r} in ExtraMainDicomTags",
                 "the levels are Patient, Study, Series and Instance",
             )
-        extra[level.lower()] = [_parse_tag(name) for name in names]
+        extra[level.lower()] = [parse_tag(name) for name in names]
     return extra
 
 
-def _parse_tag(name: str) -> int:
+def parse_tag(name: str, where: str = "ExtraMainDicomTags") -> int:
+    """Return the tag of a keyword, or of a number such as 0010,2160.
+
+    Args:
+        name: The keyword, or the number.
+        where: What names it, for the message.
+
+    Raises:
+        UsageError: There is no such tag.
+    """
     number = re.fullmatch(r"([0-9A-Fa-f]{4})[,-]?([0-9A-Fa-f]{4})", name)
     tag = int(number[1] + number[2], 16) if number else tag_of(name)
     if tag is None:
         raise UsageError(
-            f"Unknown DICOM tag {name!r} in ExtraMainDicomTags",
+            f"Unknown DICOM tag {name!r} in {where}",
             "write a keyword of the DICOM dictionary, or a number such as 0010,2160 for retired and private tags",
         )
     return tag

@@ -7,6 +7,7 @@ the caller.
 
 from pgorthanc_cli.index.batch import Writer, log_stable
 from pgorthanc_cli.index.customdata import unsupported_plugin
+from pgorthanc_cli.index.insert import copy_cell
 from pgorthanc_cli.index.lookup import (
     Capabilities,
     StoredAttachment,
@@ -44,6 +45,7 @@ __all__ = [
     "StoredAttachment",
     "Writer",
     "check_sequences",
+    "copy_cell",
     "identity",
     "log_stable",
     "missing_large_objects",

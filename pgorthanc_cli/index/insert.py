@@ -130,13 +130,13 @@ class _Flush:
         columns = "id, taggroup, tagelement, value"
         created = [(node.internal_id, level) for node, level, _ in self.pending.created]
         main = [
-            f"{number}\t{group}\t{element}\t{_cell(value)}\n"
+            f"{number}\t{group}\t{element}\t{copy_cell(value)}\n"
             for number, level in created
             for group, element, value in level.main_dicom_tags
         ]
         self._copy("maindicomtags", columns, main)
         identifiers = [
-            f"{number}\t{group}\t{element}\t{_cell(value)}\n"
+            f"{number}\t{group}\t{element}\t{copy_cell(value)}\n"
             for number, level in created
             for group, element, value in level.identifiers
         ]
@@ -146,7 +146,7 @@ class _Flush:
         """Copy new rows; update those that may exist already."""
         existing = set(self.old)
         rows = [
-            f"{node.internal_id}\t{kind}\t{_cell(value)}\t0\n"
+            f"{node.internal_id}\t{kind}\t{copy_cell(value)}\t0\n"
             for node, level, reception in self.pending.created
             for kind, value in (*level.metadata.items(), *reception.items())
         ]
@@ -297,7 +297,7 @@ class _Flush:
 _NULL = "\\N"
 
 
-def _cell(value: str) -> str:
+def copy_cell(value: str) -> str:
     """Return a text escaped for COPY; nearly all texts need no escapes."""
     if value.isprintable() and "\\" not in value:
         return value

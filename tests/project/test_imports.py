@@ -47,6 +47,7 @@ ALLOWED = {
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "scrub": {"config", "dicom", "index", "ingest", "storage", "workers"},
     "placement": {"config", "index", "locks", "storage", "workers"},
+    "reindex": {"config", "dicom", "index", "ingest", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {
@@ -62,6 +63,7 @@ ALLOWED = {
         "placement",
         "replication",
         "schema",
+        "reindex",
         "scrub",
         "server",
         "upgrade",

@@ -1,0 +1,154 @@
+"""`pgorthanc reindex`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pgorthanc_cli import commands, output, signals
+from pgorthanc_cli.commands.type_options import COUNT, Number
+from pgorthanc_cli.constants import ENCODINGS, LEVELS
+from pgorthanc_cli.errors import Interrupted, PartialFailure
+from pgorthanc_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.db import Target
+    from pgorthanc_cli.reindex import Estimate, Reindexed, Settings
+
+_what, _how, _files, _pace = map(commands.section, ("What", "How", "Files", "Pace"))
+
+
+def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that names resources of a level."""
+    return _what(
+        f"--{level}",
+        multiple=True,
+        metavar="ID",
+        help=f"Only this {level}, by Orthanc's identifier; repeatable.",
+    )
+
+
+@commands.command("reindex")
+@_what("--level", metavar="LEVELS", help="Write rows of these levels only, such as study,series.")
+@_identifiers("patient")
+@_identifiers("study")
+@_identifiers("series")
+@_identifiers("instance")
+@_what(
+    "--where",
+    multiple=True,
+    metavar="TAG=VALUE",
+    help="Only resources with this value in the index; repeatable.",
+)
+@_what(
+    "--since",
+    type=Number("the number of a change", 0),
+    metavar="CHANGE",
+    help="Only instances that arrived after this change.",
+)
+@_how("--keep-first", is_flag=True, help="Let the first stored instance decide, as at reception.")
+@_how(
+    "--limit-to-level",
+    is_flag=True,
+    help="Only the resources named; the smallest identifier decides.",
+)
+@_how("-n", "--dry-run", is_flag=True, help="Read and compare, write nothing.")
+@_how(
+    "--default-encoding",
+    type=click.Choice(ENCODINGS),
+    metavar="NAME",
+    help="Encoding of files that name none.  [default: by --config]",
+)
+@_how(
+    "--orthanc-version",
+    metavar="X.Y.Z",
+    default="1.13.0",
+    show_default=True,
+    help="Write what this Orthanc would.",
+)
+@_files(
+    "--storage",
+    type=click.Choice(["filesystem", "postgresql"]),
+    help="Where the files are.  [default: by --config]",
+)
+@_files(
+    "--storage-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Orthanc's StorageDirectory.",
+)
+@_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+# For tests: small batches give many moments at which a run can be interrupted.
+@_pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
+def command(call: commands.Call, **options: Any) -> None:
+    """Recompute main DICOM tags from the stored files.
+
+    After a change of ExtraMainDicomTags or DefaultEncoding: brings tags, identifiers, sequences and signatures to
+    what Orthanc's own /reconstruct would leave, much faster, also while Orthanc is running. Only rows that differ
+    are written. Everything else stays: labels, metadata of users, attachments, changes.
+
+    Where the files of a series, study or patient disagree, the instance with the greatest Orthanc identifier
+    decides, as in Orthanc; with --keep-first the one that was stored first; with --limit-to-level (Orthanc's
+    LimitToThisLevelMainDicomTags) the one with the smallest identifier.
+
+    \b
+    Examples:
+      pgorthanc reindex --config /etc/orthanc --dry-run
+      pgorthanc reindex --config /etc/orthanc --level patient,study,series
+      pgorthanc reindex --config /etc/orthanc --where StudyDate=20261126
+      pgorthanc reindex --config /etc/orthanc --keep-first --default-encoding Latin2
+
+    Exit codes: 0 done; 6 some files could not be read; 130 interrupted.
+    """
+    from pgorthanc_cli import reindex
+    from pgorthanc_cli.views import reindex as views
+
+    options["resources"] = {level: options.pop(level) for level in LEVELS}
+    with call.resolved() as resolved:
+        settings = reindex.from_options(resolved.orthanc, **options)
+        result = _run(call, resolved.target, settings)
+    studies = sorted({each.study for each in result.unreadable})[: views.LISTED]
+    words = [word for study in studies for word in ("--study", study)]
+    next_commands = views.Commands(
+        for_real=call.again(without=("-n", "--dry-run")),
+        again=call.again(),
+        verify=call.command_line("verify", "storage", *words) if words else "",
+    )
+    call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
+    if not result.complete:
+        raise click.exceptions.Exit(Interrupted.exit_code)
+    if result.unreadable:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
+def _run(call: commands.Call, target: Target, settings: Settings) -> Reindexed:
+    """Run it with its progress; Ctrl-C ends it after the current batches."""
+    from pgorthanc_cli import reindex
+    from pgorthanc_cli.text import progress_line
+    from pgorthanc_cli.views import reindex as views
+
+    state = Progress("", "planning", None)
+
+    def line(elapsed_s: float) -> str:
+        if state.done is None:
+            return f"  {state.what}"
+        return progress_line(state.what, state.done, state.total, elapsed_s)
+
+    with (
+        signals.stop_on_signal("" if call.quiet else signals.STOPPING.format("after these batches")) as stop,
+        output.progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=call.quiet) as show,
+    ):
+
+        def report(progress: Progress) -> None:
+            nonlocal state
+            state = progress
+            show()
+
+        def started(estimate: Estimate) -> None:
+            if not call.quiet:
+                output.event(views.expectation(estimate))
+
+        return reindex.reindex(target, settings, stop=stop, report=report, started=started)

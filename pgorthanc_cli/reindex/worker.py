@@ -1,0 +1,80 @@
+"""What a worker process does with a batch: read, parse, compare, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from pgorthanc_cli import db
+from pgorthanc_cli.constants import LEVELS
+from pgorthanc_cli.reindex.heads import Heads, Read
+from pgorthanc_cli.reindex.model import Done, Item, Settings, Unreadable
+from pgorthanc_cli.reindex.write import Rows, Writer, rows_of
+from pgorthanc_cli.workers import checkpoint
+
+
+class Worker:
+    """Works on batches, in a session of its own."""
+
+    def __init__(self, target: db.Target, settings: Settings) -> None:
+        """Connect with the first batch."""
+        self.target = target
+        self.settings = settings
+        self._heads = Heads(settings)
+        self._stack = ExitStack()
+        self._writer: Writer | None = None
+
+    def close(self) -> None:
+        """Close the session."""
+        self._writer = None
+        self._stack.close()
+
+    @property
+    def writer(self) -> Writer:
+        """The session that writes, opened when it is needed."""
+        if self._writer is None:
+            conn = self._stack.enter_context(db.session(self.target))
+            self._writer = Writer(conn, self.settings)
+        return self._writer
+
+    def work(self, items: Sequence[Item], checkpoint: Callable[[], None] = checkpoint) -> Done:
+        """Bring the rows that these files decide up to date."""
+        writer = self.writer
+        with db.translate_errors(writer.conn, self.target.schema):
+            done, rows = Done(), list[Rows]()
+            for read in self._heads.read(items, writer.conn, checkpoint):
+                done.files += bool(read.bytes)
+                done.bytes += read.bytes
+                reason = read.reason or _mismatch(read)
+                if reason:
+                    item = read.item
+                    done.unreadable.append(Unreadable(item.uuid, reason, item.public_id, item.study))
+                elif read.instance:
+                    rows += [rows_of(each, read.instance, self.settings) for each in read.item.decides]
+            writer.conn.rollback()  # what reading large objects has begun
+            done.add(writer.write(sorted(rows, key=lambda each: each.resource.id)))
+        return done
+
+
+def _mismatch(read: Read) -> str:
+    """Return why a file is not that of its row, empty if it is."""
+    if read.instance is None:
+        return ""
+    levels = read.instance.levels
+    if levels[-1].public_id != read.item.public_id:
+        return f"it holds instance {levels[-1].public_id}"
+    for resource in read.item.decides:
+        if levels[resource.level].public_id != resource.public_id:
+            return f"it belongs to another {LEVELS[resource.level]} than its row"
+    return ""
+
+
+_worker: Worker | None = None
+
+
+def call(target: db.Target, settings: Settings, items: Sequence[Item]) -> Done:
+    """Let the worker of this process work on a batch."""
+    global _worker
+    if _worker is None or (_worker.target, _worker.settings) != (target, settings):
+        _worker = Worker(target, settings)
+    return _worker.work(items)

@@ -1,0 +1,122 @@
+"""The page of `reindex`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pgorthanc_cli.reindex import Change, Estimate, Reindexed
+from pgorthanc_cli.text import duration, plural, printable, size
+from pgorthanc_cli.views.page import Block, Facts, Note, Page
+
+LISTED = 10  # unreadable files, and studies in a command
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What to run next.
+
+    Attributes:
+        for_real: The same command that writes.
+        again: The same command.
+        verify: What says more about files that could not be read.
+    """
+
+    for_real: str = ""
+    again: str = ""
+    verify: str = ""
+
+
+def expectation(estimate: Estimate) -> str:
+    """Return what a run will read, and how long that takes."""
+    text = f"reads {plural(estimate.files, 'file')}"
+    if estimate.seconds is not None:
+        text += f" ({size(estimate.bytes)}), about {duration(max(estimate.seconds, 1))}"
+    return text
+
+
+def page(result: Reindexed, commands: Commands, *, verbose: bool = False) -> Page:
+    """Return the page of a run; `verbose` shows all changes, not those of tags only."""
+    blocks: list[Block] = list(_changes(result, verbose=verbose))
+    if result.unreadable:
+        blocks.append(_unreadable(result, verbose=verbose))
+    status = "warning" if result.unreadable or not result.complete else "ok"
+    return Page(
+        _headline(result),
+        _where(result),
+        tuple(blocks),
+        tuple(_steps(result, commands)),
+        status,  # type: ignore[arg-type]
+    )
+
+
+def _headline(result: Reindexed) -> str:
+    changed = sum(result.rows_changed.values())
+    studies = plural(result.studies, "study", "studies")
+    if result.dry_run:
+        verb = "differs" if changed == 1 else "differ"
+        text = f"{plural(changed, 'resource')} of {studies} {verb} from the stored files"
+        text = f"Dry run, nothing was changed: {text if changed else f'{studies} are up to date'}"
+    elif changed:
+        text = f"Reindexed {studies} in {duration(result.elapsed_s)}; {plural(changed, 'resource')} changed"
+    else:
+        text = f"Reindexed {studies} in {duration(result.elapsed_s)}; nothing had to be changed"
+    if result.unreadable:
+        text += f", {plural(len(result.unreadable), 'file')} unreadable"
+    if not result.complete:
+        return f"Interrupted: {text[:1].lower()}{text[1:]}."
+    return f"{text}."
+
+
+def _where(result: Reindexed) -> tuple[str, ...]:
+    rate = result.files_read / max(result.elapsed_s, 0.001)
+    read = f"{plural(result.files_read, 'file')} read ({size(result.bytes_read)})"
+    return str(result.endpoint), printable(result.area), read, f"{rate:,.0f}/s"
+
+
+def _changes(result: Reindexed, *, verbose: bool) -> Iterator[Block]:
+    """Yield the numbers of each level, then what differed."""
+    rows = [(level, f"{count:,} changed") for level, count in result.rows_changed.items() if count]
+    if rows and not result.dry_run:
+        yield Facts(tuple(rows))
+    shown = [each for each in result.changes if verbose or each.table == "maindicomtags"]
+    if shown:
+        yield Facts(tuple((each.level, _change(each)) for each in shown))
+
+
+def _change(change: Change) -> str:
+    parts = [
+        f"{word} in {count:,}"
+        for word, count in (
+            ("missing", change.missing),
+            ("different", change.different),
+            ("not in the file", change.extra),
+        )
+        if count
+    ]
+    table = {"dicomidentifiers": " (identifier)", "attachedfiles": " (attachment)"}.get(change.table, "")
+    name = change.name if change.name != "Unknown Tag & Data" else change.key
+    return f"{name}{table} {', '.join(parts)}"
+
+
+def _unreadable(result: Reindexed, *, verbose: bool) -> Note:
+    count = len(result.unreadable)
+    limit = None if verbose else LISTED
+    details = [f"{each.uuid or each.instance}: {each.reason}" for each in result.unreadable[:limit]]
+    if count > len(details):
+        details.append(f"and {count - len(details):,} more")
+    what = "what they decide keeps its rows" if count > 1 else "what it decides keeps its rows"
+    return Note(f"{plural(count, 'file')} could not be read; {what}", "problem", tuple(details))
+
+
+def _steps(result: Reindexed, commands: Commands) -> Iterator[Note]:
+    if not result.complete:
+        yield Note(
+            "To go on, run the same command again; rows that are right are not written again:",
+            paste=commands.again,
+        )
+    elif result.dry_run and any(result.rows_changed.values()):
+        expected = expectation(result.estimate)
+        yield Note(f"Next, while Orthanc is running ({expected}):", paste=commands.for_real)
+    if result.unreadable and commands.verify:
+        yield Note("Next, find out what is wrong with the files:", paste=commands.verify)
