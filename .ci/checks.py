@@ -9,12 +9,16 @@ from pathlib import Path
 
 from pgorthanc_cli.server import embedded
 
+_SETS = "{specification}/spec/golden/reconstruct/reconstruct"
 CHECKS = (
     ("golden_check.py",),
     ("odd_check.py",),
     ("behaviour_check.py",),
     ("catalog_check.py",),
     ("catalog_check.py", "--schema", "orthanc", "--quick"),
+    # Of the sets that the real Orthanc left: each way to decide, and a tag that goes.
+    ("reindex_check.py", "--inputs", "{folder}/inputs", f"{_SETS}_order.json", f"{_SETS}_level_limited.json"),
+    ("reindex_check.py", "--inputs", "{folder}/inputs", "--keep-first", f"{_SETS}_sequences.json"),
 )
 QUICK = (*CHECKS[:3], ("catalog_check.py", "--quick"))
 
@@ -30,7 +34,8 @@ def main(specification: Path, checks: tuple[tuple[str, ...], ...]) -> int:
         for program, *options in checks:
             print(f"--- {program} {' '.join(options)}", flush=True)
             tool = ["--server", target.dsn, "--pgorthanc", f"{sys.executable} -m pgorthanc_cli"]
-            command = [sys.executable, str(specification / "checks" / program), *tool, *options]
+            words = [each.format(folder=folder, specification=specification) for each in options]
+            command = [sys.executable, str(specification / "checks" / program), *tool, *words]
             failed += subprocess.run(command).returncode != 0
     return failed
 

@@ -106,12 +106,15 @@ def command(call: commands.Call, **options: Any) -> None:
     from pgorthanc_cli import reindex
     from pgorthanc_cli.views import reindex as views
 
+    area = {"--storage": options["storage"], "--storage-dir": options["storage_dir"]}
     options["resources"] = {level: options.pop(level) for level in LEVELS}
     with call.resolved() as resolved:
         settings = reindex.from_options(resolved.orthanc, **options)
         result = _run(call, resolved.target, settings)
     studies = sorted({each.study for each in result.unreadable})[: views.LISTED]
     words = [word for study in studies for word in ("--study", study)]
+    for name, value in area.items():
+        words += [name, str(value)] if words and value else []
     next_commands = views.Commands(
         for_real=call.again(without=("-n", "--dry-run")),
         again=call.again(),

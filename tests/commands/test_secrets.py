@@ -43,6 +43,7 @@ WORDS = {
     "init": "",
     "keepalive-test": "--ages 0.1s",
     "migrate-sqlite": "{tmp}/index",
+    "reindex": "--storage-dir {tmp}/area",
     "replication plan": "--allow 10.0.0.2",
     "replication primary": "--allow 10.0.0.2 --passfile {tmp}/passfile",
     "replication promote": "",

@@ -1,0 +1,311 @@
+"""What `reindex` reads, what it writes, and what it leaves alone.
+
+That it writes what Orthanc writes is held by the golden sets (`.ci/checks.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import db, dicom, locks, reindex
+from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.reindex.model import SERIES, STUDY
+from pgorthanc_cli.schema import initialize
+from tests.support import samples
+from tests.support.importing import dumped
+from tests.support.importing import run as import_files
+from tests.support.schemas import REVISIONS, drop_database, rows
+from tests.support.schemas import run as execute
+
+PROFILE = dicom.Profile(
+    extra_main_dicom_tags={
+        "Patient": ["PatientComments"],
+        "Study": ["0032,4000"],
+        "Series": ["KVP"],
+        "Instance": ["Rows", "ReferencedImageSequence"],
+    }
+)
+PIXELS = 64 << 10
+
+
+def write_files(folder: Path) -> list[Path]:
+    """Two patients, three studies, four series of three instances whose files disagree above the instance."""
+    folder.mkdir()
+    for n in range(12):
+        patient, study, series = n // 6 + 1, f"1.2.{n // 6 if n < 9 else 7}", f"1.2.1.{n // 3}"
+        reference = samples.Dataset()
+        reference.ReferencedSOPInstanceUID = f"9.{n}"
+        content = samples.instance(
+            f"P{patient}", study, series, n + 1,
+            StudyDescription=f"from {n}", SeriesDescription=f"from {n}", PatientSex="MFO"[n % 3],
+            PatientComments="a comment", StudyComments="another", KVP=str(100 + n),
+            ReferencedImageSequence=[reference],
+            PixelData=os.urandom(PIXELS), Rows=256, Columns=128,
+        )  # fmt: skip
+        (folder / f"{n:02}.dcm").write_bytes(content)
+    return sorted(folder.iterdir())
+
+
+class Archive:
+    """An index and its area, imported with an earlier configuration, and the files."""
+
+    def __init__(self, database: str, files: list[Path], area: Path) -> None:
+        self.database, self.files, self.area = database, files, area
+
+
+@pytest.fixture(scope="module")
+def imported(
+    admin: Connection, server_dsn: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Archive]:
+    name, folder = f"pgorthanc_reindex_{os.getpid()}", tmp_path_factory.mktemp("reindex")
+    with admin.cursor() as cur:
+        cur.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    files = write_files(folder / "in")
+    import_files(db.Target(make_dsn(server_dsn, dbname=name)), files, folder / "area")
+    yield Archive(name, files, folder / "area")
+    drop_database(admin, name)
+
+
+@pytest.fixture
+def archive(imported: Archive, new_database: Callable[..., db.Target], tmp_path: Path) -> tuple[db.Target, Path]:
+    """A copy of the archive."""
+    shutil.copytree(imported.area, tmp_path / "area")
+    return new_database(imported.database), tmp_path / "area"
+
+
+def run(target: db.Target, area: Path | None, **settings: Any) -> reindex.Reindexed:
+    profile = settings.pop("profile", PROFILE)
+    return reindex.reindex(target, reindex.Settings(area, profile, jobs=1, **settings))
+
+
+def without_revisions(dump: dict[str, Any]) -> dict[str, Any]:
+    return dump | {"metadata": [row[:3] for row in dump["metadata"]]}
+
+
+def ids(target: db.Target, level: int) -> list[str]:
+    return [i for (i,) in rows(target, f"SELECT publicid FROM resources WHERE resourcetype = {level} ORDER BY 1")]
+
+
+def values(target: db.Target, tag: int, level: int) -> dict[str, str]:
+    return dict(
+        rows(
+            target,
+            f"""SELECT r.publicid, t.value FROM maindicomtags t JOIN resources r ON r.internalid = t.id
+                WHERE taggroup = {tag >> 16} AND tagelement = {tag & 0xFFFF} AND resourcetype = {level}""",
+        )
+    )
+
+
+# --- the same rows as elsewhere ---------------------------------------------------------------
+
+
+def test_keep_first_leaves_what_an_import_with_the_new_configuration_would(
+    archive: tuple[db.Target, Path], imported: Archive, fresh: db.Target, tmp_path: Path
+) -> None:
+    target, area = archive
+    result = run(target, area, keep_first=True, batch_files=2)
+    import_files(fresh, imported.files, tmp_path / "other", profile=PROFILE)
+    assert without_revisions(dumped(target)) == without_revisions(dumped(fresh))
+    assert (result.studies, result.series, result.instances, result.files_read) == (3, 4, 12, 12)
+    assert result.rows_changed == {"patient": 2, "study": 3, "series": 4, "instance": 12}
+
+
+def test_the_heads_of_the_files_are_enough(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    result = run(target, area)
+    assert result.files_read == 12
+    assert result.bytes_read < 12 * 4096 < 12 * PIXELS
+
+
+@pytest.mark.parametrize("where", ["compressed", "objects", "compressed objects"])
+def test_compressed_attachments_and_large_objects_give_the_same_rows(
+    where: str,
+    archive: tuple[db.Target, Path],
+    imported: Archive,
+    fresh: db.Target,
+    tmp_path: Path,
+) -> None:
+    target, area = archive
+    other = None if "objects" in where else tmp_path / "other"
+    import_files(fresh, imported.files, other, compress="compressed" in where)
+    run(target, area)
+    result = run(fresh, other)
+    tables = ("maindicomtags", "dicomidentifiers")
+    expected, got = dumped(target), dumped(fresh)
+    assert {table: got[table] for table in tables} == {table: expected[table] for table in tables}
+    assert result.files_read == 12
+    assert result.unreadable == ()
+    if "objects" not in where or "compressed" not in where:
+        assert result.bytes_read < 12 * PIXELS
+
+
+@pytest.mark.parametrize("revision", [REVISIONS[0], REVISIONS[1], REVISIONS[-2]])
+def test_all_revisions_and_old_attachments(
+    revision: int, empty: db.Target, imported: Archive, tmp_path: Path
+) -> None:
+    with db.session(empty) as conn:
+        initialize.init(conn, schema="public", require_idle=locks.require_idle, revision=revision)
+    import_files(empty, imported.files[:6], tmp_path / "area")
+    number = "(SELECT max(internalid) FROM resources)"
+    execute(
+        empty,
+        f"""INSERT INTO attachedfiles (id, filetype, uuid, compressedsize, uncompressedsize, compressiontype)
+            VALUES ({number}, 2, '0f3d2ff4-6f18-4e4e-8d6e-2f2f0e5f4c11', 7, 7, 1)""",
+    )
+    old = tmp_path / "area/0f/3d/0f3d2ff4-6f18-4e4e-8d6e-2f2f0e5f4c11"
+    old.parent.mkdir(parents=True, exist_ok=True)
+    old.write_bytes(b"{'a':1}")
+    result = run(empty, tmp_path / "area")
+    assert result.rows_changed["instance"] == 6
+    assert not old.exists()
+    assert rows(empty, "SELECT count(*) FROM attachedfiles WHERE filetype = 2") == [(0,)]
+    again = run(empty, tmp_path / "area")
+    assert again.rows_changed == dict.fromkeys(again.levels, 0)
+    assert again.changes == ()
+
+
+# --- which file decides ---------------------------------------------------------------------
+
+
+def test_the_greatest_identifier_decides_and_limited_the_smallest(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    of_series = dict[str, list[str]]()
+    for instance, series in rows(
+        target,
+        "SELECT i.publicid, s.publicid FROM resources i JOIN resources s ON s.internalid = i.parentid"
+        " WHERE i.resourcetype = 3",
+    ):
+        of_series.setdefault(series, []).append(instance)
+    numbers = values(target, 0x00200013, 3)
+    series = ids(target, 2)[0]
+    selection = reindex.Selection(resources=((SERIES, (series,)),))
+    result = run(target, area, selection=selection, limit_to_level=True)
+    assert result.files_read == 1
+    assert values(target, 0x0008103E, 2)[series] == f"from {int(numbers[min(of_series[series])]) - 1}"
+    assert run(target, area, levels=frozenset({SERIES})).files_read == 4
+    described = values(target, 0x0008103E, 2)
+    for each, instances in of_series.items():
+        assert described[each] == f"from {int(numbers[max(instances)]) - 1}"
+
+
+def test_an_unchanged_configuration_changes_nothing_with_keep_first(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    before = rows(target, "SELECT xmin::text, * FROM metadata ORDER BY id, type")
+    result = run(target, area, keep_first=True, profile=dicom.Profile())
+    assert result.rows_changed == dict.fromkeys(result.levels, 0)
+    assert result.unchanged == 2 + 3 + 4 + 12
+    assert rows(target, "SELECT xmin::text, * FROM metadata ORDER BY id, type") == before
+
+
+def test_other_levels_and_other_resources_stay_as_they_are(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    before = dumped(target)
+    study = ids(target, 1)[0]
+    selection = reindex.Selection(resources=((STUDY, (study,)),))
+    result = run(target, area, selection=selection, levels=frozenset({STUDY}))
+    assert (result.studies, result.files_read) == (1, 1)
+    after = dumped(target)
+    touched = {row[0] for row in set(after["maindicomtags"]) ^ set(before["maindicomtags"])}
+    assert touched == {study}
+    assert values(target, 0x00324000, 1) == {study: "another"}
+
+
+def test_selections(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    seventh = rows(target, "SELECT seq FROM changes WHERE changetype = 2 ORDER BY seq OFFSET 6 LIMIT 1")[0][0]
+    for selection, instances in (
+        (reindex.Selection(tags=((0x00100020, "P1"),)), 6),
+        (reindex.Selection(tags=((0x00080060, "CT"), (0x00200013, "3"))), 1),
+        (reindex.Selection(since=seventh), 5),
+        (reindex.Selection(tags=((0x00100020, "nobody"),)), 0),
+    ):
+        result = run(target, area, selection=selection, dry_run=True)
+        assert (result.instances, result.files_read) == (instances, instances)
+        assert result.estimate.files == instances
+    with pytest.raises(UsageError, match="the index has no study nothing"):
+        run(target, area, selection=reindex.Selection(resources=((STUDY, ("nothing",)),)))
+
+
+# --- what is not written --------------------------------------------------------------------
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    before = rows(target, "SELECT xmin::text, * FROM maindicomtags ORDER BY id, taggroup, tagelement")
+    rehearsal = run(target, area, dry_run=True)
+    assert rows(target, "SELECT xmin::text, * FROM maindicomtags ORDER BY id, taggroup, tagelement") == before
+    result = run(target, area)
+    assert rehearsal.changes == result.changes
+    assert rehearsal.rows_changed == result.rows_changed
+    [comments] = [each for each in result.changes if (each.level, each.name) == ("patient", "PatientComments")]
+    assert replace(comments, key="") == reindex.Change("patient", "maindicomtags", "", "PatientComments", 2, 0, 0)
+
+
+def test_what_an_unreadable_file_decides_keeps_its_rows(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    instances = ids(target, 3)
+    uuid = dict(
+        rows(
+            target,
+            "SELECT publicid, uuid FROM attachedfiles a JOIN resources r ON r.internalid = a.id WHERE filetype = 1",
+        )
+    )
+
+    def path(instance: str) -> Path:
+        return area / uuid[instance][:2] / uuid[instance][2:4] / uuid[instance]
+
+    gone, cut, other, link = instances[:4]
+    path(gone).unlink()
+    os.truncate(path(cut), 5000)
+    shutil.copy(path(instances[5]), path(other))
+    path(link).unlink()
+    path(link).symlink_to(path(instances[6]))
+    before = dumped(target)
+    result = run(target, area)
+    reasons = {each.instance: each.reason for each in result.unreadable}
+    assert reasons[gone] == "the file is gone"
+    assert reasons[cut].startswith("it has 5,000 bytes, and ")
+    assert reasons[other] == f"it holds instance {instances[5]}"
+    assert set(reasons) == {gone, cut, other, link}
+    after = dumped(target)
+    for table in ("maindicomtags", "dicomidentifiers", "metadata"):
+        for instance in reasons:
+            assert [r for r in after[table] if r[0] == instance] == [r for r in before[table] if r[0] == instance]
+    # All others were done.
+    assert result.rows_changed["instance"] == 8
+
+
+def test_a_resource_that_is_being_deleted_is_waited_for_and_then_left_out(
+    archive: tuple[db.Target, Path],
+) -> None:
+    target, area = archive
+    instance = ids(target, 3)[0]
+    deleting = db.connect(target)
+    with deleting.cursor() as cur:
+        # As Orthanc does it: the instance first; its parents would come next.
+        cur.execute("SELECT createdeletedfilestemporarytable()")
+        cur.execute("DELETE FROM resources WHERE publicid = %s", (instance,))
+    results: list[reindex.Reindexed] = []
+    thread = threading.Thread(target=lambda: results.append(run(target, area)))
+    thread.start()
+    try:
+        # Everything else is written while the deletion is still open.
+        done = "SELECT count(*) FROM metadata WHERE type = 15 AND value LIKE '%0028,0010%'"
+        while rows(target, done) != [(11,)]:
+            assert thread.is_alive()
+    finally:
+        deleting.commit()
+        deleting.close()
+        thread.join()
+    assert results[0].gone == 1
+    assert len(ids(target, 3)) == 11

@@ -1,0 +1,75 @@
+"""The page of `reindex` in the states that a person can meet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pgorthanc_cli import db
+from pgorthanc_cli.reindex import Change, Estimate, Reindexed, Unreadable
+from pgorthanc_cli.views import reindex as views
+from tests.support import golden
+
+GOLDEN = Path(__file__).parent / "golden" / "reindex"
+STUDY = "b166f8dd-656adb90-e1a34996-0072f679-2990e426"
+COMMANDS = views.Commands(
+    for_real="pgorthanc reindex --level study,series --config /etc/orthanc",
+    again="pgorthanc reindex --level study,series --config /etc/orthanc",
+    verify=f"pgorthanc verify storage --study {STUDY} --config /etc/orthanc",
+)
+REHEARSED = Reindexed(
+    patients=120_000, studies=350_000, series=1_700_000, instances=36_000_000,
+    levels=("study", "series"), decided_by="greatest",
+    files_read=1_700_000, bytes_read=34_000_000_000,
+    rows_changed={"study": 61_200, "series": 212_414}, unchanged=1_776_386,
+    changes=(
+        Change("study", "maindicomtags", "0008,0080", "InstitutionName", 61_200, 0, 0),
+        Change("study", "metadata", "15", "MainDicomTagsSignature", 0, 61_200, 0),
+        Change("series", "maindicomtags", "0018,1030", "ProtocolName", 212_400, 14, 2),
+        Change("series", "dicomidentifiers", "0020,000e", "SeriesInstanceUID", 0, 1, 0),
+        Change("series", "maindicomtags", "0043,1001", "Unknown Tag & Data", 3, 0, 0),
+    ),
+    unreadable=(), gone=0, instances_per_s=15_789.5, elapsed_s=2280.0, dry_run=True, complete=True,
+    area="/var/lib/orthanc/db", endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
+    estimate=Estimate(1_700_000, 34_000_000_000, 2400.0),
+)  # fmt: skip
+DONE = replace(REHEARSED, dry_run=False)
+NOTHING = {"study": 0, "series": 0}
+DAMAGED = (
+    Unreadable("00000001-9b38-4f60-be1b-18a25d1707c0", "the file is gone", "i1", STUDY),
+    Unreadable("", "the index has no DICOM file of this instance", "i2", STUDY),
+)
+
+
+def check(state: str, result: Reindexed, *, verbose: bool = False) -> None:
+    golden.check_view(GOLDEN, state, views.page(result, COMMANDS, verbose=verbose))
+
+
+def test_a_dry_run() -> None:
+    check("dry-run", REHEARSED)
+
+
+def test_a_dry_run_of_an_index_that_is_up_to_date() -> None:
+    check("dry-run-nothing", replace(REHEARSED, rows_changed=NOTHING, changes=(), unchanged=2_050_000))
+
+
+def test_a_run() -> None:
+    check("changed", DONE, verbose=True)
+
+
+def test_a_run_that_had_nothing_to_do() -> None:
+    check("nothing", replace(DONE, rows_changed=NOTHING, changes=()))
+
+
+def test_files_that_cannot_be_read() -> None:
+    check("unreadable", replace(DONE, unreadable=DAMAGED))
+    check("unreadable-many", replace(DONE, unreadable=DAMAGED * 7))
+
+
+def test_an_interrupted_run() -> None:
+    check("interrupted", replace(DONE, complete=False, studies=1, rows_changed=NOTHING, changes=()))
+
+
+def test_what_a_run_will_read() -> None:
+    assert views.expectation(DONE.estimate) == "reads 1,700,000 files (34 GB), about 40 min"
+    assert views.expectation(Estimate(1, 0, None)) == "reads 1 file"
