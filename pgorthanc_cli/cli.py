@@ -58,6 +58,7 @@ GROUPS = {
         "import": "Import DICOM files, folders, ZIP and gzip archives.",
         "upgrade": "Upgrade an index for a newer PostgreSQL plugin.",
         "downgrade": "Downgrade an index for an older PostgreSQL plugin.",
+        "reindex": "Recompute main DICOM tags from the stored files.",
         "migrate-sqlite": "Convert Orthanc's default SQLite index to PostgreSQL.",
     },
     "Protect": {

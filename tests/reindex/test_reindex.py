@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
+from pydicom.dataset import Dataset
 
 from pgorthanc_cli import db, dicom, locks, reindex
 from pgorthanc_cli.errors import UsageError
@@ -43,7 +44,7 @@ def write_files(folder: Path) -> list[Path]:
     folder.mkdir()
     for n in range(12):
         patient, study, series = n // 6 + 1, f"1.2.{n // 6 if n < 9 else 7}", f"1.2.1.{n // 3}"
-        reference = samples.Dataset()
+        reference = Dataset()
         reference.ReferencedSOPInstanceUID = f"9.{n}"
         content = samples.instance(
             f"P{patient}", study, series, n + 1,
@@ -77,7 +78,9 @@ def imported(
 
 
 @pytest.fixture
-def archive(imported: Archive, new_database: Callable[..., db.Target], tmp_path: Path) -> tuple[db.Target, Path]:
+def archive(
+    imported: Archive, new_database: Callable[..., db.Target], tmp_path: Path
+) -> tuple[db.Target, Path]:
     """A copy of the archive."""
     shutil.copytree(imported.area, tmp_path / "area")
     return new_database(imported.database), tmp_path / "area"
@@ -93,7 +96,9 @@ def without_revisions(dump: dict[str, Any]) -> dict[str, Any]:
 
 
 def ids(target: db.Target, level: int) -> list[str]:
-    return [i for (i,) in rows(target, f"SELECT publicid FROM resources WHERE resourcetype = {level} ORDER BY 1")]
+    return [
+        i for (i,) in rows(target, f"SELECT publicid FROM resources WHERE resourcetype = {level} ORDER BY 1")
+    ]
 
 
 def values(target: db.Target, tag: int, level: int) -> dict[str, str]:
@@ -247,8 +252,12 @@ def test_a_dry_run_says_the_same_and_writes_nothing(archive: tuple[db.Target, Pa
     result = run(target, area)
     assert rehearsal.changes == result.changes
     assert rehearsal.rows_changed == result.rows_changed
-    [comments] = [each for each in result.changes if (each.level, each.name) == ("patient", "PatientComments")]
-    assert replace(comments, key="") == reindex.Change("patient", "maindicomtags", "", "PatientComments", 2, 0, 0)
+    [comments] = [
+        each for each in result.changes if (each.level, each.name) == ("patient", "PatientComments")
+    ]
+    assert replace(comments, key="") == reindex.Change(
+        "patient", "maindicomtags", "", "PatientComments", 2, 0, 0
+    )
 
 
 def test_what_an_unreadable_file_decides_keeps_its_rows(archive: tuple[db.Target, Path]) -> None:
@@ -262,7 +271,8 @@ def test_what_an_unreadable_file_decides_keeps_its_rows(archive: tuple[db.Target
     )
 
     def path(instance: str) -> Path:
-        return area / uuid[instance][:2] / uuid[instance][2:4] / uuid[instance]
+        name = str(uuid[instance])
+        return area / name[:2] / name[2:4] / name
 
     gone, cut, other, link = instances[:4]
     path(gone).unlink()
@@ -280,7 +290,9 @@ def test_what_an_unreadable_file_decides_keeps_its_rows(archive: tuple[db.Target
     after = dumped(target)
     for table in ("maindicomtags", "dicomidentifiers", "metadata"):
         for instance in reasons:
-            assert [r for r in after[table] if r[0] == instance] == [r for r in before[table] if r[0] == instance]
+            assert [r for r in after[table] if r[0] == instance] == [
+                r for r in before[table] if r[0] == instance
+            ]
     # All others were done.
     assert result.rows_changed["instance"] == 8
 
