@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import scrub
 from tests.interop.archive import Archive
 from tests.interop.orthanc import Rest
+from tests.interop.storm import storm
 from tests.scrub.injected import (
     Store,
     altered_beginning,
@@ -35,36 +33,14 @@ def test_a_storm_of_uploads_and_deletions_leaves_no_finding(
     new_archive: Callable[..., Archive], tmp_path: Path, postgresql_storage: bool, compress: bool
 ) -> None:
     archive = new_archive(postgresql_storage=postgresql_storage)
-    contents = [path.read_bytes() for path in samples.folder(tmp_path / "in", 40)]
-    ended = time.monotonic() + STORM_S
-    uploads: list[int] = []
-    with archive.orthanc(StorageCompression=compress) as rest:
-
-        def client(number: int) -> None:
-            while time.monotonic() < ended:
-                for content in contents[number::3]:
-                    identifier = rest.upload(content)
-                    uploads.append(number)
-                    if identifier and len(uploads) % 3 == 0:
-                        rest.delete(f"/instances/{identifier}")
-
-        threads = [threading.Thread(target=client, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        area = None if postgresql_storage else archive.storage
-        settings = scrub.Settings(area, depth="identity", jobs=1, grace_s=2)
-        runs = 0
-        while time.monotonic() < ended:
-            report = scrub.check(archive.target, settings)
-            assert (report.findings, report.complete) == ((), True)
-            runs += 1
-        for thread in threads:
-            thread.join()
-        report = scrub.check(archive.target, settings)
-        assert (report.findings, report.skipped_recent) == ((), 0)
-        assert report.checked == report.attachments > 0
-    assert runs
-    assert len(uploads) > 20
+    with archive.orthanc(StorageCompression=compress, OverwriteInstances=True) as rest:
+        result = storm(archive, rest, tmp_path / "in", clients=3, seconds=STORM_S, grace_s=2)
+    assert result.findings == []
+    assert result.last
+    assert (result.last.complete, result.last.undecided) == (True, 0)
+    assert result.last.checked == result.last.attachments
+    assert result.runs > 1
+    assert result.actions["uploads"] > 20
 
 
 def test_what_was_repaired_is_served(archive: Archive, tmp_path: Path) -> None:
