@@ -34,6 +34,12 @@ def _help_values() -> dict[str, str]:
     metavar="DIR",
     help="Orthanc's StorageDirectory, if it is on this machine.  [default: by --config]",
 )
+@click.option(
+    "--journal",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The journal of verify storage, for the check storage.",
+)
 @click.option("--prometheus", type=_FILE, metavar="FILE", help="Also write FILE for a textfile collector.")
 @click.option("--html", type=_FILE, metavar="FILE", help="Also write FILE as a web page.")
 @commands.nagios_option
@@ -43,6 +49,7 @@ def command(
     checks: tuple[str, ...],
     depth: str,
     storage_dir: Path | None,
+    journal: Path | None,
     prometheus: Path | None,
     html: Path | None,
     nagios: bool,
@@ -65,9 +72,17 @@ def command(
     from pgorthanc_cli.views import doctor as views
 
     with call.resolved() as settings:
+        words = ("--storage-dir", str(storage_dir)) if storage_dir else () if settings.orthanc else None
         if storage_dir is None and settings.orthanc:
             storage_dir = settings.orthanc.storage_directory
-        health = doctor.examine(settings.target, checks, deep=depth == "rows", storage_dir=storage_dir)
+        health = doctor.examine(
+            settings.target,
+            checks,
+            deep=depth == "rows",
+            storage_dir=storage_dir,
+            scrub_journal=journal,
+            storage_words=words,
+        )
     if prometheus:
         # The exporter runs as another user, and has to read the file.
         files.replace(prometheus, views.prometheus(health), mode=0o644)

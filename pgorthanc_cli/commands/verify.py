@@ -146,6 +146,11 @@ command.add_command(schema)
     help="Read no more bytes each second, such as 50MB/s.",
 )
 @click.option(
+    "--schedule",
+    metavar="JSON",
+    help="With --journal: read content at these hours of the week only, as import does.",
+)
+@click.option(
     "--study",
     "studies",
     multiple=True,

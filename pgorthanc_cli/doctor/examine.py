@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import psycopg2
@@ -15,7 +16,7 @@ from pgorthanc_cli import db
 from pgorthanc_cli.db import pooler
 
 # Checks are reported in the order of this import: first what later ones depend on.
-from pgorthanc_cli.doctor import connection, server, text, index, tables  # isort: skip # noqa: F401
+from pgorthanc_cli.doctor import connection, server, text, index, tables, stored_files  # isort: skip # noqa: F401
 from pgorthanc_cli.doctor.model import CHECKS, Health, Subject, Verdict
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
@@ -38,6 +39,8 @@ def examine(
     *,
     deep: bool = False,
     storage_dir: Path | None = None,
+    scrub_journal: Path | None = None,
+    storage_words: tuple[str, ...] | None = None,
 ) -> Health:
     """Examine a server, its database and the index in it.
 
@@ -49,6 +52,8 @@ def examine(
         names: The checks to run, see `check_names`; none: all.
         deep: Also recount statistics, tree and child counts, and read all rows about stored files.
         storage_dir: Orthanc's StorageDirectory, if it is on this machine.
+        scrub_journal: The journal of `verify storage`.
+        storage_words: What names the storage area to `verify storage`; see `Subject`.
 
     Raises:
         UsageError: There is no check of that name.
@@ -66,7 +71,15 @@ def examine(
             verdicts["pooler"] = connection.judge_pooler(pooler.detect(target))
         except PgOrthancError as error:
             verdicts["pooler"] = _not_checked(error.message, error.hint)
-    verdicts, endpoint = _run_checks(target, names, verdicts, deep, storage_dir)
+    subject = partial(
+        Subject,
+        target=target,
+        deep=deep,
+        storage_dir=storage_dir,
+        scrub_journal=scrub_journal,
+        storage_words=storage_words,
+    )
+    verdicts, endpoint = _run_checks(target, names, verdicts, subject)
     ordered = {name: verdicts[name] for name in CHECKS if name in verdicts}
     return Health.of(str(target), ordered, endpoint, checked_at)
 
@@ -75,8 +88,7 @@ def _run_checks(
     target: db.Target,
     names: Sequence[str],
     verdicts: dict[str, Verdict],
-    deep: bool,
-    storage_dir: Path | None,
+    subject_of: Callable[[db.Session], Subject],
 ) -> tuple[dict[str, Verdict], db.Endpoint | None]:
     """Run the other checks, in a new session whenever one was lost, and add their verdicts.
 
@@ -89,7 +101,7 @@ def _run_checks(
         try:
             with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
                 endpoint = db.endpoint(conn)
-                subject = Subject(conn, target, deep, storage_dir)
+                subject = subject_of(conn)
                 pending = _applicable(subject) if pending is None else pending
                 while pending and not conn.closed:
                     name = pending.pop(0)

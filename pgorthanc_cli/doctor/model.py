@@ -29,6 +29,9 @@ class Subject:
         target: The database it leads to.
         deep: Whether checks may read big tables as a whole.
         storage_dir: Orthanc's StorageDirectory, if it is on this machine.
+        scrub_journal: The journal of `verify storage`, if it was named.
+        storage_words: What names the storage area to `verify storage`, besides the options of
+            the connection; None if that is unknown.
         sample_rows: How many rows about stored files are read if not `deep`. What a restore or
             a foreign plugin does wrong, it does to all rows: the first ones show it.
     """
@@ -37,6 +40,8 @@ class Subject:
     target: db.Target
     deep: bool = False
     storage_dir: Path | None = None
+    scrub_journal: Path | None = None
+    storage_words: tuple[str, ...] | None = None
     sample_rows: int = 100_000
 
     @cached_property

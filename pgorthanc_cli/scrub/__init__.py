@@ -6,9 +6,13 @@ Only `quarantine`, `repair` and `orphans` write.
 what of the differences is damage, and what only a file in flight.
 """
 
+from pgorthanc_cli.scrub.journal import Summary as JournalSummary
+from pgorthanc_cli.scrub.journal import summary as journal_summary
 from pgorthanc_cli.scrub.model import (
     DEPTHS,
+    HARMLESS,
     KINDS,
+    NORMAL,
     Finding,
     Indexed,
     Moved,
@@ -30,10 +34,13 @@ from pgorthanc_cli.scrub.settings import from_options
 
 __all__ = [
     "DEPTHS",
+    "HARMLESS",
     "KINDS",
+    "NORMAL",
     "Copies",
     "Finding",
     "Indexed",
+    "JournalSummary",
     "Moved",
     "Orphans",
     "Repaired",
@@ -45,6 +52,7 @@ __all__ = [
     "find_orphans",
     "from_options",
     "index_orphans",
+    "journal_summary",
     "planned_imports",
     "planned_repairs",
     "repair",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 from pgorthanc_cli.scrub.journal import Check, Journal, is_part
@@ -97,6 +97,11 @@ class Due:
         damaged = {each.row.uuid for each in differences if each.row}
         self._journal.record(damaged, damaged=True)
         self._journal.record({row.uuid for row in rows} - damaged, damaged=False)
+
+    def record_run(self, attachments: int, counts: Mapping[str, int], *, complete: bool) -> None:
+        """Record the end of this run, unless it was about a part of the index only."""
+        if not self._is_partial:
+            self._journal.record_run(attachments, counts, complete=complete)
 
     def oldest(self, attachments: int) -> datetime | None:
         """Return when the attachment was checked whose check is longest ago; None if one never was."""

@@ -6,12 +6,15 @@ until the medium fails (STORAGE.md J). A journal that is lost costs time only.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +31,10 @@ CREATE TABLE checked (
 ) WITHOUT ROWID;
 CREATE TABLE about (identity TEXT NOT NULL);
 """
+# Journals of earlier releases do not have it yet.
+_LAST_RUN = """CREATE TABLE IF NOT EXISTS last_run (
+    finished_at INTEGER NOT NULL, attachments INTEGER NOT NULL, complete INTEGER NOT NULL, counts TEXT NOT NULL
+)"""
 _COMMIT_S = 5.0
 
 
@@ -36,6 +43,26 @@ class Check(NamedTuple):
 
     at: int
     damaged: bool
+
+
+class Summary(NamedTuple):
+    """What a journal tells about an archive.
+
+    Attributes:
+        checked: Attachments that were checked, at any time.
+        oldest: When the one was checked whose check is longest ago.
+        finished_at: When the last run ended; None: none has yet.
+        attachments: Rows of the index at that time.
+        complete: Whether that run has checked everything that was due.
+        counts: Its findings by kind, without those that were repaired since.
+    """
+
+    checked: int
+    oldest: datetime | None
+    finished_at: datetime | None
+    attachments: int
+    complete: bool
+    counts: dict[str, int]
 
 
 class Journal:
@@ -77,6 +104,20 @@ class Journal:
         row = self._conn.execute("SELECT count(*), min(at) FROM checked WHERE depth >= ?", (self._depth,))
         count, at = row.fetchone()
         return count, at
+
+    def record_run(self, attachments: int, counts: Mapping[str, int], *, complete: bool) -> None:
+        """Record the end of a run, with its findings by kind."""
+        self._conn.execute("DELETE FROM last_run")
+        self._conn.execute(
+            "INSERT INTO last_run VALUES (?, ?, ?, ?)",
+            (int(time.time()), attachments, complete, json.dumps(dict(counts))),
+        )
+
+    def record_repaired(self, kinds: Iterable[str]) -> None:
+        """Take findings that were repaired out of those of the last run."""
+        for counts in self._conn.execute("SELECT counts FROM last_run").fetchall():
+            remaining = Counter(json.loads(*counts)) - Counter(kinds)
+            self._conn.execute("UPDATE last_run SET counts = ?", (json.dumps(remaining),))
 
     def commit(self) -> None:
         """Make the results durable."""
@@ -135,9 +176,45 @@ def _prepare(conn: sqlite3.Connection, name: str, identity: str) -> None:
         conn.executescript(f"BEGIN; PRAGMA application_id = {_APPLICATION_ID}; {_TABLES} COMMIT;")
         with conn:
             conn.execute("INSERT INTO about VALUES (?)", (identity,))
+    conn.execute(_LAST_RUN)
     ((owner,),) = conn.execute("SELECT identity FROM about")
     if owner != identity:
         raise UsageError(
             f"{name} is the journal of another index",
             "name the journal of this one with --journal, or a new file",
         )
+
+
+def summary(path: Path, identity: str) -> Summary:
+    """Return what a journal tells; never write to it, nor wait for a check that is running.
+
+    Args:
+        path: The journal.
+        identity: Of the index.
+
+    Raises:
+        OSError: It cannot be opened.
+        sqlite3.Error: It is being written to, or damaged.
+        UsageError: It is the journal of another index, or something else.
+    """
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    # Without a write-ahead log no check is running; then SQLite needs no file beside it.
+    mode = "mode=ro" if os.path.exists(f"{path}-wal") else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=0)) as conn:
+        ((application_id,),) = conn.execute("PRAGMA application_id")
+        if application_id != _APPLICATION_ID:
+            raise UsageError(f"{printable(str(path))} is not a journal of verify storage")
+        ((owner,),) = conn.execute("SELECT identity FROM about")
+        if owner != identity:
+            raise UsageError(f"{printable(str(path))} is the journal of another index")
+        ((checked, oldest),) = conn.execute("SELECT count(*), min(at) FROM checked")
+        ((has_run,),) = conn.execute("SELECT count(*) FROM sqlite_master WHERE name = 'last_run'")
+        runs = conn.execute("SELECT * FROM last_run").fetchall() if has_run else []
+        at, attachments, complete, counts = runs[0] if runs else (None, 0, False, "{}")
+        return Summary(
+            checked, _time(oldest), _time(at), attachments, bool(complete), dict(json.loads(counts))
+        )
+
+
+def _time(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)

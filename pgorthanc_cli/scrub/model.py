@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pgorthanc_cli import db
 from pgorthanc_cli.dicom import Profile
+from pgorthanc_cli.ingest import Hours
 
 EXISTS, SIZE, HASH, IDENTITY = DEPTHS = ("exists", "size", "hash", "identity")
 GRACE_S = 60.0  # STORAGE.md D5
@@ -71,6 +72,7 @@ class Settings:
         max_age_s: With it, content that was checked more recently is skipped.
         budget_s: Begin no further content after so many seconds.
         max_bytes_per_s: Read no more content than that.
+        hours: Read content at these hours of the week only; needs a journal.
         studies: Public ids: check the attachments of these studies only.
         since: Check only those of instances that are in the changes after this number.
     """
@@ -89,6 +91,7 @@ class Settings:
     max_age_s: float = 0.0
     budget_s: float | None = None
     max_bytes_per_s: float | None = None
+    hours: Hours | None = None
     studies: tuple[str, ...] = ()
     since: int | None = None
 

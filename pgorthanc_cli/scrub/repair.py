@@ -12,7 +12,7 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -46,14 +46,18 @@ class Copies(NamedTuple):
         rows: The attachments.
         bytes: Their size.
         left: Damaged attachments without one, and why.
-        cached: UUIDs of those whose damaged content Orthanc may have in memory.
+        kinds: The finding of each, by its UUID.
     """
 
     folder: Path
     rows: list[Row]
     bytes: int
     left: list[Left]
-    cached: set[str]
+    kinds: dict[str, str]
+
+    def need_restart(self, rows: Iterable[Row]) -> bool:
+        """Return whether Orthanc may have damaged content of one of them in memory."""
+        return any(self.kinds[row.uuid] in _CACHED for row in rows)
 
 
 def require_mirror(settings: Settings, folder: Path) -> None:
@@ -97,7 +101,7 @@ def find_copies(
         UsageError: As `require_mirror`.
     """
     require_mirror(settings, folder)
-    copies = Copies(folder, [], 0, [], set())
+    copies = Copies(folder, [], 0, [], {})
     findings = [each for each in report.findings if each.file_type is not None and _is_damage(each)]
     depth = model.IDENTITY if settings.depth == model.IDENTITY else model.HASH
     mirror = Reader(target, replace(settings, storage_dir=folder, depth=depth))
@@ -114,8 +118,7 @@ def find_copies(
             continue
         copies.rows.append(row)
         size += row.stored_size or 0
-        if finding.kind in _CACHED:
-            copies.cached.add(row.uuid)
+        copies.kinds[row.uuid] = finding.kind
         progress(Progress("", "reading copies", number, len(findings)))
     return copies._replace(bytes=size)
 
@@ -189,6 +192,7 @@ def repair(
             with open_journal(settings.journal, rows.identity(), settings.depth) as journal:
                 assert journal  # noqa: S101 - there is a path
                 journal.record([row.uuid for row in intact], damaged=False)
+                journal.record_repaired(copies.kinds[row.uuid] for row in intact)
     return Repaired(
         folder=str(copies.folder),
         area=str(settings.storage_dir or "large objects"),
@@ -196,7 +200,7 @@ def repair(
         files=len(intact),
         bytes=sum(row.stored_size or 0 for row in intact),
         left=tuple(left),
-        restart_orthanc=any(row.uuid in copies.cached for row in intact),
+        restart_orthanc=copies.need_restart(intact),
         complete=not (stop and stop.is_set()),
     )
 
@@ -210,7 +214,7 @@ def planned_repairs(settings: Settings, copies: Copies, *, interrupted: bool = F
         files=len(copies.rows),
         bytes=copies.bytes,
         left=tuple(copies.left),
-        restart_orthanc=bool(copies.cached),
+        restart_orthanc=copies.need_restart(copies.rows),
         complete=not interrupted,
     )
 

@@ -55,6 +55,22 @@ def check(
         PgOrthancError: The area cannot be read, is empty, or is that of another index.
     """
     stop = stop or threading.Event()
+    started, hours = time.monotonic(), settings.hours
+    while True:
+        if hours and not hours.open():
+            report(
+                Progress("", f"outside the hours of the schedule: waiting until {hours.opening():%A %H:%M}")
+            )
+            hours.wait(stop)
+        result = _check(target, settings, stop, report)
+        elapsed_s = time.monotonic() - started
+        budget_left = settings.budget_s is None or elapsed_s < settings.budget_s
+        if not (hours and result.budget_used and budget_left and not stop.is_set()):
+            return result
+
+
+def _check(target: db.Target, settings: Settings, stop: threading.Event, report: Report) -> StorageReport:
+    """Run one check, which ends at the end of the hours at the latest."""
     call = partial(work, target, settings)
     # Before anything is opened that a forked process must not share.
     with (
@@ -126,6 +142,8 @@ class _Run:
         order = list(model.KINDS)
         findings = sorted(outcome.findings, key=lambda each: (order.index(each.kind), each.uuid or ""))
         counts = {kind: outcome.counts[kind] for kind in order if outcome.counts.get(kind)}
+        if self.due:
+            self.due.record_run(self.attachments, counts, complete=complete)
         return StorageReport(
             area=str(self.settings.storage_dir or "large objects"),
             depth=self.settings.depth,
@@ -350,7 +368,8 @@ class _Run:
             _BudgetUsed: The time is up; the batch is dropped.
         """
         elapsed_s = time.monotonic() - self._started
-        if self.settings.budget_s is not None and elapsed_s > self.settings.budget_s:
+        used = self.settings.budget_s is not None and elapsed_s > self.settings.budget_s
+        if used or (self.settings.hours and not self.settings.hours.open()):
             self._batch = []
             raise _BudgetUsed
         if self.settings.max_bytes_per_s:

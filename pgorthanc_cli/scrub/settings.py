@@ -7,6 +7,7 @@ from pathlib import Path
 from pgorthanc_cli import dicom
 from pgorthanc_cli.config import OrthancConfiguration, storage_folder
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.ingest import Hours
 from pgorthanc_cli.scrub.model import GRACE_S, HASH, IDENTITY, Settings
 
 
@@ -24,6 +25,7 @@ def from_options(
     max_age: float | None = None,
     budget: float | None = None,
     max_rate: float | None = None,
+    schedule: str | None = None,
     studies: tuple[str, ...] = (),
     since: int | None = None,
 ) -> Settings:
@@ -39,6 +41,10 @@ def from_options(
         )
     if max_age is not None and journal is None:
         raise UsageError("--max-age needs a journal of what was checked when", "add --journal FILE")
+    if schedule is not None and journal is None:
+        raise UsageError(
+            "--schedule ends a run and goes on at the next hours, which needs a journal", "add --journal FILE"
+        )
     root = storage_folder(storage, storage_dir, orthanc)
     section = orthanc.advanced_storage if orthanc else None
     return Settings(
@@ -56,6 +62,7 @@ def from_options(
         max_age_s=max_age or 0.0,
         budget_s=budget,
         max_bytes_per_s=max_rate,
+        hours=Hours.parse(schedule) if schedule is not None else None,
         studies=studies,
         since=since,
     )

@@ -40,8 +40,8 @@ def test_the_parser_accepts_the_commands_of_the_compose_file(service: str) -> No
 
 def test_the_parser_accepts_the_arguments_in_kubernetes() -> None:
     ours = [container["args"] for _, container in containers() if "pgorthanc" in container["image"]]
-    assert len(ours) == 3
-    assert [commandlines.refusal(words) for words in ours] == [None] * 3
+    assert len(ours) == 4
+    assert [commandlines.refusal(words) for words in ours] == [None] * 4
 
 
 def test_kubernetes_waits_for_the_revision_to_which_it_upgrades() -> None:

@@ -39,7 +39,7 @@ ALLOWED = {
     "waiting": {"schema"},
     "authentication": {"server"},
     "keepalive": set(),
-    "doctor": {"config", "locks", "schema"},
+    "doctor": {"config", "index", "locks", "schema", "scrub"},
     "replication": {"authentication", "schema", "server"},
     "dicom": set(),
     "index": set(),

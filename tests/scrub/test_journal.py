@@ -7,14 +7,16 @@ import sqlite3
 import stat
 import uuid as uuids
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pgorthanc_cli import db, locks, scrub
+from pgorthanc_cli import db, ingest, locks, scrub
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.scrub import run
 from tests.scrub.injected import Store, altered_end, half, missing, missing_object, null_hash
 from tests.support import samples
 from tests.support.importing import run as import_files
@@ -171,3 +173,22 @@ def test_a_rate_is_kept(store: Store, journal: Path) -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         scrub.from_options(None, storage_dir=tmp_path, **options)
+
+
+@pytest.mark.parametrize("store", ["files"], indirect=True)
+def test_the_hours_of_a_schedule(store: Store, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check that reaches the end of the hours goes on at the next ones, where it has ended."""
+    monkeypatch.setattr(run, "_BATCH_FILES", 4)
+    monday = datetime(2026, 11, 23, tzinfo=timezone.utc)
+    times = iter([monday + timedelta(hours=hour) for hour in (21, 21, 21, 7, 7, 7)])
+
+    def clock() -> datetime:
+        return next(times, monday + timedelta(hours=22))
+
+    hours = ingest.Hours(((20 * 60, 24 * 60),), clock, 0.0)
+    report = check(store, journal, hours=hours, max_age_s=DAY_S)
+    assert (report.complete, report.findings) == (True, ())
+    assert report.checked + report.skipped_recent == 20
+    assert report.skipped_recent > 0
+    with pytest.raises(UsageError, match="needs a journal"):
+        scrub.from_options(None, storage_dir=store.area, schedule='{"Monday": ["20-24"]}')

@@ -119,7 +119,7 @@ def test_repairs() -> None:
     ):
         check(state, replace(damages, repaired=repaired))
     rows = [Row(f"{number:08x}-9b38-4f60-be1b-18a25d1707c0", 1, 1, 1, "", 1, "", 1) for number in range(25)]
-    copies = Copies(Path("/mnt/mirror"), rows, 1_524_902, list(left), set())
+    copies = Copies(Path("/mnt/mirror"), rows, 1_524_902, list(left), {})
     plan = replace(done, dry_run=True, files=25)
     golden.check_view(GOLDEN, "repair-question", views.copies_page(copies, plan))
 
