@@ -139,7 +139,8 @@ def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
     try:
         if "--nagios" in words:
             status = "CRITICAL" if isinstance(error, ConnectError) else "UNKNOWN"
-            output.nagios(_service(words), status, error.message, {})
+            service = next((word for word in words if not word.startswith("-")), "pgorthanc")
+            output.nagios(service, status, error.message, {})
             return NAGIOS[status]
         output.fail(error, as_json="--json" in words)
     except OSError:  # stderr is full: the exit code still tells
@@ -148,10 +149,6 @@ def _fail(error: PgOrthancError, words: Sequence[str]) -> int:
         # Too little memory even for colours.
         os.write(2, f"error: {error.message}\n".encode(errors="backslashreplace"))
     return error.exit_code
-
-
-def _service(words: Sequence[str]) -> str:
-    return next((word for word in words if not word.startswith("-")), "pgorthanc")
 
 
 def _unexpected(error: Exception, words: Sequence[str]) -> PgOrthancError:

@@ -16,9 +16,11 @@ from pgorthanc_cli.db import quote_ident
 from pgorthanc_cli.errors import UsageError
 
 _SCRAM_SINCE = (3, 3)
+# About as long as a hospital's authority takes to issue another certificate.
 _EXPIRES_SOON_DAYS = 30
 _REFUSALS = ("reject", "no line", "refused")
 _PASSWORDS = ("password", "md5", "scram-sha-256", "scram-sha-256-plus")
+# What never leaves the machine needs no encryption.
 _LOOPBACK = ("127.", "::1:", "localhost:")
 
 _OLD = (
@@ -68,6 +70,7 @@ def judged(report: LoginReport, server: ServerSide, hint: str | None, of: Sequen
         report,
         plugins=tuple(PluginVerdict(release.name, *_judge(release, report)) for release in of),
         plugin=of[0].name if len(of) == 1 else "latest",
+        # The texts are for --json; a page shows the statement of each, too.
         remedies=tuple(map(str, fixes)),
         notes=(*_doubts(report, server), *_notes(report, server, of), *server.notes),
         fixes=fixes,
@@ -82,6 +85,7 @@ def _judge(release: Release, report: LoginReport) -> tuple[bool | None, str]:
         return False, _OLD
     if report.refusal:
         return False, report.refusal
+    # The account of Orthanc's process decides, and this command may run under another one.
     if report.method in ("peer", "ident", "trust or peer"):
         return None, "works if Orthanc runs under the account that pg_hba.conf wants"
     if report.method not in (*_PASSWORDS, "trust", "cert", "trust or cert"):
@@ -135,6 +139,7 @@ def _login_remedies(report: LoginReport, server: ServerSide, hint: str | None) -
     if report.login == "works":
         return
     role = quote_ident(report.role)
+    # The server's own reason is exact; libpq's hint can only guess from the message.
     known = list(_causes_on_the_server(report, server, role))
     yield from known
     if hint and not known:

@@ -108,7 +108,9 @@ def command(
                 has_storage = initialised.storage and storage
                 section = conninfo.section_to_paste(conn, target, storage=has_storage, role=role)
     # A configuration says itself where Orthanc stores files.
-    where = [] if call.options["config"] else _storage_option(storage=storage)
+    where = []
+    if not call.options["config"]:
+        where = ["--storage", "postgresql"] if storage else ["--storage-dir", "DIR"]
     page = views.page(
         initialised,
         section=section,
@@ -127,10 +129,6 @@ def _given(revision: int | None, plugin: str | None, storage: bool | None) -> li
     if storage is not None:
         words.append("--with-storage" if storage else "--no-storage")
     return words
-
-
-def _storage_option(*, storage: bool) -> list[str]:
-    return ["--storage", "postgresql"] if storage else ["--storage-dir", "DIR"]
 
 
 def _configured_password(call: Call, orthanc: OrthancConfiguration | None, role: str | None) -> str | None:

@@ -100,6 +100,7 @@ def _uses_sqlite(deployment: Deployment) -> bool:
     if any(startup.is_active(deployment, name, *switch) for name, switch in _OTHER_INDEXES.items()):
         return False
     loads = any(library.name == plugins.INDEX for library in deployment.libraries)
+    # Without "Plugins" a package, or a command line, may load it from elsewhere.
     known = "Plugins" in deployment.document.values and not deployment.in_image
     return not deployment.option("EnableIndex") or (known and not loads)
 
@@ -211,6 +212,7 @@ def _connection(deployment: Deployment) -> Iterator[Problem]:
 
 def _parameters(deployment: Deployment) -> dict[str, str]:
     """Return the parameters of the connection; empty if libpq cannot read them."""
+    # What the fields are meant to say, not what the plugin makes of them: that has its own check.
     if "ConnectionUri" not in deployment.section:
         return conninfo.intended(deployment.section)
     try:
@@ -224,6 +226,7 @@ def _passwords(deployment: Deployment, parameters: Mapping[str, str]) -> Iterato
     password = parameters.get("password")
     if password is None:
         return
+    # Whoever can see the connection in a list of processes or sessions knows these.
     names = {parameters.get(word, "").lower() for word in ("user", "dbname", "host")}
     reason = None
     if password.lower() in _WEAK:
@@ -238,6 +241,7 @@ def _passwords(deployment: Deployment, parameters: Mapping[str, str]) -> Iterato
     for source in deployment.document.sources:
         if source.path.is_file() and deployment.location(key).startswith(f"{source.path}, "):
             mode = source.path.stat().st_mode
+            # The group may be Orthanc's own, as in Debian's package.
             if mode & stat.S_IROTH:
                 message = "every user of this machine can read the password in this file"
                 yield Problem(

@@ -115,6 +115,7 @@ class Deployment:
 
 def effective(deployment: Deployment) -> dict[str, object]:
     """Return the options that the plugin reads, with the defaults of its release; passwords masked."""
+    # The plugin reads one or the other, never both.
     dead = conninfo.FIELDS if "ConnectionUri" in deployment.section else ("ConnectionUri",)
     return {
         name: _without_password(name, deployment.option(name))
@@ -190,6 +191,7 @@ def masked(keys: tuple[str, ...], value: Any) -> Any:
         return {name: masked((*keys, name), member) for name, member in value.items()}
     if keys[0] == SECTION and keys[1:] and keys[-1] in POSTGRESQL_KEYS:
         return _without_password(keys[-1], value)
+    # A key above counts, too: below RegisteredUsers every value is a password.
     if any(map(_secret, keys)):
         return db.MASK
     if isinstance(value, list):

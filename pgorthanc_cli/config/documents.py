@@ -234,6 +234,7 @@ def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
             _fail(f"{_at(path, raw, start)}: ${{}} names no variable; Orthanc does not start with it")
         value = environ.get(name, default)
         kept = raw[done:start]
+        # Its position in the text after filling: comments are known only there.
         if value is None:
             unset.append((name, length + len(kept)))
         parts += [kept, value or ""]
@@ -246,6 +247,7 @@ def filled(path: Path, raw: str, environ: Mapping[str, str]) -> Source:
 
 def _variables(raw: str) -> Iterator[tuple[int, int, str, str | None]]:
     """Yield start, end, name and default (or None) of each variable, in linear time for any text."""
+    # A regular expression would take quadratic time for many `${` without an end.
     stop, closes = _NextOf(raw, ":}"), _NextOf(raw, "'\"}")
     at = raw.find("${")
     while at >= 0:

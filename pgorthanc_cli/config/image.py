@@ -57,6 +57,7 @@ def read(
         else:
             _set(document, name, environ[name], name)
     for file in _secret_files(secrets, ""):
+        # A secret that is JSON was merged above, with the files.
         if file.name.startswith(PREFIX) and file.suffix != ".json":
             _set(document, file.name, _secret(file), str(file))
     _add_defaults(document, environ)
@@ -94,6 +95,7 @@ def variables(file: Path) -> dict[str, str]:
     Raises:
         ConfigurationError: It cannot be read.
     """
+    # Docker takes quotes and `export` as part of the text: nothing of them is interpreted.
     lines = [line.strip() for line in _text(file).splitlines()]
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {name: value for name, equals, value in pairs if equals}
@@ -106,6 +108,7 @@ def _secret_files(folder: Path, ending: str) -> list[Path]:
 
 
 def _secret(file: Path) -> str:
+    # Editors end a file with a line feed, which is no part of a password.
     return _text(file).rstrip("\r\n")
 
 
@@ -149,6 +152,7 @@ def _value(text: str) -> Any:
         document = jsontext.parse(text)
     except jsontext.JsonError:
         return text
+    # Text that merely begins like JSON, such as `5 rue X`, is text.
     return text if document.rest is not None else document.root.value
 
 

@@ -90,6 +90,7 @@ class OrthancConfiguration:
     def advanced_storage(self) -> dict[str, Path] | None:
         """The folders of the advanced-storage plugin by their ids; None if it is not in use."""
         section = self.root.get("AdvancedStorage")
+        # Loaded and without that option, the plugin leaves the files to Orthanc.
         if not isinstance(section, dict) or section.get("Enable") is not True:
             return None
         several = section.get("MultipleStorages")

@@ -105,6 +105,7 @@ def resolve(
     """
     fields = {"host": host, "port": port, "dbname": dbname, "username": username, "sslmode": sslmode}
     options = {"uri": uri, **fields, "schema": schema, "password_file": password_file}
+    # Never an option: other users could read it in the list of processes.
     levels = (_options_level(options), _environment_level((*options, "password"), environ))
     origin = "given" if orthanc else "--config" if config else "PGORTHANC_CONFIG"
     config = config or environ.get("PGORTHANC_CONFIG")
@@ -120,6 +121,7 @@ def resolve(
         target = _with_retries(target, orthanc)
         others["configuration"] = path
     parts = _merge(sources)
+    # From a password file, say; in C a string ends there.
     for name, part in parts.items():
         if "\0" in part.value:
             raise UsageError(

@@ -105,6 +105,7 @@ def advanced_storage(deployment: Deployment) -> Iterator[Problem]:
         message = (
             f'"OverwriteInstances" is "{overwrite}", and the advanced storage plugin reads only true or false'
         )
+        # The plugin has no word for IfChanged; `true` at least keeps what is newer.
         word = "false" if overwrite == "Never" else "true"
         yield _stops(deployment, "OverwriteInstances", message, f"write {word}, without quotes")
     else:
@@ -118,6 +119,7 @@ def _naming(deployment: Deployment, section: Mapping[str, Any], *, overwrite: bo
     if not isinstance(scheme, str) or scheme == "OrthancDefault":
         return
     words = re.findall(r"\{([^{}]*)\}", scheme)
+    # The plugin's own text says the opposite; this is what it does (STORAGE.md A8).
     unique = "UUID" in words
     named = "OrthancInstanceID" in words or set(_IDENTIFIERS) <= set(words)
     if not unique and not (overwrite and named):

@@ -16,7 +16,7 @@ _MB = 1_000_000
 _BLOATED_BYTES, _FEW_ROWS = 64 * _MB, 20_000
 _DEAD_ROWS, _DEAD_SHARE = 100_000, 0.4
 _MANY_PENDING = 100_000
-_UNUSED_BYTES = 100 * _MB
+UNUSED_BYTES = 100 * _MB
 
 # Orthanc writes to them with every instance, and its housekeeping empties them again.
 _QUEUES = ("globalintegerschanges", "invalidchildcounts")
@@ -68,7 +68,7 @@ def indexes(subject: Subject) -> Verdict:
     unused = [
         (name, index_bytes)
         for name, index_bytes in db.rows(subject.conn, _UNUSED_INDEXES)
-        if index_bytes > _UNUSED_BYTES and not {f"index {name}", name} & {*orthanc_names, *invalid}
+        if index_bytes > UNUSED_BYTES and not {f"index {name}", name} & {*orthanc_names, *invalid}
     ]
     # A unique index that someone has added may be invalid because of duplicates: they stay.
     verbs = {name: "REINDEX" if f"index {name}" in orthanc_names else "DROP" for name in invalid}

@@ -101,7 +101,10 @@ class Writer:
         """
         with self.conn.cursor() as cur:
             if self._serial:
-                _lock_resources(cur)
+                # Public ids are not unique there. The lock comes before the snapshot, so a lookup
+                # sees all committed resources; another writer that did not see one of ours and
+                # inserts it after us fails (40001), and Orthanc restarts its transaction.
+                cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
             planted.refuse_until_commit(self.conn)
             return _Batch(cur, self.capabilities, self.overwrite).run(records)
 
@@ -252,16 +255,6 @@ class _Batch:
     def _flush(self) -> None:
         pending, self.pending = self.pending, Pending()
         flush(self.cur, self.capabilities, pending)
-
-
-def _lock_resources(cur: Cursor) -> None:
-    """Lock the resources of revision 1, whose public ids are not unique.
-
-    The lock comes before the snapshot of the transaction, so a lookup sees all committed
-    resources. Another writer that did not find a public id and inserts it after us fails
-    (40001), and Orthanc restarts its transaction.
-    """
-    cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
 
 
 def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:

@@ -33,7 +33,7 @@ STALE_S = listing.STALE_S
 # Magic numbers (linux/magic.h) of file systems that one machine mounts at a time, so that
 # its own locks are the whole truth: ext4, XFS, Btrfs, tmpfs, overlayfs, ZFS, F2FS,
 # bcachefs
-_LOCAL_FILE_SYSTEMS = {
+LOCAL_FILE_SYSTEMS = {
     0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x794C7630, 0x2FC12FC1, 0xF2F52010, 0xCA451A4E,
 }  # fmt: skip
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -165,7 +165,7 @@ def is_local(folder: int) -> bool:
     status = (ctypes.c_long * 32)()  # struct statfs: the type comes first
     if _libc.fstatfs(folder, status) != 0:
         return False
-    return status[0] & 0xFFFFFFFF in _LOCAL_FILE_SYSTEMS
+    return status[0] & 0xFFFFFFFF in LOCAL_FILE_SYSTEMS
 
 
 # --- database sessions ------------------------------------------------------------------

@@ -129,7 +129,9 @@ def recommended(ages: tuple[Age, ...], tried: KeepAlive) -> KeepAlive | None:
     # It broke although probed: the middle box does not count probes as traffic.
     if tried.idle_s < low:
         return None
+    # Nothing is known to have lived: half of what died is the best guess.
     bound = low or (high or 0) / 2
+    # Two probes may get lost before the limit.
     faster = max(1, int(bound / 3))
     return KeepAlive.every(faster, max(1, faster // 3), 3) if faster < tried.idle_s else None
 
@@ -275,6 +277,7 @@ def _about_what_passed(verdict: Verdict, environment: Environment) -> Iterator[s
         yield "With the parameters above every connection lived: add them to ConnectionUri."
     elif "server" in verdict.passed:
         yield "Only probes from the server keep connections alive: use the lines for postgresql.conf."
+    # Else an operator would look for the setting that is there already.
     server_s = environment.settings.get("tcp_keepalives_idle", 0)
     if environment.pooler == "none" and 0 < server_s < (verdict.limit_s[1] or 0):
         yield f"The server itself sends probes after {server_s} s already; the test switched that off in its sessions."

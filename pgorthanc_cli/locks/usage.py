@@ -167,7 +167,8 @@ class Watcher:
             psycopg2.Error: The connection is lost.
         """
         sessions = observe(self._conn)
-        layout = _read_layout(self._conn, self._schema)
+        columns = db.rows(self._conn, _COLUMNS, self._schema)
+        layout = catalog.layout({name: "" for (name,) in columns}, self._schema)
         most = self._most_connections(layout)
         groups = group_sessions(sessions, layout, connections=most, storage=self._storage)
         doubtful = [group for group in groups if not group.orthanc.certain]
@@ -179,6 +180,7 @@ class Watcher:
                 groups = group_sessions(
                     sessions, layout, housekeeping=True, connections=most, storage=self._storage
                 )
+        # Remembered: whoever held a lock, works on and holds it no more has lost it.
         locks = tuple(_lock(key, sessions) for key in KEYS)
         self._last_holders |= {lock.key: lock for lock in locks if lock.held}
         uncountable = [] if most is not None else list(_several_perhaps(groups))
@@ -216,6 +218,7 @@ class Watcher:
             last = self._last_holders.get(lock.key)
             for group in groups:
                 orthanc = group.orthanc
+                # Pids change with each connection; role, address and name do not.
                 if last and _client(last) == _client(orthanc):
                     reason = f"pid {last.pid}, which held it, has ended"
                 elif orthanc.locked and group.uses(lock.key):
@@ -243,6 +246,7 @@ def wait_until_free(watcher: Watcher, timeout_s: float, report: Report = silent)
         usage = watcher.inspect()
         if usage.free:
             return usage
+        # Only what has changed: a log may watch for hours.
         if usage != reported:
             reported = usage
             report(Progress("waiting", usage.summary))
@@ -263,11 +267,6 @@ def _detect_housekeeping(conn: Connection, schema: str, layout: catalog.Layout |
         counts.add(int(db.value(conn, _SCANS, schema)))
         time.sleep(_POLL_S)
     return len(counts) > _SCANS_OF_HOUSEKEEPING
-
-
-def _read_layout(conn: Connection, schema: str) -> catalog.Layout | None:
-    columns = db.rows(conn, _COLUMNS, schema)
-    return catalog.layout({name: "" for (name,) in columns}, schema)
 
 
 def _lock(key: int, sessions: Sequence[Observed]) -> Lock:

@@ -33,7 +33,7 @@ from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.processes import running_folders, server_processes, socket_peer
 from pgorthanc_cli.server.wal import Loss, written_after
 
-_END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 10.0
 _ARRIVAL_TIMEOUT_S = 10.0
 _QUIET_S = 1.0
 # A primary that was killed may have sent the first part of a record that its own WAL does
@@ -218,7 +218,7 @@ def _wait_until_dead(old: Cluster) -> None:
                 f"the server in {old.path} runs in another container",
                 "stop it there, then run the same command again",
             )
-    deadline = time.monotonic() + _END_TIMEOUT_S
+    deadline = time.monotonic() + END_TIMEOUT_S
     while pids := server_processes(old.path):
         if time.monotonic() > deadline:
             raise PgOrthancError(

@@ -26,7 +26,7 @@ from pgorthanc_cli.server.private import open_cluster
 # The folder of a standby's socket, in its data folder: no other account enters that, and
 # pg_rewind, which cannot read a socket, skips the contents of this one.
 SOCKET_FOLDER = "pg_stat_tmp"
-_STREAMING_TIMEOUT_S = 60.0
+STREAMING_TIMEOUT_S = 60.0
 _CONFIGURATION = """\
 # Written by pgorthanc, because the primary keeps its configuration outside of its data folder.
 password_encryption = 'scram-sha-256'
@@ -318,7 +318,7 @@ def wait_until_streaming(source: Upstream, slot: str, cluster: Cluster) -> None:
         PgOrthancError: It is not within a minute; the message has the last error of the
             standby.
     """
-    deadline = time.monotonic() + _STREAMING_TIMEOUT_S
+    deadline = time.monotonic() + STREAMING_TIMEOUT_S
     while not upstream.is_streaming(source, slot):
         if time.monotonic() > deadline or cluster.pid() is None:
             raise PgOrthancError(

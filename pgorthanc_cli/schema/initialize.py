@@ -26,8 +26,8 @@ RequireIdle = Callable[["Connection", str], None]
 """Raises InUseError if an Orthanc uses the database and schema: `locks.require_idle`."""
 
 # All later sessions queue up behind a change that waits for a lock.
-_LOCK_TIMEOUT = "5s"
-LOCKED = f"another session kept a table of the index locked for more than {_LOCK_TIMEOUT}"
+LOCK_TIMEOUT = "5s"
+LOCKED = f"another session kept a table of the index locked for more than {LOCK_TIMEOUT}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _scripts_for(
 
 def _run(conn: Connection, scripts: list[str]) -> None:
     with conn.cursor() as cur:
-        cur.execute("SELECT set_config('lock_timeout', %s, true)", (_LOCK_TIMEOUT,))
+        cur.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
         for script in scripts:
             cur.execute(steps.text(script))
 

@@ -21,6 +21,7 @@ from pgorthanc_cli.server.hba import Rule, cidr
 
 _KINDS = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
 _KEYWORDS = ("all", "sameuser", "samerole", "samegroup", "replication")
+# Quotes may begin within a word, and one that is not closed ends with the line.
 _TOKEN = re.compile(rb'(?:"[^"]*"?|[^ \t\r\n,"#])+')
 _CONTINUATION = re.compile(rb"\\\r?\n")
 
@@ -113,6 +114,7 @@ def _fields(line: bytes) -> Iterator[tuple[_Token, ...]]:
 def _word(token: str) -> str:
     """Return a token without quotes, unless the bare name would be a keyword."""
     bare = re.sub(r'"((?:[^"]|"")*)"?', lambda quoted: quoted[1].replace('""', '"'), token)
+    # "all" in quotes is a role of that name: the quotes carry the meaning, so they stay.
     special = bare in _KEYWORDS or bare.startswith(("+", "@", "/"))
     return f'"{bare}"' if token.startswith('"') and special else bare
 
@@ -168,6 +170,7 @@ def set_method(path: Path, rule: Rule, method: str) -> Edit:
         PgOrthancError: The line of that number is not this rule, or the file cannot be
             read or written.
     """
+    # The file may have been edited since the server has read it.
     content = _read(path)
     line = next((line for line in _lines(content) if line.number == rule.line), None)
     if line is None or _outline(_rule(line, "")) != _outline(rule):
@@ -188,6 +191,7 @@ def insert(path: Path, text: str, *, before: int) -> Edit:
     content = _read(path)
     lines = content.split(b"\n")[: before - 1]
     start = sum(len(line) + 1 for line in lines)
+    # A last line without a line feed would be joined with ours.
     if start > len(content):
         raise PgOrthancError(
             f"{path} has no line {before - 1} that ends with a line feed", "look at the end of the file"
@@ -240,6 +244,7 @@ def _write(path: Path, content: bytes) -> None:
     new = real.with_name(f"{real.name}.{os.getpid()}.new")
     try:
         with open(new, "xb") as stream:
+            # The server must be able to read it, even if root has written it.
             _copy_owner(new, real)
             stream.write(content)
             stream.flush()

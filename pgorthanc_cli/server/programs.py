@@ -109,20 +109,25 @@ def _may_enter(folder: Path, account: Account) -> bool:
     return bool(status.st_mode & (0o010 if status.st_gid == account.gid else 0o001))
 
 
+# Whose right is to run PostgreSQL, and an account that every Unix has and that owns no files.
+_SERVICE_ACCOUNTS = ("postgres", "nobody")
+
+
 def service_account() -> Account:
-    """Return the ordinary account that runs PostgreSQL for root: postgres, else nobody.
+    """Return the ordinary account that runs PostgreSQL for root.
 
     Raises:
         PgOrthancError: The machine has neither.
     """
-    for name in ("postgres", "nobody"):
+    for name in _SERVICE_ACCOUNTS:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         return Account(entry.pw_uid, entry.pw_gid)
     raise PgOrthancError(
-        "PostgreSQL does not run as root, and there is no account postgres or nobody to run it instead",
+        f"PostgreSQL does not run as root, and there is no account {' or '.join(_SERVICE_ACCOUNTS)} "
+        "to run it instead",
         "run pgorthanc as an ordinary user, or create one: useradd --system postgres",
     )
 

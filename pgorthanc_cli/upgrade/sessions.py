@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _POLL_S = 0.2
+# With --terminate: how long clients may connect again before locks have to keep them out.
 _CALM_S = 1.0
 _EXPEL_S = 15.0
+# Then those that connected meanwhile are ended, and we queue again.
 _EXPEL_WAIT = "1s"
 _SHOWN = 5
 
@@ -109,6 +111,7 @@ def in_use(
             f"stop {who}, or wait for {it} with --wait {wait}; or end {its} sessions with --terminate, "
             "which asks first"
         )
+    # A pooler keeps sessions open that no client uses: to stop a client does not end them.
     pooled = pooled_sessions(conn)
     if pids := [str(session.pid) for session in sessions if session.pid in pooled]:
         hint += (

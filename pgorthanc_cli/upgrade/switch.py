@@ -107,7 +107,11 @@ def _transaction(
         merged = duplicates.merge(conn)
     # Repairs and merges change rows on purpose, the steps must not.
     before = integrity.digest(conn, catalog.snapshot(conn, schema))
-    _disable_fk_triggers(conn)
+    # Checks of foreign keys take most of the time. The steps need none, and no trigger: they insert only ids
+    # that they have just read from resources, which is locked. Only a superuser may switch them off.
+    if db.value(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
+        with conn.cursor() as cur:
+            cur.execute("SET LOCAL session_replication_role = replica")
     _run(conn, steps.path(remaining.start, to), role)
     objects = catalog.snapshot(conn, schema)
     _require_equal(objects, to, original)
@@ -126,16 +130,6 @@ def _transaction(
             conn, waiting, "came into use in the middle of the change, so nothing was changed"
         )
     return Switched(remaining.start, repaired, merged, time.monotonic() - started)
-
-
-def _disable_fk_triggers(conn: Connection) -> None:
-    """Let the steps insert without checks of foreign keys, if the role may (a superuser): they take most of the time.
-
-    The steps insert only ids that they have just read from resources, which is locked; and they need no trigger.
-    """
-    if db.value(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
-        with conn.cursor() as cur:
-            cur.execute("SET LOCAL session_replication_role = replica")
 
 
 @contextmanager

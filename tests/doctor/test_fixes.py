@@ -165,7 +165,7 @@ def test_bloat(fresh: db.Target) -> None:
 
 def test_an_unused_index(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only big ones are named: here, that is any."""
-    monkeypatch.setattr(tables, "_UNUSED_BYTES", 0)
+    monkeypatch.setattr(tables, "UNUSED_BYTES", 0)
     schemas.run(fresh, *schemas.FILL, "CREATE INDEX ours ON metadata (value, id)")
     assert "ours (" in examined(fresh, "indexes").message
     paste(fresh, examined(fresh, "indexes").statements)

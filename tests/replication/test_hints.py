@@ -182,7 +182,7 @@ def test_a_standby_that_does_not_stream_is_restarted(site: Site, monkeypatch: py
     """Its password file is spoilt."""
     site.prepared()
     monkeypatch.setattr(standby, "standby_pgpass_line", lambda role, password: "*:*:*:nobody:wrong\n")
-    monkeypatch.setattr(standby, "_STREAMING_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(standby, "STREAMING_TIMEOUT_S", 1.0)
     with pytest.raises(PgOrthancError, match="does not stream from") as refused:
         site.standby()
     (site.folder / PASSFILE).write_text(site.passfile.read_text())

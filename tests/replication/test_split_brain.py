@@ -125,7 +125,7 @@ def test_a_process_that_outlives_its_postmaster_is_not_dead(
     pair: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can still commit."""
-    monkeypatch.setattr(fence, "_END_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(fence, "END_TIMEOUT_S", 0.3)
     with db.session(pair.administrator, need_schema=False) as conn:
         backend = conn.info.backend_pid
         os.kill(backend, signal.SIGSTOP)

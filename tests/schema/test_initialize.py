@@ -205,7 +205,7 @@ def test_a_healthy_index_is_looked_at_while_an_orthanc_works(fresh: db.Target) -
 
 
 def test_a_table_that_another_session_uses(fresh: db.Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initialize, "_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(initialize, "LOCK_TIMEOUT", "50ms")
     run(fresh, "DROP INDEX publicindex")
     with db.session(fresh) as other, other.cursor() as cur:
         cur.execute("LOCK TABLE resources IN ROW EXCLUSIVE MODE")

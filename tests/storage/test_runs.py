@@ -51,7 +51,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file system that several machines have mounted, each with locks of its own."""
-    monkeypatch.setattr(runs, "_LOCAL_FILE_SYSTEMS", set())
+    monkeypatch.setattr(runs, "LOCAL_FILE_SYSTEMS", set())
 
 
 def test_four_imports_without_locks_of_files_lose_nothing(fresh: db.Target, tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ def storable_text(value: Any, source: str, repairs: list[str], *, strict: bool) 
     Raises:
         UnconvertibleRow: It would have to be repaired, and `strict`.
     """
+    # SQLite stores any type in any column; text is read as bytes, so that wrong UTF-8 is seen.
     stored = value if isinstance(value, bytes) else str(value).encode()
     before_nul = stored.partition(b"\0")[0]
     storable = before_nul.decode("utf-8", "replace")
