@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks
 from pgorthanc_cli.schema import initialize
+from tests.support.real_servers import memory
 from tests.support.schemas import drop_database, drop_role
 
 _numbers = itertools.count(1)
@@ -53,7 +56,7 @@ def fresh_logger() -> None:
 
 
 @pytest.fixture(scope="session")
-def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_dsn() -> Iterator[str]:
     """The DSN of a server where databases may be created."""
     given = os.environ.get("PGORTHANC_TEST_DSN")
     if given:
@@ -61,8 +64,12 @@ def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     from pgorthanc_cli.server import embedded
 
-    with embedded.attach(Path(tmp_path_factory.mktemp("server")), superuser=True) as target:
-        yield target.dsn
+    folder = tempfile.mkdtemp(prefix="pgorthanc-tests-", dir=memory())
+    try:
+        with embedded.attach(Path(folder), superuser=True) as target:
+            yield target.dsn
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ class Site:
         self, scratch: Path, template: Path, hba: str = HBA, settings: str = "", major: int | None = None
     ) -> None:
         self.scratch = scratch
-        self.primary = in_memory(Server(hba, SETTINGS + settings, major))
+        self.primary = Server(hba, SETTINGS + settings, major)
         subprocess.run(["/bin/cp", "-a", template, self.primary.data], check=True)
         self.primary.configure()
         self.primary.start()
@@ -141,20 +140,9 @@ class Site:
         wait_for_replay(self.standby_administrator(), lsn, 20.0)
 
 
-def in_memory(server: Server) -> Server:
-    """The same with its folder in memory, where there is enough: copies and their fsync cost most of the time."""
-    memory = Path("/dev/shm")
-    if memory.is_dir() and shutil.disk_usage(memory).free > 2_000_000_000:
-        server.folder.rmdir()
-        server.folder = Path(tempfile.mkdtemp(prefix="pgorthanc-server-", dir=memory))
-        server.account.own(server.folder)
-        server.data = server.folder / "data"
-    return server
-
-
 def make_template(major: int | None) -> Server:
     """A server that is stopped, with Orthanc's role and an empty index: a copy of it costs less than making another."""
-    made = in_memory(Server(HBA, "", major))
+    made = Server(HBA, "", major)
     words = ("-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8", "--wal-segsize=1")
     made.run("initdb", "-D", str(made.data), *words)
     made.configure()
