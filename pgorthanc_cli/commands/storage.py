@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands import Call
+from pgorthanc_cli.commands.type_options import COUNT, SIZE_RATE, TIME
+from pgorthanc_cli.errors import Interrupted, PartialFailure
+from pgorthanc_cli.progress import Progress
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.db import Target
+    from pgorthanc_cli.placement import Moved, MoveSettings
+    from pgorthanc_cli.views.placement_move import Commands
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @commands.group("storage")
@@ -17,7 +29,7 @@ def command() -> None:
     \b
     Examples:
       pgorthanc storage show --config /etc/orthanc
-      pgorthanc storage show --config /etc/orthanc --by modality
+      pgorthanc storage move --to filesystem --storage-dir /data --config /etc/orthanc
     """
 
 
@@ -54,3 +66,134 @@ def show(call: Call, *, by: tuple[Literal["modality", "year"], ...]) -> None:
 
 
 command.add_command(show)
+
+
+@commands.command("move")
+@click.option(
+    "--to",
+    required=True,
+    type=click.Choice(["filesystem", "postgresql"]),
+    help="Where the attachments shall be: files, or large objects.",
+)
+@click.option(
+    "--storage-dir",
+    type=_FOLDER,
+    metavar="DIR",
+    help="The folder of the files: the target, or with --to postgresql the source.  [default: by --config]",
+)
+@click.option(
+    "--from-dir",
+    type=_FOLDER,
+    metavar="DIR",
+    help="Move from this folder to another one.  [default: StorageDirectory, or large objects]",
+)
+@click.option(
+    "--phase",
+    type=click.Choice(["copy", "switch", "clean"]),
+    default="copy",
+    show_default=True,
+    help="copy: while Orthanc is running; switch: while it is stopped; clean: remove the source.",
+)
+@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@click.option(
+    "--max-rate", type=SIZE_RATE, metavar="SIZE/s", help="Move no more bytes each second, such as 50MB/s."
+)
+@click.option(
+    "--study",
+    "studies",
+    multiple=True,
+    metavar="ID",
+    help="Copy only this study, by Orthanc's identifier; repeatable.",
+)
+@click.option(
+    "--older-than",
+    type=TIME,
+    metavar="TIME",
+    help="Copy only studies that nothing was added to for this long, such as 365d.",
+)
+def move(call: Call, **options: Any) -> None:
+    """Move all attachments between files and large objects, or to another folder.
+
+    In three phases: copy (Orthanc may run), switch (Orthanc is stopped, for seconds; then it gets another
+    configuration), clean (removes the source). Everything is read back and compared with the MD5 sums of the index;
+    nothing is removed before the target is proved to have it. Run a phase again after an interruption: it goes on.
+
+    \b
+    Examples:
+      pgorthanc storage move --to filesystem --storage-dir /data --config /etc/orthanc
+      pgorthanc storage move --to filesystem --storage-dir /data --phase switch --config /etc/orthanc
+      pgorthanc storage move --to postgresql --config /etc/orthanc --max-rate 50MB/s
+
+    Exit codes: 0 the phase is done; 5 an Orthanc is connected; 6 some attachments failed; 130 interrupted.
+    """
+    from pgorthanc_cli import placement
+    from pgorthanc_cli.views import placement_move as views
+
+    with call.resolved() as resolved:
+        settings = placement.from_options(resolved.orthanc, **options)
+        moved = _move(call, resolved.target, settings)
+    for warning in moved.warnings:
+        call.warn(warning)
+    page = views.page(moved, _next_commands(call, settings))
+    call.emit_page(moved.document() if call.as_json else moved, page)
+    if not moved.complete and not moved.failed:
+        raise click.exceptions.Exit(Interrupted.exit_code)
+    if moved.failed:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
+def _move(call: Call, target: Target, settings: MoveSettings) -> Moved:
+    """Run a phase with its progress; Ctrl-C ends it at the next safe point."""
+    from pgorthanc_cli import placement
+    from pgorthanc_cli.text import progress_line
+
+    verb = {"copy": "copying", "switch": "switching", "clean": "cleaning"}[settings.phase]
+    state = Progress(settings.phase, "", 0)
+
+    def line(elapsed_s: float) -> str:
+        return progress_line(verb, state.done or 0, state.total, elapsed_s)
+
+    with (
+        signals.stop_on_signal("" if call.quiet else signals.STOPPING.format("the move")) as stop,
+        output.progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=call.quiet) as show,
+    ):
+
+        def report(progress: Progress) -> None:
+            nonlocal state
+            state = progress
+            show()
+
+        return placement.move(target, settings, stop=stop, report=report)
+
+
+def _next_commands(call: Call, settings: MoveSettings) -> Commands:
+    """Return what to run next, with the connection options of this call."""
+    from pgorthanc_cli.views.placement_move import Commands
+
+    source, target = settings.source.folder, settings.target.folder
+    ends = ["--to", settings.target.kind, "--storage-dir", str(target or source)]
+    if source and target:
+        ends += ["--from-dir", str(source)]
+    files = [word for path in call.options["config"] for word in ("--config", str(path))]
+    changes = [f"PostgreSQL.EnableStorage {str(target is None).lower()}"]
+    if source and target:
+        changes = []
+    if target:
+        changes.append(f"StorageDirectory {shlex.quote(str(target))}")
+
+    def verify(folder: Path | None) -> str:
+        area = ["--storage-dir", str(folder)] if folder else ["--storage", "postgresql"]
+        return call.command_line("verify", "storage", *area, "--list", "studies")
+
+    return Commands(
+        switch=call.command_line("storage", "move", *ends, "--phase", "switch"),
+        clean=call.command_line("storage", "move", *ends, "--phase", "clean"),
+        again=call.again(),
+        verify=verify(target),
+        verify_source=verify(source),
+        configure=tuple(f"pgorthanc config set {each} {shlex.join(files)}" for each in changes if files),
+        settings=tuple(changes),
+    )
+
+
+command.add_command(move)

@@ -26,12 +26,15 @@ LOCK_DATABASE_SETUP = 44
 LOCK_CREATE_INSTANCE = 45
 # Ours: held during all phases of an upgrade or downgrade. Orthanc does not know it.
 LOCK_TRANSITION = 0x50474F52
+# Ours: held during a phase of `storage move`.
+LOCK_MOVE = 0x50474F53
 LOCK_NAMES = {
     LOCK_INDEX: "index",
     LOCK_STORAGE: "storage",
     LOCK_DATABASE_SETUP: "database set-up",
     LOCK_CREATE_INSTANCE: "create instance",
     LOCK_TRANSITION: "upgrade",
+    LOCK_MOVE: "storage move",
 }
 
 
@@ -50,7 +53,7 @@ class LockHolder:
     @property
     def is_ours(self) -> bool:
         """Whether it is a command of this tool."""
-        return self.lock == LOCK_TRANSITION or (self.application or "").startswith("pgorthanc")
+        return self.lock in (LOCK_TRANSITION, LOCK_MOVE) or (self.application or "").startswith("pgorthanc")
 
     def __str__(self) -> str:
         """`the Orthanc at 10.0.0.5 (pid 9890) holds the index lock, connected since 22:12 +01:00`."""

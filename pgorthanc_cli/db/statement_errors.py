@@ -21,7 +21,7 @@ _NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untransl
 _SEVERITY = re.compile(r"\S+:  ")  # the beginning of a server's message in any language
 # application_name of the commands that only read.
 _READING_COMMANDS = re.compile(
-    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status)"
+    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status|storage show)"
 )
 _GRANT_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
 _GRANT_WRITE = (

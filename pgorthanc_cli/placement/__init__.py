@@ -1,5 +1,25 @@
-"""Where attachments are: by the index and the database (`storage show`)."""
+"""Where attachments are (`storage show`), and moving them from one storage area to another (`storage move`).
 
+`survey` reads what the index says. `move` leads a phase, `worker` and `ends` do the work on some
+attachments, `record` remembers what was proved.
+"""
+
+from pgorthanc_cli.placement.model import PHASES, Failed, Moved, MoveSettings, Place
+from pgorthanc_cli.placement.move import move
+from pgorthanc_cli.placement.settings import from_options
 from pgorthanc_cli.placement.survey import Area, Content, Group, Shown, show
 
-__all__ = ["Area", "Content", "Group", "Shown", "show"]
+__all__ = [
+    "PHASES",
+    "Area",
+    "Content",
+    "Failed",
+    "Group",
+    "MoveSettings",
+    "Moved",
+    "Place",
+    "Shown",
+    "from_options",
+    "move",
+    "show",
+]

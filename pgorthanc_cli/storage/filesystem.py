@@ -162,6 +162,42 @@ class FilesystemArea:
                 raise
             self._sync_name(uuid, folder)
 
+    def stage(self, uuid: str, chunks: Iterable[bytes | memoryview]) -> str:
+        """Write a file under its temporary name, not synced; replace what an interrupted run has left.
+
+        Returns:
+            That name, relative to the root; `publish` gives the file its own.
+        """
+        name = temporary_name(uuid)
+        with self.rights:
+
+            def create(folder: int) -> int:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                return os.open(name, _NEW_FILE, 0o666, dir_fd=folder)
+
+            descriptor = self._in_folder(uuid, create)
+            try:
+                for chunk in chunks:
+                    rest = memoryview(chunk)
+                    while rest:
+                        rest = rest[os.write(descriptor, rest) :]
+            finally:
+                os.close(descriptor)
+        return f"{uuid[:2]}/{uuid[2:4]}/{name}"
+
+    def publish(self, uuid: str) -> str:
+        """Give a staged file its name, in place of any other; return it, relative to the root."""
+        name = temporary_name(uuid)
+        with self.rights, self._open_folders(uuid) as (_, lower):
+            os.rename(name, uuid, src_dir_fd=lower, dst_dir_fd=lower)
+        return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+
+    def discard(self, uuid: str) -> None:
+        """Remove a staged file, if there is one."""
+        with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (_, lower):
+            os.unlink(temporary_name(uuid), dir_fd=lower)
+
     def link(self, uuid: str, descriptor: int) -> None:
         """Give an open file its name in the area as well; its owner and mode stay.
 

@@ -54,6 +54,7 @@ WORDS = {
     "server status": "--embedded {tmp}/server",
     "server stop": "--embedded {tmp}/server",
     "status": "",
+    "storage move": "--to postgresql --storage-dir {tmp}",
     "storage show": "",
     "support-bundle": "{tmp}/bundle.tar.gz",
     "upgrade": "--to 10",

@@ -1,0 +1,154 @@
+"""The rows of the index that a move is about, in the order of its primary key, in short transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+
+from pgorthanc_cli import db, index
+from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.placement.model import MoveSettings, Row
+from pgorthanc_cli.text import plural, printable
+
+_FETCHED = 5000
+_LAST_UPDATE = 7  # metadata of a study
+_COLUMNS = "a.id, a.filetype, a.uuid, a.compressedsize, COALESCE(a.compressedhash, '')"
+_CONTENT_TYPE = "CASE WHEN a.filetype BETWEEN 1 AND 3 THEN a.filetype ELSE 0 END"
+
+
+class Attachments:
+    """Reads the rows of one index."""
+
+    def __init__(self, conn: db.Session, settings: MoveSettings) -> None:
+        """Take the open session.
+
+        Raises:
+            PgOrthancError: A storage plugin keeps attachments elsewhere.
+            RevisionError: There is no index, or no storage area for large objects.
+        """
+        self.conn = conn
+        self.settings = settings
+        self._require_ordinary(index.Capabilities.read(conn))
+        self._selected = self._condition()
+        conn.rollback()
+
+    def _require_ordinary(self, capabilities: index.Capabilities) -> None:
+        """Refuse what is not where the configuration says: customdata names another place."""
+        count = 0
+        if capabilities.custom_data:
+            query = "SELECT count(*) FROM index.attachedfiles WHERE customdata <> ''"
+            count = db.value(self.conn, query)
+        elif capabilities.preserved_custom_data:
+            count = db.value(self.conn, "SELECT count(*) FROM index.pgorthanc_kept_customdata")
+        if count:
+            raise PgOrthancError(
+                f"a storage plugin keeps {plural(count, 'attachment')} in places of its own (customdata); "
+                "they cannot be moved this way",
+                "to see where they are, run: pgorthanc storage show",
+            )
+        needs_area = None in (self.settings.source.folder, self.settings.target.folder)
+        has_area = "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea')"
+        if needs_area and not db.value(self.conn, has_area):
+            revision = db.value(self.conn, "SELECT value FROM index.globalproperties WHERE property = 4")
+            raise RevisionError(
+                "there is no storage area for large objects in this schema, expected the table storagearea",
+                f"to create it, run: pgorthanc init --with-storage --revision {revision}",
+            )
+
+    def _condition(self) -> str:
+        """Return what selects the resources, as SQL on their internal ids.
+
+        Raises:
+            UsageError: The index does not have one of the studies.
+        """
+        ids: list[int] | None = None
+        if self.settings.studies:
+            query = "SELECT publicid, internalid FROM index.resources WHERE resourcetype = 1 AND publicid = ANY(%s)"
+            known = dict(db.rows(self.conn, query, list(self.settings.studies)))
+            for study in self.settings.studies:
+                if study not in known:
+                    raise UsageError(
+                        f"the index has no study {printable(study)}",
+                        "give the identifier that Orthanc shows in its address, not the StudyInstanceUID",
+                    )
+            ids = list(known.values())
+        if self.settings.older_than_s is not None:
+            # LastUpdate is UTC, as in 20260131T235959: its order is that of time.
+            limit = datetime.now(timezone.utc) - timedelta(seconds=self.settings.older_than_s)
+            query = f"""SELECT m.id FROM index.metadata m JOIN index.resources r ON r.internalid = m.id
+                WHERE m.type = {_LAST_UPDATE} AND r.resourcetype = 1 AND m.value < %s"""  # noqa: S608
+            old = {study for (study,) in db.rows(self.conn, query, limit.strftime("%Y%m%dT%H%M%S"))}
+            ids = [study for study in ids if study in old] if ids is not None else sorted(old)
+        if ids is None:
+            return "true"
+        numbers = ", ".join(map(str, ids)) or "NULL"
+        return f"""a.id IN (SELECT internalid FROM index.resources
+                WHERE internalid IN ({numbers}) OR parentid IN ({numbers})
+            UNION SELECT instance.internalid FROM index.resources series
+                JOIN index.resources instance ON instance.parentid = series.internalid
+                WHERE series.parentid IN ({numbers}))"""  # noqa: S608 - numbers
+
+    def total(self) -> tuple[int, int]:
+        """Return the number of attachments, and their stored bytes."""
+        query = f"""SELECT count(*), COALESCE(sum(compressedsize), 0)::int8 FROM index.attachedfiles a
+                    WHERE {self._selected}"""  # noqa: S608 - constants and numbers
+        count, size = db.row(self.conn, query) or (0, 0)
+        self.conn.rollback()
+        return count, size
+
+    def all(self) -> Iterator[Row]:
+        """Yield all rows in the order of their internal ids."""
+        last = (-1, -1)
+        query = f"""SELECT {_COLUMNS} FROM index.attachedfiles a
+            WHERE (a.id, a.filetype) > (%s, %s) AND {self._selected}
+            ORDER BY a.id, a.filetype LIMIT {_FETCHED}"""  # noqa: S608 - constants and numbers
+        while rows := db.rows(self.conn, query, *last):
+            self.conn.rollback()
+            yield from map(Row._make, rows)
+            last = rows[-1][:2]
+        self.conn.rollback()
+
+    def by_uuid(self) -> Iterator[Row]:
+        """Yield all rows in the order of their UUIDs, from one snapshot."""
+        yield from self._streamed("true", 'ORDER BY a.uuid COLLATE "C"')
+
+    def without_object(self) -> Iterator[Row]:
+        """Yield the rows that have no large object, from one snapshot."""
+        yield from self._streamed(
+            f"""NOT EXISTS (SELECT FROM index.storagearea s
+                            WHERE s.uuid = a.uuid AND s.type = {_CONTENT_TYPE})"""
+        )
+
+    def _streamed(self, condition: str, order: str = "") -> Iterator[Row]:
+        with self.conn.cursor("pgorthanc_attachments") as cur:
+            cur.itersize = _FETCHED
+            cur.execute(f"SELECT {_COLUMNS} FROM index.attachedfiles a WHERE {condition} {order}")  # noqa: S608
+            for row in cur:
+                yield Row(*row)
+        self.conn.rollback()
+
+    def existing(self, rows: Sequence[Row]) -> set[Row]:
+        """Return which of these rows are still there."""
+        result = set()
+        for start in range(0, len(rows), _FETCHED):
+            ids = [row.resource for row in rows[start : start + _FETCHED]]
+            query = f"SELECT {_COLUMNS} FROM index.attachedfiles a WHERE a.id = ANY(%s)"  # noqa: S608
+            result |= {Row(*row) for row in db.rows(self.conn, query, ids)}
+        self.conn.rollback()
+        return result
+
+    def unknown_objects(self) -> int:
+        """Return how many large objects of the storage area no row names."""
+        query = f"""SELECT count(*) FROM index.storagearea s WHERE NOT EXISTS (
+            SELECT FROM index.attachedfiles a WHERE a.uuid = s.uuid AND s.type = {_CONTENT_TYPE})"""  # noqa: S608
+        count: int = db.value(self.conn, query)
+        self.conn.rollback()
+        return count
+
+    def most_locks(self) -> int:
+        """Return how many objects the sessions of the server can have locked together."""
+        query = """SELECT current_setting('max_locks_per_transaction')::int
+            * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int)"""
+        count: int = db.value(self.conn, query)
+        self.conn.rollback()
+        return count

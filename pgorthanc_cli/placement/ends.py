@@ -1,0 +1,257 @@
+"""The two ends of a move, each a storage area: sizes, content, new attachments proved, and removal.
+
+What has its final name in a folder, or a row in `storagearea`, that a move has written, is
+complete, durable, and was read back: so a run that is killed leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from pgorthanc_cli import db, files, storage
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.placement.model import Place, Row
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, LargeObjectArea, bulk, durable
+from pgorthanc_cli.workers import checkpoint
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.db import Session
+
+Chunks = Callable[[], Iterator[bytes]]
+Key = tuple[str, int]
+
+# The size of a large object by seeking to its end reads its last page only.
+_OBJECTS = """
+    SELECT s.uuid, s.type, s.content::int8, (
+        SELECT size FROM (
+            SELECT lo_lseek64(fd, 0, 2) AS size, lo_close(fd)
+            FROM (SELECT lo_open(m.oid, 262144) AS fd OFFSET 0) AS opened OFFSET 0) AS measured)
+    FROM index.storagearea s JOIN pg_largeobject_metadata m ON m.oid = s.content
+    WHERE s.uuid = ANY(%s)
+"""
+
+
+class Unreadable(Exception):
+    """An attachment of the source cannot be read; the text says why."""
+
+
+class Content(NamedTuple):
+    """An attachment to write: its row, its stored bytes, and their MD5."""
+
+    row: Row
+    chunks: Chunks
+    md5: str
+
+
+class End(Protocol):
+    """A storage area as one end of a move."""
+
+    def sizes(self, rows: Sequence[Row]) -> dict[Key, int]:
+        """Return the sizes of those attachments that are there."""
+
+    def open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
+        """Yield the attachments with a function that yields their bytes, or raises Unreadable."""
+
+    def put(self, contents: Sequence[Content]) -> None:
+        """Write attachments durably and prove them, all or nothing; replace what has their names."""
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Remove attachments, those that are there."""
+
+    def finish(self) -> None:
+        """End what reading has begun."""
+
+
+def digest(chunks: Iterable[bytes]) -> tuple[int, str]:
+    """Return size and MD5."""
+    md5, size = hashlib.md5(usedforsecurity=False), 0
+    for chunk in chunks:
+        checkpoint()
+        md5.update(chunk)
+        size += len(chunk)
+    return size, md5.hexdigest()
+
+
+class Folder:
+    """Files, named by their UUIDs."""
+
+    def __init__(self, root: Path) -> None:
+        """Open nothing yet."""
+        self.area = FilesystemArea(root)
+
+    def sizes(self, rows: Sequence[Row]) -> dict[Key, int]:
+        """Return the sizes of those files that are there."""
+        sizes = {}
+        with self.area.rights:
+            for row in rows:
+                with suppress(OSError):
+                    status = os.stat(_path(row.uuid), dir_fd=self.area.descriptor, follow_symlinks=False)
+                    sizes[row.key] = status.st_size
+        return sizes
+
+    def open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
+        """Yield the attachments with their content."""
+        for row in rows:
+            yield row, partial(self._read, row)
+
+    def _read(self, row: Row) -> Iterator[bytes]:
+        try:
+            with self.area.open(row.uuid) as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    yield chunk
+        except FileNotFoundError:
+            raise Unreadable("there is no file") from None
+        except OSError as error:
+            raise Unreadable(error.strerror or str(error)) from None
+
+    def put(self, contents: Sequence[Content]) -> None:
+        """Write files under temporary names, sync and prove them, then give them their names."""
+        try:
+            with durable.SyncGroup(self.area.descriptor) as group:
+                try:
+                    names = [self.area.stage(each.row.uuid, each.chunks()) for each in contents]
+                    with self.area.rights:
+                        group.sync(names)
+                    for each, name in zip(contents, names, strict=True):
+                        self._prove(each, name)
+                    names = [self.area.publish(each.row.uuid) for each in contents]
+                    with self.area.rights:
+                        group.sync(names)
+                except BaseException:
+                    for each in contents:
+                        with suppress(OSError):
+                            self.area.discard(each.row.uuid)
+                    raise
+        except OSError as error:
+            raise storage.write_error(self.area.root, error) from error
+
+    def _prove(self, content: Content, name: str) -> None:
+        """Read a file back from the disk."""
+        with self.area.rights:
+            descriptor = files.open_regular(name, os.O_NOFOLLOW, folder=self.area.descriptor)
+        with os.fdopen(descriptor, "rb") as stream:
+            if hasattr(os, "posix_fadvise"):  # it was synced, so its pages can be dropped
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            _require_equal(content, iter(partial(stream.read, CHUNK_BYTES), b""), str(self.area.root))
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Remove files, and folders that are empty then."""
+        try:
+            for row in rows:
+                self.area.delete(row.uuid)
+        except OSError as error:
+            raise storage.write_error(self.area.root, error) from error
+
+    def finish(self) -> None:
+        """Keep the folder open for the next attachments."""
+
+
+class Objects:
+    """Large objects, on a connection of its own."""
+
+    def __init__(self, target: db.Target) -> None:
+        """Open nothing yet."""
+        self.target = target
+        self._conn: Session | None = None
+        self._area: LargeObjectArea | None = None
+
+    @property
+    def conn(self) -> Session:
+        """The connection."""
+        if self._conn is None or self._conn.closed:
+            self._conn, self._area = db.connect(self.target), None
+        return self._conn
+
+    @property
+    def area(self) -> LargeObjectArea:
+        """The storage area, in which this role can create objects that Orthanc can delete."""
+        conn = self.conn
+        if self._area is None:
+            self._area = LargeObjectArea(conn)
+        return self._area
+
+    def _present(self, rows: Sequence[Row]) -> dict[Key, tuple[int, int]]:
+        """Return oid and size of those objects that are there."""
+        found = db.rows(self.conn, _OBJECTS, [row.uuid for row in rows])
+        return {(uuid, content_type): (oid, size) for uuid, content_type, oid, size in found}
+
+    def sizes(self, rows: Sequence[Row]) -> dict[Key, int]:
+        """Return the sizes of those objects that are there."""
+        with db.translate_errors(self.conn, self.target.schema), self.conn:
+            return {key: size for key, (_, size) in self._present(rows).items()}
+
+    def open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
+        """Yield the attachments with their content, in one transaction."""
+        with db.translate_errors(self.conn, self.target.schema), self.conn:
+            yield from self._open(rows)
+
+    def _open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
+        present = self._present(rows)
+        small = [oid for oid, size in present.values() if size <= bulk.WHOLE_BYTES]
+        contents = bulk.contents(self.conn, small) if small else {}
+        for row in rows:
+            oid, size = present.get(row.key, (0, 0))
+            if oid in contents:
+                yield row, partial(iter, (contents.pop(oid),))
+            elif oid and size > bulk.WHOLE_BYTES:
+                yield row, partial(bulk.pieces, self.conn, oid)
+            else:
+                yield row, _no_object
+
+    def put(self, contents: Sequence[Content]) -> None:
+        """Write objects and their rows, and prove them, in one transaction."""
+        rows = [each.row for each in contents]
+        with db.translate_errors(self.conn, self.target.schema), self.conn:
+            self._remove(rows)
+            self.area.put_many((each.row.uuid, each.row.file_type, each.chunks()) for each in contents)
+            for each, (_, chunks) in zip(contents, self._open(rows), strict=True):
+                _require_equal(each, chunks(), "the large objects")
+
+    def remove(self, rows: Sequence[Row]) -> None:
+        """Remove objects and their rows; each takes a lock until the end of the transaction."""
+        with db.translate_errors(self.conn, self.target.schema), self.conn:
+            self._remove(rows)
+
+    def _remove(self, rows: Sequence[Row]) -> None:
+        keys = {row.key: row for row in rows}
+        query = "SELECT uuid, type FROM index.storagearea WHERE uuid = ANY(%s)"
+        for key in db.rows(self.conn, query, [row.uuid for row in rows]):
+            if key in keys:
+                self.area.delete(keys[key].uuid, keys[key].file_type)
+
+    def finish(self) -> None:
+        """End the transaction in which pieces were read."""
+        if self._conn is not None and not self._conn.closed:
+            self._conn.rollback()
+
+
+def open_end(place: Place, target: db.Target) -> End:
+    """Return an end."""
+    return Folder(place.folder) if place.folder else Objects(target)
+
+
+def _path(uuid: str) -> str:
+    return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+
+
+def _no_object() -> Iterator[bytes]:
+    raise Unreadable("there is no large object")
+
+
+def _require_equal(content: Content, chunks: Iterable[bytes], where: str) -> None:
+    """Raise an error if what was written is not what was read.
+
+    Raises:
+        PgOrthancError: The disk or its driver does not keep what was written.
+    """
+    if digest(chunks) != (content.row.size, content.md5):
+        raise PgOrthancError(
+            f"attachment {content.row.uuid} was written to {where}, but other bytes were read back",
+            "check this disk and its connection (dmesg, smartctl) before you use it",
+        )

@@ -1,0 +1,355 @@
+"""Moving all attachments from one storage area to another, in three phases.
+
+`copy` works while Orthanc does. `switch` copies what came since, while Orthanc is stopped.
+`clean` removes the source, attachment by attachment, once the target is proved to have it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pgorthanc_cli import db, index, locks
+from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
+from pgorthanc_cli.placement import model, space
+from pgorthanc_cli.placement.attachments import Attachments
+from pgorthanc_cli.placement.model import Failed, Moved, MoveSettings, Row
+from pgorthanc_cli.placement.record import Keeper, Record
+from pgorthanc_cli.placement.worker import Batch, work
+from pgorthanc_cli.progress import Progress, Report, silent
+from pgorthanc_cli.storage import FilesystemArea
+from pgorthanc_cli.storage.listing import is_empty
+from pgorthanc_cli.text import plural, printable
+from pgorthanc_cli.workers import Pool, Stopped, pool
+
+_BATCH_FILES, _BATCH_BYTES = 256, 32 << 20
+_LOCKS_SHARE = 4  # of all locks of the server, a quarter is ours
+_SMALL_ARCHIVE = 4_000_000  # attachments; above it a folder is listed in 4096 parts, not in 256
+_RECORD_S, _REPORT_S = 5.0, 0.2
+
+
+def move(
+    target: db.Target,
+    settings: MoveSettings,
+    *,
+    stop: threading.Event | None = None,
+    report: Report = silent,
+) -> Moved:
+    """Do one phase of a move.
+
+    Args:
+        target: The index.
+        settings: What to move, and which phase.
+        stop: Ends the phase at the next safe point when set; the result is then not complete.
+        report: Called with the number of attachments that were looked at.
+
+    Raises:
+        UsageError: The phases come in the wrong order, or the folder is not the right one.
+        InUseError: An Orthanc is connected, or another move is running.
+        PgOrthancError: An end cannot be read or written to.
+    """
+    stop = stop or threading.Event()
+    _require_usable(settings)
+    # Before anything is opened that a forked process must not share.
+    with (
+        pool(settings.jobs, partial(work, target, settings), stop, fork=True) as workers,
+        db.session(target) as conn,
+        db.advisory_lock(conn, db.LOCK_MOVE, wait_s=0),
+    ):
+        attachments = Attachments(conn, settings)
+        with conn.cursor() as cur:
+            identity = index.identity(cur)
+        conn.rollback()
+        keeper = Keeper(settings, identity)
+        run = _Run(attachments, workers, settings, stop, report, keeper, keeper.read())
+        return run.result()
+
+
+def _require_usable(settings: MoveSettings) -> None:
+    """Check the two folders before anything else.
+
+    Raises:
+        UsageError: Source and target are the same, or part of an archive is to be switched.
+        PgOrthancError: A folder is missing, or cannot be written to.
+    """
+    source, target = settings.source.folder, settings.target.folder
+    if settings.is_partial and settings.phase != model.COPY:
+        raise UsageError(
+            f"--phase {settings.phase} is for all attachments: Orthanc reads from one storage area only",
+            "leave out --study and --older-than",
+        )
+    if target:
+        FilesystemArea(target).prepare()
+    if source:
+        try:
+            area = FilesystemArea(source)
+            _ = area.descriptor
+        except OSError as error:
+            raise PgOrthancError(
+                f"the storage folder {printable(str(source))} cannot be read: {error.strerror}",
+                "check that it is mounted, or name the right folder",
+            ) from None
+    same = settings.source == settings.target
+    if same or (source and target and source.samefile(target)):
+        raise UsageError(
+            f"the attachments are to be moved from {settings.source} to {settings.target}",
+            "name another target, or the source with --from-dir",
+        )
+
+
+@dataclass
+class _Run:
+    """One phase and what it has counted so far."""
+
+    attachments: Attachments
+    workers: Pool[Any]
+    settings: MoveSettings
+    stop: threading.Event
+    report: Report
+    keeper: Keeper
+    record: Record
+    total: int = 0
+    seen: int = 0
+    done: int = 0
+    bytes: int = 0
+    already_there: int = 0
+    left: int = 0
+    unknown: int = 0
+    freed_bytes: int = 0
+    vacuumed: bool | None = None
+    failures: list[tuple[Row, str]] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    _started: float = field(default_factory=time.monotonic)
+    _submitted_bytes: int = 0
+    _reported: float = 0.0
+    _recorded: float = field(default_factory=time.monotonic)
+    _pending: deque[tuple[Sequence[Row], Future[Any]]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        most = self.attachments.most_locks() // (_LOCKS_SHARE * self.settings.jobs)
+        self._batch_files = max(1, min(_BATCH_FILES, most))
+
+    def result(self) -> Moved:
+        """Do the phase and return the result."""
+        self.total, _ = self.attachments.total()
+        complete = False
+        try:
+            {model.COPY: self.copy, model.SWITCH: self.switch, model.CLEAN: self.clean}[self.settings.phase]()
+            complete = not self.failures and not self.stop.is_set()
+        except Stopped:
+            pass
+        finally:
+            self._save()
+        is_clean = self.settings.phase == model.CLEAN
+        return Moved(
+            source=self.settings.source.kind,
+            target=self.settings.target.kind,
+            source_folder=self.settings.source.folder,
+            target_folder=self.settings.target.folder,
+            phase=self.settings.phase,
+            attachments=self.total,
+            copied=0 if is_clean else self.done,
+            bytes=self.bytes,
+            already_there=0 if is_clean else self.already_there,
+            removed=self.done if is_clean else 0,
+            left=self.left,
+            unknown=self.unknown,
+            freed_bytes=self.freed_bytes,
+            vacuumed=self.vacuumed,
+            failed=tuple(Failed(row.uuid, reason) for row, reason in self.failures),
+            complete=complete,
+            elapsed_s=round(time.monotonic() - self._started, 3),
+            endpoint=db.endpoint(self.attachments.conn),
+            warnings=self.warnings,
+        )
+
+    # --- the phases ---------------------------------------------------------------------
+
+    def copy(self) -> None:
+        """Copy everything that is not in the target yet."""
+        self._require_the_right_source()
+        for rows in _batches(self.attachments.all(), self._batch_files):
+            trusted = self.record.is_trusted(*rows[-1][:2])
+            self._submit("copy", rows, trusted)
+        self._collect_all()
+        self._forget_deleted()
+        if not self.settings.is_partial:
+            self.record.copied = not self.failures
+            self.record.switched = False
+
+    def switch(self) -> None:
+        """Copy the remainder, with Orthanc stopped and kept from starting."""
+        conn, schema = self.attachments.conn, self.attachments.conn.schema
+        with ExitStack() as stack:
+            for lock in (db.LOCK_INDEX, db.LOCK_STORAGE):
+                stack.enter_context(db.advisory_lock(conn, lock, wait_s=0))
+            self.warnings = locks.require_no_orthanc(conn, schema)
+            conn.rollback()
+            if not self.record.copied:
+                self.copy()
+            for rows in _batches(self._missing(), self._batch_files):
+                self._submit("copy", rows, False)
+            self._collect_all()
+            self._forget_deleted()
+            self.record.switched = not self.failures
+            if self.settings.target.folder is None:
+                self.unknown = self.attachments.unknown_objects()
+
+    def clean(self) -> None:
+        """Remove what is in the source, after it was proved in the target."""
+        self._require_switched()
+        before = space.used(self.attachments.conn, self.settings.source)
+        for rows in _batches(self.attachments.all(), self._batch_files):
+            self._submit("clean", rows)
+        self._collect_all()
+        self._forget_deleted()
+        self.left = space.left(self.attachments.conn, self.settings.source) - len(self.failures)
+        if self.settings.source.folder is None:
+            self.vacuumed = space.vacuum(self.attachments.conn)
+            self.freed_bytes = before - space.used(self.attachments.conn, self.settings.source)
+        else:
+            self.freed_bytes = self.bytes
+
+    # --- conditions ---------------------------------------------------------------------
+
+    def _require_the_right_source(self) -> None:
+        """Refuse a folder that is not mounted, in which every attachment would be missing."""
+        folder = self.settings.source.folder
+        if folder and self.total and is_empty(FilesystemArea(folder)):
+            raise UsageError(
+                f"{printable(str(folder))} is empty, but the index lists {plural(self.total, 'attachment')}",
+                "check that it is mounted, or name the right folder",
+            )
+
+    def _require_switched(self) -> None:
+        """Refuse to remove what an Orthanc may still use.
+
+        Raises:
+            UsageError: The switch is not done, or the configuration names another area.
+            InUseError: An Orthanc is connected that uses the source.
+        """
+        settings = self.settings
+        if not self.record.switched:
+            raise UsageError(
+                f"there is no record of a switch from {settings.source} to {settings.target}",
+                "nothing was removed; do the phases in their order: copy, switch, clean",
+            )
+        if settings.configured is not None and settings.configured != settings.target:
+            raise UsageError(
+                f"Orthanc's configuration still names {settings.configured} instead of {settings.target}",
+                "nothing was removed; change the configuration, and restart Orthanc",
+            )
+        conn = self.attachments.conn
+        usage = locks.inspect(conn, conn.schema)
+        conn.rollback()
+        uses_objects = db.LOCK_STORAGE in {lock.key for lock in usage.held}
+        if uses_objects and settings.source.folder is None:
+            raise db.held_error(conn, db.lock_holders(conn, db.LOCK_STORAGE))
+        if usage.held and not uses_objects and settings.target.folder is None:
+            raise InUseError(
+                f"{usage.endpoint} is in use by an Orthanc that does not use the large objects: {usage.summary}",
+                "nothing was removed; restart it with the new configuration",
+            )
+        missing = sum(1 for _ in self._missing())
+        if missing:
+            verb = "is" if missing == 1 else "are"
+            raise UsageError(
+                f"{plural(missing, 'attachment')} {verb} not in {settings.target}: "
+                f"an Orthanc still stores in {settings.source}, or the target is not mounted",
+                "nothing was removed; stop Orthanc, repeat --phase switch, and start it with the new configuration",
+            )
+
+    def _missing(self) -> Iterator[Row]:
+        """Yield the attachments that are not in the target, and count what it has besides."""
+        if self.settings.target.folder is None:
+            yield from self.attachments.without_object()
+            return
+        digits = 2 if self.total <= _SMALL_ARCHIVE else 3
+        parts = iter([f"{number:0{digits}x}" for number in range(16**digits)])
+        part, names, self.unknown = "", set(), 0
+        for row in self.attachments.by_uuid():
+            while part < row.uuid[:digits] and (following := next(parts, None)) is not None:
+                self.unknown += len(names)
+                part, names = following, self._names(following)
+            if row.uuid in names:
+                names.discard(row.uuid)
+            else:
+                yield row
+        self.unknown += len(names) + sum(len(self._names(following)) for following in parts)
+
+    def _names(self, part: str) -> set[str]:
+        return set(self.workers.result(self.workers.submit("list_part", part)).sizes)
+
+    # --- batches ------------------------------------------------------------------------
+
+    def _submit(self, task: str, rows: Sequence[Row], *arguments: object) -> None:
+        """Give some attachments to a worker; wait if that is too early, or too many are waiting."""
+        if self.stop.is_set():
+            raise Stopped
+        if self.settings.max_bytes_per_s:
+            elapsed_s = time.monotonic() - self._started
+            early_s = self._submitted_bytes / self.settings.max_bytes_per_s - elapsed_s
+            if early_s > 0 and self.stop.wait(early_s):
+                raise Stopped
+            self._submitted_bytes += sum(row.size for row in rows)
+        self._pending.append((rows, self.workers.submit(task, list(map(tuple, rows)), *arguments)))
+        while len(self._pending) > 2 * self.settings.jobs:
+            self._collect()
+
+    def _collect(self) -> None:
+        rows, future = self._pending.popleft()
+        batch: Batch = self.workers.result(future)
+        self.seen += len(rows)
+        self.done += batch.done
+        self.bytes += batch.bytes
+        self.already_there += batch.already_there
+        self.failures += batch.failed
+        now = time.monotonic()
+        if self.settings.phase == model.COPY and not self.settings.is_partial and not self.failures:
+            # Batches are collected in their order.
+            self.record.after = max(self.record.after, rows[-1][:2])
+            if now - self._recorded > _RECORD_S:
+                self._save()
+        if now - self._reported > _REPORT_S:
+            self._reported = now
+            self.report(Progress(self.settings.phase, "", min(self.seen, self.total), self.total))
+
+    def _collect_all(self) -> None:
+        while self._pending:
+            self._collect()
+        if self.stop.is_set():
+            raise Stopped
+
+    def _save(self) -> None:
+        if self.settings.is_partial or (self.settings.phase == model.CLEAN):
+            return
+        self._recorded = time.monotonic()
+        self.keeper.write(self.record)
+
+    def _forget_deleted(self) -> None:
+        """Drop failures of attachments that Orthanc has deleted meanwhile."""
+        existing = self.attachments.existing([row for row, _ in self.failures])
+        self.failures = [(row, reason) for row, reason in self.failures if row in existing]
+
+
+def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
+    """Yield rows in batches of limited number and size."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += row.size
+        if len(batch) >= most or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+

@@ -1,0 +1,50 @@
+"""The space that an area takes, and giving it back."""
+
+from __future__ import annotations
+
+from pgorthanc_cli import db
+from pgorthanc_cli.placement.model import Place
+from pgorthanc_cli.storage import FilesystemArea
+from pgorthanc_cli.storage.listing import list_part
+
+# The owner of a database may vacuum its catalogs; from PostgreSQL 17 on also a role with MAINTAIN.
+_MAY_VACUUM = """
+    SELECT pg_has_role(current_user, datdba, 'MEMBER') FROM pg_database WHERE datname = current_database()
+"""
+
+
+def used(conn: db.Session, place: Place) -> int:
+    """Return the bytes of the tables of large objects; 0 for a folder."""
+    if place.folder:
+        return 0
+    query = "SELECT pg_total_relation_size('pg_largeobject') + pg_total_relation_size('pg_largeobject_metadata')"
+    size: int = db.value(conn, query)
+    conn.rollback()
+    return size
+
+
+def left(conn: db.Session, place: Place) -> int:
+    """Return how many attachments are in an area."""
+    if place.folder:
+        area = FilesystemArea(place.folder)
+        return sum(len(list_part(area, f"{number:02x}", sizes=False).sizes) for number in range(256))
+    count: int = db.value(conn, "SELECT count(*) FROM index.storagearea")
+    conn.rollback()
+    return count
+
+
+def vacuum(conn: db.Session) -> bool:
+    """Vacuum the tables of large objects, which gives empty pages at their end back; return whether this role may.
+
+    Never VACUUM FULL, which would block every reader for hours.
+    """
+    may: bool = db.value(conn, _MAY_VACUUM)
+    conn.rollback()
+    if may:
+        conn.autocommit = True
+        try:
+            with conn.cursor() as cur:
+                cur.execute("VACUUM pg_catalog.pg_largeobject, pg_catalog.pg_largeobject_metadata")
+        finally:
+            conn.autocommit = False
+    return may

@@ -1,0 +1,140 @@
+"""The page of `storage move`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pgorthanc_cli.placement import Moved
+from pgorthanc_cli.text import duration, plural, printable, size
+from pgorthanc_cli.views.page import Block, Note, Page
+
+LISTED = 20  # failures that are shown one by one
+_OBJECTS = "large objects"
+_VACUUM = "VACUUM pg_largeobject; VACUUM pg_largeobject_metadata;"
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What to run next.
+
+    Attributes:
+        switch, clean: The same move, its next phases.
+        again: The same command.
+        verify: The check of the target, with the affected studies.
+        verify_source: The same of the source.
+        configure: Commands that change Orthanc's configuration; empty if it is not known.
+        settings: What they change: a key and its value.
+    """
+
+    switch: str
+    clean: str
+    again: str
+    verify: str
+    verify_source: str
+    configure: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+def page(moved: Moved, commands: Commands) -> Page:
+    """Return the page of a phase."""
+    blocks = [*_facts(moved), *_failures(moved)]
+    steps: tuple[Note, ...] = ()
+    if moved.failed:
+        check = commands.verify if moved.phase == "clean" else commands.verify_source
+        steps = (Note("To see what is damaged, and in which studies:", paste=check),)
+    elif not moved.complete:
+        steps = (Note("Next, continue:", paste=commands.again),)
+    elif moved.phase == "copy":
+        steps = (Note("Next, in your maintenance window: stop Orthanc, then", paste=commands.switch),)
+    elif moved.phase == "switch":
+        blocks += _configuration(commands)
+        steps = (
+            Note("Next, once Orthanc has run for a while, remove the source:", paste=commands.clean),
+        )
+    where = (str(moved.endpoint), f"{_name(moved, source=True)} → {_name(moved)}", duration(moved.elapsed_s))
+    status = "problem" if moved.failed else "ok" if moved.complete else "warning"
+    return Page(_headline(moved), where, tuple(blocks), steps, status)
+
+
+def _name(moved: Moved, *, source: bool = False) -> str:
+    folder = moved.source_folder if source else moved.target_folder
+    return printable(str(folder)) if folder else _OBJECTS
+
+
+def _headline(moved: Moved) -> str:
+    target = _name(moved)
+    if moved.phase == "clean":
+        text = f"Removed {plural(moved.removed, 'attachment')} from {_name(moved, source=True)}"
+        text += f": {size(moved.freed_bytes)} are free again." if moved.freed_bytes > 0 else "."
+        if not moved.removed and moved.complete:
+            text = "Nothing to do: the source has no attachment of the index any more."
+    elif moved.phase == "switch" and moved.complete:
+        text = f"Orthanc's files are now in {target}"
+        text = f"Orthanc's files are now {target}" if moved.target == "postgresql" else text
+        text += f": {plural(moved.copied, 'attachment')} copied in {duration(moved.elapsed_s)}."
+    elif moved.complete and not moved.copied:
+        text = f"Nothing to do: all attachments are already in {target}."
+    else:
+        text = f"Copied {plural(moved.copied, 'attachment')} ({size(moved.bytes)}) to {target}."
+    if moved.failed:
+        failed = len(moved.failed)
+        consequence = {
+            "copy": "The switch is blocked until this is settled.",
+            "switch": "The switch is not done: start Orthanc with its old configuration.",
+            "clean": "They stay where they are.",
+        }[moved.phase]
+        return f"{text} {failed:,} failed. {consequence}"
+    return text if moved.complete else f"Interrupted: {text[:1].lower()}{text[1:]}"
+
+
+def _facts(moved: Moved) -> Iterator[Block]:
+    if moved.already_there:
+        yield Note(f"{plural(moved.already_there, 'attachment')} already there, compared, not copied again.")
+    if moved.phase == "copy" and moved.complete:
+        yield Note(
+            f"Orthanc still uses {_name(moved, source=True)}, and may go on doing so."
+            " The MD5 of everything is right in both places."
+        )
+    if moved.phase == "switch" and moved.complete:
+        yield Note(
+            f"{_name(moved, source=True).capitalize() if not moved.source_folder else _name(moved, source=True)}: "
+            "untouched. Going back needs only the old configuration, as long as Orthanc has not stored anything new."
+        )
+    if moved.unknown:
+        yield Note(
+            f"{plural(moved.unknown, 'attachment')} in the target, but not in the index",
+            "warning",
+            ("Orthanc has deleted them since the copy; verify storage --quarantine moves them aside.",)
+            if moved.target_folder
+            else ("Orthanc has deleted them since the copy.",),
+        )
+    yield from _leftovers(moved)
+
+
+def _leftovers(moved: Moved) -> Iterator[Block]:
+    if moved.left > 0:
+        yield Note(
+            f"{plural(moved.left, 'attachment')} stay in the source: no row of the index names them",
+            "warning",
+            ("They are orphans, or Orthanc has deleted them since the switch.",),
+        )
+    if moved.vacuumed is False:
+        yield Note(
+            "The space was not given back: this role may not vacuum",
+            "warning",
+            ("As the owner of the database, or as a superuser:",),
+            _VACUUM,
+        )
+
+
+def _failures(moved: Moved) -> Iterator[Block]:
+    for failed in moved.failed[:LISTED]:
+        yield Note(f"{printable(failed.uuid)}  {printable(failed.reason)}", "problem")
+    if len(moved.failed) > LISTED:
+        yield Note(f"and {len(moved.failed) - LISTED:,} more (--json lists them)")
+
+
+def _configuration(commands: Commands) -> Iterator[Block]:
+    text = "Change this BEFORE you start Orthanc, or it will not find its files:"
+    yield Note(text, "warning", paste="\n".join(commands.configure or commands.settings))
