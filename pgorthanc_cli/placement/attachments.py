@@ -46,14 +46,18 @@ class Attachments:
                 "they cannot be moved this way",
                 "to see where they are, run: pgorthanc storage show",
             )
-        needs_area = None in (self.settings.source.folder, self.settings.target.folder)
-        has_area = "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea')"
-        if needs_area and not db.value(self.conn, has_area):
-            revision = db.value(self.conn, "SELECT value FROM index.globalproperties WHERE property = 4")
+        if self.settings.source.folder is None and not self.has_storage_area():
             raise RevisionError(
                 "there is no storage area for large objects in this schema, expected the table storagearea",
-                f"to create it, run: pgorthanc init --with-storage --revision {revision}",
+                "name the folder of the files with --from-dir, if Orthanc stores files",
             )
+
+    def has_storage_area(self) -> bool:
+        """Return whether the schema has the table of large objects."""
+        query = "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NOT NULL"
+        exists: bool = db.value(self.conn, query)
+        self.conn.rollback()
+        return exists
 
     def _condition(self) -> str:
         """Return what selects the resources, as SQL on their internal ids.

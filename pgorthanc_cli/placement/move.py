@@ -64,6 +64,8 @@ def move(
         db.advisory_lock(conn, db.LOCK_MOVE, wait_s=0),
     ):
         attachments = Attachments(conn, settings)
+        if settings.target.folder is None and not attachments.has_storage_area():
+            space.create_storage_area(conn)
         with conn.cursor() as cur:
             identity = index.identity(cur)
         conn.rollback()
@@ -273,7 +275,8 @@ class _Run:
             return
         digits = 2 if self.total <= _SMALL_ARCHIVE else 3
         parts = iter([f"{number:0{digits}x}" for number in range(16**digits)])
-        part, names, self.unknown = "", set(), 0
+        part, self.unknown = "", 0
+        names: set[str] = set()
         for row in self.attachments.by_uuid():
             while part < row.uuid[:digits] and (following := next(parts, None)) is not None:
                 self.unknown += len(names)
@@ -351,5 +354,3 @@ def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-

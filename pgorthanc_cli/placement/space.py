@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pgorthanc_cli import db
 from pgorthanc_cli.placement.model import Place
+from pgorthanc_cli.schema import steps
 from pgorthanc_cli.storage import FilesystemArea
 from pgorthanc_cli.storage.listing import list_part
 
@@ -17,7 +18,9 @@ def used(conn: db.Session, place: Place) -> int:
     """Return the bytes of the tables of large objects; 0 for a folder."""
     if place.folder:
         return 0
-    query = "SELECT pg_total_relation_size('pg_largeobject') + pg_total_relation_size('pg_largeobject_metadata')"
+    query = (
+        "SELECT pg_total_relation_size('pg_largeobject') + pg_total_relation_size('pg_largeobject_metadata')"
+    )
     size: int = db.value(conn, query)
     conn.rollback()
     return size
@@ -31,6 +34,23 @@ def left(conn: db.Session, place: Place) -> int:
     count: int = db.value(conn, "SELECT count(*) FROM index.storagearea")
     conn.rollback()
     return count
+
+
+def create_storage_area(conn: db.Session) -> None:
+    """Create the table `storagearea`, as the plugin does when it starts with EnableStorage.
+
+    Its owner becomes that of the index: the rule that deletes large objects runs with the rights of the table's owner.
+    An Orthanc that stores files is not disturbed.
+    """
+    owner, is_other = db.row(
+        conn,
+        """SELECT pg_get_userbyid(relowner), pg_get_userbyid(relowner) <> current_user FROM pg_class
+           WHERE oid = (quote_ident(index_schema()) || '.resources')::regclass""",
+    ) or ("", False)
+    with db.advisory_lock(conn, db.LOCK_DATABASE_SETUP), conn, conn.cursor() as cur:
+        cur.execute(steps.text(steps.STORAGE_AREA))
+        if is_other:
+            cur.execute(f"ALTER TABLE storagearea OWNER TO {db.quote_ident(owner)}")
 
 
 def vacuum(conn: db.Session) -> bool:

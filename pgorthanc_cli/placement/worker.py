@@ -62,9 +62,7 @@ class Mover:
         size = sum(each.row.size for each in contents)
         return Batch(len(contents), size, len(rows) - len(contents) - len(failed), failed)
 
-    def _missing(
-        self, rows: Sequence[Row], *, trusted: bool, failed: list[tuple[Row, str]]
-    ) -> list[Row]:
+    def _missing(self, rows: Sequence[Row], *, trusted: bool, failed: list[tuple[Row, str]]) -> list[Row]:
         """Return which attachments have to be copied."""
         failed += [(row, "its name is not a UUID") for row in rows if not is_uuid(row.uuid)]
         rows = [row for row in rows if is_uuid(row.uuid)]

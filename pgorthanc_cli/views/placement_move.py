@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pgorthanc_cli.placement import Moved
 from pgorthanc_cli.text import duration, plural, printable, size
-from pgorthanc_cli.views.page import Block, Note, Page
+from pgorthanc_cli.views.page import Block, Note, Page, Status
 
 LISTED = 20  # failures that are shown one by one
 _OBJECTS = "large objects"
@@ -49,11 +49,9 @@ def page(moved: Moved, commands: Commands) -> Page:
         steps = (Note("Next, in your maintenance window: stop Orthanc, then", paste=commands.switch),)
     elif moved.phase == "switch":
         blocks += _configuration(commands)
-        steps = (
-            Note("Next, once Orthanc has run for a while, remove the source:", paste=commands.clean),
-        )
+        steps = (Note("Next, once Orthanc has run for a while, remove the source:", paste=commands.clean),)
     where = (str(moved.endpoint), f"{_name(moved, source=True)} → {_name(moved)}", duration(moved.elapsed_s))
-    status = "problem" if moved.failed else "ok" if moved.complete else "warning"
+    status: Status = "problem" if moved.failed else "ok" if moved.complete else "warning"
     return Page(_headline(moved), where, tuple(blocks), steps, status)
 
 

@@ -37,7 +37,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def filled(
-    admin: Connection, template: str, server_dsn: str, archive: list[Path], tmp_path_factory: pytest.TempPathFactory
+    admin: Connection,
+    template: str,
+    server_dsn: str,
+    archive: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, str, Path]]:
     """Two databases to clone, with large objects and with files, and the folder of the files."""
     names = [f"pgorthanc_{kind}_{os.getpid()}" for kind in ("objects", "files")]
@@ -151,9 +155,7 @@ def test_there_and_back(indexed: db.Target, area: Path) -> None:
 # --- what happens meanwhile -----------------------------------------------------------------
 
 
-def test_the_switch_copies_what_came_since(
-    objects: db.Target, archive: list[Path], tmp_path: Path
-) -> None:
+def test_the_switch_copies_what_came_since(objects: db.Target, archive: list[Path], tmp_path: Path) -> None:
     move(objects, OBJECTS, tmp_path / "data", "copy")
     import_files(objects, samples.folder(tmp_path / "later", 3, first=COUNT), None)
     switched = move(objects, OBJECTS, tmp_path / "data", "switch")
@@ -357,11 +359,15 @@ def test_customdata_is_refused(objects: db.Target, tmp_path: Path) -> None:
         move(objects, OBJECTS, tmp_path / "data", "copy")
 
 
-def test_no_storage_area(indexed: db.Target, area: Path) -> None:
-    execute(indexed, "DROP TABLE storagearea")
-    with pytest.raises(RevisionError, match="no storage area") as refused:
-        move(indexed, area, OBJECTS, "copy")
-    assert "pgorthanc init --with-storage --revision 10" in (refused.value.hint or "")
+def test_the_storage_area_is_created(indexed: db.Target, area: Path, tmp_path: Path, role: str) -> None:
+    """Its owner is that of the index, who can then delete the large objects."""
+    execute(indexed, "DROP TABLE storagearea", f"ALTER TABLE resources OWNER TO {role}")
+    with pytest.raises(RevisionError, match="no storage area"):
+        move(indexed, OBJECTS, tmp_path / "data", "copy")
+    move(indexed, area, OBJECTS, "copy")
+    assert in_objects(indexed) == expected(indexed)
+    shown = placement.show(indexed)
+    assert (shown.owner, shown.wrong_owner) == (role, 0)
 
 
 # --- a part, roles, large attachments ---------------------------------------------------------
@@ -452,7 +458,11 @@ def test_the_whole_run_book(objects: db.Target, tmp_path: Path) -> None:
     cleaned = run(*words, "--phase", "clean", "--json")
     document = json.loads(cleaned.stdout)
     assert document.keys() >= {"from", "to", "copied", "bytes", "already_there", "failed", "phase"}
-    assert (document["from"], document["to"], document["removed"]) == ("postgresql", "filesystem", OBJECTS_COUNT)
+    assert (document["from"], document["to"], document["removed"]) == (
+        "postgresql",
+        "filesystem",
+        OBJECTS_COUNT,
+    )
 
 
 def test_exit_codes(indexed: db.Target, area: Path) -> None:
@@ -464,4 +474,7 @@ def test_exit_codes(indexed: db.Target, area: Path) -> None:
     page = run(*words)
     assert (page.exit_code, "The switch is blocked" in page.stdout) == (6, True)
     assert run("--to", "filesystem", "--uri", indexed.dsn).exit_code == 2
-    assert run("--to", "filesystem", "--storage-dir", area, "--from-dir", area, "--uri", indexed.dsn).exit_code == 2
+    assert (
+        run("--to", "filesystem", "--storage-dir", area, "--from-dir", area, "--uri", indexed.dsn).exit_code
+        == 2
+    )

@@ -46,8 +46,9 @@ ALLOWED = {
     "storage": set(),
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "scrub": {"config", "dicom", "index", "ingest", "storage", "workers"},
-    "placement": {"config", "index", "locks", "storage", "workers"},
     "reindex": {"config", "dicom", "index", "ingest", "storage", "workers"},
+    "scrub": {"config", "dicom", "index", "storage", "workers"},
+    "placement": {"config", "index", "locks", "schema", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {

@@ -45,7 +45,9 @@ def test_copy() -> None:
     check("copy-interrupted", replace(COPY, complete=False))
     check("copy-failed", replace(COPY, complete=False, failed=FAILED[:2]))
     check("copy-many-failed", replace(COPY, complete=False, failed=FAILED))
-    back = replace(COPY, source="filesystem", target="postgresql", source_folder=Path("/data"), target_folder=None)
+    back = replace(
+        COPY, source="filesystem", target="postgresql", source_folder=Path("/data"), target_folder=None
+    )
     check("copy-to-large-objects", back)
 
 

@@ -1,0 +1,63 @@
+"""Strike `storage move` at random moments of each phase: nothing is lost, nothing twice, and a rerun completes.
+
+storage_move.py [RUNS [ATTACHMENTS [SEED]]]     default: 50 runs of each strike in each phase, 400 attachments
+
+Strikes: kill -9, SIGTERM, lost connections, and (as root) a full disk. Both directions in turn.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from common import numbers, superuser_dsn
+from psycopg2.extensions import make_dsn
+
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.schema import initialize
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.faults.site import disk
+from tests.placement.strikes import PHASES, STRIKES, Scene, strike
+from tests.support.schemas import run as execute
+
+
+def one(dsn: str, phase: str, kind: str, count: int, chance: random.Random, *, to_objects: bool) -> str:
+    """Strike once, in a database of its own."""
+    server, name = db.Target(dsn), "pgorthanc_bench_move"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgorthanc-move-")))
+        if kind == "disk" and stack.enter_context(disk(folder, 64)) is None:
+            return "no disk"
+        execute(server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
+        target = db.Target(make_dsn(dsn, dbname=name))
+        with db.session(target) as conn:
+            initialize.init(conn, schema="public", require_idle=locks.require_idle)
+        scene = Scene(target, folder / "area", to_objects)
+        scene.fill(count)
+        return strike(scene, phase, kind, chance, 1.5 if phase != "clean" else 1.2)
+
+
+def main(runs: int, count: int, seed: int) -> None:
+    """Run all, and count how the commands ended."""
+    chance, ends = random.Random(seed), Counter[str]()  # noqa: S311
+    with superuser_dsn() as dsn:
+        for number in range(runs):
+            for phase in PHASES:
+                for kind in STRIKES:
+                    if kind == "disk" and phase == "clean":
+                        continue  # it only removes
+                    to_objects = kind != "disk" and number % 2 == 1
+                    end = one(dsn, phase, kind, count, chance, to_objects=to_objects)
+                    ends[f"{phase}, {kind}: {end.rpartition(': ')[2]}"] += 1
+            print(f"{number + 1} of {runs}", file=sys.stderr, flush=True)
+    for end, times in sorted(ends.items()):
+        print(f"{times:5} {end}")
+
+
+if __name__ == "__main__":
+    main(*numbers(__doc__, "N", [50, 400, 1])[:3])

@@ -1,0 +1,187 @@
+"""`storage move`, struck at a random moment of a phase: nothing is lost, and a rerun completes.
+
+The suite runs a few strikes, bench/storage_move.py as many as it is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pgorthanc_cli import db, placement, storage
+from pgorthanc_cli.storage import FilesystemArea
+from tests.support.real_servers import wait_until
+from tests.support.schemas import rows
+from tests.support.schemas import run as execute
+
+PHASES = ("copy", "switch", "clean")
+STRIKES = ("kill", "terminate", "server", "disk")
+_SIZE = 20_000  # bytes of an attachment
+
+
+@dataclass
+class Scene:
+    """An index of many attachments, in a folder or in large objects, and the other area."""
+
+    target: db.Target
+    folder: Path
+    to_objects: bool
+    expected: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def fill(self, count: int) -> None:
+        """Write attachments and their rows directly."""
+        self.folder.mkdir()
+        uuids = storage.new_uuids(count)
+        contents = {uuid: os.urandom(_SIZE) for uuid in uuids}
+        self.expected = {
+            uuid: (_SIZE, hashlib.md5(content, usedforsecurity=False).hexdigest())
+            for uuid, content in contents.items()
+        }
+        values = ", ".join(
+            f"({number}, 1, '{uuid}', {size}, {size}, 1, '{md5}', '{md5}', 0, NULL)"
+            for number, (uuid, (size, md5)) in enumerate(self.expected.items(), 4)
+        )
+        execute(
+            self.target,
+            f"""SET session_replication_role = replica;
+                INSERT INTO resources (internalid, resourcetype, publicid, parentid)
+                    SELECT n, least(n - 1, 3), 'r' || n, CASE WHEN n > 1 THEN least(n - 1, 3) END
+                    FROM generate_series(1, {count + 3}) n;
+                INSERT INTO attachedfiles VALUES {values}""",
+        )
+        if self.to_objects:
+            area = FilesystemArea(self.folder, sync=False)
+            for uuid, content in contents.items():
+                area.put(uuid, 1, [content])
+            return
+        with db.session(self.target) as conn:
+            objects = storage.LargeObjectArea(conn)
+            objects.put_many((uuid, 1, [content]) for uuid, content in contents.items())
+            conn.commit()
+
+    def command(self, phase: str) -> list[str]:
+        to = "postgresql" if self.to_objects else "filesystem"
+        words = ["--to", to, "--storage-dir", str(self.folder), "--phase", phase, "--json"]
+        return [sys.executable, "-m", "pgorthanc_cli", "storage", "move", *words, "--uri", self.target.dsn]
+
+    def run(self, phase: str) -> None:
+        """Do a phase, which must complete; in this process, which is faster."""
+        folder, objects = placement.Place(self.folder), placement.Place(None)
+        source, to = (folder, objects) if self.to_objects else (objects, folder)
+        moved = placement.move(self.target, placement.MoveSettings(source, to, phase, jobs=1))
+        assert moved.complete, moved.failed
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """What is in the folder; no temporary file counts."""
+        found = {}
+        for path in self.folder.rglob("????????-*"):
+            content = path.read_bytes()
+            found[path.name] = len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return found
+
+    def objects(self) -> dict[str, tuple[int, str]]:
+        """What is in the large objects; none is without a row."""
+        query = "SELECT uuid, length(lo_get(content)), md5(lo_get(content)) FROM storagearea"
+        found = {uuid: (size, md5) for uuid, size, md5 in rows(self.target, query)}
+        assert rows(self.target, "SELECT count(*) FROM pg_largeobject_metadata") == [(len(found),)]
+        return found
+
+    def check(self, phase: str) -> None:
+        """Raise an error if anything is lost, or if what has a name is not complete."""
+        source, to = (self.files(), self.objects()) if self.to_objects else (self.objects(), self.files())
+        assert to.items() <= self.expected.items()
+        assert source.items() <= self.expected.items()
+        if phase == "clean":
+            assert to == self.expected
+        else:
+            assert source == self.expected
+
+    def finish(self, phase: str) -> None:
+        """Repeat the phase, do those after it, and check the end."""
+        for following in PHASES[PHASES.index(phase) :]:
+            self.run(following)
+        assert (self.files(), self.objects()) == (
+            ({}, self.expected) if self.to_objects else (self.expected, {})
+        )
+        assert not list(self.folder.rglob(".*.pgorthanc"))
+        self.run("clean")
+
+
+def strike(scene: Scene, phase: str, kind: str, chance: random.Random, duration_s: float) -> str:
+    """Do the phases before, strike this one at a random moment, check, and finish the move.
+
+    Args:
+        scene: With its attachments in the source.
+        phase: Which phase is struck.
+        kind: One of STRIKES.
+        chance: Decides about the moment.
+        duration_s: How long the phase takes.
+
+    Returns:
+        How the command ended.
+    """
+    for before in PHASES[: PHASES.index(phase)]:
+        # Of a switch without a copy there is more to interrupt.
+        if not (before == "copy" and phase == "switch"):
+            scene.run(before)
+    moment_s = chance.uniform(0.0, duration_s)
+    with filled_disk(scene.folder, chance) if kind == "disk" else _nothing():
+        with subprocess.Popen(
+            scene.command(phase), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            if kind != "disk":
+                time.sleep(moment_s)
+            _blow(scene, process, kind)
+            code = process.wait(timeout=120)
+    assert code in {"kill": (-9, 0), "terminate": (130, 0, -15), "server": (1, 3, 0), "disk": (1, 0)}[kind], (
+        code
+    )
+    wait_until(lambda: not _backends(scene.target), timeout_s=30)
+    scene.check(phase)
+    scene.finish(phase)
+    return f"{kind} during {phase} after {moment_s:.2f} s: exit {code}"
+
+
+def _blow(scene: Scene, process: subprocess.Popen[bytes], kind: str) -> None:
+    if kind == "kill":
+        process.kill()
+    elif kind == "terminate":
+        process.send_signal(signal.SIGTERM)
+    elif kind == "server":
+        execute(scene.target, f"SELECT pg_terminate_backend(pid) {_BACKENDS}")
+
+
+_BACKENDS = "FROM pg_stat_activity WHERE application_name LIKE 'pgorthanc storage%'"
+
+
+def _backends(target: db.Target) -> int:
+    ((count,),) = rows(target, f"SELECT count(*) {_BACKENDS} AND datname = current_database()")
+    return int(count)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def filled_disk(folder: Path, chance: random.Random) -> Iterator[None]:
+    """Leave little room on the file system of a folder, which must be a small one."""
+    ballast = folder.parent / "ballast"
+    free = shutil.disk_usage(folder).free
+    with ballast.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, max(1, free - chance.randrange(50 * _SIZE)))
+    try:
+        yield
+    finally:
+        ballast.unlink()
