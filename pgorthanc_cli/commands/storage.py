@@ -29,7 +29,7 @@ def command() -> None:
     \b
     Examples:
       pgorthanc storage show --config /etc/orthanc
-      pgorthanc storage move --to filesystem --storage-dir /data --config /etc/orthanc
+      pgorthanc storage move --to filesystem --config /etc/orthanc
     """
 
 
@@ -120,9 +120,9 @@ def move(call: Call, **options: Any) -> None:
 
     \b
     Examples:
-      pgorthanc storage move --to filesystem --storage-dir /data --config /etc/orthanc
-      pgorthanc storage move --to filesystem --storage-dir /data --phase switch --config /etc/orthanc
-      pgorthanc storage move --to postgresql --config /etc/orthanc --max-rate 50MB/s
+      pgorthanc storage move --to filesystem --config /etc/orthanc
+      pgorthanc storage move --to filesystem --config /etc/orthanc --phase switch
+      pgorthanc storage move --to postgresql --config /etc/orthanc -j 4
 
     Exit codes: 0 the phase is done; 5 an Orthanc is connected; 6 some attachments failed; 130 interrupted.
     """

@@ -47,7 +47,6 @@ ALLOWED = {
     "ingest": {"config", "dicom", "index", "locks", "storage", "workers"},
     "scrub": {"config", "dicom", "index", "ingest", "storage", "workers"},
     "reindex": {"config", "dicom", "index", "ingest", "storage", "workers"},
-    "scrub": {"config", "dicom", "index", "storage", "workers"},
     "placement": {"config", "index", "locks", "schema", "storage", "workers"},
     "migrate": {"config", "locks", "schema", "storage", "workers"},
     "guides": set(),

@@ -124,7 +124,9 @@ def _value_refusal(parsed: click.Context) -> str | None:
     unknown = set(values.get("checks") or ()) - set(doctor.check_names())
     if unknown:
         return f"there is no check {', '.join(sorted(unknown))}"
-    revision = values.get("to") or values.get("revision") or values.get("to_revision")
+    # `storage move --to` names a storage area.
+    to = values.get("to") if parsed.command.name != "move" else None
+    revision = to or values.get("revision") or values.get("to_revision")
     try:
         if revision is not None:
             catalog.require_revision(revision)
