@@ -153,7 +153,7 @@ class Difference(NamedTuple):
     instance: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A difference that was there at the second look, too.
 
@@ -266,7 +266,7 @@ class StorageReport:
             files without a row that may still get one.
         undecided: Of these, the files: a transaction is open.
         without_md5: Checked rows whose content cannot be compared, as they have no MD5.
-        findings: Damages first; at most `MAX_FINDINGS` of them.
+        findings: Damages first; at most `MAX_FINDINGS` of each kind.
         counts: Findings by kind, all of them.
         damaged: Attachments with a finding; the other findings are of files without a row, or
             of folders.
@@ -320,4 +320,4 @@ class StorageReport:
         return any(kind not in NORMAL for kind in self.counts)
 
 
-MAX_FINDINGS = 100_000
+MAX_FINDINGS = 20_000  # of each kind: more are counted only

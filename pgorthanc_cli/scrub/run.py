@@ -23,6 +23,7 @@ from pgorthanc_cli.scrub.journal import open_journal
 from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
 from pgorthanc_cli.scrub.right_area import require_the_right_area
 from pgorthanc_cli.scrub.rows import Rows
+from pgorthanc_cli.scrub.spool import Spool
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
 from pgorthanc_cli.storage import is_uuid
 from pgorthanc_cli.storage.listing import Listing, Odd, top_level
@@ -106,7 +107,7 @@ class _Run:
     checked: int = 0
     bytes: int = 0
     without_md5: int = 0
-    differences: list[Difference] = field(default_factory=list)
+    differences: Spool = field(default_factory=Spool)
     _started: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
     _batch: list[Row] = field(default_factory=list)
@@ -171,7 +172,7 @@ class _Run:
     def _pass(self) -> None:
         """Go through index and area, part by part."""
         if self.reader.area and not self.settings.is_partial:
-            self.differences += [_of_odd(odd) for odd in top_level(self.reader.area)]
+            self.differences.extend(_of_odd(odd) for odd in top_level(self.reader.area))
         for parts, start, end in self._stretches():
             self._stretch(parts, start, end)
         if self.due:
@@ -297,7 +298,7 @@ class _Run:
         for uuid in sorted(listing.sizes):
             path = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
             self.differences.append(Difference(model.ORPHAN_OTHER, "", None, uuid, path))
-        self.differences += [_of_odd(odd) for odd in listing.odd]
+        self.differences.extend(_of_odd(odd) for odd in listing.odd)
         if self.stop.is_set():
             raise Stopped
 
@@ -351,7 +352,7 @@ class _Run:
     def _collect(self) -> None:
         rows, future = self._pending.popleft()
         differences: list[Difference] = self.workers.result(future)
-        self.differences += differences
+        self.differences.extend(differences)
         if self.due:
             self.due.record(rows, differences)
         self._count(len(rows), sum(row.stored_size or 0 for row in rows))

@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.scrub import model
 from pgorthanc_cli.scrub.model import Difference, Finding, Settings
+from pgorthanc_cli.scrub.spool import Spool
 from pgorthanc_cli.storage import listing
 from pgorthanc_cli.text import plural, printable
 from pgorthanc_cli.workers import Stopped
@@ -44,7 +45,7 @@ class Outcome:
     """The findings of a second look.
 
     Attributes:
-        findings: At most `model.MAX_FINDINGS`.
+        findings: At most `model.MAX_FINDINGS` of each kind.
         counts: All of them, by kind.
         damaged: Those of rows.
         studies: Public ids of the studies with a damaged attachment.
@@ -60,7 +61,7 @@ class Outcome:
     def add(self, finding: Finding) -> None:
         """Add a finding."""
         self.counts[finding.kind] += 1
-        if len(self.findings) < model.MAX_FINDINGS:
+        if self.counts[finding.kind] <= model.MAX_FINDINGS:
             self.findings.append(finding)
 
     def add_damage(self, finding: Finding, study: str | None) -> None:
@@ -75,16 +76,40 @@ def look(
     rows: Rows,
     reader: Reader,
     settings: Settings,
-    differences: Sequence[Difference],
+    differences: Spool,
     stop: threading.Event,
     report: Report,
 ) -> Outcome:
-    """Return what is still different.
+    """Return what is still different; memory does not grow with the number of differences.
 
     Raises:
         Stopped: `stop` was set.
     """
-    outcome = Outcome()
+    outcome, in_flight = Outcome(), Spool()
+    for group in differences.groups():
+        in_flight.extend(_of_group(rows, reader, settings, group, outcome, stop))
+    if in_flight:
+        still = _wait(rows, reader, settings, in_flight, stop, report)
+        importing = listing.recorded_uuids(reader.area) if reader.area else {}
+        deletions = rows.pending_deletions()
+        for group in in_flight.groups():
+            settled = _settled(rows, reader, settings, group, outcome, still=still, importing=importing)
+            for each in _described(rows, reader, settings, settled, deletions):
+                outcome.add(_finding(each, settings))
+            if stop.is_set():
+                raise Stopped
+    return outcome
+
+
+def _of_group(
+    rows: Rows,
+    reader: Reader,
+    settings: Settings,
+    differences: Sequence[Difference],
+    outcome: Outcome,
+    stop: threading.Event,
+) -> list[Difference]:
+    """Add the findings of rows, and of what else is certain; return files that may be in flight."""
     with_row = [each for each in differences if each.row and each.row.resource]
     without = [each for each in differences if not (each.row and each.row.resource)]
     damaged = _of_rows(rows, reader, settings, with_row, stop)
@@ -111,25 +136,29 @@ def look(
         if not (each.kind in _WITH_ROW and each.uuid in hidden)
         and not (each.kind == model.UNREADABLE and each.path.replace("/", "") in folders)
     ]
-    for each in _of_files(rows, reader, settings, rest, outcome, stop, report):
-        outcome.add(_finding(each, settings))
-    return outcome
+    for each in rest:
+        if each.kind not in _IN_FLIGHT and _exists(reader, each):
+            outcome.add(_finding(each, settings))
+    files = [each for each in rest if each.kind in _IN_FLIGHT]
+    known = _known(rows, files)
+    return [each for each in files if each.uuid not in known]
 
 
-def certain(rows: Rows, settings: Settings, differences: Sequence[Difference]) -> Outcome:
+def certain(rows: Rows, settings: Settings, differences: Spool) -> Outcome:
     """Return the damages that no second look could refute: those of content, of rows that still exist."""
     outcome = Outcome()
-    damages = [
-        each
-        for each in differences
-        if each.row and each.row.resource and each.kind not in (model.MISSING, model.UNREADABLE)
-    ]
-    current = rows.current([each.row for each in damages if each.row])
-    for each in damages:
-        assert each.row  # noqa: S101 - selected above
-        found = current.get((each.row.resource, each.row.file_type, each.row.uuid))
-        if found:
-            outcome.add_damage(_finding(each, settings, found[1]), found[1].study)
+    for group in differences.groups():
+        damages = [
+            each
+            for each in group
+            if each.row and each.row.resource and each.kind not in (model.MISSING, model.UNREADABLE)
+        ]
+        current = rows.current([each.row for each in damages if each.row])
+        for each in damages:
+            assert each.row  # noqa: S101 - selected above
+            found = current.get((each.row.resource, each.row.file_type, each.row.uuid))
+            if found:
+                outcome.add_damage(_finding(each, settings, found[1]), found[1].study)
     return outcome
 
 
@@ -195,27 +224,6 @@ def _of_rows(
 # --- files ------------------------------------------------------------------------------
 
 
-def _of_files(
-    rows: Rows,
-    reader: Reader,
-    settings: Settings,
-    differences: Sequence[Difference],
-    outcome: Outcome,
-    stop: threading.Event,
-    report: Report,
-) -> list[Difference]:
-    """Return the files that no row names, as far as they can be judged, with what they are."""
-    known = _known(rows, differences)
-    candidates = [each for each in differences if not (each.uuid in known and each.kind in _IN_FLIGHT)]
-    plain = [each for each in candidates if each.kind not in _IN_FLIGHT]
-    files = [each for each in candidates if each.kind in _IN_FLIGHT]
-    judged = [each for each in plain if _exists(reader, each)]
-    if files:
-        files = _settled(rows, reader, settings, files, outcome, stop, report)
-        judged += _described(rows, reader, settings, files)
-    return judged
-
-
 def _known(rows: Rows, differences: Iterable[Difference]) -> set[str]:
     """Return the UUIDs of these files that the index knows now, except of files in another folder."""
     uuids = [each.uuid for each in differences if each.uuid and not _misplaced(each)]
@@ -231,22 +239,18 @@ def _exists(reader: Reader, difference: Difference) -> bool:
     return not difference.path or reader.changed(difference.path) is not None
 
 
-def _settled(
-    rows: Rows,
-    reader: Reader,
-    settings: Settings,
-    files: Sequence[Difference],
-    outcome: Outcome,
-    stop: threading.Event,
-    report: Report,
-) -> list[Difference]:
-    """Return the files that will get no row any more; wait for the others first.
-
-    Those that can still get one are counted as skipped.
-    """
+def _age_s(reader: Reader, difference: Difference) -> float:
+    """Return the age of a file; 0 for a large object, which has no time."""
     now = time.time()
-    ages = {each: now - (reader.changed(each.path) or now) if each.path else 0.0 for each in files}
-    if any(age < settings.grace_s + _SKEW_S for age in ages.values()):
+    return now - (reader.changed(difference.path) or now) if difference.path else 0.0
+
+
+def _wait(
+    rows: Rows, reader: Reader, settings: Settings, files: Spool, stop: threading.Event, report: Report
+) -> bool:
+    """Wait until files without a row can be judged; return whether a transaction is still open."""
+    limit_s = settings.grace_s + _SKEW_S
+    if any(_age_s(reader, each) < limit_s for group in files.groups() for each in group):
         count = plural(len(files), "file")
         report(Progress("", f"waiting {settings.grace_s:.0f} s: {count} without a row may still get one"))
         if stop.wait(settings.grace_s):
@@ -256,16 +260,33 @@ def _settled(
     while (still := before & rows.open_transactions()) and time.monotonic() < deadline:
         if stop.wait(_POLL_S):
             raise Stopped
+    return bool(still)
+
+
+def _settled(
+    rows: Rows,
+    reader: Reader,
+    settings: Settings,
+    files: Sequence[Difference],
+    outcome: Outcome,
+    *,
+    still: bool,
+    importing: Mapping[str, bool],
+) -> list[Difference]:
+    """Return the files that will get no row any more; those that can still get one are counted as skipped.
+
+    `still`: a transaction is open that was open before the wait. `importing`: UUIDs that imports
+    have recorded, and whether these are alive.
+    """
     known = _known(rows, files)
     objects = rows.objects([each.uuid for each in files if each.row]) if not settings.storage_dir else set()
-    importing = listing.recorded_uuids(reader.area) if reader.area else {}
     settled = []
     for each in files:
         uuid = each.uuid or _uuid_of_temporary(each.path)
         gone = each.uuid not in objects if each.row else reader.changed(each.path) is None
         if each.uuid in known or gone:
             continue
-        if importing.get(uuid) or (still and ages[each] < _DAY_S):
+        if importing.get(uuid) or (still and _age_s(reader, each) < _DAY_S):
             outcome.skipped_recent += 1
             continue
         settled.append(each._replace(kind=model.IMPORT_LEFTOVER) if uuid in importing else each)
@@ -278,10 +299,13 @@ def _uuid_of_temporary(path: str) -> str:
 
 
 def _described(
-    rows: Rows, reader: Reader, settings: Settings, files: Sequence[Difference]
+    rows: Rows,
+    reader: Reader,
+    settings: Settings,
+    files: Sequence[Difference],
+    deletions: Collection[str],
 ) -> list[Difference]:
     """Return what these files are: DICOM or not, indexed under another UUID, to be deleted."""
-    deletions = rows.pending_deletions()
     described = []
     for each in files:
         if (

@@ -1,0 +1,60 @@
+"""Millions of differences do not need memory: they are looked at group by group, and not all are listed."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from pgorthanc_cli import db
+from pgorthanc_cli.scrub import model, spool
+from pgorthanc_cli.scrub.model import Difference, Row
+from pgorthanc_cli.scrub.spool import Spool
+from tests.scrub.injected import BOTH, FILES, Store, missing, orphan_other
+from tests.support import samples
+from tests.support.importing import run as import_files
+
+
+@pytest.fixture
+def store(fresh: db.Target, tmp_path: Path) -> Store:
+    import_files(fresh, samples.folder(tmp_path / "in", 45), tmp_path / "area")
+    return Store(fresh, tmp_path / "area", compress=False)
+
+
+def test_what_comes_out_is_what_went_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "GROUP", 2)
+    row = Row("ab01", 1, 1, 1, "x", 1, "x", 1, memoryview(b"{}"))  # type: ignore[arg-type]
+    given = [
+        Difference("missing", "why", row),
+        Difference("orphan-other", "", None, "AB02", "ab/02/AB02", "instance"),
+        Difference("foreign-file", "", None, "", "00/x"),
+        Difference("unreadable", "", None, "", "ff"),
+    ]
+    several = Spool()
+    several.extend(given)
+    groups = list(several.groups())
+    assert [len(group) for group in groups] == [3, 1]
+    assert sorted(map(repr, chain(*groups))) == sorted(
+        map(repr, [given[0]._replace(row=row._replace(customdata=b"{}")), *given[1:]])
+    )
+    assert (len(several), list(Spool().groups())) == (4, [])
+
+
+def test_groups_do_not_change_the_findings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {damage(store): kind for damage, kind in {**BOTH, **FILES}.items()}
+    for size in (10_000, 1):
+        monkeypatch.setattr(spool, "GROUP", size)
+        report = store.check()
+        assert {each.uuid or Path(each.path or "").name: each.kind for each in report.findings} == expected
+        assert sum(report.counts.values()) == len(expected)
+
+
+def test_not_all_are_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "MAX_FINDINGS", 2)
+    for _ in range(3):
+        missing(store), orphan_other(store)
+    report = store.check()
+    assert report.counts == {"missing": 3, "orphan-other": 3}
+    assert [each.kind for each in report.findings] == ["missing"] * 2 + ["orphan-other"] * 2
+    assert (report.damaged, report.affected_studies > 0) == (3, True)
