@@ -73,6 +73,8 @@ _rate = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="How files come into --storage-dir; auto: reflink or copy.",
 )
+@_archive("--adopt", is_flag=True, help="Index the files where they lie (advanced-storage plugin).")
+@_archive("--take-ownership", is_flag=True, help="With --adopt: Orthanc deletes them with their instances.")
 @_archive("--overwrite", type=click.Choice(["never", "always", "if-changed"]), help="What is stored already.")
 @_archive(
     "--orthanc-version",
@@ -167,7 +169,7 @@ def command(
             # A list can be read only once, a followed folder has no end, and `walk`
             # counts the files of all shards.
             is_countable = not (files_from or plan.follow or plan.shard)
-            count = partial(ingest.walk, paths, settings.storage_dir) if is_countable else None
+            count = partial(ingest.walk, paths, settings.own_folders) if is_countable else None
             with writer as add_to_page, _progress(call, plan, count, stop, state) as show:
 
                 def progress(batch: Batch) -> None:
@@ -177,7 +179,7 @@ def command(
                     for warning in batch.warnings:
                         call.warn(warning)
 
-                tally = ingest.Tally(dry_run=settings.dry_run)
+                tally = ingest.Tally(dry_run=settings.dry_run, adopting=options["adopt"])
                 result = ingest.run_import(target, plan, settings, stop=stop, report=progress, tally=tally)
     except (PgOrthancError, KeyboardInterrupt) as error:
         so_far = tally.result(interrupted=True) if tally else None
@@ -229,6 +231,7 @@ def _show(
         refused_in=str(refused) if refused else "",
         total=state.total if state.counted else None,
         failed=failed,
+        adopt=options["adopt"],
     )
     call.emit_page(result, page)
 

@@ -7,11 +7,13 @@ that configuration. Every command needs these two, so that they import little: `
 `template`, `compare` and `edit`.
 """
 
+from pgorthanc_cli.config.advanced_storage import AdvancedStorage
 from pgorthanc_cli.config.documents import ConfigurationError
 from pgorthanc_cli.config.orthanc import OrthancConfiguration, load, storage_folder
 from pgorthanc_cli.config.resolution import Resolved, Setting, resolve
 
 __all__ = [
+    "AdvancedStorage",
     "ConfigurationError",
     "OrthancConfiguration",
     "Resolved",

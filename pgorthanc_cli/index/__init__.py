@@ -17,6 +17,7 @@ from pgorthanc_cli.index.lookup import (
     referenced_uuids,
     still_referenced,
     stored_attachments,
+    stored_custom_data,
     stored_instances,
 )
 from pgorthanc_cli.index.model import (
@@ -52,6 +53,7 @@ __all__ = [
     "referenced_uuids",
     "still_referenced",
     "stored_attachments",
+    "stored_custom_data",
     "stored_instances",
     "unsupported_plugin",
 ]

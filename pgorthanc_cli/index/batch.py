@@ -170,6 +170,7 @@ class _Batch:
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
         nodes, new = self._resources(record, now)
         self.pending.attachments += [(nodes[INSTANCE], attachment) for attachment in record.attachments]
+        self.pending.key_values += record.key_values
         self._touch(nodes, now)
         self._log(record, nodes, new, now)
         return outcome
@@ -245,7 +246,8 @@ class _Batch:
         while node.parent:
             node = node.parent
             ids.append(node.internal_id)
-        self.removed += customdata.release(self.cur, self.capabilities, ids)
+        adopting = next((row.path for row in record.key_values), "")
+        self.removed += customdata.release(self.cur, self.capabilities, ids, adopting=adopting)
         self.cur.execute("SELECT publicid FROM deletedresources")
         for (public_id,) in self.cur.fetchall():
             self.nodes.pop(public_id, None)

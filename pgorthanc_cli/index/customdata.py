@@ -7,10 +7,12 @@ data, puts it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pgorthanc_cli.index import key_values
 from pgorthanc_cli.index.model import Conflict
 
 if TYPE_CHECKING:
@@ -22,6 +24,11 @@ ADVANCED_STORAGE = "AdvancedStorage"
 _S3_ZIP_KEYS = {"storage", "local", "s3zip", "series-id", "size"}
 _SAMPLE_KEYS = {"IsAdopted", "AdoptedPath"}
 _VERSION = 1  # of AdvancedStorage's format
+# The plugin removes what was owned before, and so the very file (STORAGE.md A6).
+OWNED = (
+    "Orthanc owns this file already, and replacing its instance would delete it: if its content has changed, copy it "
+    "to another folder, delete the instance in Orthanc, and adopt the copy"
+)
 
 # The newest resources show which plugin stores now, the oldest which one did. All rows
 # would mean a scan of the whole table.
@@ -97,7 +104,32 @@ def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
     return None
 
 
-def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list[tuple[str, int]]:
+def written(*, owned: bool = True, path: str = "", storage: str = "") -> bytes:
+    """Return what AdvancedStorage 0.3 writes for a file, to the byte (STORAGE.md A2, H1).
+
+    Args:
+        owned: Whether Orthanc deletes the file with its attachment.
+        path: Of an adopted file, absolute; or relative to the folder of the storage.
+        storage: The id of the storage, if there are several.
+    """
+    # jsoncpp leaves the byte 7F as it is; json.dumps would escape it.
+    text = "\x7f".join(json.dumps(part)[1:-1] for part in path.split("\x7f"))
+    members = [f'"o":{json.dumps(owned)}']
+    members += [f'"p":"{text}"'] if path else []
+    members += [f'"s":{json.dumps(storage)}'] if storage else []
+    return ("{" + ",".join([*members, f'"v":{_VERSION}']) + "}").encode()
+
+
+def owns(custom: CustomData | None, path: str) -> bool:
+    """Return whether Orthanc owns the file at this absolute path, under whatever spelling."""
+    if custom is None or custom.adopted or not custom.path or not os.path.isabs(custom.path):
+        return False
+    return custom.path == path or os.path.realpath(custom.path) == os.path.realpath(path)
+
+
+def release(
+    cur: Cursor, capabilities: Capabilities, ids: Sequence[int], *, adopting: str = ""
+) -> list[tuple[str, int]]:
     """Do what a storage plugin would do for attachments that were just deleted.
 
     AdvancedStorage keeps an adopted file but forgets its path: otherwise its folder
@@ -107,6 +139,7 @@ def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list
         cur: In the transaction of the deletion, whose table `deletedfiles` is read.
         capabilities: Of the index.
         ids: Resources that may have been deleted: the instance and its ancestors.
+        adopting: The path of the file that is adopted in the place of what was deleted.
 
     Returns:
         (uuid, file type) of the files that the caller must remove.
@@ -131,32 +164,29 @@ def release(cur: Cursor, capabilities: Capabilities, ids: Sequence[int]) -> list
     for uuid, file_type, data in deleted:
         if data is None or not bytes(data):
             ours.append((uuid, file_type))
-        else:
-            _forget_adopted_path(cur, read(bytes(data)))
+            continue
+        custom = read(bytes(data))
+        if adopting and owns(custom, adopting):
+            raise Conflict(OWNED)
+        _forget_adopted_path(cur, capabilities, custom)
     return ours
 
 
-def _forget_adopted_path(cur: Cursor, custom: CustomData) -> None:
+def _forget_adopted_path(cur: Cursor, capabilities: Capabilities, custom: CustomData) -> None:
     if not (custom.plugin == ADVANCED_STORAGE and custom.adopted and custom.path):
         raise Conflict(
             f"{custom.plugin or 'a storage plugin that is not known here'} keeps the stored file, and only Orthanc "
             "with that plugin can remove it: delete the instance in Orthanc, then import this file again"
         )
-    cur.execute(
-        "DELETE FROM keyvaluestores WHERE storeid = 'advst-adopted-path' AND key = %s", (custom.path,)
-    )
-    cur.execute(
-        "SELECT value FROM keyvaluestores WHERE storeid = 'advst-indexer-path' AND key = %s FOR UPDATE",
-        (custom.path,),
-    )
-    for (value,) in cur.fetchall():
-        cur.execute(
-            "UPDATE keyvaluestores SET value = %s WHERE storeid = 'advst-indexer-path' AND key = %s",
-            (_marked_as_deleted(bytes(value)), custom.path),
-        )
+    path = custom.path
+    key_values.delete(cur, capabilities, key_values.ADOPTED, path)
+    states = key_values.values(cur, capabilities, key_values.INDEXED, [path], lock=True)
+    for state in states.values():
+        marked = key_values.KeyValue(key_values.INDEXED, path, _marked_as_deleted(state))
+        key_values.put(cur, capabilities, [marked])
 
 
-def _marked_as_deleted(value: bytes) -> bytes:
+def _marked_as_deleted(value: bytes) -> str:
     """Return a path's state in the folder indexer, marked as deleted by Orthanc."""
     try:
         state = json.loads(value)
@@ -168,4 +198,4 @@ def _marked_as_deleted(value: bytes) -> bytes:
             "delete the instance in Orthanc, then import this file again"
         )
     # As AdvancedStorage itself writes it, to the byte.
-    return json.dumps({**state, "r": True}, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps({**state, "r": True}, sort_keys=True, separators=(",", ":"))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from psycopg2.extras import execute_values
 
+from pgorthanc_cli.index import key_values
 from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
     LAST_UPDATE,
@@ -58,12 +59,14 @@ class Pending:
         changes: Change type, resource, date.
         last_update: Ancestors of the new instances and their metadata 7, the least recent
             first.
+        key_values: What a storage plugin keeps about the attachments.
     """
 
     created: list[tuple[Resource, LevelRows, Mapping[int, str]]] = field(default_factory=list)
     attachments: list[tuple[Resource, Attachment]] = field(default_factory=list)
     changes: list[tuple[int, Resource, str]] = field(default_factory=list)
     last_update: dict[Resource, str] = field(default_factory=dict)
+    key_values: list[key_values.KeyValue] = field(default_factory=list)
 
 
 def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
@@ -105,6 +108,7 @@ class _Flush:
         self._insert_metadata()
         self._insert_attachments()
         self._insert_changes()
+        key_values.put(self.cur, self.capabilities, self.pending.key_values)
         if self.capabilities.recycling_table:
             self._update_recycling_table()
         if self.capabilities.triggers_off:
@@ -182,16 +186,24 @@ class _Flush:
             )
 
     def _insert_attachments(self) -> None:
-        self._copy(
-            "attachedfiles",
+        columns = (
             "id, filetype, uuid, compressedsize, uncompressedsize, compressiontype,"
-            " uncompressedhash, compressedhash, revision",
-            [
-                f"{node.internal_id}\t{a.file_type}\t{a.uuid}\t{a.compressed_size}\t{a.uncompressed_size}"
-                f"\t{a.compression_type}\t{a.uncompressed_hash}\t{a.compressed_hash}\t0\n"
-                for node, a in self.pending.attachments
-            ],
+            " uncompressedhash, compressedhash, revision"
         )
+        rows = [
+            f"{node.internal_id}\t{a.file_type}\t{a.uuid}\t{a.compressed_size}\t{a.uncompressed_size}"
+            f"\t{a.compression_type}\t{a.uncompressed_hash}\t{a.compressed_hash}\t0"
+            for node, a in self.pending.attachments
+        ]
+        if any(a.custom_data for _, a in self.pending.attachments):
+            columns += ", customdata"
+            data = (a.custom_data for _, a in self.pending.attachments)
+            # The hexadecimal form of bytea, its backslash doubled for COPY.
+            rows = [
+                f"{row}\t{_NULL if d is None else _BYTES + d.hex()}"
+                for row, d in zip(rows, data, strict=True)
+            ]
+        self._copy("attachedfiles", columns, [f"{row}\n" for row in rows])
 
     def _insert_changes(self) -> None:
         self._copy(
@@ -294,7 +306,7 @@ class _Flush:
             self.cur.copy_expert(copy, text, _COPY_BYTES)
 
 
-_NULL = "\\N"
+_NULL, _BYTES = "\\N", "\\\\x"
 
 
 def copy_cell(value: str) -> str:

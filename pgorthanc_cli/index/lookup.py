@@ -179,6 +179,17 @@ def stored_attachments(
     return stored
 
 
+def stored_custom_data(cur: Cursor, public_ids: Sequence[str]) -> dict[str, bytes]:
+    """Return what a storage plugin keeps about the DICOM files of these instances, empty for none."""
+    cur.execute(
+        """SELECT r.publicid, COALESCE(a.customdata, '') FROM index.resources r
+           LEFT JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
+           WHERE r.publicid = ANY(%s) AND r.resourcetype = %s""",
+        (list(public_ids), INSTANCE),
+    )
+    return {public_id: bytes(data) for public_id, data in cur.fetchall()}
+
+
 def missing_large_objects(cur: Cursor, uuids: Sequence[str]) -> set[str]:
     """Return which of these attachments have no row in `storagearea`, or no object."""
     cur.execute("SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NULL")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from pgorthanc_cli.index.key_values import KeyValue
 
 PATIENT, STUDY, SERIES, INSTANCE = range(4)  # resourceType, the position in `constants.LEVELS`
 
@@ -37,7 +40,11 @@ class LevelRows(Protocol):
 
 
 class Attachment(NamedTuple):
-    """A row of `attachedfiles`; sizes in bytes, MD5 in hexadecimal or empty."""
+    """A row of `attachedfiles`; sizes in bytes, MD5 in hexadecimal or empty.
+
+    `custom_data` is what a storage plugin needs to find the file, None for Orthanc's own
+    storage.
+    """
 
     file_type: int
     uuid: str
@@ -46,6 +53,7 @@ class Attachment(NamedTuple):
     compression_type: int
     uncompressed_hash: str
     compressed_hash: str
+    custom_data: bytes | None = None
 
 
 class Record(NamedTuple):
@@ -60,6 +68,7 @@ class Record(NamedTuple):
         origin: Metadata of the instance about its reception (3, 8, 11, 12, 13).
         replaces: The uuid of a stored DICOM file that this one replaces, whatever
             `Overwrite` says.
+        key_values: Rows that a storage plugin keeps about the file.
     """
 
     levels: Sequence[LevelRows]
@@ -68,6 +77,7 @@ class Record(NamedTuple):
     attachments: tuple[Attachment, ...]
     origin: Mapping[int, str]
     replaces: str = ""
+    key_values: tuple[KeyValue, ...] = ()
 
 
 class Overwrite(Enum):

@@ -15,7 +15,7 @@ import psycopg2
 from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
-from pgorthanc_cli.index import Outcome
+from pgorthanc_cli.index import Outcome, key_values
 from pgorthanc_cli.ingest import content
 from pgorthanc_cli.ingest.model import (
     Batch,
@@ -23,6 +23,7 @@ from pgorthanc_cli.ingest.model import (
     FileProblem,
     IndexedFile,
     Known,
+    NotDicom,
     Prepared,
     Restored,
     Result,
@@ -36,6 +37,7 @@ from pgorthanc_cli.workers import Checkpoint, Stopped
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
+    from pgorthanc_cli.ingest.adoption import Adoption
     from pgorthanc_cli.ingest.journal import Journal
     from pgorthanc_cli.ingest.walk import Source
 
@@ -67,13 +69,15 @@ class Committer:
         *,
         stable_changes: bool,
         stop: threading.Event,
+        adopt: Adoption | None = None,
     ) -> None:
-        """Store attachments in `objects`; if None, workers have stored them as files."""
+        """Store attachments in `objects`; if None, workers have stored or adopted files."""
         self.conn = conn
         self.writer = writer
         self.objects = objects
         self.journal = journal
         self.stable_changes = stable_changes
+        self.adopt = adopt
         self._checkpoint = Checkpoint(stop)
         self.touched: dict[tuple[str, int], None] = {}
         self._recovery = Recovery(journal, Session(conn)) if journal else None
@@ -89,7 +93,25 @@ class Committer:
         """Write what a worker prepared, and commit."""
         results = self._put_back(results)
         outcomes = self._store([r for r in results if isinstance(r, Prepared)])
+        if self.adopt:
+            self._note_seen((*results, *outcomes), self.adopt)
         return summarize_batch(results, outcomes)
+
+    def _note_seen(self, results: Iterable[Result | PreparedOutcome], adopt: Adoption) -> None:
+        """Record for the folder indexer the files that it need not try to adopt.
+
+        One that was adopted under its path before, by other means, is DICOM to the indexer: it
+        deletes the instance when the file vanishes.
+        """
+        seen = [r.source for r in results if isinstance(r, (Known, NotDicom))]
+        watched = {row.path: row for row in adopt.seen(seen, is_dicom=False)}
+        if not watched:
+            return
+        with self.conn, self.conn.cursor() as cur:
+            here = self.writer.capabilities
+            adopted = key_values.values(cur, here, key_values.ADOPTED, list(watched))
+            dicom = (row for row in adopt.seen(seen, is_dicom=True) if row.path in adopted)
+            key_values.put_new(cur, here, (watched | {row.path: row for row in dicom}).values())
 
     def forget(self, name: str, unwritten: Sequence[Result]) -> None:
         """Remove the journal of a batch, and the attachments of its unwritten results."""
@@ -113,7 +135,7 @@ class Committer:
             outcomes = iter(self._put_back_all(restored, self.objects))
         except content.UnreadableError as error:
             if len(restored) == 1:
-                refusal = FileProblem(restored[0].source.display_name, str(error))
+                refusal = FileProblem(restored[0].source.name, str(error))
                 return [refusal if isinstance(r, Restored) else r for r in results]
             # One by one, so that only the unreadable file is refused.
             return [outcome for r in results for outcome in self._put_back([r])]
@@ -146,7 +168,7 @@ class Committer:
         source = restored.source
         if not named.issuperset(a.uuid for a in restored.missing):
             reason = "its instance has just been deleted: import it again"
-            return FileProblem(source.display_name, reason)
+            return FileProblem(source.name, reason)
         missing = [a for a in restored.missing if a.uuid in absent]
         if not missing:  # another import, or another file, was faster
             same = Comparison("", compared=True)
@@ -186,7 +208,7 @@ class Committer:
                 if isinstance(error, _COLLISIONS):
                     raise
                 self._discard(prepared)
-                return [FileProblem(prepared[0].source.display_name, _reason(error))]
+                return [FileProblem(prepared[0].source.name, _reason(error))]
             middle = len(prepared) // 2
             return self._store(prepared[:middle]) + self._store(prepared[middle:])
 
@@ -342,6 +364,7 @@ def summarize_batch(results: Sequence[Result], outcomes: Sequence[PreparedOutcom
     """Return the sums of a batch, with the outcomes of its prepared records, in order."""
     known = [r for r in (*results, *outcomes) if isinstance(r, Known)]
     differences = [r for r in known if r.comparison.difference]
+    problems = (r.problem if isinstance(r, NotDicom) else r for r in (*results, *outcomes))
     read = [r for r in results if isinstance(r, (Prepared, Known, Restored))]
     return Batch(
         imported=outcomes.count(Outcome.IMPORTED),
@@ -349,8 +372,8 @@ def summarize_batch(results: Sequence[Result], outcomes: Sequence[PreparedOutcom
         overwritten=outcomes.count(Outcome.OVERWRITTEN),
         restored=sum(isinstance(r, Restored) for r in results),
         uncompared=sum(not r.comparison.compared for r in known),
-        differences=tuple(FileProblem(r.source.display_name, r.comparison.difference) for r in differences),
-        refusals=tuple(r for r in (*results, *outcomes) if isinstance(r, FileProblem)),
+        differences=tuple(FileProblem(r.source.name, r.comparison.difference) for r in differences),
+        refusals=tuple(p for p in problems if isinstance(p, FileProblem)),
         bytes=sum(r.size for r in read),
         warnings=tuple(
             f"{r.source.display_name}: {warning}"

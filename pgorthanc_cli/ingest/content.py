@@ -39,6 +39,10 @@ class UnreadableError(Exception):
     """A source cannot be read; the message gives the reason, without its content."""
 
 
+class NotDicomError(UnreadableError):
+    """A source is not a DICOM file; the message gives the reason."""
+
+
 class ArchiveError(Exception):
     """A source is a ZIP archive, whose members can be read."""
 
@@ -54,6 +58,7 @@ def read(
     *,
     copies: int = 1,
     memory_bytes: int = MEMORY_BYTES,
+    unpack: bool = True,
 ) -> bytes | mmap.mmap:
     """Return the content of a file (gunzipped if it is gzip) or of an archive's member.
 
@@ -69,9 +74,11 @@ def read(
         copies: How many copies of the content its file system will hold, this one
             included.
         memory_bytes: Larger content is copied.
+        unpack: Whether gzip and ZIP files are recognized; if not, they are not DICOM.
 
     Raises:
-        UnreadableError: It cannot be read, it is not DICOM, there is no space for it, or
+        NotDicomError: It is not DICOM.
+        UnreadableError: It cannot be read, there is no space for it, or
             it changed while it was read.
         ArchiveError: It is a ZIP archive.
     """
@@ -79,10 +86,10 @@ def read(
         raise UnreadableError(source.problem)
     try:
         if source.member is None:
-            content = _read_small_file(source.path, memory_bytes)
+            content = _read_small_file(source.path, memory_bytes, unpack=unpack)
             if content is not None:
                 return content
-        stream = _open_file(source) if source.member is None else _open_member(source)
+        stream = _open_file(source, unpack=unpack) if source.member is None else _open_member(source)
         with stream:
             copy = _Copy(spool, checkpoint, _max_unpacked(source, stream, memory_bytes), copies)
             return _read(source, stream, copy, memory_bytes)
@@ -91,7 +98,29 @@ def read(
         raise UnreadableError(_reason(error)) from error
 
 
-def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
+def read_in_place(
+    source: Source, checkpoint: Checkpoint, *, memory_bytes: int
+) -> tuple[bytes | mmap.mmap, Source]:
+    """Return the content of a file as it lies, and the source with the size and time of that content.
+
+    Raises:
+        UnreadableError: As `read`.
+    """
+    if source.problem:
+        raise UnreadableError(source.problem)
+    try:
+        before = os.stat(source.path)
+        data = read(source, checkpoint=checkpoint, memory_bytes=memory_bytes, unpack=False)
+        after = os.stat(source.path)
+    except OSError as error:
+        raise UnreadableError(_reason(error)) from error
+    states = {(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (before, after)}
+    if len(states) > 1 or after.st_size != len(data):
+        raise UnreadableError(_CHANGED)
+    return data, source._replace(size=after.st_size, mtime_ns=after.st_mtime_ns)
+
+
+def _read_small_file(path: str, memory_bytes: int, *, unpack: bool) -> bytes | None:
     """Return the content of a small unpacked file, as nearly all are; None for others."""
     descriptor = files.open_regular(path)
     try:
@@ -100,7 +129,7 @@ def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
             return None
         # One byte more than expected shows that the file has grown.
         data = os.read(descriptor, before.st_size + 1)
-        kind = _packed(data[:_HEAD_BYTES])
+        kind = packed(data[:_HEAD_BYTES]) if unpack else b""
         # The slow path decides about a file that has grown, or was read in part only.
         if len(data) != before.st_size or kind == GZIP:
             return None
@@ -114,7 +143,7 @@ def _read_small_file(path: str, memory_bytes: int) -> bytes | None:
     return data
 
 
-def _packed(head: bytes) -> bytes:
+def packed(head: bytes) -> bytes:
     """Return GZIP or ZIP if a file with this head is packed, else nothing.
 
     The preamble of a DICOM file may begin with anything, also like a packed file.
@@ -127,11 +156,11 @@ def _packed(head: bytes) -> bytes:
     return b""
 
 
-def _open_file(source: Source) -> IO[bytes]:
+def _open_file(source: Source, *, unpack: bool) -> IO[bytes]:
     with ExitStack() as on_failure:
         raw = on_failure.enter_context(os.fdopen(files.open_regular(source.path), "rb", buffering=0))
         # pread leaves the position where it is.
-        kind = _packed(os.pread(raw.fileno(), _HEAD_BYTES, 0))
+        kind = packed(os.pread(raw.fileno(), _HEAD_BYTES, 0)) if unpack else b""
         if kind == ZIP:
             raise ArchiveError
         on_failure.pop_all()
@@ -203,7 +232,7 @@ def _read(source: Source, stream: IO[bytes], copy: _Copy, memory_bytes: int) -> 
 
 def _refuse(reason: str | None) -> None:
     if reason:
-        raise UnreadableError(reason)
+        raise NotDicomError(reason)
 
 
 def _read_some(stream: IO[bytes], size: int, checkpoint: Checkpoint) -> bytes:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pgorthanc_cli import db, index
 from pgorthanc_cli.ingest.refusals import Reasons
 from pgorthanc_cli.ingest.walk import Source
+from pgorthanc_cli.text import printable
 
 MAX_LISTED = 10_000  # refusals, and differences, that the result names
 _PATIENT, _STUDY, _SERIES = 0, 1, 2
@@ -24,14 +25,16 @@ _PATIENT_NAME, _STUDY_DATE, _MODALITY = (
 class FileProblem:
     """A file that was refused or that differs from the stored instance, and why.
 
-    Printed for operators, so `reason` never contains a value from the file.
+    Attributes:
+        path: As the operating system has it; to print it, escape it with `text.printable`.
+        reason: Printed for operators, so it never contains a value from the file.
     """
 
     path: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{printable(self.path)}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +153,20 @@ class Restored(NamedTuple):
     content: bytes | None
 
 
+class NotDicom(NamedTuple):
+    """A file that Orthanc would not adopt either; its folder indexer would not try it again."""
+
+    source: Source
+    problem: FileProblem
+
+
 class Archive(NamedTuple):
     """A ZIP archive; its members are imported in its place."""
 
     source: Source
 
 
-Result = Prepared | Known | Restored | FileProblem | Archive
+Result = Prepared | Known | Restored | NotDicom | FileProblem | Archive
 
 
 # --- what is reported -------------------------------------------------------------------
@@ -248,7 +258,8 @@ class ImportResult:
     compared by size. `refusals` and `differences` are the first ones of the `refused` and
     the `differing`, so that no folder is too large to be reported; `reasons` counts all
     refused files. With `dry_run` nothing was written: the figures are what an import would
-    do. `interrupted`: files are left. `endpoint` is None if no connection was needed.
+    do. `adopted` counts those of the imported and overwritten whose file stays where it lies
+    (`Settings.adopt`). `interrupted`: files are left. `endpoint` is None if no connection was needed.
     """
 
     imported: int
@@ -268,6 +279,7 @@ class ImportResult:
     reasons: list[RefusedFor]
     interrupted: bool
     endpoint: db.Endpoint | None
+    adopted: int = 0
 
     @property
     def files(self) -> int:
@@ -283,10 +295,13 @@ class ImportResult:
 class Tally:
     """Adds up the batches of an import; its memory is bounded."""
 
-    def __init__(self, *, dry_run: bool = False, max_listed: int = MAX_LISTED) -> None:
+    def __init__(
+        self, *, dry_run: bool = False, adopting: bool = False, max_listed: int = MAX_LISTED
+    ) -> None:
         """Start the clock. `max_listed` bounds the refusals and the differences kept."""
         self._started = time.monotonic()
         self._dry_run = dry_run
+        self._adopting = adopting
         self._max_listed = max_listed
         self._total = Batch()
         self._refused = self._differing = 0
@@ -334,4 +349,5 @@ class Tally:
             reasons=[RefusedFor(reason.text, reason.count) for reason in self._reasons],
             interrupted=interrupted,
             endpoint=self._endpoint,
+            adopted=total.imported + total.overwritten if self._adopting else 0,
         )

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import db, dicom, index, locks, storage
-from pgorthanc_cli.errors import PgOrthancError, UsageError
+from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.ingest import journal, runs, worker
 from pgorthanc_cli.ingest.commit import Committer, DryRunCommitter
 from pgorthanc_cli.ingest.model import Archive, Batch, FileProblem, Result, ignore
@@ -23,6 +23,8 @@ from pgorthanc_cli.ingest.walk import Source, members
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psycopg2.extensions import connection as Connection
 
     from pgorthanc_cli.ingest.settings import Settings
@@ -94,7 +96,7 @@ def import_sources(
             _Pipeline(team, rehearsal, settings, stop, report).run(sources)
             return
         run_journal = _open_journal(conn, settings, stack)
-        use_objects = run_journal is None and settings.store_dicom
+        use_objects = run_journal is None and settings.store_dicom and not settings.adopt
         committer = Committer(
             conn,
             writer,
@@ -102,6 +104,7 @@ def import_sources(
             run_journal,
             stable_changes=settings.stable_changes,
             stop=stop,
+            adopt=settings.adopt,
         )
         report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
         team.begin(worker.Work(target, settings, run_journal))
@@ -124,6 +127,11 @@ def _check_index(conn: Connection, writer: index.Writer, settings: Settings) -> 
     If another plugin keeps the files of the index, Orthanc's configuration does not tell
     where they go.
     """
+    if settings.adopt and not writer.capabilities.custom_data:
+        raise RevisionError(
+            "the index is below revision 5: it has no place for the paths of adopted files",
+            "run: pgorthanc upgrade",
+        )
     with conn, conn.cursor() as cur:
         index.check_sequences(cur)
         plugin = None if settings.storage_given else index.unsupported_plugin(cur, writer.capabilities)
@@ -142,10 +150,27 @@ def _open_journal(conn: Connection, settings: Settings, stack: ExitStack) -> jou
     if settings.storage_dir is None:
         return None
     area = storage.FilesystemArea(settings.storage_dir, sync=settings.sync)
+    if settings.adopt:
+        _create_for_plugin(area.root)
     area.prepare()
     with conn, conn.cursor() as cur:
         database = index.identity(cur)
     return stack.enter_context(journal.open_journal(area, database, runs.Session(conn)))
+
+
+def _create_for_plugin(folder: Path) -> None:
+    """Create a folder of the advanced-storage plugin that is missing, for the owner of the one above.
+
+    root must not own it: Orthanc could not write to it.
+    """
+    above = next((parent for parent in folder.parents if parent.is_dir()), None)
+    if above is None or folder.is_dir():
+        return
+    try:
+        with storage.FilesystemArea(above).rights:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage.write_error(folder, error) from error
 
 
 # --- workers ----------------------------------------------------------------------------
@@ -267,7 +292,7 @@ class _Pipeline:
         try:
             sources = list(members(source.path))
         except (OSError, zipfile.BadZipFile) as error:
-            refusal = FileProblem(source.display_name, f"damaged ZIP archive: {error}")
+            refusal = FileProblem(source.name, f"damaged ZIP archive: {error}")
             self.report(Batch(refusals=(refusal,)))
             return
         self._run(sources, ahead=1)

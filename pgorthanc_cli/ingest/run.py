@@ -54,7 +54,7 @@ def run_import(
         PgOrthancError: The storage area or the journal cannot be written to.
     """
     settings = settings or Settings()
-    tally = tally or Tally(dry_run=settings.dry_run)
+    tally = tally or Tally(dry_run=settings.dry_run, adopting=settings.adopt is not None)
     return _Import(target, plan, settings, stop or threading.Event(), report, tally).run()
 
 
@@ -107,7 +107,7 @@ class _Import:
 
     def _walk(self, paths: Iterable[str]) -> Iterator[Source]:
         walk_paths = self.plan.shard.walk if self.plan.shard else walk
-        return walk_paths(paths, self.settings.storage_dir)
+        return walk_paths(paths, self.settings.own_folders)
 
     def _follow(self, paths: tuple[str, ...], journal: known_files.Journal) -> None:
         """Import the files that are there, then those that arrive, until stopped."""
@@ -192,7 +192,7 @@ class _IndexLookup:
             public_ids = [public_id for public_id, _ in versions]
             attachments = index.stored_attachments(cur, self._capabilities, public_ids)
             missing: set[str] = set()
-            if self._settings.store_dicom:
+            if self._settings.store_dicom and not self._settings.adopt:
                 every = [a for group in attachments.values() for a in group]
                 missing = stored.missing(cur, self._settings.storage_dir, every)
         return {

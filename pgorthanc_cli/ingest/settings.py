@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pgorthanc_cli import dicom, index
-from pgorthanc_cli.config import OrthancConfiguration, storage_folder
+from pgorthanc_cli.config import OrthancConfiguration, advanced_storage, storage_folder
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.ingest.adoption import Adoption, absolute, area_of_heads, require_outside
 from pgorthanc_cli.ingest.pacing import MAX_WAITING, POLL_REST, POLL_S, Hours, Limits
 from pgorthanc_cli.ingest.walk import Shard, ShardBy, listed
 
@@ -48,6 +50,8 @@ class Settings:
             configuration, so an index whose files another plugin keeps is refused.
         batch_files: At most so many files in one transaction.
         memory_bytes: Larger files are copied to an unnamed file and mapped from there.
+        adopt: Files are not stored but adopted: the index gets them where they lie. Then
+            `storage_dir` is None unless something is stored or removed all the same.
         transfer_bytes: Larger content is not sent from a worker to the parent, which has
             several batches in memory, but read again by the parent.
     """
@@ -64,9 +68,17 @@ class Settings:
     dry_run: bool = False
     stable_changes: bool = False
     storage_given: bool = True
+    adopt: Adoption | None = None
     batch_files: int = 1000
     memory_bytes: int = 64 << 20
     transfer_bytes: int = 4 << 20
+
+    @property
+    def own_folders(self) -> tuple[str | os.PathLike[str], ...]:
+        """The storage areas, in which there is nothing to import."""
+        if self.adopt:
+            return self.adopt.roots
+        return (self.storage_dir,) if self.storage_dir else ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,12 @@ def from_options(
     Raises:
         UsageError: The options contradict each other or the configuration.
     """
-    return _plan(paths, files_from, options), _settings(configuration, options)
+    _check_adopting(configuration, options)
+    plan, settings = _plan(paths, files_from, options), _settings(configuration, options)
+    if options["adopt"] and configuration:
+        settings, adoption = _adopting(settings, configuration, options)
+        require_outside(paths, adoption)
+    return plan, settings
 
 
 def _plan(paths: tuple[str, ...], files_from: BinaryIO | None, options: Mapping[str, Any]) -> ImportPlan:
@@ -133,7 +150,9 @@ def _plan(paths: tuple[str, ...], files_from: BinaryIO | None, options: Mapping[
         )
     shard, schedule = options["shard"], options["schedule"]
     return ImportPlan(
-        paths=_all_paths(paths, files_from),
+        paths=map(absolute, _all_paths(paths, files_from))
+        if options["adopt"]
+        else _all_paths(paths, files_from),
         jobs=options["jobs"],
         scheduler=options["dask"],
         shard=Shard.parse(shard, ShardBy(options["shard_by"])) if shard else None,
@@ -185,6 +204,58 @@ def _settings(configuration: OrthancConfiguration | None, options: Mapping[str, 
     if settings.link in (Link.REFLINK, Link.HARDLINK):
         _check_link(settings)
     return settings
+
+
+def _check_adopting(orthanc: OrthancConfiguration | None, options: Mapping[str, Any]) -> None:
+    """Refuse options that contradict --adopt, or need it."""
+    if not options["adopt"]:
+        if options["take_ownership"]:
+            raise UsageError(
+                "--take-ownership is about files that are adopted", "add --adopt, or leave it out"
+            )
+        return
+    if orthanc is None:
+        raise UsageError(
+            "--adopt needs Orthanc's configuration, which says whether Orthanc can read adopted files",
+            "add --config PATH",
+        )
+    for option, given in (
+        ("--storage", options["storage"]),
+        ("--storage-dir", options["storage_dir"]),
+        ("--link", options["link"] != Link.AUTO.value),
+    ):
+        if given:
+            raise UsageError(
+                f"{option} says how files are stored, and --adopt leaves them where they lie",
+                f"leave out {option}",
+            )
+
+
+def _adopting(
+    settings: Settings, orthanc: OrthancConfiguration, options: Mapping[str, Any]
+) -> tuple[Settings, Adoption]:
+    """Return the settings to adopt files instead of storing them.
+
+    Raises:
+        UsageError: Orthanc could not read adopted files, or an option contradicts that.
+    """
+    if not settings.store_dicom:
+        raise UsageError(
+            '"StoreDicom" is false: that Orthanc keeps no DICOM files', "set it to true, or leave out --adopt"
+        )
+    section = advanced_storage.require(orthanc)
+    heads, usual = area_of_heads(orthanc, section), orthanc.storage_directory
+    replaces = options["follow"] or settings.overwrite is not index.Overwrite.NEVER
+    if settings.compress and replaces and heads != usual:
+        raise UsageError(
+            f"{'--follow' if options['follow'] else '--overwrite'} may replace instances whose files are in {usual}, "
+            f'and with "StorageCompression" something is stored in {heads}, too; --adopt works with one folder only',
+            "leave it out",
+        )
+    stores = settings.compress or replaces
+    area = (heads if settings.compress else usual) if stores else None
+    adoption = Adoption.of(orthanc, section, owned=options["take_ownership"])
+    return replace(settings, adopt=adoption, storage_dir=area), adoption
 
 
 def _version(text: str) -> tuple[int, int, int]:

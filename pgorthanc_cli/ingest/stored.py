@@ -13,16 +13,18 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, index, storage
-from pgorthanc_cli.ingest.model import Comparison, Known, Restored, summarize
+from pgorthanc_cli.ingest.model import Comparison, FileProblem, Known, Restored, summarize
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
+    from pgorthanc_cli.ingest.adoption import Adoption
     from pgorthanc_cli.ingest.journal import Journal
     from pgorthanc_cli.ingest.settings import Settings
     from pgorthanc_cli.ingest.worker import Parsed
@@ -61,12 +63,8 @@ class Deduplicator:
         """
         if not parsed or self.settings.overwrite is index.Overwrite.ALWAYS:
             return {}
-        if self._conn is None:
-            self._conn = db.connect(self.target, autocommit=True, readonly=True)
-        with db.translate_errors(self._conn), self._conn.cursor() as cur:
-            if self._capabilities is None:
-                self._capabilities = index.Capabilities.read(self._conn)
-            stored = index.stored_attachments(cur, self._capabilities, [_public_id(p) for p in parsed])
+        with self._index() as (cur, capabilities):
+            stored = index.stored_attachments(cur, capabilities, [_public_id(p) for p in parsed])
             results: dict[Parsed, Known | Restored] = {}
             for each in parsed:
                 attachments = stored.get(_public_id(each))
@@ -74,9 +72,29 @@ class Deduplicator:
                     comparison = self._compare(each, attachments)
                     if comparison is not None:
                         results[each] = _known(each, comparison)
-            if self.settings.store_dicom:
+            # What the index has of an adopted file may lie in any storage.
+            if self.settings.store_dicom and not self.settings.adopt:
                 results.update(self._restore(cur, name, results, stored))
         return results
+
+    def conflicts(self, adoption: Adoption, parsed: Sequence[Parsed]) -> dict[Parsed, FileProblem]:
+        """Return the files that must not be adopted, as the index has their path already."""
+        if not parsed:
+            return {}
+        files = [(p.source, _public_id(p)) for p in parsed]
+        with self._index() as (cur, capabilities):
+            reasons = adoption.conflicts(cur, capabilities, files)
+        return {p: FileProblem(p.source.name, reasons[p.source]) for p in parsed if p.source in reasons}
+
+    @contextmanager
+    def _index(self) -> Iterator[tuple[Cursor, index.Capabilities]]:
+        """Yield a cursor on the connection, which is opened when needed."""
+        if self._conn is None:
+            self._conn = db.connect(self.target, autocommit=True, readonly=True)
+        with db.translate_errors(self._conn), self._conn.cursor() as cur:
+            if self._capabilities is None:
+                self._capabilities = index.Capabilities.read(self._conn)
+            yield cur, self._capabilities
 
     def _compare(self, parsed: Parsed, attachments: Sequence[index.StoredAttachment]) -> Comparison | None:
         """Compare a file with its stored instance; return None if it is to be stored."""

@@ -42,28 +42,30 @@ class Source(NamedTuple):
     known: bool = False
 
     @property
+    def name(self) -> str:
+        """The path, or `archive.zip!member`, whatever bytes it has."""
+        return self.path if self.member is None else f"{self.path}!{self.member_name}"
+
+    @property
     def display_name(self) -> str:
-        """The name to print, on one line, whatever bytes it has: `archive.zip!member`."""
-        name = self.path if self.member is None else f"{self.path}!{self.member_name}"
-        return printable(name)
+        """The name to print, on one line."""
+        return printable(self.name)
 
 
-def walk(paths: Iterable[str], storage_dir: str | os.PathLike[str] | None = None) -> Iterator[Source]:
+def walk(paths: Iterable[str], own_folders: Iterable[str | os.PathLike[str]] = ()) -> Iterator[Source]:
     """Yield the files named, and those in the folders named, sorted within each folder.
 
     Names are sorted as bytes. Symbolic links are followed. A link to a folder above
-    itself, the storage area being written to, and everything that cannot be read come as
+    itself, the storage areas (`own_folders`), and everything that cannot be read come as
     sources with a `problem`. Memory: the names of one folder at each depth.
     """
-    storage_id = None
-    if storage_dir is not None and os.path.isdir(storage_dir):
-        storage_id = _identity(os.stat(storage_dir))
+    storage_ids = {_identity(os.stat(folder)) for folder in own_folders if os.path.isdir(folder)}
     for path in paths:
-        yield from _walk(path, (), storage_id)
+        yield from _walk(path, (), storage_ids)
 
 
 def _walk(
-    path: str, ancestors: tuple[tuple[int, int], ...], storage_id: tuple[int, int] | None
+    path: str, ancestors: tuple[tuple[int, int], ...], storage_ids: set[tuple[int, int]]
 ) -> Iterator[Source]:
     try:
         status = os.stat(path)
@@ -74,7 +76,7 @@ def _walk(
             return
         folder_id = _identity(status)
         # Importing what is being written would never end.
-        if folder_id == storage_id:
+        if folder_id in storage_ids:
             yield Source(path, problem="the storage area itself")
             return
         if folder_id in ancestors:
@@ -85,7 +87,7 @@ def _walk(
         names.sort()
         for name in names:
             child = os.path.join(path, os.fsdecode(name))
-            yield from _walk(child, (*ancestors, folder_id), storage_id)
+            yield from _walk(child, (*ancestors, folder_id), storage_ids)
     except OSError as error:
         yield Source(path, problem=error.strerror or str(error))
 
@@ -179,10 +181,13 @@ class Shard:
             raise UsageError(f"the shard is {text!r}, expected one of 1/N to N/N, such as 2/8")
         return cls(int(match[1]), int(match[2]), by)
 
-    def walk(self, paths: Iterable[str], storage_dir: str | os.PathLike[str] | None) -> Iterator[Source]:
+    def walk(
+        self, paths: Iterable[str], own_folders: Iterable[str | os.PathLike[str]] = ()
+    ) -> Iterator[Source]:
         """Yield the sources of `walk` that belong to this shard."""
+        own_folders = tuple(own_folders)
         for path in paths:
-            for source in walk([path], storage_dir):
+            for source in walk([path], own_folders):
                 if self.contains(source, path):
                     yield source
 

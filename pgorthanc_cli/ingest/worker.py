@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import dicom, index, storage, workers
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content
+from pgorthanc_cli.ingest.adoption import ORIGIN as PLUGIN_ORIGIN
 from pgorthanc_cli.ingest.link import Linker
-from pgorthanc_cli.ingest.model import Archive, FileProblem, Prepared, Result
+from pgorthanc_cli.ingest.model import Archive, FileProblem, NotDicom, Prepared, Result
 from pgorthanc_cli.ingest.stored import DICOM, ZLIB, Deduplicator
 
 if TYPE_CHECKING:
     from pgorthanc_cli import db
+    from pgorthanc_cli.ingest.adoption import Adoption
     from pgorthanc_cli.ingest.journal import Journal
     from pgorthanc_cli.ingest.settings import Settings
     from pgorthanc_cli.ingest.walk import Source
@@ -100,20 +102,43 @@ class Worker:
         prepared: dict[Parsed, Result] = {**self._deduplicator.known(name, parsed)}
         # A file may repeat another one of its batch: only the transaction finds that out.
         new = [p for p in parsed if p not in prepared]
+        if self.settings.adopt:
+            conflicts = self._deduplicator.conflicts(self.settings.adopt, new)
+            prepared.update(conflicts)
+            new = [p for p in new if p not in conflicts]
         prepared.update(zip(new, self._prepare_new(name, new), strict=True))
         return [prepared[r] if isinstance(r, Parsed) else r for r in results]
 
-    def _read(self, source: Source) -> Parsed | FileProblem | Archive:
+    def _read(self, source: Source) -> Parsed | NotDicom | FileProblem | Archive:
         self._checkpoint()
+        if self.settings.adopt:
+            return self._read_in_place(source, self.settings.adopt)
         try:
             data = self._content(source)
             instance = dicom.parse(data, self.settings.profile)
         except content.ArchiveError:
             if source.member is None:
                 return Archive(source)
-            return FileProblem(source.display_name, "an archive within an archive")
+            return FileProblem(source.name, "an archive within an archive")
         except (content.UnreadableError, dicom.Refused) as reason:
-            return FileProblem(source.display_name, str(reason))
+            return FileProblem(source.name, str(reason))
+        return Parsed(source, data, _md5(data, self._checkpoint), instance)
+
+    def _read_in_place(self, source: Source, adoption: Adoption) -> Parsed | NotDicom | FileProblem:
+        problem = adoption.problem(source)
+        if problem:
+            return FileProblem(source.name, problem)
+        data: bytes | mmap = b""
+        try:
+            memory_bytes = self.settings.memory_bytes
+            data, source = content.read_in_place(source, self._checkpoint, memory_bytes=memory_bytes)
+            instance = dicom.parse(data, self.settings.profile)
+        except (content.NotDicomError, dicom.Refused) as reason:
+            packed = content.packed(bytes(data[:132]))
+            text = "it is packed, and cannot be adopted: import it without --adopt" if packed else str(reason)
+            return NotDicom(source, FileProblem(source.name, text))
+        except content.UnreadableError as reason:
+            return FileProblem(source.name, str(reason))
         return Parsed(source, data, _md5(data, self._checkpoint), instance)
 
     def _content(self, source: Source) -> bytes | mmap:
@@ -133,24 +158,27 @@ class Worker:
 
     def _prepare_new(self, name: str, parsed: Sequence[Parsed]) -> list[Prepared]:
         if self.settings.dry_run:
-            return [_prepared(p, [], None) for p in parsed]
+            return [self._prepared(p, [], None) for p in parsed]
         parts = [self._parts(p) for p in parsed]
+        if self.settings.adopt and not any(parts):
+            return [self._prepared(p, [self._adopted(p, self.settings.adopt)], None) for p in parsed]
         if self.work.journal:
             return self._put_files(name, parsed, parts, self.work.journal)
         pairs = zip(parsed, parts, strict=True)
         return [self._prepare_large_objects(p, pieces) for p, pieces in pairs]
 
     def _parts(self, parsed: Parsed) -> _Parts:
-        """Return file type and content of each attachment (INGEST.md 8).
+        """Return file type and content of each attachment to store (INGEST.md 8).
 
         Orthanc cannot read a range of a compressed file, so it keeps the head of it
-        separately.
+        separately; with StorageCompression also that of an adopted file (STORAGE.md A1).
         """
         whole = memoryview(parsed.data)
         offset = parsed.instance.pixel_data_offset
+        parts = [] if self.settings.adopt else [(DICOM, whole)]
         if self.settings.compress and offset is not None:
-            return [(DICOM, whole), (DICOM_UNTIL_PIXEL_DATA, whole[:offset])]
-        return [(DICOM, whole)]
+            parts.append((DICOM_UNTIL_PIXEL_DATA, whole[:offset]))
+        return parts
 
     def _put_files(
         self,
@@ -181,7 +209,8 @@ class Worker:
         uuids: Iterator[str],
         area: storage.FilesystemArea,
     ) -> Prepared:
-        attachments = []
+        adopt = self.settings.adopt
+        attachments = [self._adopted(parsed, adopt)] if adopt else []
         for file_type, view in parts:
             name = next(uuids)
             meter = self._encoded(parsed, view)
@@ -193,7 +222,7 @@ class Worker:
             else:
                 area.put(name, file_type, meter)
             attachments.append(self._attachment(parsed, file_type, name, view, meter))
-        return _prepared(parsed, attachments, None)
+        return self._prepared(parsed, attachments, None)
 
     def _prepare_large_objects(self, parsed: Parsed, parts: _Parts) -> Prepared:
         attachments, contents = [], []
@@ -207,7 +236,7 @@ class Worker:
                 contents.append(b"".join(meter))
             name = str(uuid.uuid4())
             attachments.append(self._attachment(parsed, file_type, name, view, meter))
-        return _prepared(parsed, attachments, tuple(contents) or None)
+        return self._prepared(parsed, attachments, tuple(contents) or None)
 
     def _encoded(self, parsed: Parsed, view: memoryview) -> _Unchanged | _Meter:
         if self.settings.compress:
@@ -231,25 +260,36 @@ class Worker:
             compression_type=ZLIB if self.settings.compress else NOT_COMPRESSED,
             uncompressed_hash=md5 if self.settings.store_md5 else "",
             compressed_hash=meter.md5() if self.settings.store_md5 else "",
+            custom_data=self.settings.adopt.custom_data_of_head(name) if self.settings.adopt else None,
         )
 
+    def _adopted(self, parsed: Parsed, adoption: Adoption) -> index.Attachment:
+        """Return the row of a file that stays where it is; its MD5 is always recorded (STORAGE.md A1)."""
+        size = len(parsed.data)
+        custom_data = adoption.custom_data(parsed.source)
+        return index.Attachment(
+            DICOM, str(uuid.uuid4()), size, size, NOT_COMPRESSED, parsed.md5, parsed.md5, custom_data
+        )
 
-def _prepared(
-    parsed: Parsed,
-    attachments: Sequence[index.Attachment],
-    contents: tuple[bytes, ...] | None,
-) -> Prepared:
-    instance = parsed.instance
-    record = index.Record(
-        instance.levels,
-        instance.expected_instances,
-        instance.index_in_series,
-        tuple(attachments),
-        REST_ORIGIN,
-        parsed.source.replaces,
-    )
-    size = len(parsed.data)
-    return Prepared(parsed.source, size, parsed.md5, record, instance.warnings, contents)
+    def _prepared(
+        self,
+        parsed: Parsed,
+        attachments: Sequence[index.Attachment],
+        contents: tuple[bytes, ...] | None,
+    ) -> Prepared:
+        instance, adopt = parsed.instance, self.settings.adopt
+        public_id = instance.levels[index.INSTANCE].public_id
+        record = index.Record(
+            instance.levels,
+            instance.expected_instances,
+            instance.index_in_series,
+            tuple(attachments),
+            PLUGIN_ORIGIN if adopt else REST_ORIGIN,
+            parsed.source.replaces,
+            tuple(adopt.rows(parsed.source, public_id)) if adopt else (),
+        )
+        size = len(parsed.data)
+        return Prepared(parsed.source, size, parsed.md5, record, instance.warnings, contents)
 
 
 class _Unchanged:

@@ -132,7 +132,7 @@ def refusal_list(path: Path | None) -> Iterator[Callable[[Batch], None]]:
     with _open_private(path) as stream:
 
         def add(batch: Batch) -> None:
-            lines = [f"{r.path}\t{printable(r.reason)}\n" for r in batch.refusals]
+            lines = [f"{printable(r.path)}\t{printable(r.reason)}\n" for r in batch.refusals]
             try:
                 stream.writelines(lines)
                 stream.flush()
@@ -174,7 +174,9 @@ def facts(
         schedule: The hours, as the user gave them.
     """
     storage = "large objects of the database"
-    if settings.storage_dir:
+    if settings.adopt:
+        storage = "their own folders (adopted" + (", owned by Orthanc)" if settings.adopt.owned else ")")
+    elif settings.storage_dir:
         storage = str(settings.storage_dir.absolute())
     overwrite = {
         Overwrite.NEVER: "stays",
@@ -340,7 +342,7 @@ def _refusals(statistics: ImportStatistics) -> str:
     head, classes = ("Reason", "Files"), ("", "number")
     if not statistics.names:
         return _table(head, [(r.text, r.count) for r in reasons], classes=classes)
-    rows = [(r.text, r.count, "\n".join(r.examples)) for r in reasons]
+    rows = [(r.text, r.count, "\n".join(map(printable, r.examples))) for r in reasons]
     return _table((*head, "For example"), rows, classes=classes)
 
 

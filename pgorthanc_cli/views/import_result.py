@@ -40,6 +40,7 @@ def page(
     refused_in: str = "",
     total: int | None = None,
     failed: bool = False,
+    adopt: bool = False,
 ) -> Page:
     """Return the page.
 
@@ -51,51 +52,53 @@ def page(
         refused_in: The file that lists the refused files.
         total: Files to import, if they were counted.
         failed: It was interrupted by an error, which is shown below the page.
+        adopt: The files were adopted where they lie.
     """
-    blocks: list[Block] = [*_counts(result), *_findings(result, commands)]
+    done = "adopted" if adopt else "imported"
+    blocks: list[Block] = [*_counts(result, done), *_findings(result, commands)]
     if result.refused:
         blocks += _refusals(result, refused_in)
     if result.interrupted and result.stored and not result.dry_run:
-        blocks.append(Note("The imported files are complete, and Orthanc can use them."))
+        blocks.append(Note(f"The {done} files are complete, and Orthanc can use them."))
     bad = result.refused or result.interrupted or result.differing or result.restored
     status: Status = "warning" if bad else "ok"
     where = tuple(_where(result, paths, follow=follow))
     steps = tuple(_steps(result, commands, follow=follow))
-    headline = _headline(result, follow=follow)
+    headline = _headline(result, done, follow=follow)
     if result.interrupted and not result.dry_run:
-        headline = _interrupted(result, total, failed=failed)
+        headline = _interrupted(result, total, done, failed=failed)
     return Page(headline, where, tuple(blocks), steps, status)
 
 
-def _interrupted(result: ImportResult, total: int | None, *, failed: bool) -> str:
+def _interrupted(result: ImportResult, total: int | None, done: str, *, failed: bool) -> str:
     imported = _were(result.stored)
     if total and total > result.stored:
         imported = f"{result.stored:,} of {total:,} files were"
     refused = f"; {_were(result.refused)} refused" if result.refused else ""
     by = " by the error below" if failed else ""
-    return f"Interrupted{by}: {imported} imported in {duration(result.elapsed_s)}{refused}."
+    return f"Interrupted{by}: {imported} {done} in {duration(result.elapsed_s)}{refused}."
 
 
-def _headline(result: ImportResult, *, follow: bool) -> str:
+def _headline(result: ImportResult, done: str, *, follow: bool) -> str:
     stored, files = result.stored, plural(result.files, "file")
     refused = f"; {_were(result.refused)} refused" if result.refused else ""
     took = duration(result.elapsed_s)
     if result.dry_run:
         what = "Interrupted dry run" if result.interrupted else "Dry run"
         refused = f"; {plural(result.refused, 'file')} would be refused" if result.refused else ""
-        return f"{what}, nothing was imported: {stored:,} of {files} could be imported{refused}."
+        return f"{what}, nothing was {done}: {stored:,} of {files} could be {done}{refused}."
     if follow:
-        return f"Stopped after {took}: {_were(stored)} imported{refused}."
+        return f"Stopped after {took}: {_were(stored)} {done}{refused}."
     if not result.files:
         return "Nothing to do: there are no files to import."
     if stored:
         of = f" of {result.files:,}" if stored < result.files else ""
         noun = "file" if max(stored, result.files) == 1 else "files"
-        return f"Imported {stored:,}{of} {noun} in {took}{refused}."
+        return f"{done.capitalize()} {stored:,}{of} {noun} in {took}{refused}."
     if result.refused:
         known = plural(result.known, "file is", "files are")
         already = f"{known} already stored; " if result.known else ""
-        return f"Nothing was imported: {already}{_were(result.refused)} refused."
+        return f"Nothing was {done}: {already}{_were(result.refused)} refused."
     if result.known == 1:
         return "Nothing to do: the file is already stored."
     return f"Nothing to do: all {result.known:,} files are already stored."
@@ -114,12 +117,12 @@ def _where(result: ImportResult, paths: Sequence[str], *, follow: bool) -> Itera
         yield f"{size(result.bytes)}, {result.instances_per_s:,.0f} files/s"
 
 
-def _counts(result: ImportResult) -> Iterator[Table]:
+def _counts(result: ImportResult, done: str) -> Iterator[Table]:
     """Yield what became of the files: the counts add up to the files that were read."""
     would = "would be " if result.dry_run else ""
     counts = (
-        (result.imported, f"{would}imported"),
-        (result.overwritten, f"{would}imported in place of the stored instance (--overwrite)"),
+        (result.imported, f"{would}{done}"),
+        (result.overwritten, f"{would}{done} in place of the stored instance (--overwrite)"),
         (result.restored, f"stored already, but without content: {would}put back"),
         (result.known, "skipped, already stored"),
         (result.refused, f"{would}refused"),
@@ -133,7 +136,7 @@ def _findings(result: ImportResult, commands: Commands) -> Iterator[Note]:
     if result.differing:
         count = plural(result.differing, "skipped file differs", "skipped files differ")
         yield Note(
-            f"{count} from the stored instances, such as {printable(str(result.differences[0]))}",
+            f"{count} from the stored instances, such as {result.differences[0]}",
             "warning",
             ("The stored instances stay as they are. To replace them by these files:",),
             commands.overwrite,

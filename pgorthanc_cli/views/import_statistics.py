@@ -11,6 +11,7 @@ from datetime import datetime
 
 from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.ingest import Batch, FileProblem, IndexedFile, Reasons, Source
+from pgorthanc_cli.text import printable
 
 # More folders or reasons are added up as OTHERS.
 MAX_ROWS = 2_000
@@ -151,7 +152,7 @@ class ImportStatistics:
                 self.patients[patient] += 1
 
     def _add_refusal(self, refusal: FileProblem) -> None:
-        self._row(self.folders, self._folder(refusal.path)).refused += 1
+        self._row(self.folders, self._folder(printable(refusal.path))).refused += 1
         self.reasons.add(refusal)
 
     def _row(self, rows: dict[str, Row], name: str) -> Row:

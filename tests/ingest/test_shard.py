@@ -23,9 +23,7 @@ from tests.support.importing import check_area, dumped
 
 
 def shares(folder: Path, count: int, by: ShardBy) -> list[list[str]]:
-    return [
-        [s.path for s in ingest.Shard(n, count, by).walk([str(folder)], None)] for n in range(1, count + 1)
-    ]
+    return [[s.path for s in ingest.Shard(n, count, by).walk([str(folder)])] for n in range(1, count + 1)]
 
 
 @pytest.fixture(scope="module")
