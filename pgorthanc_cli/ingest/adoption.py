@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg2
+
 from pgorthanc_cli import index
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.index import customdata, key_values
@@ -140,12 +142,19 @@ class Adoption:
     def conflicts(
         self, cur: Cursor, capabilities: index.Capabilities, files: Sequence[tuple[Source, str]]
     ) -> dict[Source, str]:
-        """Return why some files, given with their public ids, must not be adopted.
+        """Return why some files, given with their public ids, must not be adopted; outside of a transaction.
 
         Another instance has the path, or the file would be deleted, as Orthanc owns it.
         """
         paths = {source: _key(source) for source, _ in files}
-        values = key_values.values(cur, capabilities, key_values.ADOPTED, list(paths.values()))
+        try:
+            values = key_values.values(cur, capabilities, key_values.ADOPTED, list(paths.values()))
+        except psycopg2.DataError:
+            # The encoding of the database cannot hold a path, so no row has it either.
+            if len(files) > 1:
+                parts = (self.conflicts(cur, capabilities, [each]) for each in files)
+                return {source: reason for part in parts for source, reason in part.items()}
+            values = {}
         holders = {path: key_values.instance(value) for path, value in values.items()}
         public_ids = {public_id for _, public_id in files} | set(holders.values())
         data = index.stored_custom_data(cur, sorted(public_ids))

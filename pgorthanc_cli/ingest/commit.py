@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from mmap import mmap
 from typing import TYPE_CHECKING
 
@@ -107,7 +108,8 @@ class Committer:
         watched = {row.path: row for row in adopt.seen(seen, is_dicom=False)}
         if not watched:
             return
-        with self.conn, self.conn.cursor() as cur:
+        # A path that the encoding of the database cannot hold is not to be found there.
+        with suppress(pg.DataError), self.conn, self.conn.cursor() as cur:
             here = self.writer.capabilities
             adopted = key_values.values(cur, here, key_values.ADOPTED, list(watched))
             dicom = (row for row in adopt.seen(seen, is_dicom=True) if row.path in adopted)

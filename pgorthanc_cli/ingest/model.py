@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -35,6 +36,11 @@ class FileProblem:
 
     def __str__(self) -> str:
         return f"{printable(self.path)}: {self.reason}"
+
+    def as_text(self) -> FileProblem:
+        r"""Return the same with bytes of the path that are not UTF-8 as ``\xNN``, for JSON."""
+        path = os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return FileProblem(path, self.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,8 +350,8 @@ class Tally:
             mb_per_s=round(total.bytes / elapsed / 1e6, 3),
             elapsed_s=round(elapsed, 3),
             bytes=total.bytes,
-            refusals=list(total.refusals),
-            differences=list(total.differences),
+            refusals=[problem.as_text() for problem in total.refusals],
+            differences=[problem.as_text() for problem in total.differences],
             reasons=[RefusedFor(reason.text, reason.count) for reason in self._reasons],
             interrupted=interrupted,
             endpoint=self._endpoint,

@@ -341,4 +341,5 @@ def test_the_json_is_the_same_with_and_without_a_report(
     assert keys == {
         "imported", "known", "overwritten", "refused", "refusals", "instances_per_s", "mb_per_s", "elapsed_s", "bytes",
         "differing", "differences", "uncompared", "restored", "dry_run", "reasons", "interrupted", "endpoint",
+        "adopted",
     }  # fmt: skip
