@@ -14,6 +14,7 @@ CHECKS = (
     ("golden_check.py",),
     ("odd_check.py",),
     ("behaviour_check.py",),
+    ("adopt_check.py",),
     ("catalog_check.py",),
     ("catalog_check.py", "--schema", "orthanc", "--quick"),
     # Of the sets that the real Orthanc left: each way to decide, and a tag that goes.

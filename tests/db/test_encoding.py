@@ -113,6 +113,33 @@ def test_import_under_a_foreign_setting_of_the_client(
     assert read_by_orthanc(fresh) == set(TEXTS)
 
 
+@pytest.mark.parametrize("place", [Place(of_database="LATIN1"), Place("SQL_ASCII"), Place("EUC_JP")], ids=str)
+def test_the_path_of_an_adopted_file(
+    database: MakeDatabase, files: Path, tmp_path: Path, place: Place
+) -> None:
+    """Its key is text, found again when the instance is replaced; one that the database cannot hold is refused."""
+    target = database(place)
+    run_init(target)
+    config = tmp_path / "orthanc.json"
+    config.write_text(json.dumps({"StorageDirectory": "area", "AdvancedStorage": {"Enable": True}}))
+    path = files / f"{JAPANESE}.dcm"
+    (files / "2.dcm").write_bytes(samples.instance("P2", "1.2", "1.2.1"))
+    (files / "2.dcm").rename(path)
+    words = ("import", "--uri", target.dsn, "--config", config, "--jobs", 1, "--json")
+    adopted = json.loads(pgorthanc(*words, "--adopt", files / "1.dcm", path).stdout)["adopted"]
+    keys = "SELECT convert_to(key, getdatabaseencoding()) FROM keyvaluestores"
+    with db.session(target) as conn:
+        stored_keys = {bytes(key) for (key,) in db.rows(conn, keys)}
+    expected = {None: set(), RAW[1]: {bytes(path)}}.get(
+        STORED[place][1], {bytes(path).decode("latin-1").encode()}
+    )
+    assert {key for key in stored_keys if not key.endswith(b"/1.dcm")} == expected
+    assert adopted == len(stored_keys)
+    done(*words, "--overwrite", "always", files / "1.dcm", path)
+    with db.session(target) as conn:
+        assert db.rows(conn, keys) == []
+
+
 @pytest.mark.parametrize("place", STORED, ids=str)
 def test_import_stores_what_orthanc_stores(
     database: MakeDatabase, files: Path, tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch

@@ -127,6 +127,15 @@ def test_the_result_is_that_of_one_machine(
     one, other = dumped(away), dumped(here)
     assert sorted(one["maindicomtags"]) == sorted(other["maindicomtags"])
     check_area(away, tmp_path / "area")
+    adopted = new_database(template)
+    config = tmp_path / "orthanc.json"
+    config.write_text(json.dumps({"StorageDirectory": "none", "AdvancedStorage": {"Enable": True}}))
+    words = command(adopted, started.address, tmp_path, *sorted((tmp_path / "in").iterdir())[:20])
+    place = words.index("--storage-dir")
+    words[place : place + 2] = ["--adopt", "--config", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, env=QUIET)
+    assert json.loads(done.stdout)["adopted"] == 20, done.stderr
+    assert set(resources(adopted)) < set(resources(here))
 
 
 @pytest.mark.once

@@ -48,6 +48,7 @@ PLACES = (
     "/var/lib/prometheus/node-exporter",
     "/var/tmp/rehearsal",
     "/srv/orphans",
+    "/srv/archive",
 )
 
 
@@ -77,6 +78,7 @@ def machine(fresh: db.Target, tmp_path: Path) -> Path:
     (folder / "postgresql.json").write_text(json.dumps({"PostgreSQL": section}))
     for number in (1, 2, 3):
         (tmp_path / "srv" / "incoming" / f"{number}.dcm").write_bytes(samples.instance(number=number))
+    (tmp_path / "srv" / "archive" / "1.dcm").write_bytes(samples.instance("archived"))
     with sqliteindex.create(tmp_path / "var" / "tmp" / "rehearsal" / "index") as conn:
         sqliteindex.fill(conn, 3)
     conn.close()
@@ -107,6 +109,8 @@ def test_the_line_does_what_the_page_says(
         named.get(word, re.sub(rf"^(?:{places})(?=/|$)", lambda place: f"{machine}{place[0]}", word))
         for word in words
     ]
+    if "--adopt" in words:
+        (machine / "etc/orthanc/advanced.json").write_text('{"AdvancedStorage": {"Enable": true}}')
     if "--terminate" in words:
         arguments.append("--yes")  # the reader is asked on a terminal
     given = db.parse_dsn(fresh.dsn)
