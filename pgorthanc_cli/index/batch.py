@@ -246,7 +246,7 @@ class _Batch:
         while node.parent:
             node = node.parent
             ids.append(node.internal_id)
-        adopting = next((row.path for row in record.key_values), "")
+        adopting = bool(record.key_values)
         self.removed += customdata.release(self.cur, self.capabilities, ids, adopting=adopting)
         self.cur.execute("SELECT publicid FROM deletedresources")
         for (public_id,) in self.cur.fetchall():

@@ -24,10 +24,10 @@ ADVANCED_STORAGE = "AdvancedStorage"
 _S3_ZIP_KEYS = {"storage", "local", "s3zip", "series-id", "size"}
 _SAMPLE_KEYS = {"IsAdopted", "AdoptedPath"}
 _VERSION = 1  # of AdvancedStorage's format
-# The plugin removes what was owned before, and so the very file (STORAGE.md A6).
+# The plugin removes the file of the replaced instance, which may be the very one (STORAGE.md A6).
 OWNED = (
-    "Orthanc owns this file already, and replacing its instance would delete it: if its content has changed, copy it "
-    "to another folder, delete the instance in Orthanc, and adopt the copy"
+    "Orthanc owns the file of the stored instance, and deletes it with the instance: to replace the instance, copy "
+    "this file to another folder, delete the instance in Orthanc, and adopt the copy"
 )
 
 # The newest resources show which plugin stores now, the oldest which one did. All rows
@@ -55,6 +55,11 @@ class CustomData:
     path: str | None = None
     adopted: bool = False
     storage: str = ""
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether Orthanc owns a file that was adopted."""
+        return not self.adopted and os.path.isabs(self.path or "")
 
 
 def read(data: bytes) -> CustomData:
@@ -120,15 +125,8 @@ def written(*, owned: bool = True, path: str = "", storage: str = "") -> bytes:
     return ("{" + ",".join([*members, f'"v":{_VERSION}']) + "}").encode()
 
 
-def owns(custom: CustomData | None, path: str) -> bool:
-    """Return whether Orthanc owns the file at this absolute path, under whatever spelling."""
-    if custom is None or custom.adopted or not custom.path or not os.path.isabs(custom.path):
-        return False
-    return custom.path == path or os.path.realpath(custom.path) == os.path.realpath(path)
-
-
 def release(
-    cur: Cursor, capabilities: Capabilities, ids: Sequence[int], *, adopting: str = ""
+    cur: Cursor, capabilities: Capabilities, ids: Sequence[int], *, adopting: bool = False
 ) -> list[tuple[str, int]]:
     """Do what a storage plugin would do for attachments that were just deleted.
 
@@ -139,7 +137,7 @@ def release(
         cur: In the transaction of the deletion, whose table `deletedfiles` is read.
         capabilities: Of the index.
         ids: Resources that may have been deleted: the instance and its ancestors.
-        adopting: The path of the file that is adopted in the place of what was deleted.
+        adopting: An adopted file replaces what was deleted.
 
     Returns:
         (uuid, file type) of the files that the caller must remove.
@@ -166,7 +164,7 @@ def release(
             ours.append((uuid, file_type))
             continue
         custom = read(bytes(data))
-        if adopting and owns(custom, adopting):
+        if adopting and custom.taken_over:
             raise Conflict(OWNED)
         _forget_adopted_path(cur, capabilities, custom)
     return ours

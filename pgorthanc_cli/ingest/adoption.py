@@ -144,7 +144,8 @@ class Adoption:
     ) -> dict[Source, str]:
         """Return why some files, given with their public ids, must not be adopted; outside of a transaction.
 
-        Another instance has the path, or the file would be deleted, as Orthanc owns it.
+        Another instance has the path, or Orthanc owns the file of the instance, which may be
+        this very file.
         """
         paths = {source: _key(source) for source, _ in files}
         try:
@@ -161,12 +162,12 @@ class Adoption:
         stored = {public_id: customdata.read(content) for public_id, content in data.items()}
         reasons = {}
         for source, public_id in files:
-            path, holder = paths[source], holders.get(paths[source])
+            holder = holders.get(paths[source])
             # A row that an Orthanc without the plugin has left names no instance any more.
             if holder in stored and holder != public_id:
-                owned = customdata.owns(stored[holder], path)
+                owned = stored[holder].taken_over
                 reasons[source] = _HELD.format(_quoted(holder), _BUT_OWNED if owned else "")
-            elif customdata.owns(stored.get(public_id), path):
+            elif public_id in stored and stored[public_id].taken_over:
                 reasons[source] = customdata.OWNED
         return reasons
 

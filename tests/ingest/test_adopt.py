@@ -11,83 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
-from pgorthanc_cli import cli, ingest, scrub, storage, upgrade
+from pgorthanc_cli import cli, ingest, storage
 from pgorthanc_cli.db import Target
 from pgorthanc_cli.index import Overwrite, customdata
 from pgorthanc_cli.ingest.adoption import Adoption
 from tests.support import samples
+from tests.support.adopting import Archive, customdata_of
 from tests.support.importing import ends
 from tests.support.schemas import as_role, init, rows
 from tests.support.schemas import run as execute
 
 ADOPTED, INDEXED = "advst-adopted-path", "advst-indexer-path"
-TIME = 1_700_000_004
-
-
-class Archive:
-    """A folder with files to adopt, and the configuration of the Orthanc that shall read them."""
-
-    def __init__(self, target: Target, folder: Path) -> None:
-        self.target = target
-        self.folder = folder
-        self.files = samples.folder(folder / "in", 3, per_series=1)
-        for path in self.files:
-            os.utime(path, (TIME, TIME))
-        self.configure()
-
-    def configure(self, section: dict[str, Any] | None = None, **options: Any) -> None:
-        """Write Orthanc's configuration."""
-        (self.folder / "storage").mkdir(exist_ok=True)
-        values = {"AdvancedStorage": {"Enable": True, **(section or {})}, **options}
-        values["StorageDirectory"] = "storage"
-        (self.folder / "orthanc.json").write_text(json.dumps(values))
-
-    def run(self, *words: object) -> Result:
-        """`pgorthanc import --adopt`, in this process."""
-        given = ["import", "--adopt", "--uri", self.target.dsn, "--config", self.folder / "orthanc.json"]
-        return CliRunner().invoke(cli.main, [*map(str, (*given, "--jobs", "1", "--json", *words))])
-
-    def adopt(self, *words: object) -> dict[str, Any]:
-        """The report of `import --adopt`; some files may be refused."""
-        result = self.run(*words)
-        assert result.exit_code in (0, 6), result.output
-        report: dict[str, Any] = json.loads(result.stdout)
-        return report
-
-    def refused(self, *words: object) -> str:
-        """The only reason why files were refused."""
-        reasons = {refusal["reason"] for refusal in self.adopt(*words)["refusals"]}
-        assert len(reasons) == 1
-        return str(reasons.pop())
-
-    def check(self) -> scrub.StorageReport:
-        """`verify storage --depth identity`."""
-        from pgorthanc_cli import config
-        from pgorthanc_cli.scrub.settings import from_options
-
-        orthanc = config.load(self.folder / "orthanc.json")
-        return scrub.check(self.target, from_options(orthanc, depth="identity", jobs=1, grace=0.0))
-
-    def custom_data(self) -> list[tuple[int, str | None]]:
-        """File type and customdata of all attachments, in the order of the instances."""
-        found = rows(self.target, "SELECT filetype, customdata FROM attachedfiles ORDER BY id, filetype")
-        return [(kind, None if data is None else bytes(data).decode()) for kind, data in found]
-
-    def stores(self, store: str) -> dict[str, dict[str, Any]]:
-        """The key-value rows of a store."""
-        query = f"SELECT key, value FROM keyvaluestores WHERE storeid = '{store}'"
-        return {key: json.loads(bytes(value)) for key, value in rows(self.target, query)}
 
 
 @pytest.fixture
 def archive(fresh: Target, tmp_path: Path) -> Archive:
     return Archive(fresh, tmp_path)
-
-
-def customdata_of(path: Path, *, owned: bool = False) -> str:
-    return json.dumps({"o": owned, "p": str(path), "v": 1}, separators=(",", ":"))
 
 
 # --- rows -----------------------------------------------------------------------------------------------
@@ -362,13 +303,15 @@ def test_an_owned_file_is_never_adopted_in_place_of_itself(archive: Archive) -> 
             archive.files[0].write_bytes(
                 samples.instance("P1", "1.2.1", "1.2.1.0", StudyDescription=overwrite)
             )
-            assert "Orthanc owns this file already" in archive.refused("--overwrite", overwrite, path)
+            assert "Orthanc owns the file of the stored instance" in archive.refused(
+                "--overwrite", overwrite, path
+            )
     assert (archive.custom_data(), archive.stores(ADOPTED)) == before
 
 
 def test_the_same_owned_file_twice_in_one_run(archive: Archive) -> None:
     reason = archive.refused("--take-ownership", "--overwrite", "always", archive.files[0], archive.files[0])
-    assert "Orthanc owns this file already" in reason
+    assert "Orthanc owns the file of the stored instance" in reason
     assert archive.custom_data() == [(1, customdata_of(archive.files[0], owned=True))]
 
 
@@ -431,71 +374,3 @@ def test_an_ordinary_import_of_an_adopted_instance(archive: Archive, overwrite: 
     assert ends(report) == ((0, 1, 0, 0) if overwrite is Overwrite.NEVER else (0, 0, 1, 0))
     assert report.adopted == 0
     assert len(archive.stores(ADOPTED)) == (overwrite is Overwrite.NEVER)
-
-
-# --- what is refused as a whole -----------------------------------------------------------------------------------
-
-
-def test_an_index_below_revision_5(archive: Archive) -> None:
-    upgrade.downgrade(archive.target, to=4)
-    run = archive.run(archive.folder / "in")
-    assert run.exit_code == 4
-    assert json.loads(run.stderr)["hint"].startswith("run: pgorthanc upgrade")
-    assert rows(archive.target, "SELECT FROM resources") == []
-
-
-UNSUITABLE: list[tuple[dict[str, Any], str]] = [
-    ({"AdvancedStorage": {"Enable": False}}, "does not enable the advanced-storage plugin"),
-    ({"AdvancedStorage": {}}, "does not enable the advanced-storage plugin"),
-    ({"Plugins": ["old/libOrthancPostgreSQLIndex.so"]}, "PostgreSQL plugin 7.2 has no key-value stores"),
-    ({"Plugins": ["old/libAdvancedStorage.so"]}, "the advanced-storage plugin is 0.1.0"),
-    ({"Plugins": ["old/libOther.so"]}, "does not load libAdvancedStorage.so"),
-    ({"AwsS3Storage": {"BucketName": "x"}}, "another storage plugin"),
-    ({"PostgreSQL": {"EnableStorage": True}}, "another storage plugin"),
-    ({"StoreDicom": False}, "keeps no DICOM files"),
-    ({"AdvancedStorage": {"Enable": True, "Indexer": {"Enable": True, "Folders": "/x"}}}, "list of strings"),
-    ({"AdvancedStorage": {"Enable": True, "NamingScheme": 1}}, "not a string"),
-    ({"AdvancedStorage": {"Enable": True, "MultipleStorages": []}}, "not an object"),
-]
-
-
-def test_an_orthanc_that_could_not_read_them(archive: Archive) -> None:
-    old = archive.folder / "old"
-    old.mkdir()
-    (old / "libOther.so").touch()
-    for name, release in (("libOrthancPostgreSQLIndex.so", "7.2"), ("libAdvancedStorage.so", "0.1.0")):
-        (old / f"{name}.{release}").touch()
-        (old / name).symlink_to(f"{name}.{release}")
-    for options, reason in UNSUITABLE:
-        archive.configure(**options)
-        run = archive.run(archive.folder / "in")
-        assert run.exit_code == 2, run.output
-        assert reason in json.loads(run.stderr)["message"]
-    assert rows(archive.target, "SELECT FROM resources") == []
-
-
-def test_options_that_contradict_it(archive: Archive) -> None:
-    for option, value in (("--storage-dir", "x"), ("--storage", "postgresql"), ("--link", "hardlink")):
-        run = archive.run(option, value, archive.folder / "in")
-        assert run.exit_code == 2
-        assert f"{option} says how files are stored" in json.loads(run.stderr)["message"]
-
-
-def test_options_that_need_another(archive: Archive) -> None:
-    base = ["import", "--json", "--uri", archive.target.dsn, str(archive.folder / "in")]
-    without = CliRunner().invoke(cli.main, [*base, "--adopt"])
-    assert "--adopt needs Orthanc's configuration" in json.loads(without.stderr)["message"]
-    alone = CliRunner().invoke(
-        cli.main, [*base, "--take-ownership", "--storage-dir", str(archive.folder / "s")]
-    )
-    assert "--take-ownership is about files that are adopted" in json.loads(alone.stderr)["message"]
-
-
-def test_two_folders_to_change_at_once(archive: Archive) -> None:
-    several = {"MultipleStorages": {"Storages": {"1": "s1"}, "CurrentWriteStorage": "1"}}
-    archive.configure(several, StorageCompression=True)
-    run = archive.run("--overwrite", "always", archive.folder / "in")
-    assert run.exit_code == 2
-    assert "--overwrite may replace instances" in json.loads(run.stderr)["message"]
-    archive.configure(several)
-    assert archive.adopt("--overwrite", "always", archive.folder / "in")["adopted"] == 3

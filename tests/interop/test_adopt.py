@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from pgorthanc_cli import cli
 from tests.interop.orthanc import Program
 from tests.support import samples
+
+pytestmark = pytest.mark.interop
 
 
 def test_adopting_for_debians_orthanc_is_refused(program: Program, tmp_path: Path) -> None:
