@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.commands.type_options import COUNT, Number
+from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, Number
 from pgorthanc_cli.constants import ENCODINGS, LEVELS
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 from pgorthanc_cli.progress import Progress
@@ -81,6 +81,28 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
     help="Orthanc's StorageDirectory.",
 )
 @_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@_pace(
+    "--max-files",
+    "max_files_per_s",
+    aliases=["--max-files-per-s"],
+    type=FILE_RATE,
+    metavar="N/s",
+    help="Read no more files each second, such as 500/s.",
+)
+@_pace(
+    "--max-rate",
+    "max_bytes_per_s",
+    type=SIZE_RATE,
+    metavar="SIZE/s",
+    help="Read no more bytes each second, such as 50MB/s.",
+)
+@_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
+@_pace(
+    "--journal",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Remember in FILE how far it is; a rerun goes on there.",
+)
 # For tests: small batches give many moments at which a run can be interrupted.
 @_pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
 def command(call: commands.Call, **options: Any) -> None:

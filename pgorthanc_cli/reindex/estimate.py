@@ -50,17 +50,25 @@ def _count(conn: db.Session, selected: Selected, patients: Sequence[int], settin
         return len(selected.roots)
     level = max(settings.levels)
     if settings.selection.is_everything:
-        count = db.value(conn, "SELECT count(*) FROM index.resources WHERE resourcetype = %s", level)
+        ((of_level, everybody),) = db.rows(
+            conn,
+            """SELECT count(*) FILTER (WHERE resourcetype = %s), count(*) FILTER (WHERE resourcetype = 0)
+               FROM index.resources WHERE resourcetype IN (0, %s)""",
+            level,
+            level,
+        )
+        # After an interruption: the share of the patients that are left.
+        count = round(of_level * len(patients) / max(everybody, 1))
     else:
         alias = ("p", "st", "se", "i")[level]
         what = "count(*)" if level == INSTANCE else f"count(DISTINCT {alias}.internalid)"
-        query = sql.SQL(
+        counting = sql.SQL(
             f"""SELECT {what} FROM index.resources p
                 JOIN index.resources st ON st.parentid = p.internalid
                 JOIN index.resources se ON se.parentid = st.internalid
                 JOIN index.resources i ON i.parentid = se.internalid
                 WHERE p.internalid = ANY(%s) AND {{}}"""  # noqa: S608 - constants
         ).format(selected.condition)
-        count = db.value(conn, query, list(patients))
+        count = db.value(conn, counting, list(patients))
     conn.rollback()
     return int(count)

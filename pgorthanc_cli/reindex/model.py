@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.dicom import Profile
+from pgorthanc_cli.ingest.pacing import Hours, Limits
 
 # Metadata that a reconstruction rewrites (STORAGE.md B3).
 TRANSFER_SYNTAX, SOP_CLASS, SIGNATURE, SEQUENCES = 9, 10, 15, 16
@@ -54,6 +55,9 @@ class Settings:
         storages: Folders of the advanced-storage plugin, by their ids.
         jobs: Worker processes.
         dry_run: Compare, write nothing.
+        journal: A file that remembers how far a run has come.
+        limits: How fast files are read.
+        hours: When.
         batch_files: At most so many files in one transaction, but for a large series.
     """
 
@@ -66,6 +70,9 @@ class Settings:
     storages: Mapping[str, Path] | None = None
     jobs: int = 2
     dry_run: bool = False
+    journal: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    hours: Hours | None = None
     batch_files: int = 500
 
 
@@ -220,6 +227,7 @@ class Reindexed:
         changes: Rows, by level and tag.
         unreadable: Files; what they decide keeps its rows.
         gone: Resources that Orthanc deleted meanwhile.
+        done_before: Patients that the journal says are done; not counted otherwise.
         instances_per_s: Instances of the selection by second.
         elapsed_s: Seconds.
         dry_run: Whether nothing was written.
@@ -242,6 +250,7 @@ class Reindexed:
     changes: tuple[Change, ...]
     unreadable: tuple[Unreadable, ...]
     gone: int
+    done_before: int
     instances_per_s: float
     elapsed_s: float
     dry_run: bool

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from pgorthanc_cli import db, dicom, index
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.progress import Progress, Report, silent
-from pgorthanc_cli.reindex import estimate, worker
+from pgorthanc_cli.reindex import arrivals, estimate, worker
+from pgorthanc_cli.reindex.journal import Journal, Position
 from pgorthanc_cli.reindex.model import (
     INSTANCE,
     PATIENT,
@@ -79,11 +82,22 @@ def reindex(
         conn.rollback()
         selected = Selected(conn, settings.selection)
         planner = Planner(conn, capabilities, settings, selected)
-        patients = selected.patients()
+        with conn.cursor() as cur:
+            journal = Journal(settings.journal, index.identity(cur) if settings.journal else "", settings)
+        journal.load()
+        if not journal.position.newest:
+            journal.position = Position(newest=arrivals.newest(conn))
+        everybody = selected.patients()
+        patients = everybody[bisect(everybody, journal.position.last_patient) :]
         expected = estimate.estimate(conn, planner, selected, patients, settings)
         started(expected)
-        run = _Run(conn, workers, settings, expected, stop, report)
+        run = _Run(conn, workers, settings, expected, stop, report, journal)
+        run.done.unreadable = list(journal.position.unreadable)
+        journal.reach(0, run.done.unreadable, now=True)  # a file that cannot be written fails now
+        run.done_before = len(everybody) - len(patients)
         run.work(planner.batches(patients))
+        if settings.selection.is_everything and not settings.dry_run:
+            run.work_on_arrivals(planner)
         return run.result()
 
 
@@ -97,17 +111,22 @@ class _Run:
     expected: Estimate
     stop: threading.Event
     report: Report
+    journal: Journal
     done: Done = field(default_factory=Done)
+    done_before: int = 0
     counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     complete: bool = True
     _started: float = field(default_factory=time.monotonic)
     _reported: float = 0.0
+    _due: float = 0.0
+    _is_arrival: bool = False
     _pending: deque[tuple[Batch, Future[Done]]] = field(default_factory=deque)
 
     def work(self, batches: Iterator[Batch]) -> None:
         """Have batches worked on, and collect them in their order."""
         try:
             for batch in batches:
+                self._keep_pace(batch)
                 if self.stop.is_set():
                     raise Stopped
                 self._pending.append((batch, self.workers.submit(batch.items)))
@@ -117,12 +136,53 @@ class _Run:
                 self._collect()
         except Stopped:
             self.complete = False
+            # What workers finish within a few seconds is committed, and counts.
+            with suppress(Stopped):
+                while self._pending:
+                    self._collect()
+
+    def work_on_arrivals(self, planner: Planner) -> None:
+        """Do those that arrived meanwhile with other tags: Orthanc may not have been restarted yet."""
+        self._is_arrival = True
+        newest = self.journal.position.newest
+        while self.complete:
+            last, newest = newest, arrivals.newest(self.conn)
+            patients = arrivals.outdated(self.conn, last, self.settings) if newest > last else []
+            if not patients:
+                return
+            self.work(planner.batches(patients))
+
+    def _keep_pace(self, batch: Batch) -> None:
+        """Wait until the batch may be read.
+
+        Raises:
+            Stopped: The run is to end.
+        """
+        hours, limits = self.settings.hours, self.settings.limits
+        if hours and not hours.open():
+            while self._pending:
+                self._collect()
+            what = f"waiting until {hours.opening():%A %H:%M}, as the schedule says"
+            self.report(Progress("", what, self.done.files, self.expected.files))
+            if not hours.wait(self.stop):
+                raise Stopped
+        early_s = self._due - time.monotonic()
+        if early_s > 0 and self.stop.wait(early_s):
+            raise Stopped
+        size = sum(min(item.offset or item.size, item.size) for item in batch.items)
+        cost_s = max(
+            len(batch.items) / limits.max_files_per_s if limits.max_files_per_s else 0.0,
+            size / limits.max_bytes_per_s if limits.max_bytes_per_s else 0.0,
+        )
+        self._due = max(self._due, time.monotonic()) + cost_s
 
     def _collect(self) -> None:
         batch, future = self._pending.popleft()
         self.done.add(self.workers.result(future))
-        for level, count in enumerate((batch.patients, batch.studies, batch.series, batch.instances)):
-            self.counts[level] += count
+        if not self._is_arrival:
+            for level, count in enumerate((batch.patients, batch.studies, batch.series, batch.instances)):
+                self.counts[level] += count
+            self.journal.reach(batch.last_patient, self.done.unreadable)
         now = time.monotonic()
         if now - self._reported > _REPORT_S:
             self._reported = now
@@ -131,6 +191,10 @@ class _Run:
     def result(self) -> Reindexed:
         """Return what was counted."""
         elapsed_s = time.monotonic() - self._started
+        if self.complete:
+            self.journal.finish()
+        else:
+            self.journal.reach(0, self.done.unreadable, now=True)
         done, settings = self.done, self.settings
         changed = {name: done.changed[level] for level, name in enumerate(LEVELS) if level in settings.levels}
         decided_by = "first" if settings.keep_first else "smallest" if settings.limit_to_level else "greatest"
@@ -146,8 +210,9 @@ class _Run:
             rows_changed=changed,
             unchanged=done.resources.total() - done.changed.total(),
             changes=changes(done.kinds),
-            unreadable=tuple(sorted(done.unreadable, key=lambda each: each.uuid)),
+            unreadable=tuple(sorted(set(done.unreadable), key=lambda each: (each.uuid, each.instance))),
             gone=done.gone,
+            done_before=self.done_before,
             instances_per_s=round(self.counts[INSTANCE] / max(elapsed_s, 0.001), 1),
             elapsed_s=round(elapsed_s, 3),
             dry_run=settings.dry_run,

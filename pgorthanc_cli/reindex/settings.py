@@ -11,6 +11,7 @@ from pgorthanc_cli import dicom
 from pgorthanc_cli.config import OrthancConfiguration, storage_folder
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.ingest.pacing import Hours, Limits
 from pgorthanc_cli.reindex.model import ALL_LEVELS, Selection, Settings
 from pgorthanc_cli.reindex.selection import parse_condition
 from pgorthanc_cli.text import printable
@@ -27,6 +28,10 @@ def from_options(
     since: int | None = None,
     default_encoding: str | None = None,
     orthanc_version: str = "1.13.0",
+    max_files_per_s: float | None = None,
+    max_bytes_per_s: float | None = None,
+    schedule: str | None = None,
+    batch_files: int = 500,
     **options: Any,
 ) -> Settings:
     """Return what the options of `reindex` ask for.
@@ -53,6 +58,10 @@ def from_options(
         selection=selection,
         levels=_levels(level) if level else ALL_LEVELS,
         storages=orthanc.advanced_storage if orthanc else None,
+        limits=Limits(max_files_per_s, max_bytes_per_s),
+        hours=Hours.parse(schedule) if schedule else None,
+        # A batch is read without a pause: no more than what is allowed in a second.
+        batch_files=min(batch_files, max(1, int(max_files_per_s or batch_files))),
         **options,
     )
 
@@ -63,8 +72,12 @@ def _check(
     *,
     keep_first: bool = False,
     limit_to_level: bool = False,
+    dry_run: bool = False,
+    journal: Path | None = None,
     **_others: Any,
 ) -> None:
+    if dry_run and journal:
+        raise UsageError("--dry-run does nothing that a journal could remember", "leave out --journal")
     if keep_first and limit_to_level:
         raise UsageError(
             "--keep-first and --limit-to-level name two files that decide a resource", "give one of them"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from pydicom.dataset import Dataset
 
 from pgorthanc_cli import db, dicom, locks, reindex
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.ingest.pacing import Hours, Limits
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.reindex.model import SERIES, STUDY
 from pgorthanc_cli.schema import initialize
-from tests.support import samples
+from tests.support import reindexing, samples
 from tests.support.importing import dumped
 from tests.support.importing import run as import_files
 from tests.support.schemas import REVISIONS, drop_database, rows
@@ -321,3 +325,90 @@ def test_a_resource_that_is_being_deleted_is_waited_for_and_then_left_out(
         thread.join()
     assert results[0].gone == 1
     assert len(ids(target, 3)) == 11
+
+
+# --- interruptions, pace, what arrives meanwhile --------------------------------------------
+
+
+def test_a_killed_run_leaves_each_resource_old_or_new_and_the_next_one_goes_on(
+    archive: tuple[db.Target, Path], tmp_path: Path
+) -> None:
+    target, area = archive
+    counts = reindexing.killed(target, area, (PROFILE, dicom.Profile()), tmp_path, runs=2)
+    assert len(counts) == 2
+
+
+def test_a_journal_goes_on_where_the_run_ended(archive: tuple[db.Target, Path], tmp_path: Path) -> None:
+    target, area = archive
+    import_files(target, samples.folder(tmp_path / "more", 12, patients=12, per_series=1), area)
+    journal, stop = tmp_path / "journal", threading.Event()
+    settings = reindex.Settings(area, PROFILE, jobs=1, journal=journal, batch_files=1)
+
+    def report(progress: Progress) -> None:
+        # The first batch of the second patient: the first patient is done.
+        if progress.done and progress.done > 6:
+            stop.set()
+
+    # A pause after each batch, so that the report of each is seen.
+    slow = replace(settings, limits=Limits(max_files_per_s=9))
+    first = reindex.reindex(target, slow, stop=stop, report=report)
+    assert not first.complete
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o600
+    with pytest.raises(UsageError, match="of a run with other tags, levels or resources"):
+        reindex.reindex(target, replace(settings, keep_first=True))
+    second = reindex.reindex(target, settings)
+    assert second.complete
+    assert second.done_before >= 1
+    assert second.done_before + second.patients == 12
+    assert 0 < second.files_read < 24
+    assert not journal.exists()
+    assert run(target, area).changes == ()
+
+
+def test_rates_hold(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    limits = Limits(max_files_per_s=8)
+    result = run(target, area, limits=limits, batch_files=4)
+    # Of two batches of two series each, the second one waits for the first.
+    assert result.elapsed_s >= 6 / 8 * 0.95
+    size = result.bytes_read
+    assert run(target, area, limits=Limits(max_bytes_per_s=size), batch_files=6).elapsed_s >= 0.45
+
+
+def test_outside_the_hours_nothing_is_read_until_it_is_stopped(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    stop = threading.Event()
+    monday, sunday = datetime(2026, 11, 23, 12), Hours.parse('{"Sunday": ["0-24"]}')
+    waiting: list[str] = []
+
+    def report(progress: Progress) -> None:
+        waiting.append(progress.what)
+        stop.set()
+
+    hours = replace(sunday, clock=lambda: monday)
+    settings = reindex.Settings(area, PROFILE, jobs=1, hours=hours)
+    result = reindex.reindex(target, settings, stop=stop, report=report)
+    assert waiting == ["waiting until Sunday 00:00, as the schedule says"]
+    assert (result.complete, result.files_read) == (False, 0)
+
+
+def test_what_arrives_meanwhile_with_old_tags_is_done_at_the_end(
+    archive: tuple[db.Target, Path], tmp_path: Path
+) -> None:
+    target, area = archive
+    late = [tmp_path / f"{number}.dcm" for number in range(2)]
+    for number, path in enumerate(late):
+        path.write_bytes(samples.instance(f"late {number}", f"1.5.{number}", f"1.5.1.{number}"))
+    settings = reindex.Settings(area, PROFILE, jobs=1)
+    result = reindex.reindex(target, settings, started=lambda _: _import(target, late, area))
+    assert result.instances == 12
+    assert result.files_read == 14
+    signature = (
+        "SELECT DISTINCT value LIKE '%0028,0010%' FROM metadata m JOIN resources r ON r.internalid = m.id"
+    )
+    assert rows(target, f"{signature} WHERE type = 15 AND resourcetype = 3") == [(True,)]
+
+
+def _import(target: db.Target, late: list[Path], area: Path) -> None:
+    """As an Orthanc does that still has the old configuration."""
+    import_files(target, late, area, concurrent=True)

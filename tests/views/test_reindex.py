@@ -29,7 +29,7 @@ REHEARSED = Reindexed(
         Change("series", "dicomidentifiers", "0020,000e", "SeriesInstanceUID", 0, 1, 0),
         Change("series", "maindicomtags", "0043,1001", "Unknown Tag & Data", 3, 0, 0),
     ),
-    unreadable=(), gone=0, instances_per_s=15_789.5, elapsed_s=2280.0, dry_run=True, complete=True,
+    unreadable=(), gone=0, done_before=0, instances_per_s=15_789.5, elapsed_s=2280.0, dry_run=True, complete=True,
     area="/var/lib/orthanc/db", endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
     estimate=Estimate(1_700_000, 34_000_000_000, 2400.0),
 )  # fmt: skip
