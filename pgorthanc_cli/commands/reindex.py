@@ -11,13 +11,25 @@ import click
 from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, Number
 from pgorthanc_cli.constants import ENCODINGS, LEVELS
-from pgorthanc_cli.errors import Interrupted, PartialFailure
+from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
     from pgorthanc_cli.reindex import Estimate, Reindexed, Settings
 
+# Options without effect on --check.
+_CHOOSING = (
+    *LEVELS,
+    "level",
+    "where",
+    "since",
+    "keep_first",
+    "limit_to_level",
+    "dry_run",
+    "journal",
+    "schedule",
+)
 _what, _how, _files, _pace = map(commands.section, ("What", "How", "Files", "Pace"))
 
 
@@ -56,6 +68,7 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
     help="Only the resources named; the smallest identifier decides.",
 )
 @_how("-n", "--dry-run", is_flag=True, help="Read and compare, write nothing.")
+@_how("--check", is_flag=True, help="Only report which resources have other tags; reads no file.")
 @_how(
     "--default-encoding",
     type=click.Choice(ENCODINGS),
@@ -105,7 +118,7 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
 )
 # For tests: small batches give many moments at which a run can be interrupted.
 @_pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
-def command(call: commands.Call, **options: Any) -> None:
+def command(call: commands.Call, *, check: bool, **options: Any) -> None:
     """Recompute main DICOM tags from the stored files.
 
     After a change of ExtraMainDicomTags or DefaultEncoding: brings tags, identifiers, sequences and signatures to
@@ -118,15 +131,19 @@ def command(call: commands.Call, **options: Any) -> None:
 
     \b
     Examples:
-      pgorthanc reindex --config /etc/orthanc --dry-run
+      pgorthanc reindex --config /etc/orthanc --check
       pgorthanc reindex --config /etc/orthanc --level patient,study,series
       pgorthanc reindex --config /etc/orthanc --where StudyDate=20261126
       pgorthanc reindex --config /etc/orthanc --keep-first --default-encoding Latin2
 
-    Exit codes: 0 done; 6 some files could not be read; 130 interrupted.
+    Exit codes: 0 done; 6 some files could not be read, or --check has found something; 130 interrupted.
     """
     from pgorthanc_cli import reindex
     from pgorthanc_cli.views import reindex as views
+
+    if check:
+        _check(call, options)
+        return
 
     area = {"--storage": options["storage"], "--storage-dir": options["storage_dir"]}
     options["resources"] = {level: options.pop(level) for level in LEVELS}
@@ -146,6 +163,25 @@ def command(call: commands.Call, **options: Any) -> None:
     if not result.complete:
         raise click.exceptions.Exit(Interrupted.exit_code)
     if result.unreadable:
+        raise click.exceptions.Exit(PartialFailure.exit_code)
+
+
+def _check(call: commands.Call, options: dict[str, Any]) -> None:
+    """Report the signatures of all resources."""
+    from pgorthanc_cli import reindex
+    from pgorthanc_cli.views import reindex as views
+
+    if chosen := [f"--{name.replace('_', '-')}" for name in _CHOOSING if options[name]]:
+        raise UsageError(
+            f"--check looks at all resources and writes nothing: {chosen[0]} has no effect", "leave it out"
+        )
+    with call.resolved() as resolved:
+        profile = reindex.profile_of(
+            resolved.orthanc, options["default_encoding"], options["orthanc_version"]
+        )
+        result = reindex.check(resolved.target, profile)
+    call.emit_page(result, views.check_page(result, call.again(without=("--check",))))
+    if result.outdated:
         raise click.exceptions.Exit(PartialFailure.exit_code)
 
 

@@ -5,6 +5,7 @@ file as is needed, `write` compares with the index in SQL and writes what differ
 reading and the writing; `run` hands out the batches.
 """
 
+from pgorthanc_cli.reindex.check import Checked, LevelCheck, MissingTag, check
 from pgorthanc_cli.reindex.model import (
     Change,
     Estimate,
@@ -14,15 +15,20 @@ from pgorthanc_cli.reindex.model import (
     Unreadable,
 )
 from pgorthanc_cli.reindex.run import reindex
-from pgorthanc_cli.reindex.settings import from_options
+from pgorthanc_cli.reindex.settings import from_options, profile_of
 
 __all__ = [
     "Change",
+    "Checked",
     "Estimate",
+    "LevelCheck",
+    "MissingTag",
     "Reindexed",
     "Selection",
     "Settings",
     "Unreadable",
+    "check",
     "from_options",
+    "profile_of",
     "reindex",
 ]

@@ -55,6 +55,7 @@ class Settings:
         storages: Folders of the advanced-storage plugin, by their ids.
         jobs: Worker processes.
         dry_run: Compare, write nothing.
+        server: DatabaseServerIdentifier of Orthanc, if it is known.
         journal: A file that remembers how far a run has come.
         limits: How fast files are read.
         hours: When.
@@ -70,6 +71,7 @@ class Settings:
     storages: Mapping[str, Path] | None = None
     jobs: int = 2
     dry_run: bool = False
+    server: str | None = None
     journal: Path | None = None
     limits: Limits = field(default_factory=Limits)
     hours: Hours | None = None
@@ -232,6 +234,7 @@ class Reindexed:
         elapsed_s: Seconds.
         dry_run: Whether nothing was written.
         complete: Whether the run came to its end.
+        housekeeper: What became of the Housekeeper's own record, see `housekeeper.State`.
         area: The folder, or `large objects`.
         endpoint: Where we worked.
         estimate: What was expected at the start.
@@ -255,6 +258,7 @@ class Reindexed:
     elapsed_s: float
     dry_run: bool
     complete: bool
+    housekeeper: str
     area: str
     endpoint: db.Endpoint
     estimate: Estimate

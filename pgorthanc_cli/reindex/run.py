@@ -13,15 +13,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pgorthanc_cli import db, dicom, index
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.progress import Progress, Report, silent
-from pgorthanc_cli.reindex import arrivals, estimate, worker
+from pgorthanc_cli.reindex import arrivals, estimate, housekeeper, worker
 from pgorthanc_cli.reindex.journal import Journal, Position
 from pgorthanc_cli.reindex.model import (
+    ALL_LEVELS,
     INSTANCE,
     PATIENT,
     SEQUENCES,
@@ -98,7 +99,15 @@ def reindex(
         run.work(planner.batches(patients))
         if settings.selection.is_everything and not settings.dry_run:
             run.work_on_arrivals(planner)
-        return run.result()
+        result = run.result()
+    # A part of the index says nothing about the rest; a file that could not be read has to be read again.
+    is_all = (
+        settings.selection.is_everything and settings.levels == ALL_LEVELS and not settings.limit_to_level
+    )
+    if is_all and result.complete and not result.unreadable and not settings.dry_run:
+        state = housekeeper.bring_up_to_date(target, settings.profile, settings.server)
+        result = replace(result, housekeeper=state)
+    return result
 
 
 @dataclass
@@ -217,6 +226,7 @@ class _Run:
             elapsed_s=round(elapsed_s, 3),
             dry_run=settings.dry_run,
             complete=self.complete,
+            housekeeper="",
             area=str(settings.storage_dir or "large objects"),
             endpoint=db.endpoint(self.conn),
             estimate=self.expected,

@@ -45,6 +45,29 @@ def from_options(
         since=since,
     )
     _check(selection, level, **options)
+    return Settings(
+        storage_dir=storage_folder(storage, storage_dir, orthanc),
+        profile=profile_of(orthanc, default_encoding, orthanc_version),
+        selection=selection,
+        levels=_levels(level) if level else ALL_LEVELS,
+        storages=orthanc.advanced_storage if orthanc else None,
+        server=orthanc.database_server_identifier if orthanc else None,
+        limits=Limits(max_files_per_s, max_bytes_per_s),
+        hours=Hours.parse(schedule) if schedule else None,
+        # A batch is read without a pause: no more than what is allowed in a second.
+        batch_files=min(batch_files, max(1, int(max_files_per_s or batch_files))),
+        **options,
+    )
+
+
+def profile_of(
+    orthanc: OrthancConfiguration | None, default_encoding: str | None, orthanc_version: str
+) -> dicom.Profile:
+    """Return what decides the rows of a file.
+
+    Raises:
+        UsageError: A tag, the encoding or the version is not known.
+    """
     configuration = orthanc or OrthancConfiguration()
     profile = dicom.Profile(
         orthanc_version=_version(orthanc_version),
@@ -52,18 +75,7 @@ def from_options(
         extra_main_dicom_tags=tuple(configuration.extra_main_dicom_tags.items()),
     )
     dicom.check_profile(profile)
-    return Settings(
-        storage_dir=storage_folder(storage, storage_dir, orthanc),
-        profile=profile,
-        selection=selection,
-        levels=_levels(level) if level else ALL_LEVELS,
-        storages=orthanc.advanced_storage if orthanc else None,
-        limits=Limits(max_files_per_s, max_bytes_per_s),
-        hours=Hours.parse(schedule) if schedule else None,
-        # A batch is read without a pause: no more than what is allowed in a second.
-        batch_files=min(batch_files, max(1, int(max_files_per_s or batch_files))),
-        **options,
-    )
+    return profile
 
 
 def _check(

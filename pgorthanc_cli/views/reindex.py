@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pgorthanc_cli.reindex import Change, Estimate, Reindexed
+from pgorthanc_cli.reindex import Change, Checked, Estimate, Reindexed
 from pgorthanc_cli.text import duration, plural, printable, size
-from pgorthanc_cli.views.page import Block, Facts, Note, Page
+from pgorthanc_cli.views.page import Block, Facts, Note, Page, Table
 
 LISTED = 10  # unreadable files, and studies in a command
 
@@ -40,6 +40,8 @@ def page(result: Reindexed, commands: Commands, *, verbose: bool = False) -> Pag
     blocks: list[Block] = list(_changes(result, verbose=verbose))
     if result.unreadable:
         blocks.append(_unreadable(result, verbose=verbose))
+    if result.housekeeper in _HOUSEKEEPER:
+        blocks.append(Note(_HOUSEKEEPER[result.housekeeper]))
     status = "warning" if result.unreadable or not result.complete else "ok"
     return Page(
         _headline(result),
@@ -48,6 +50,46 @@ def page(result: Reindexed, commands: Commands, *, verbose: bool = False) -> Pag
         tuple(_steps(result, commands)),
         status,  # type: ignore[arg-type]
     )
+
+
+def check_page(result: Checked, again: str) -> Page:
+    """Return the page of a check; `again` is the command that reindexes."""
+    rows = tuple(
+        (each.level, f"{each.resources:,}", f"{each.other_signature:,}", f"{each.without_signature:,}")
+        for each in result.levels
+    )
+    blocks: list[Block] = [
+        Table(rows, ("level", "in the index", "other tags", "no record of tags"), (1, 2, 3))
+    ]
+    if result.missing:
+        blocks.append(
+            Facts(
+                tuple((each.level, f"{each.name} missing in {each.resources:,}") for each in result.missing)
+            )
+        )
+    if not result.outdated:
+        return Page(
+            "All resources have the configured tags.", (str(result.endpoint),), tuple(blocks), (), "ok"
+        )
+    study = next(each for each in result.levels if each.level == "study")
+    outdated = study.other_signature + study.without_signature
+    headline = f"{outdated:,} of {plural(study.resources, 'study', 'studies')} were stored with other tags"
+    if not outdated:
+        headline = f"{plural(result.outdated, 'resource')} below the studies have other tags"
+    step = Note("Next, while Orthanc is running:", paste=again)
+    return Page(f"{headline}.", (str(result.endpoint),), tuple(blocks), (step,), "warning")
+
+
+_HOUSEKEEPER = {
+    "updated": "Orthanc's Housekeeper has nothing left to do.",
+    "up-to-date": "Orthanc's Housekeeper has nothing left to do.",
+    "busy": "Orthanc's Housekeeper has not finished a run of its own, and will go on with it.",
+    "several": (
+        "Several Orthancs have a Housekeeper here, which will do everything again: "
+        "name one with DatabaseServerIdentifier in --config."
+    ),
+    "unknown": "Orthanc's Housekeeper has a record in a format that is not known here; it was left alone.",
+}
 
 
 def _headline(result: Reindexed) -> str:

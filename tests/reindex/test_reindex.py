@@ -335,7 +335,7 @@ def test_a_killed_run_leaves_each_resource_old_or_new_and_the_next_one_goes_on(
 ) -> None:
     target, area = archive
     counts = reindexing.killed(target, area, (PROFILE, dicom.Profile()), tmp_path, runs=2)
-    assert len(counts) == 2
+    assert len(counts) == 2  # it raises itself
 
 
 def test_a_journal_goes_on_where_the_run_ended(archive: tuple[db.Target, Path], tmp_path: Path) -> None:

@@ -37,51 +37,66 @@ def killed(
     seed: int = 1,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[int]:
-    """Reindex to one profile and the other in turns, killed at random; return how many resources were new each time.
+    """Reindex from one profile to the other, killed at random moments some times, then completed; and back.
+
+    Returns:
+        How many resources were new after each kill.
 
     Raises:
-        AssertionError: A resource has rows of both, or something else.
+        AssertionError: A resource has rows of both profiles, or a completed run has left one out.
     """
-    states = []
-    for profile in profiles:
-        settings = reindex.Settings(area, profile, jobs=1, keep_first=True)
-        began = time.monotonic()
-        reindex.reindex(target, settings)
-        took_s = time.monotonic() - began
-        states.append(rewritten(target))
-    chance, counts, before = random.Random(seed), list[int](), states[1]
+    states: list[dict[str, Resource]] = []
+    for profile in reversed(profiles):
+        reindex.reindex(target, reindex.Settings(area, profile, jobs=1, keep_first=True))
+        states.insert(0, rewritten(target))
+    chance, counts, which, now = random.Random(seed), list[int](), 1, states[0]
+    different = [public_id for public_id in now if states[0][public_id] != states[1][public_id]]
     for number in range(runs):
-        which = number % 2
-        words = command(target, area, profiles[which], folder / f"{which}.json", folder / f"{which}.journal")
+        words = command(target, area, profiles[which], folder)
+        expected_s = len(different) / _FILES_PER_S
         with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(chance.uniform(0.3, 1.5 + took_s))  # the moment does not matter, whatever it is
+            wait_for_the_journal(folder / "journal", process)
+            time.sleep(chance.uniform(0, expected_s))  # any moment will do
             process.send_signal(signal.SIGKILL)
         wait_for_the_end_of_workers(target)
-        now = rewritten(target)
-        for public_id, rows in now.items():
-            assert rows in (states[0][public_id], states[1][public_id]), public_id
-        new = sum(rows == states[which][public_id] for public_id, rows in now.items())
-        assert all(now[i] == rows for i, rows in before.items() if rows == states[which][i])
-        report(f"run {number + 1}: {new} of {len(now)} resources are new")
-        counts.append(new)
-        before = now
-    for which, profile in enumerate(profiles):
-        for journal in folder.glob("*.journal"):
-            journal.unlink()
-        reindex.reindex(target, reindex.Settings(area, profile, jobs=1, keep_first=True))
-        assert rewritten(target) == states[which]
+        before, now = now, rewritten(target)
+        for public_id in different:
+            assert now[public_id] in (states[0][public_id], states[1][public_id]), public_id
+            assert now[public_id] == states[which][public_id] or now[public_id] == before[public_id]
+        counts.append(sum(now[i] == states[which][i] for i in different))
+        report(f"kill {number + 1}: {counts[-1]} of {len(different)} resources are new")
+        if number % _KILLS == _KILLS - 1 or number == runs - 1:
+            # The journal must not leave out what the killed runs have not done.
+            subprocess.run(
+                command(target, area, profiles[which], folder), stdout=subprocess.DEVNULL, check=True
+            )
+            now = rewritten(target)
+            assert now == states[which]
+            which = 1 - which
     return counts
 
 
-def command(
-    target: db.Target, area: Path, profile: dicom.Profile, configuration: Path, journal: Path
-) -> Sequence[str]:
+_FILES_PER_S = 200
+_KILLS = 3  # of one run, before it is completed
+
+
+def wait_for_the_journal(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the run has begun: it writes its journal first."""
+    before = path.stat().st_ino if path.exists() else 0
+    while not path.exists() or path.stat().st_ino == before:
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+def command(target: db.Target, area: Path, profile: dicom.Profile, folder: Path) -> Sequence[str]:
     """The command line of a reindex in small batches, with a journal."""
     extra = {level: list(tags) for level, tags in profile.extra_tags}
+    configuration = folder / "orthanc.json"
     configuration.write_text(json.dumps({"StorageDirectory": str(area), "ExtraMainDicomTags": extra}))
     return [
         sys.executable, "-m", "pgorthanc_cli", "reindex", "--uri", target.dsn, "--config", str(configuration),
-        "--keep-first", "--batch-files", "3", "--journal", str(journal), "--max-files", "200/s",
+        "--keep-first", "--batch-files", "3", "--journal", str(folder / "journal"),
+        "--max-files", f"{_FILES_PER_S}/s",
     ]  # fmt: skip
 
 

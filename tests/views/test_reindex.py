@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgorthanc_cli import db
-from pgorthanc_cli.reindex import Change, Estimate, Reindexed, Unreadable
+from pgorthanc_cli.reindex import Change, Checked, Estimate, LevelCheck, MissingTag, Reindexed, Unreadable
 from pgorthanc_cli.views import reindex as views
 from tests.support import golden
 
@@ -30,6 +30,7 @@ REHEARSED = Reindexed(
         Change("series", "maindicomtags", "0043,1001", "Unknown Tag & Data", 3, 0, 0),
     ),
     unreadable=(), gone=0, done_before=0, instances_per_s=15_789.5, elapsed_s=2280.0, dry_run=True, complete=True,
+    housekeeper="",
     area="/var/lib/orthanc/db", endpoint=db.Endpoint("orthanc", "db1", 5432, "orthanc", "15.18"),
     estimate=Estimate(1_700_000, 34_000_000_000, 2400.0),
 )  # fmt: skip
@@ -54,7 +55,7 @@ def test_a_dry_run_of_an_index_that_is_up_to_date() -> None:
 
 
 def test_a_run() -> None:
-    check("changed", DONE, verbose=True)
+    check("changed", replace(DONE, housekeeper="updated"), verbose=True)
 
 
 def test_a_run_that_had_nothing_to_do() -> None:
@@ -68,6 +69,29 @@ def test_files_that_cannot_be_read() -> None:
 
 def test_an_interrupted_run() -> None:
     check("interrupted", replace(DONE, complete=False, studies=1, rows_changed=NOTHING, changes=()))
+
+
+CHECKED = Checked(
+    (
+        LevelCheck("patient", 120_000, 0, 0),
+        LevelCheck("study", 350_000, 61_200, 12),
+        LevelCheck("series", 1_700_000, 212_400, 30),
+        LevelCheck("instance", 36_000_000, 0, 2000),
+    ),
+    (MissingTag("study", "0008,0080", "InstitutionName", 61_212),),
+    DONE.endpoint,
+)
+
+
+def test_a_check() -> None:
+    again = "pgorthanc reindex --config /etc/orthanc"
+    golden.check_view(GOLDEN, "check", views.check_page(CHECKED, again))
+    right = tuple(replace(each, other_signature=0, without_signature=0) for each in CHECKED.levels)
+    golden.check_view(
+        GOLDEN, "check-right", views.check_page(replace(CHECKED, levels=right, missing=()), again)
+    )
+    only_series = (*right[:2], CHECKED.levels[2], right[3])
+    golden.check_view(GOLDEN, "check-series", views.check_page(replace(CHECKED, levels=only_series), again))
 
 
 def test_what_a_run_will_read() -> None:

@@ -1,0 +1,99 @@
+"""Which resources have the tags of another configuration, by their signatures; no file is read.
+
+Each resource is judged by its own signature: that of a study says nothing about its series and
+instances, as an interrupted reconstruction leaves new signatures on the parents (STORAGE.md B7).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from pgorthanc_cli import db, dicom, index
+from pgorthanc_cli.constants import LEVELS
+from pgorthanc_cli.reindex.model import SIGNATURE
+
+
+@dataclass(frozen=True)
+class LevelCheck:
+    """The resources of a level.
+
+    Attributes:
+        level: patient, study, series or instance.
+        resources: All of them.
+        other_signature: Those with another list of tags than the configuration.
+        without_signature: Those that an Orthanc before 1.11 has stored.
+    """
+
+    level: str
+    resources: int
+    other_signature: int
+    without_signature: int
+
+
+@dataclass(frozen=True)
+class MissingTag:
+    """A tag of the configuration.
+
+    Attributes:
+        level: Where it is configured.
+        key: As `0008,0080`.
+        name: Its keyword.
+        resources: How many were stored without it in their list.
+    """
+
+    level: str
+    key: str
+    name: str
+    resources: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The result of a check.
+
+    Attributes:
+        levels: Patients, studies, series, instances.
+        missing: Tags that are missing somewhere.
+        endpoint: Where we looked.
+    """
+
+    levels: tuple[LevelCheck, ...]
+    missing: tuple[MissingTag, ...]
+    endpoint: db.Endpoint
+
+    @property
+    def outdated(self) -> int:
+        """How many resources need a reindex."""
+        return sum(level.other_signature + level.without_signature for level in self.levels)
+
+
+def check(target: db.Target, profile: dicom.Profile) -> Checked:
+    """Compare the signatures of all resources with a profile; only reads.
+
+    Raises:
+        RevisionError: There is no index.
+    """
+    with db.session(target, readonly=True) as conn:
+        index.Capabilities.read(conn)
+        rows = db.rows(
+            conn,
+            """SELECT r.resourcetype, m.value, count(*) FROM index.resources r
+               LEFT JOIN index.metadata m ON m.id = r.internalid AND m.type = %s
+               GROUP BY r.resourcetype, m.value""",
+            SIGNATURE,
+        )
+        conn.rollback()
+        levels, missing = [], []
+        for number, tags in enumerate(dicom.indexed_tags(profile).levels):
+            found = {value: count for level, value, count in rows if level == number}
+            without = found.get(None, 0) if tags.signature else 0
+            others = Counter({v: n for v, n in found.items() if v is not None and v != tags.signature})
+            levels.append(LevelCheck(LEVELS[number], sum(found.values()), others.total(), without))
+            configured = (tags.signature or "").split(";")
+            for key in configured:
+                count = without + sum(n for value, n in others.items() if key not in value.split(";"))
+                if key and count:
+                    name = dicom.name_of(int(key.replace(",", ""), 16))
+                    missing.append(MissingTag(LEVELS[number], key, name, count))
+        return Checked(tuple(levels), tuple(missing), db.endpoint(conn))

@@ -1,0 +1,105 @@
+"""What the signatures of an index say, and what the Housekeeper is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pgorthanc_cli import db, dicom, reindex
+from pgorthanc_cli.reindex.model import ALL_LEVELS, INSTANCE
+from tests.support import samples
+from tests.support.importing import run as import_files
+from tests.support.schemas import rows
+from tests.support.schemas import run as execute
+
+PROFILE = dicom.Profile(extra_main_dicom_tags={"Study": ["PatientAge"], "Series": ["KVP"]})
+# As the Housekeeper of 1.13.0 writes it.
+RECORD = {
+    "CurrentlyProcessingConfiguration": None,
+    "LastChangeToProcess": -1,
+    "LastProcessedChange": -1,
+    "LastProcessedConfiguration": {
+        "DicomWebVersion": "",
+        "IngestTranscoding": "",
+        "MainDicomTagsSignature": {"Instance": "1", "Patient": "2", "Series": "3", "Study": "4"},
+        "OrthancVersion": "1.13.0",
+        "StorageCompressionEnabled": False,
+    },
+    "LastTimeStarted": "20261125T231447.477255",
+    "Version": 1,
+}
+
+
+@pytest.fixture
+def area(fresh: db.Target, tmp_path: Path) -> Path:
+    """An area with 4 instances."""
+    import_files(fresh, samples.folder(tmp_path / "in", 4, per_series=2), tmp_path / "area")
+    return tmp_path / "area"
+
+
+def record(target: db.Target, server: str, document: object) -> None:
+    text = json.dumps(document).replace("'", "''")
+    execute(target, f"INSERT INTO serverproperties VALUES ('{server}', 1025, '{text}')")
+
+
+def recorded(target: db.Target) -> dict[str, dict[str, object]]:
+    found = rows(target, "SELECT server, value FROM serverproperties WHERE property = 1025")
+    return {server: json.loads(value) for server, value in found}
+
+
+def test_a_check_counts_each_resource_by_its_own_signature(fresh: db.Target, area: Path) -> None:
+    assert reindex.check(fresh, dicom.Profile()).outdated == 0
+    execute(
+        fresh,
+        """DELETE FROM metadata WHERE type = 15 AND id =
+               (SELECT min(internalid) FROM resources WHERE resourcetype = 3)""",
+    )
+    found = reindex.check(fresh, PROFILE)
+    counts = {
+        each.level: (each.resources, each.other_signature, each.without_signature) for each in found.levels
+    }
+    assert counts == {"patient": (2, 0, 0), "study": (2, 2, 0), "series": (2, 2, 0), "instance": (4, 0, 1)}
+    missing = {(each.level, each.name): each.resources for each in found.missing}
+    assert missing["study", "PatientAge"] == missing["series", "KVP"] == 2
+    assert missing["instance", "SOPInstanceUID"] == 1
+    reindex.reindex(fresh, reindex.Settings(area, PROFILE, jobs=1))
+    assert reindex.check(fresh, PROFILE).outdated == 0
+
+
+def test_the_housekeeper_is_told_when_everything_was_done(fresh: db.Target, area: Path) -> None:
+    record(fresh, "ours", RECORD)
+    settings = reindex.Settings(area, PROFILE, jobs=1)
+    above = reindex.Settings(area, PROFILE, jobs=1, levels=ALL_LEVELS - {INSTANCE})
+    assert reindex.reindex(fresh, above).housekeeper == ""
+    assert recorded(fresh) == {"ours": RECORD}
+    assert reindex.reindex(fresh, settings).housekeeper == "updated"
+    after = recorded(fresh)["ours"]
+    last = after["LastProcessedConfiguration"]
+    assert isinstance(last, dict)
+    signatures = last.pop("MainDicomTagsSignature")
+    assert signatures["Study"].split(";")[-1] == "0032,1060"
+    assert "0010,1010" in signatures["Study"]
+    assert signatures.keys() == {"Patient", "Study", "Series", "Instance"}
+    expected = {**RECORD["LastProcessedConfiguration"]}  # type: ignore[dict-item]
+    del expected["MainDicomTagsSignature"]
+    assert last == expected
+    assert {k: v for k, v in after.items() if k != "LastProcessedConfiguration"} == {
+        k: v for k, v in RECORD.items() if k != "LastProcessedConfiguration"
+    }
+    assert reindex.reindex(fresh, settings).housekeeper == "up-to-date"
+
+
+def test_the_housekeeper_is_not_told_what_is_not_certain(fresh: db.Target, area: Path) -> None:
+    settings = reindex.Settings(area, PROFILE, jobs=1)
+    assert reindex.reindex(fresh, settings).housekeeper == "absent"
+    record(fresh, "ours", {**RECORD, "CurrentlyProcessingConfiguration": {"OrthancVersion": "1.13.0"}})
+    assert reindex.reindex(fresh, settings).housekeeper == "busy"
+    record(fresh, "other", {**RECORD, "Version": 2})
+    assert reindex.reindex(fresh, settings).housekeeper == "several"
+    named = reindex.Settings(area, PROFILE, jobs=1, server="other")
+    assert reindex.reindex(fresh, named).housekeeper == "unknown"
+    next(path for path in area.rglob("*") if path.is_file()).unlink()
+    result = reindex.reindex(fresh, settings)
+    assert (len(result.unreadable), result.housekeeper) == (1, "")
