@@ -60,7 +60,7 @@ def reconstruct(document: dict[str, Any], folder: Path, count: int) -> float:
         for study in sorted(rest.get("/studies")):
             instances = len(rest.get(f"/studies/{study}/instances"))
             started = time.perf_counter()
-            rest.post(f"/studies/{study}/reconstruct", {})
+            rest.send("POST", f"/studies/{study}/reconstruct", b"{}")
             took_s += time.perf_counter() - started
             done += instances
             if done >= count:

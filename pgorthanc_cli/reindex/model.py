@@ -92,6 +92,7 @@ class Item(NamedTuple):
     Attributes:
         public_id: Of the instance.
         study: Public id of its study.
+        patient: Internal id of its patient.
         uuid: Of the attachment, empty if there is none.
         path: Absolute, where a storage plugin says so; empty: the usual place.
         compression: 1 none, 2 zlib.
@@ -103,6 +104,7 @@ class Item(NamedTuple):
 
     public_id: str
     study: str
+    patient: int
     uuid: str
     path: str
     compression: int
@@ -156,6 +158,8 @@ class Done:
         kinds: Rows that differed, by kind.
         unreadable: Files.
         gone: Resources that were deleted meanwhile.
+        again: Patients with an instance that was deleted before its file could be read: it may
+            have been the one to decide.
     """
 
     files: int = 0
@@ -165,6 +169,7 @@ class Done:
     kinds: Counter[Kind] = field(default_factory=Counter)
     unreadable: list[Unreadable] = field(default_factory=list)
     gone: int = 0
+    again: set[int] = field(default_factory=set)
 
     def add(self, other: Done) -> None:
         """Add another one."""
@@ -175,6 +180,7 @@ class Done:
         self.kinds += other.kinds
         self.unreadable += other.unreadable
         self.gone += other.gone
+        self.again |= other.again
 
 
 @dataclass(frozen=True)

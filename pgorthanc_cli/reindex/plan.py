@@ -182,7 +182,7 @@ class Planner:
             which = self.selected.condition if alone is None else alone
             chosen = sql.SQL("({} OR {})").format(chosen, which)
         query = sql.SQL(
-            f"""SELECT i.internalid, i.publicid, st.publicid, {{is_selected}}, COALESCE(a.uuid, ''),
+            f"""SELECT i.internalid, i.publicid, st.publicid, p.internalid, {{is_selected}}, COALESCE(a.uuid, ''),
                        COALESCE(a.compressiontype, 1), COALESCE(a.uncompressedsize, 0),
                        COALESCE(m.value, ''), {self._customdata}
                 FROM index.resources p
@@ -211,7 +211,7 @@ class Planner:
         return self.selected.condition if INSTANCE in self.settings.levels else sql.SQL("false")
 
     def _item(self, row: tuple[Any, ...], deciders: dict[Any, list[Decided]]) -> Item:
-        number, public_id, study, is_selected, uuid, compression, size, offset, custom = row
+        number, public_id, study, patient, is_selected, uuid, compression, size, offset, custom = row
         decides = list(deciders.get(number if self._by_id else public_id, ()))
         if is_selected and self._is_written(INSTANCE, number):
             decides.append(Decided(INSTANCE, number, public_id))
@@ -219,7 +219,7 @@ class Planner:
         if custom is not None:
             path, problem = resolve(uuid, bytes(custom), self.settings)
         start = int(offset) if offset.isdecimal() else 0
-        return Item(public_id, study, uuid, path, compression, size, start, tuple(decides), problem)
+        return Item(public_id, study, patient, uuid, path, compression, size, start, tuple(decides), problem)
 
 
 def resolve(uuid: str, data: bytes, settings: Settings) -> tuple[str, str]:

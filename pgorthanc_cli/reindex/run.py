@@ -97,8 +97,8 @@ def reindex(
         journal.reach(0, run.done.unreadable, now=True)  # a file that cannot be written fails now
         run.done_before = len(everybody) - len(patients)
         run.work(planner.batches(patients))
-        if settings.selection.is_everything and not settings.dry_run:
-            run.work_on_arrivals(planner)
+        if not settings.dry_run:
+            run.work_again(planner)
         result = run.result()
     # A part of the index says nothing about the rest; a file that could not be read has to be read again.
     is_all = (
@@ -150,16 +150,18 @@ class _Run:
                 while self._pending:
                     self._collect()
 
-    def work_on_arrivals(self, planner: Planner) -> None:
-        """Do those that arrived meanwhile with other tags: Orthanc may not have been restarted yet."""
+    def work_again(self, planner: Planner) -> None:
+        """Do patients once more whose deciding file was deleted, or who got instances with other tags."""
         self._is_arrival = True
         newest = self.journal.position.newest
         while self.complete:
-            last, newest = newest, arrivals.newest(self.conn)
-            patients = arrivals.outdated(self.conn, last, self.settings) if newest > last else []
+            patients, self.done.again = self.done.again, set()
+            if self.settings.selection.is_everything:
+                last, newest = newest, arrivals.newest(self.conn)
+                patients |= set(arrivals.outdated(self.conn, last, self.settings) if newest > last else ())
             if not patients:
                 return
-            self.work(planner.batches(patients))
+            self.work(planner.batches(sorted(patients)))
 
     def _keep_pace(self, batch: Batch) -> None:
         """Wait until the batch may be read.

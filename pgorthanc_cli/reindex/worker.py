@@ -52,8 +52,29 @@ class Worker:
                 elif read.instance:
                     rows += [rows_of(each, read.instance, self.settings) for each in read.item.decides]
             writer.conn.rollback()  # what reading large objects has begun
+            if done.unreadable:
+                _leave_out_deleted(writer.conn, items, done)
             done.add(writer.write(sorted(rows, key=lambda each: each.resource.id)))
         return done
+
+
+def _leave_out_deleted(conn: db.Session, items: Sequence[Item], done: Done) -> None:
+    """Leave out files whose attachment was deleted meanwhile: Orthanc deletes the row first."""
+    stored = {
+        uuid
+        for (uuid,) in db.rows(
+            conn,
+            """SELECT COALESCE(a.uuid, '') FROM index.resources r
+               LEFT JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
+               WHERE r.publicid = ANY(%s) AND r.resourcetype = 3""",
+            [each.instance for each in done.unreadable],
+        )
+    }
+    conn.rollback()
+    deleted = {each.instance for each in done.unreadable if each.uuid not in stored}
+    done.unreadable = [each for each in done.unreadable if each.instance not in deleted]
+    done.gone += len(deleted)
+    done.again |= {item.patient for item in items if item.public_id in deleted}
 
 
 def _mismatch(read: Read) -> str:
