@@ -7,6 +7,7 @@ anyway, is read whole.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -115,8 +116,11 @@ class Heads:
         with self.area.rights:
             if item.path:
                 return files.open_regular(item.path, os.O_NOFOLLOW)
-            name = self.area.path(item.uuid).relative_to(self.area.root)
-            return files.open_regular(os.fspath(name), os.O_NOFOLLOW, folder=self.area.descriptor)
+            uuid = item.uuid
+            if not storage.is_uuid(uuid):  # any other name could lead out of the area
+                raise OSError(errno.EINVAL, "its name is not a UUID")
+            name = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+            return files.open_regular(name, os.O_NOFOLLOW, folder=self.area.descriptor)
 
     # --- large objects --------------------------------------------------------------------
 
