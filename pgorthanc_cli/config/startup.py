@@ -5,6 +5,7 @@ Observed with Orthanc 1.13.0 and the advanced storage plugin 0.3.1 (STORAGE.md A
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,37 @@ def advanced_storage(deployment: Deployment) -> Iterator[Problem]:
         yield _stops(deployment, "OverwriteInstances", message, f"write {word}, without quotes")
     else:
         yield from _naming(deployment, section, overwrite=overwrite is True)
+    yield from _indexer(deployment, section)
     yield from _delayed_deletion(deployment, section)
+
+
+def _indexer(deployment: Deployment, section: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield folders in which the folder indexer does harm (STORAGE.md A3, F1.4)."""
+    indexer = section.get("Indexer")
+    if not isinstance(indexer, dict) or indexer.get("Enable") is not True:
+        return
+    key, location = f"{ADVANCED}.Indexer", deployment.document.location(ADVANCED, "Indexer")
+    several = section.get("MultipleStorages")
+    storages = several.get("Storages") if isinstance(several, dict) else None
+    own = [deployment.document.values.get("StorageDirectory")]
+    own += storages.values() if isinstance(storages, dict) else ()
+    folders = indexer.get("Folders")
+    for folder in folders if isinstance(folders, list) else ():
+        if not isinstance(folder, str):
+            continue
+        if not os.path.isabs(folder):
+            message = f'the indexer watches "{folder}": Orthanc would look for its files in its own storage'
+            yield Problem(key, "error", message, "write an absolute path", location)
+        for root in own:
+            if isinstance(root, str) and os.path.isabs(root) and _overlap(folder, root):
+                message = f'the indexer watches "{folder}", and Orthanc stores its own files in "{root}"'
+                yield Problem(key, "error", message, "let it watch another folder", location)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one of two folders is the other one, or lies in it, as far as their names tell."""
+    paths = sorted(os.path.join(os.path.normpath(path), "") for path in (one, other))
+    return paths[1].startswith(paths[0])
 
 
 def _naming(deployment: Deployment, section: Mapping[str, Any], *, overwrite: bool) -> Iterator[Problem]:

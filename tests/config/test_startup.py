@@ -132,6 +132,27 @@ def test_naming_of_files(
 
 
 @pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("/srv/in", ""),
+        ("/srv/orthanc-in", ""),
+        ("in", "look for its files in its own storage"),
+        ("/srv/orthanc/in/", 'stores its own files in "/srv/orthanc"'),
+        ("/srv/", 'stores its own files in "/srv/orthanc"'),
+        ("/mnt/second", 'stores its own files in "/mnt/second/"'),
+    ],
+)
+def test_folders_that_the_indexer_must_not_watch(tmp_path: Path, folder: str, words: str) -> None:
+    several = {"Storages": {"2": "/mnt/second/"}, "CurrentWriteStorage": "2"}
+    section = {"Enable": True, "MultipleStorages": several, "Indexer": {"Enable": True, "Folders": [folder]}}
+    wrong = examine({"AdvancedStorage": section, "StorageDirectory": "/srv/orthanc"}, tmp_path)
+    assert [(severity, key) for severity, key, _ in wrong] == [("error", "AdvancedStorage.Indexer")] * bool(
+        words
+    )
+    assert all(words in message for _, _, message in wrong)
+
+
+@pytest.mark.parametrize(
     ("release", "severity"),
     [("7.2", "warning"), ("8.0", "error"), ("9.0", "error"), ("10.0", None), ("10.3", None)],
 )

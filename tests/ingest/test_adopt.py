@@ -5,8 +5,10 @@ That all rows are those of the real plugin is compared by `.ci/checks.py` (adopt
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,19 @@ def test_the_real_hash_is_recorded_even_without_storemd5(archive: Archive) -> No
     archive.configure(StoreMD5ForAttachments=False)
     archive.adopt(archive.files[0])
     assert rows(archive.target, "SELECT count(*) FROM attachedfiles WHERE uncompressedhash <> ''") == [(1,)]
+
+
+def test_large_files_are_read_in_pieces(archive: Archive) -> None:
+    """Also then a file that is no DICOM is known to the indexer, and a packed one is not unpacked."""
+    folder = archive.folder / "in"
+    (folder / "large.txt").write_text("no DICOM" * 200)
+    (folder / "x.gz").write_bytes(gzip.compress(os.urandom(2000) + samples.instance("x")))
+    adoption = Adoption(owned=False, roots=(), indexed=(str(folder),))
+    plan = ingest.ImportPlan([str(folder)], jobs=1)
+    settings = ingest.Settings(adopt=adoption, memory_bytes=300)
+    assert ends(ingest.run_import(archive.target, plan, settings)) == (3, 0, 0, 2)
+    assert len(archive.stores(INDEXED)) == 5
+    assert archive.check().counts == {}
 
 
 # --- with StorageCompression the beginning of a file is stored, too ----------------------------------------
@@ -281,9 +296,6 @@ def test_files_in_orthancs_own_storage(archive: Archive) -> None:
 
 
 def test_packed_files_are_refused(archive: Archive, tmp_path: Path) -> None:
-    import gzip
-    import zipfile
-
     (archive.folder / "x.gz").write_bytes(gzip.compress(samples.instance("x")))
     with zipfile.ZipFile(archive.folder / "x.zip", "w") as packed:
         packed.writestr("x.dcm", samples.instance("y"))
