@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from pgorthanc_cli.ingest.walk import Source
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
+    from psycopg2.extensions import connection as Connection
     from psycopg2.extensions import cursor as Cursor
 
     from pgorthanc_cli.config import AdvancedStorage, OrthancConfiguration
@@ -136,6 +138,23 @@ class Adoption:
             if self.is_watched(source.path):
                 seconds = source.mtime_ns // 1_000_000_000
                 yield key_values.indexed(_key(source), source.size, seconds, is_dicom=is_dicom)
+
+    def note_seen(
+        self, conn: Connection, capabilities: index.Capabilities, sources: Sequence[Source]
+    ) -> None:
+        """Record for the folder indexer the files that it need not try to adopt, in a transaction.
+
+        One that was adopted under its path before, by other means, is DICOM to the indexer: it
+        deletes the instance when the file vanishes.
+        """
+        watched = {row.path: row for row in self.seen(sources, is_dicom=False)}
+        if not watched:
+            return
+        # A path that the encoding of the database cannot hold is not to be found there.
+        with suppress(psycopg2.DataError), conn, conn.cursor() as cur:
+            adopted = key_values.values(cur, capabilities, key_values.ADOPTED, list(watched))
+            dicom = (row for row in self.seen(sources, is_dicom=True) if row.path in adopted)
+            key_values.put_new(cur, capabilities, (watched | {row.path: row for row in dicom}).values())
 
     # --- what the index has -------------------------------------------------------------
 

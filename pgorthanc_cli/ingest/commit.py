@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from mmap import mmap
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import psycopg2
 from psycopg2 import errors as pg
 
 from pgorthanc_cli import db, index, storage
-from pgorthanc_cli.index import Outcome, key_values
+from pgorthanc_cli.index import Outcome
 from pgorthanc_cli.ingest import content
 from pgorthanc_cli.ingest.model import (
     Batch,
@@ -95,25 +94,9 @@ class Committer:
         results = self._put_back(results)
         outcomes = self._store([r for r in results if isinstance(r, Prepared)])
         if self.adopt:
-            self._note_seen((*results, *outcomes), self.adopt)
+            seen = [r.source for r in (*results, *outcomes) if isinstance(r, (Known, NotDicom))]
+            self.adopt.note_seen(self.conn, self.writer.capabilities, seen)
         return summarize_batch(results, outcomes)
-
-    def _note_seen(self, results: Iterable[Result | PreparedOutcome], adopt: Adoption) -> None:
-        """Record for the folder indexer the files that it need not try to adopt.
-
-        One that was adopted under its path before, by other means, is DICOM to the indexer: it
-        deletes the instance when the file vanishes.
-        """
-        seen = [r.source for r in results if isinstance(r, (Known, NotDicom))]
-        watched = {row.path: row for row in adopt.seen(seen, is_dicom=False)}
-        if not watched:
-            return
-        # A path that the encoding of the database cannot hold is not to be found there.
-        with suppress(pg.DataError), self.conn, self.conn.cursor() as cur:
-            here = self.writer.capabilities
-            adopted = key_values.values(cur, here, key_values.ADOPTED, list(watched))
-            dicom = (row for row in adopt.seen(seen, is_dicom=True) if row.path in adopted)
-            key_values.put_new(cur, here, (watched | {row.path: row for row in dicom}).values())
 
     def forget(self, name: str, unwritten: Sequence[Result]) -> None:
         """Remove the journal of a batch, and the attachments of its unwritten results."""
