@@ -5,7 +5,8 @@
 CT-like files (40 elements, 100 a study, 50 a series) are imported; then ExtraMainDicomTags gets entries. Orthanc
 reconstructs some studies, one after the other; pgorthanc does everything, in copies of the same database. A
 private PostgreSQL server with default settings (fsync on). Rates include the start of the program; those in
-parentheses do not.
+parentheses do not. CPU seconds are those of program and server together: they depend less on what else the machine
+does than rates.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from typing import Any
 
 import psycopg2
 from common import peak_bytes
+from ingest import cpu_s
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, ingest, locks
+from pgorthanc_cli import db, locks
+from pgorthanc_cli import ingest as importer
 from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.server import embedded
 from tests.interop import orthanc
@@ -51,29 +54,56 @@ def configuration(target: db.Target, folder: Path, *, large_objects: bool) -> di
     }  # fmt: skip
 
 
-def reconstruct(document: dict[str, Any], folder: Path, count: int) -> float:
-    """Let Orthanc reconstruct studies, until there are so many instances; return its rate."""
+class Cpu:
+    """CPU seconds of the server, and of what this process has started, since the beginning."""
+
+    def __init__(self, server: int, *, running: bool = False) -> None:
+        """Take the pid of the server; `running`: the program has started before."""
+        self._server, self._running, self._mine = server, running, os.getpid()
+        self._before = self._now()
+
+    def _now(self) -> float:
+        times = os.times()
+        server = cpu_s(lambda pid, parent: self._server in (pid, parent), ended=self._server)
+        if self._running:
+            return server + cpu_s(lambda pid, parent: parent == self._mine and pid != self._server)
+        return server + times.children_user + times.children_system
+
+    def per_1000(self, count: int) -> float:
+        """Return seconds for each thousand."""
+        return (self._now() - self._before) * 1000 / count
+
+
+def reconstruct(document: dict[str, Any], folder: Path, count: int, server: int) -> tuple[float, float]:
+    """Let Orthanc reconstruct studies, until there are so many instances; return its rate, and CPU."""
     program = orthanc.programs()[-1]
     (folder / "orthanc").mkdir()
     done, took_s = 0, 0.0
     with orthanc.running(Quiet(**vars(program)), document, folder / "orthanc") as rest:
-        for study in sorted(rest.get("/studies")):
-            instances = len(rest.get(f"/studies/{study}/instances"))
+        studies = {
+            study: len(rest.get(f"/studies/{study}/instances")) for study in sorted(rest.get("/studies"))
+        }
+        cpu = Cpu(server, running=True)
+        for study, instances in studies.items():
             started = time.perf_counter()
             rest.send("POST", f"/studies/{study}/reconstruct", b"{}")
             took_s += time.perf_counter() - started
             done += instances
             if done >= count:
                 break
+        used = cpu.per_1000(done)
+    label = f"Orthanc {program.version()}, /reconstruct"
     print(
-        f"  Orthanc {program.version()}, /reconstruct      {done / took_s:9,.0f}/s   ({done} instances)",
+        f"  {label:34} {done / took_s:9,.0f}/s   CPU s per 1,000: {used:7.3f}   ({done} instances)",
         flush=True,
     )
-    return done / took_s
+    return done / took_s, used
 
 
-def reindex(label: str, document: dict[str, Any], folder: Path, count: int, *options: str) -> float:
-    """Run the command; return its rate."""
+def reindex(
+    label: str, document: dict[str, Any], folder: Path, count: int, server: int, *options: str
+) -> tuple[float, float]:
+    """Run the command; return its rate, and CPU."""
     path = folder / "reindex.json"
     path.write_text(json.dumps(document))
     words = [
@@ -88,19 +118,22 @@ def reindex(label: str, document: dict[str, Any], folder: Path, count: int, *opt
         *options,
     ]
     os.sync()
+    cpu = Cpu(server)
     started = time.perf_counter()
     peak, output = peak_bytes(words)
     rate = count / (time.perf_counter() - started)
+    used = cpu.per_1000(count)
     result = json.loads(output)
     if result["unreadable"] or result["instances"] != count:
         raise SystemExit(f"unexpected: {result['instances']} instances, {result['unreadable'][:3]}")
     print(
-        f"  {label:34} {rate:9,.0f}/s   ({result['instances_per_s']:,.0f}/s; {result['files_read']:,} files,"
+        f"  {label:34} {rate:9,.0f}/s   CPU s per 1,000: {used:7.3f}"
+        f"   ({result['instances_per_s']:,.0f}/s; {result['files_read']:,} files,"
         f" {result['bytes_read'] / 1e6:,.1f} MB read, {sum(result['rows_changed'].values()):,} resources changed,"
         f" peak {peak / 1e6:,.0f} MB)",
         flush=True,
     )
-    return rate
+    return rate, used
 
 
 def main() -> None:
@@ -133,19 +166,28 @@ def main() -> None:
                 session, schema="public", require_idle=locks.require_idle, revision=given.revision
             )
         files = write(folder / "in", given.files, given.size)
-        settings = ingest.Settings(storage_dir=None if objects else folder / "area")
-        ingest.run_import(target, ingest.ImportPlan([str(folder / "in")]), settings)
+        settings = importer.Settings(storage_dir=None if objects else folder / "area")
+        importer.run_import(target, importer.ImportPlan([str(folder / "in")]), settings)
         with db.session(target, autocommit=True) as session, session.cursor() as cur:
             cur.execute("VACUUM ANALYZE")
         copies = [create(database, "filled") for database in ("everything", "series", "real")]
         documents = [configuration(copy, folder, large_objects=objects) for copy in copies]
         print(f"{given.files:,} files of {files[0].stat().st_size:,} bytes, {given.storage}", flush=True)
-        everything = reindex("reindex", documents[0], folder, given.files)
-        again = reindex("reindex, nothing to change", documents[0], folder, given.files)
-        above = reindex("reindex, above the instances", documents[1], folder, given.files,
-                        "--level", "patient,study,series")  # fmt: skip
-        rate = reconstruct(documents[2], folder, given.reconstructed)
-        print(f"  ratios: {everything / rate:,.0f}, {again / rate:,.0f}, {above / rate:,.0f}")
+        process = Path(f"/proc/{conn.info.backend_pid}/stat").read_text()
+        pid = int(process.rpartition(")")[2].split()[1])  # its parent
+        real = reconstruct(documents[2], folder, given.reconstructed, pid)
+        options: tuple[str, ...] = ()
+        for label, document in (
+            ("reindex", documents[0]),
+            ("reindex, nothing to change", documents[0]),
+            ("reindex, above the instances", documents[1]),
+        ):
+            if document is documents[1]:
+                options = ("--level", "patient,study,series")
+            rate, used = reindex(label, document, folder, given.files, pid, *options)
+            print(
+                f"    {rate / real[0]:,.0f} times the rate, {real[1] / used:,.0f} times less CPU", flush=True
+            )
         conn.close()
 
 
