@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from pgorthanc_cli import commands, output, signals
 from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, Number
 from pgorthanc_cli.constants import ENCODINGS, LEVELS
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
-from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.progress import Progress, Report
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
@@ -70,6 +72,11 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
 @_how("-n", "--dry-run", is_flag=True, help="Read and compare, write nothing.")
 @_how("--check", is_flag=True, help="Only report which resources have other tags; reads no file.")
 @_how(
+    "--repair",
+    type=click.Choice(["patients", "identifiers"]),
+    help="Repair from the index alone: studies' copies of the patient's tags, or search values.",
+)
+@_how(
     "--default-encoding",
     type=click.Choice(ENCODINGS),
     metavar="NAME",
@@ -118,7 +125,7 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
 )
 # For tests: small batches give many moments at which a run can be interrupted.
 @_pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
-def command(call: commands.Call, *, check: bool, **options: Any) -> None:
+def command(call: commands.Call, *, check: bool, repair: str | None, **options: Any) -> None:
     """Recompute main DICOM tags from the stored files.
 
     After a change of ExtraMainDicomTags or DefaultEncoding: brings tags, identifiers, sequences and signatures to
@@ -141,8 +148,14 @@ def command(call: commands.Call, *, check: bool, **options: Any) -> None:
     from pgorthanc_cli import reindex
     from pgorthanc_cli.views import reindex as views
 
-    if check:
-        _check(call, options)
+    if check and repair:
+        raise UsageError("--check and --repair are two different runs", "give one of them")
+    if check or repair:
+        _refuse_without_effect("--check" if check else "--repair", options)
+        if repair and not check:
+            _repair(call, repair, options)
+        else:
+            _check(call, options)
         return
 
     area = {"--storage": options["storage"], "--storage-dir": options["storage_dir"]}
@@ -166,15 +179,36 @@ def command(call: commands.Call, *, check: bool, **options: Any) -> None:
         raise click.exceptions.Exit(PartialFailure.exit_code)
 
 
+def _refuse_without_effect(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that choose files or resources, where all are looked at."""
+    choosing = _CHOOSING if name == "--check" else [each for each in _CHOOSING if each != "dry_run"]
+    if chosen := [f"--{each.replace('_', '-')}" for each in choosing if options[each]]:
+        raise UsageError(f"{name} looks at all resources: {chosen[0]} has no effect", "leave it out")
+
+
+def _repair(call: commands.Call, which: str, options: dict[str, Any]) -> None:
+    """Repair what the index alone shows."""
+    from pgorthanc_cli import reindex
+    from pgorthanc_cli.views import reindex as views
+
+    with call.resolved() as resolved, _progress(call) as (stop, report):
+        profile = reindex.profile_of(
+            resolved.orthanc, options["default_encoding"], options["orthanc_version"]
+        )
+        result = reindex.repair(
+            resolved.target, which, profile, dry_run=options["dry_run"], stop=stop, report=report
+        )
+    again = call.again(without=("-n", "--dry-run"))
+    call.emit_page(result, views.repaired_page(result, again))
+    if not result.complete:
+        raise click.exceptions.Exit(Interrupted.exit_code)
+
+
 def _check(call: commands.Call, options: dict[str, Any]) -> None:
     """Report the signatures of all resources."""
     from pgorthanc_cli import reindex
     from pgorthanc_cli.views import reindex as views
 
-    if chosen := [f"--{name.replace('_', '-')}" for name in _CHOOSING if options[name]]:
-        raise UsageError(
-            f"--check looks at all resources and writes nothing: {chosen[0]} has no effect", "leave it out"
-        )
     with call.resolved() as resolved:
         profile = reindex.profile_of(
             resolved.orthanc, options["default_encoding"], options["orthanc_version"]
@@ -188,8 +222,20 @@ def _check(call: commands.Call, options: dict[str, Any]) -> None:
 def _run(call: commands.Call, target: Target, settings: Settings) -> Reindexed:
     """Run it with its progress; Ctrl-C ends it after the current batches."""
     from pgorthanc_cli import reindex
-    from pgorthanc_cli.text import progress_line
     from pgorthanc_cli.views import reindex as views
+
+    def started(estimate: Estimate) -> None:
+        if not call.quiet:
+            output.event(views.expectation(estimate))
+
+    with _progress(call) as (stop, report):
+        return reindex.reindex(target, settings, stop=stop, report=report, started=started)
+
+
+@contextmanager
+def _progress(call: commands.Call) -> Iterator[tuple[threading.Event, Report]]:
+    """Show how far it is; yield what Ctrl-C sets, and what is called with each step."""
+    from pgorthanc_cli.text import progress_line
 
     state = Progress("", "planning", None)
 
@@ -208,8 +254,4 @@ def _run(call: commands.Call, target: Target, settings: Settings) -> Reindexed:
             state = progress
             show()
 
-        def started(estimate: Estimate) -> None:
-            if not call.quiet:
-                output.event(views.expectation(estimate))
-
-        return reindex.reindex(target, settings, stop=stop, report=report, started=started)
+        yield stop, report

@@ -14,16 +14,19 @@ from pgorthanc_cli.reindex.model import (
     Settings,
     Unreadable,
 )
+from pgorthanc_cli.reindex.repair import REPAIRS, Repaired, repair
 from pgorthanc_cli.reindex.run import reindex
 from pgorthanc_cli.reindex.settings import from_options, profile_of
 
 __all__ = [
+    "REPAIRS",
     "Change",
     "Checked",
     "Estimate",
     "LevelCheck",
     "MissingTag",
     "Reindexed",
+    "Repaired",
     "Selection",
     "Settings",
     "Unreadable",
@@ -31,4 +34,5 @@ __all__ = [
     "from_options",
     "profile_of",
     "reindex",
+    "repair",
 ]

@@ -11,10 +11,11 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psycopg2 import errors as pg
 
@@ -45,6 +46,9 @@ _COLLISIONS = (
 _ATTEMPTS = 10  # as often as Orthanc tries by default (MaximumConnectionRetries)
 _BUSY_ATTEMPTS = 5  # without waiting for a resource that another session has locked
 _DICOM_AS_JSON = 2  # type of an attachment that no Orthanc since 1.9.1 writes
+
+_Find = Callable[["Cursor"], list[tuple[int, str]]]
+"""Notes what differs in the tables of the session; returns old attachments to remove."""
 
 
 @dataclass
@@ -97,7 +101,11 @@ class Writer:
         """Write what differs; repeat what collides with another session."""
         done, pending = Done(), list(rows)
         for attempt in itertools.count(1):
-            busy, part = self._repeated(pending, wait=attempt > _BUSY_ATTEMPTS)
+            busy, part = (
+                self._repeated(partial(self._stage_and_compare, pending), attempt)
+                if pending
+                else (set(), Done())
+            )
             done.add(part)
             existing = self._existing(busy)
             done.gone += len(busy) - len(existing)
@@ -107,14 +115,35 @@ class Writer:
             _back_off(attempt)
         raise AssertionError
 
-    def _repeated(self, rows: Sequence[Rows], *, wait: bool) -> tuple[set[int], Done]:
-        for attempt in range(1, _ATTEMPTS):
+    def repair(self, query: str, arguments: Mapping[str, Any]) -> Done:
+        """Write what a query puts into the table of changes; repeat what collides."""
+
+        def find(cur: Cursor) -> list[tuple[int, str]]:
+            cur.execute(query, arguments)
+            cur.execute(
+                """INSERT INTO pg_temp.pgorthanc_resources SELECT internalid, resourcetype FROM index.resources
+                   WHERE internalid IN (SELECT id FROM pg_temp.pgorthanc_changes)"""
+            )
+            return []
+
+        done = Done()
+        for attempt in itertools.count(1):
+            busy, part = self._repeated(find, attempt)
+            done.add(part)
+            if not self._existing(busy):
+                return done
+            _back_off(attempt)
+        raise AssertionError
+
+    def _repeated(self, find: _Find, attempt: int) -> tuple[set[int], Done]:
+        wait = attempt > _BUSY_ATTEMPTS
+        for collision in range(1, _ATTEMPTS):
             try:
-                return self._transaction(rows, wait=wait)
+                return self._transaction(find, wait=wait)
             except _COLLISIONS:
                 self.conn.rollback()
-                _back_off(attempt)
-        return self._transaction(rows, wait=wait)
+                _back_off(collision)
+        return self._transaction(find, wait=wait)
 
     def _existing(self, ids: Iterable[int]) -> set[int]:
         if not ids:
@@ -124,22 +153,19 @@ class Writer:
         self.conn.rollback()
         return existing
 
-    def _transaction(self, rows: Sequence[Rows], *, wait: bool) -> tuple[set[int], Done]:
-        """Write in one transaction; return the resources that were locked, and what was done."""
-        if not rows:
-            return set(), Done()
+    def _transaction(self, find: _Find, *, wait: bool) -> tuple[set[int], Done]:
+        """Write what differs in one transaction; return the resources that were locked, and what was done."""
         with self.conn.cursor() as cur:
             if self.settings.dry_run:
                 cur.execute("SET TRANSACTION READ ONLY")
             else:
                 planted.refuse_until_commit(self.conn)
-            self._stage(cur, rows)
-            old = self._compare(cur, rows)
+            old = find(cur)
             busy: set[int] = set()
             if not self.settings.dry_run:
                 busy = self._lock(cur, wait=wait)
                 old = [(number, uuid) for number, uuid in old if number not in busy]
-            done = self._count(cur, rows, busy)
+            done = self._count(cur, busy)
             if done.changed and not self.settings.dry_run:
                 self._write(cur)
                 self._delete_old(cur, old)
@@ -153,7 +179,8 @@ class Writer:
 
     # --- comparing ------------------------------------------------------------------------
 
-    def _stage(self, cur: Cursor, rows: Sequence[Rows]) -> None:
+    def _stage_and_compare(self, rows: Sequence[Rows], cur: Cursor) -> list[tuple[int, str]]:
+        """Note what differs; return old attachments of type 2, which a reconstruction removes."""
         encoding = self.capabilities.encoding
         resources = "".join(f"{each.resource.id}\t{each.resource.level}\n" for each in rows)
         lines = "".join(
@@ -164,15 +191,15 @@ class Writer:
         for table, text in (("pgorthanc_resources", resources), ("pgorthanc_rows", lines)):
             copy = f"COPY pg_temp.{table} FROM STDIN (ENCODING '{encoding}')"
             cur.copy_expert(copy, BytesIO(text.encode()))
-
-    def _compare(self, cur: Cursor, rows: Sequence[Rows]) -> list[tuple[int, str]]:
-        """Note what differs; return old attachments of type 2, which a reconstruction removes."""
         ids = [each.resource.id for each in rows]
         query = db.statement(__package__, "compare.sql")
         cur.execute(query, {"ids": ids, "vanishing": self._vanishing})
         instances = [each.resource.id for each in rows if each.resource.level == index.INSTANCE]
         if self.settings.limit_to_level or not instances:
             return []
+        return self._find_old(cur, instances)
+
+    def _find_old(self, cur: Cursor, instances: list[int]) -> list[tuple[int, str]]:
         # Where a storage plugin keeps such a file, only Orthanc can remove it.
         ours = "true"
         if self.capabilities.custom_data:
@@ -206,8 +233,13 @@ class Writer:
             cur.execute("DELETE FROM pg_temp.pgorthanc_changes WHERE id = ANY(%s)", (list(busy),))
         return busy
 
-    def _count(self, cur: Cursor, rows: Sequence[Rows], busy: set[int]) -> Done:
-        done = Done(resources=Counter(r.resource.level for r in rows if r.resource.id not in busy))
+    def _count(self, cur: Cursor, busy: set[int]) -> Done:
+        done = Done()
+        cur.execute(
+            "SELECT level, count(*) FROM pg_temp.pgorthanc_resources WHERE id <> ALL (%s) GROUP BY 1",
+            (list(busy),),
+        )
+        done.resources = Counter(dict(cur.fetchall()))
         cur.execute(
             """SELECT r.level, c.relation, c.key, c.change, count(*) FROM pg_temp.pgorthanc_changes c
                JOIN pg_temp.pgorthanc_resources r ON r.id = c.id GROUP BY 1, 2, 3, 4"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pgorthanc_cli.reindex import Change, Checked, Estimate, Reindexed
+from pgorthanc_cli.reindex import Change, Checked, Estimate, Reindexed, Repaired
 from pgorthanc_cli.text import duration, plural, printable, size
 from pgorthanc_cli.views.page import Block, Facts, Note, Page, Table
 
@@ -78,6 +78,36 @@ def check_page(result: Checked, again: str) -> Page:
         headline = f"{plural(result.outdated, 'resource')} below the studies have other tags"
     step = Note("Next, while Orthanc is running:", paste=again)
     return Page(f"{headline}.", (str(result.endpoint),), tuple(blocks), (step,), "warning")
+
+
+_REPAIRS = {
+    "patients": ("have the tags of their patient", "other tags of the patient than the patient itself"),
+    "identifiers": ("have the search values of their tags", "search values that do not match their tags"),
+}
+
+
+def repaired_page(result: Repaired, again: str) -> Page:
+    """Return the page of a repair; `again` is the command that repairs."""
+    changed = sum(result.rows_changed.values())
+    noun = plural(changed, "study", "studies") if result.repair == "patients" else plural(changed, "resource")
+    everybody = "All studies" if result.repair == "patients" else "All resources"
+    right, wrong = _REPAIRS[result.repair]
+    headline = f"{everybody} {right}."
+    if changed and result.dry_run:
+        headline = f"Dry run, nothing was changed: {noun} {'has' if changed == 1 else 'have'} {wrong}."
+    elif changed:
+        headline = f"{noun} had {wrong}; repaired."
+    if not result.complete:
+        headline = f"Interrupted: {headline[:1].lower()}{headline[1:]}"
+    shown = tuple((each.level, _change(each)) for each in result.changes)
+    steps = (Note("Next, while Orthanc is running:", paste=again),)
+    return Page(
+        headline,
+        (str(result.endpoint),),
+        (Facts(shown),) if shown else (),
+        steps if (changed and result.dry_run) or not result.complete else (),
+        "ok" if result.complete else "warning",
+    )
 
 
 _HOUSEKEEPER = {

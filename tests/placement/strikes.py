@@ -143,9 +143,9 @@ def strike(scene: Scene, phase: str, kind: str, chance: random.Random, duration_
                 time.sleep(moment_s)
             _blow(scene, process, kind)
             code = process.wait(timeout=120)
-    assert code in {"kill": (-9, 0), "terminate": (130, 0, -2, -15), "server": (1, 3, 0), "disk": (1, 0)}[kind], (
-        code
-    )
+    assert (
+        code in {"kill": (-9, 0), "terminate": (130, 0, -2, -15), "server": (1, 3, 0), "disk": (1, 0)}[kind]
+    ), code
     wait_until(lambda: not _backends(scene.target), timeout_s=30)
     scene.check(phase)
     scene.finish(phase)

@@ -103,3 +103,54 @@ def test_the_housekeeper_is_not_told_what_is_not_certain(fresh: db.Target, area:
     next(path for path in area.rglob("*") if path.is_file()).unlink()
     result = reindex.reindex(fresh, settings)
     assert (len(result.unreadable), result.housekeeper) == (1, "")
+
+
+# --- repairs --------------------------------------------------------------------------------
+
+ODD = "  a_b%c\tÄé\u0001z  "
+
+
+def identifiers(target: db.Target) -> list[tuple[object, ...]]:
+    return rows(target, "SELECT * FROM dicomidentifiers ORDER BY id, taggroup, tagelement")
+
+
+def test_identifiers_are_made_from_the_tags(fresh: db.Target, area: Path) -> None:
+    right = identifiers(fresh)
+    assert reindex.repair(fresh, "identifiers", dicom.Profile()).changes == ()
+    execute(
+        fresh,
+        "UPDATE dicomidentifiers SET value = 'x' WHERE taggroup = 16 AND tagelement = 16",
+        "DELETE FROM dicomidentifiers WHERE taggroup = 32",
+    )
+    wrong = identifiers(fresh)
+    rehearsal = reindex.repair(fresh, "identifiers", dicom.Profile(), dry_run=True)
+    assert identifiers(fresh) == wrong
+    done = reindex.repair(fresh, "identifiers", dicom.Profile())
+    assert rehearsal.changes == done.changes
+    assert done.rows_changed == {"patient": 2, "study": 2, "series": 2, "instance": 0}
+    assert identifiers(fresh) == right
+    # In SQL as in Python.
+    text = ODD.replace("'", "''")
+    execute(fresh, f"UPDATE maindicomtags SET value = '{text}' WHERE taggroup = 16 AND tagelement = 16")
+    reindex.repair(fresh, "identifiers", dicom.Profile())
+    found = rows(fresh, "SELECT DISTINCT value FROM dicomidentifiers WHERE taggroup = 16 AND tagelement = 16")
+    assert found == [(dicom.normalized(ODD),)]
+
+
+def test_studies_get_the_tags_of_their_patient(fresh: db.Target, area: Path) -> None:
+    tags = "SELECT * FROM maindicomtags ORDER BY id, taggroup, tagelement"
+    right, searched = rows(fresh, tags), identifiers(fresh)
+    of_a_study = "id = (SELECT min(internalid) FROM resources WHERE resourcetype = 1) AND taggroup = 16"
+    execute(
+        fresh,
+        f"UPDATE maindicomtags SET value = 'Somebody^Else' WHERE {of_a_study} AND tagelement = 16",
+        f"UPDATE dicomidentifiers SET value = 'SOMEBODY^ELSE' WHERE {of_a_study} AND tagelement = 16",
+    )
+    assert reindex.repair(fresh, "patients", dicom.Profile(), dry_run=True).rows_changed["study"] == 1
+    done = reindex.repair(fresh, "patients", dicom.Profile())
+    assert [(each.level, each.table, each.name, each.different) for each in done.changes] == [
+        ("study", "dicomidentifiers", "PatientName", 1),
+        ("study", "maindicomtags", "PatientName", 1),
+    ]
+    assert (rows(fresh, tags), identifiers(fresh)) == (right, searched)
+    assert reindex.repair(fresh, "patients", dicom.Profile()).changes == ()

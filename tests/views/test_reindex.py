@@ -6,7 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pgorthanc_cli import db
-from pgorthanc_cli.reindex import Change, Checked, Estimate, LevelCheck, MissingTag, Reindexed, Unreadable
+from pgorthanc_cli.reindex import (
+    Change,
+    Checked,
+    Estimate,
+    LevelCheck,
+    MissingTag,
+    Reindexed,
+    Repaired,
+    Unreadable,
+)
 from pgorthanc_cli.views import reindex as views
 from tests.support import golden
 
@@ -92,6 +101,24 @@ def test_a_check() -> None:
     )
     only_series = (*right[:2], CHECKED.levels[2], right[3])
     golden.check_view(GOLDEN, "check-series", views.check_page(replace(CHECKED, levels=only_series), again))
+
+
+REPAIRED = Repaired(
+    "patients", {"patient": 0, "study": 3, "series": 0, "instance": 0},
+    (Change("study", "maindicomtags", "0010,0040", "PatientSex", 0, 3, 0),), False, True, 2.5, DONE.endpoint,
+)  # fmt: skip
+
+
+def test_repairs() -> None:
+    again = "pgorthanc reindex --repair patients --config /etc/orthanc"
+    nothing = replace(REPAIRED, rows_changed=dict.fromkeys(REPAIRED.rows_changed, 0), changes=())
+    for state, result in {
+        "repaired": REPAIRED,
+        "repair-dry-run": replace(REPAIRED, dry_run=True),
+        "repair-nothing": replace(nothing, repair="identifiers"),
+        "repair-interrupted": replace(nothing, complete=False),
+    }.items():
+        golden.check_view(GOLDEN, state, views.repaired_page(result, again))
 
 
 def test_what_a_run_will_read() -> None:
