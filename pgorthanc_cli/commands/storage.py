@@ -111,6 +111,11 @@ command.add_command(show)
     metavar="TIME",
     help="Copy only studies that nothing was added to for this long, such as 365d.",
 )
+@click.option(
+    "--orphans",
+    is_flag=True,
+    help="With --phase clean: also remove large objects that no row of the index names.",
+)
 def move(call: Call, **options: Any) -> None:
     """Move all attachments between files and large objects, or to another folder.
 

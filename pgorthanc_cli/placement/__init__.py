@@ -1,11 +1,11 @@
 """Where attachments are (`storage show`), and moving them from one storage area to another (`storage move`).
 
-`survey` reads what the index says. `move` leads a phase, `worker` and `ends` do the work on some
+`survey` reads what the index says. `phases` leads a move, `worker` and `ends` do the work on some
 attachments, `record` remembers what was proved.
 """
 
 from pgorthanc_cli.placement.model import PHASES, Failed, Moved, MoveSettings, Place
-from pgorthanc_cli.placement.move import move
+from pgorthanc_cli.placement.phases import move
 from pgorthanc_cli.placement.settings import from_options
 from pgorthanc_cli.placement.survey import Area, Content, Group, Shown, show
 

@@ -40,6 +40,7 @@ class MoveSettings:
         studies: Public ids: copy the attachments of these studies only.
         older_than_s: Copy only studies that nothing was added to since then.
         configured: The area that Orthanc's configuration names; None: it was not given.
+        orphans: With `clean`, also remove large objects that no row of the index names.
     """
 
     source: Place
@@ -50,6 +51,7 @@ class MoveSettings:
     studies: tuple[str, ...] = ()
     older_than_s: float | None = None
     configured: Place | None = None
+    orphans: bool = False
 
     @property
     def is_partial(self) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgorthanc_cli.config import OrthancConfiguration
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.placement.model import COPY, POSTGRESQL, MoveSettings, Place
+from pgorthanc_cli.placement.model import CLEAN, COPY, POSTGRESQL, MoveSettings, Place
 
 
 def from_options(
@@ -20,6 +20,7 @@ def from_options(
     max_rate: float | None = None,
     studies: tuple[str, ...] = (),
     older_than: float | None = None,
+    orphans: bool = False,
 ) -> MoveSettings:
     """Return what the options of `storage move` ask for.
 
@@ -31,23 +32,28 @@ def from_options(
     configured = None
     if orthanc is not None:
         orthanc.require_own_storage()
-        configured = Place(None if orthanc.enable_storage else orthanc.storage_directory.absolute())
+        configured = Place(None if orthanc.enable_storage else orthanc.storage_directory.resolve())
     folder = storage_dir or (orthanc.storage_directory if orthanc else None)
     if to == POSTGRESQL:
         if from_dir and storage_dir:
             raise UsageError("--from-dir and --storage-dir both name the source", "give one of them")
         folder, source, target = from_dir or folder, None, Place(None)
     else:
-        source = Place(from_dir.absolute()) if from_dir else Place(None)
-        target = Place(folder.absolute()) if folder else Place(None)
+        source = Place(from_dir.resolve()) if from_dir else Place(None)
+        target = Place(folder.resolve()) if folder else Place(None)
         if not from_dir and configured and configured.folder and configured != target:
             source = configured  # from one StorageDirectory to another
+    if orphans and (phase != CLEAN or to == POSTGRESQL or (source and source.folder)):
+        raise UsageError(
+            "--orphans is for --phase clean of large objects",
+            "leave it out; to move files that no row names aside, see: pgorthanc verify storage --help",
+        )
     if folder is None:
         raise UsageError(
             "no folder given", "give --storage-dir FOLDER, or Orthanc's configuration with --config"
         )
     return MoveSettings(
-        source=source or Place(folder.absolute()),
+        source=source or Place(folder.resolve()),
         target=target,
         phase=phase,
         jobs=jobs,
@@ -55,4 +61,5 @@ def from_options(
         studies=studies,
         older_than_s=older_than,
         configured=configured,
+        orphans=orphans,
     )

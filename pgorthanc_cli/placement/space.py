@@ -5,7 +5,7 @@ from __future__ import annotations
 from pgorthanc_cli import db
 from pgorthanc_cli.placement.model import Place
 from pgorthanc_cli.schema import steps
-from pgorthanc_cli.storage import FilesystemArea
+from pgorthanc_cli.storage import FilesystemArea, LargeObjectArea
 from pgorthanc_cli.storage.listing import list_part
 
 # The owner of a database may vacuum its catalogs; from PostgreSQL 17 on also a role with MAINTAIN.
@@ -34,6 +34,20 @@ def left(conn: db.Session, place: Place) -> int:
     count: int = db.value(conn, "SELECT count(*) FROM index.storagearea")
     conn.rollback()
     return count
+
+
+def remove_orphans(conn: db.Session, most: int) -> None:
+    """Remove the large objects of the storage area that no row of the index names, `most` in a transaction."""
+    query = """SELECT s.uuid, s.type FROM index.storagearea s WHERE NOT EXISTS (
+        SELECT FROM index.attachedfiles a WHERE a.uuid = s.uuid AND s.type =
+            CASE WHEN a.filetype BETWEEN 1 AND 3 THEN a.filetype ELSE 0 END)"""
+    orphans = db.rows(conn, query)
+    conn.rollback()
+    area = LargeObjectArea(conn)
+    for start in range(0, len(orphans), most):
+        with conn:
+            for uuid, file_type in orphans[start : start + most]:
+                area.delete(uuid, file_type)
 
 
 def create_storage_area(conn: db.Session) -> None:

@@ -115,7 +115,12 @@ def _leftovers(moved: Moved) -> Iterator[Block]:
         yield Note(
             f"{plural(moved.left, 'attachment')} stay in the source: no row of the index names them",
             "warning",
-            ("They are orphans, or Orthanc has deleted them since the switch.",),
+            (
+                "They are orphans, or Orthanc has deleted them since the switch.",
+                "Orthanc needs none of them; remove the folder yourself."
+                if moved.source_folder
+                else "The same command with --orphans removes them.",
+            ),
         )
     if moved.vacuumed is False:
         yield Note(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,30 @@ def test_a_copy_is_not_repeated(objects: db.Target, tmp_path: Path) -> None:
     assert (again.copied, again.already_there) == (0, OBJECTS_COUNT)
 
 
+def test_an_interrupted_copy_goes_on(
+    objects: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._BATCH_FILES", 3)
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._REPORT_S", -1.0)
+    data, stop = Place(tmp_path / "data"), threading.Event()
+    settings = MoveSettings(OBJECTS, data, "copy", jobs=1)
+    first = placement.move(objects, settings, stop=stop, report=lambda _: stop.set())
+    assert not first.complete
+    assert 0 < first.copied < OBJECTS_COUNT
+    second = placement.move(objects, settings)
+    assert (second.complete, second.copied + second.already_there) == (True, OBJECTS_COUNT)
+    assert second.already_there >= first.copied
+    assert in_folder(tmp_path / "data") == expected(objects)
+
+
+def test_a_slow_copy(objects: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._BATCH_FILES", 3)
+    size = sum(size for size, _ in expected(objects).values())
+    slow = move(objects, OBJECTS, tmp_path / "data", "copy", max_bytes_per_s=size)
+    assert slow.complete
+    assert slow.elapsed_s > 0.8
+
+
 def test_a_switch_without_a_copy_copies_everything(indexed: db.Target, area: Path) -> None:
     assert move(indexed, area, OBJECTS, "switch").copied == COUNT
     assert in_objects(indexed) == expected(indexed)
@@ -209,6 +234,9 @@ def test_what_orthanc_deletes_since_the_copy(objects: db.Target, tmp_path: Path)
     assert (switched.complete, switched.unknown) == (True, OBJECTS_COUNT - count)
     cleaned = move(objects, OBJECTS, tmp_path / "data", "clean")
     assert (cleaned.removed, cleaned.left) == (count, OBJECTS_COUNT - count)
+    cleaned = move(objects, OBJECTS, tmp_path / "data", "clean", orphans=True)
+    assert (cleaned.complete, cleaned.left) == (True, 0)
+    assert in_objects(objects) == {}
 
 
 def test_temporary_files_of_a_killed_run(objects: db.Target, tmp_path: Path) -> None:
@@ -419,6 +447,14 @@ def test_attachments_that_are_read_piece_by_piece(
     assert in_folder(tmp_path / "new") == expected(indexed)
 
 
+def test_a_folder_of_root_is_a_warning(objects: db.Target, tmp_path: Path) -> None:
+    warnings = move(objects, OBJECTS, tmp_path / "data", "copy").warnings
+    if (tmp_path / "data").stat().st_uid == 0:
+        assert "belongs to root" in warnings[0]
+        os.chown(tmp_path / "data", 65534, 65534)
+    assert move(objects, OBJECTS, tmp_path / "data", "copy").warnings == ()
+
+
 # --- the command --------------------------------------------------------------------------------
 
 
@@ -474,6 +510,7 @@ def test_exit_codes(indexed: db.Target, area: Path) -> None:
     page = run(*words)
     assert (page.exit_code, "The switch is blocked" in page.stdout) == (6, True)
     assert run("--to", "filesystem", "--uri", indexed.dsn).exit_code == 2
+    assert run(*words, "--phase", "clean", "--orphans").exit_code == 2
     assert (
         run("--to", "filesystem", "--storage-dir", area, "--from-dir", area, "--uri", indexed.dsn).exit_code
         == 2

@@ -142,6 +142,7 @@ class _Run:
         """Do the phase and return the result."""
         self.total, _ = self.attachments.total()
         complete = False
+        self.warnings = _owner_warning(self.settings)
         try:
             {model.COPY: self.copy, model.SWITCH: self.switch, model.CLEAN: self.clean}[self.settings.phase]()
             complete = not self.failures and not self.stop.is_set()
@@ -192,7 +193,7 @@ class _Run:
         with ExitStack() as stack:
             for lock in (db.LOCK_INDEX, db.LOCK_STORAGE):
                 stack.enter_context(db.advisory_lock(conn, lock, wait_s=0))
-            self.warnings = locks.require_no_orthanc(conn, schema)
+            self.warnings += locks.require_no_orthanc(conn, schema)
             conn.rollback()
             if not self.record.copied:
                 self.copy()
@@ -212,6 +213,8 @@ class _Run:
             self._submit("clean", rows)
         self._collect_all()
         self._forget_deleted()
+        if self.settings.orphans:
+            space.remove_orphans(self.attachments.conn, self._batch_files)
         self.left = space.left(self.attachments.conn, self.settings.source) - len(self.failures)
         if self.settings.source.folder is None:
             self.vacuumed = space.vacuum(self.attachments.conn)
@@ -340,6 +343,22 @@ class _Run:
         """Drop failures of attachments that Orthanc has deleted meanwhile."""
         existing = self.attachments.existing([row for row, _ in self.failures])
         self.failures = [(row, reason) for row, reason in self.failures if row in existing]
+
+
+def _owner_warning(settings: MoveSettings) -> tuple[str, ...]:
+    """Return a warning if root owns the target folder, so that Orthanc's own user could not write to it."""
+    source, target = settings.source.folder, settings.target.folder
+    if (
+        settings.phase == model.CLEAN
+        or not target
+        or target.stat().st_uid
+        or (source and not source.stat().st_uid)
+    ):
+        return ()
+    return (
+        f"{printable(str(target))} belongs to root: an Orthanc that runs as another user cannot store or delete "
+        "files there; give it to that user, with everything in it, before you start Orthanc",
+    )
 
 
 def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
