@@ -39,7 +39,7 @@ def one(dsn: str, phase: str, kind: str, count: int, chance: random.Random, *, t
             initialize.init(conn, schema="public", require_idle=locks.require_idle)
         scene = Scene(target, folder / "area", to_objects)
         scene.fill(count)
-        return strike(scene, phase, kind, chance, 1.5 if phase != "clean" else 1.2)
+        return strike(scene, phase, kind, chance, 1.0)
 
 
 def main(runs: int, count: int, seed: int) -> None:

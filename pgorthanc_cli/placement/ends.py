@@ -208,7 +208,7 @@ class Objects:
         """Write objects and their rows, and prove them, in one transaction."""
         rows = [each.row for each in contents]
         with db.translate_errors(self.conn, self.target.schema), self.conn:
-            self._remove(rows)
+            self.area.delete_many((row.uuid, row.file_type) for row in rows)
             self.area.put_many((each.row.uuid, each.row.file_type, each.chunks()) for each in contents)
             for each, (_, chunks) in zip(contents, self._open(rows), strict=True):
                 _require_equal(each, chunks(), "the large objects")
@@ -216,14 +216,7 @@ class Objects:
     def remove(self, rows: Sequence[Row]) -> None:
         """Remove objects and their rows; each takes a lock until the end of the transaction."""
         with db.translate_errors(self.conn, self.target.schema), self.conn:
-            self._remove(rows)
-
-    def _remove(self, rows: Sequence[Row]) -> None:
-        keys = {row.key: row for row in rows}
-        query = "SELECT uuid, type FROM index.storagearea WHERE uuid = ANY(%s)"
-        for key in db.rows(self.conn, query, [row.uuid for row in rows]):
-            if key in keys:
-                self.area.delete(keys[key].uuid, keys[key].file_type)
+            self.area.delete_many((row.uuid, row.file_type) for row in rows)
 
     def finish(self) -> None:
         """End the transaction in which pieces were read."""

@@ -218,7 +218,8 @@ class _Run:
         self.left = space.left(self.attachments.conn, self.settings.source) - len(self.failures)
         if self.settings.source.folder is None:
             self.vacuumed = space.vacuum(self.attachments.conn)
-            self.freed_bytes = before - space.used(self.attachments.conn, self.settings.source)
+            after = space.used(self.attachments.conn, self.settings.source)
+            self.freed_bytes = max(before - after, 0)
         else:
             self.freed_bytes = self.bytes
 

@@ -46,8 +46,7 @@ def remove_orphans(conn: db.Session, most: int) -> None:
     area = LargeObjectArea(conn)
     for start in range(0, len(orphans), most):
         with conn:
-            for uuid, file_type in orphans[start : start + most]:
-                area.delete(uuid, file_type)
+            area.delete_many(orphans[start : start + most])
 
 
 def create_storage_area(conn: db.Session) -> None:

@@ -123,14 +123,24 @@ class LargeObjectArea:
         A rule on the table unlinks the object and fails if there is none, so a missing
         one is created first.
         """
-        key = (uuid, _content_type(file_type))
+        self.delete_many([(uuid, file_type)])
+
+    def delete_many(self, attachments: Iterable[tuple[str, int]]) -> None:
+        """Delete rows and large objects: UUID and file type of each, those that exist.
+
+        Each object takes a lock until the end of the transaction, of max_locks_per_transaction
+        for each session of the server.
+        """
+        keys = [(uuid, _content_type(file_type)) for uuid, file_type in attachments]
+        uuids, types = [uuid for uuid, _ in keys], [content_type for _, content_type in keys]
+        chosen = "(uuid, type) IN (SELECT * FROM unnest(%s::varchar[], %s::integer[]))"
         with self.conn.cursor() as cur:
             cur.execute(
-                """SELECT pg_catalog.lo_create(content) FROM storagearea WHERE uuid = %s AND type = %s
-                       AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m
-                                       WHERE m.oid = content);
-                   DELETE FROM storagearea WHERE uuid = %s AND type = %s""",
-                (*key, *key),
+                f"""SELECT pg_catalog.lo_create(content) FROM storagearea WHERE {chosen}
+                        AND NOT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata m
+                                        WHERE m.oid = content);
+                    DELETE FROM storagearea WHERE {chosen}""",  # noqa: S608 - a constant
+                (uuids, types) * 2,
             )
 
 

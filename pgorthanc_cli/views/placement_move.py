@@ -122,6 +122,13 @@ def _leftovers(moved: Moved) -> Iterator[Block]:
                 else "The same command with --orphans removes them.",
             ),
         )
+    if moved.vacuumed and moved.removed and not moved.freed_bytes:
+        yield Note(
+            "The space was not given back yet: an open transaction, or autovacuum, prevented it",
+            "warning",
+            ("Later, as the owner of the database, or as a superuser:",),
+            _VACUUM,
+        )
     if moved.vacuumed is False:
         yield Note(
             "The space was not given back: this role may not vacuum",

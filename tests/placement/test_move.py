@@ -2,111 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 from click.testing import CliRunner, Result
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import cli, db, placement
-from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.placement import MoveSettings, Place
 from pgorthanc_cli.storage import FilesystemArea, bulk
+from tests.placement.moving import COUNT, OBJECTS, OBJECTS_COUNT, expected, in_folder, in_objects, move
 from tests.support import samples
 from tests.support.importing import run as import_files
-from tests.support.schemas import as_role, drop_database, rows
+from tests.support.schemas import as_role, rows
 from tests.support.schemas import run as execute
-
-COUNT = 12
-OBJECTS_COUNT = 2 * COUNT  # with compression, DICOM until pixel data is stored as well
-OBJECTS = Place(None)
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return samples.folder(tmp_path_factory.mktemp("in"), COUNT)
-
-
-@pytest.fixture(scope="module")
-def filled(
-    admin: Connection,
-    template: str,
-    server_dsn: str,
-    archive: list[Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[str, str, Path]]:
-    """Two databases to clone, with large objects and with files, and the folder of the files."""
-    names = [f"pgorthanc_{kind}_{os.getpid()}" for kind in ("objects", "files")]
-    folder = tmp_path_factory.mktemp("filled") / "area"
-    for name in names:
-        with admin.cursor() as cur:
-            cur.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    objects, files = (db.Target(make_dsn(server_dsn, dbname=name)) for name in names)
-    import_files(objects, archive, None, compress=True)
-    import_files(files, archive, folder)
-    yield names[0], names[1], folder
-    for name in names:
-        drop_database(admin, name)
-
-
-@pytest.fixture
-def objects(filled: tuple[str, str, Path], new_database: Callable[..., db.Target]) -> db.Target:
-    """An index whose attachments are large objects."""
-    return new_database(filled[0])
-
-
-@pytest.fixture
-def indexed(filled: tuple[str, str, Path], new_database: Callable[..., db.Target]) -> db.Target:
-    """An index whose attachments are files."""
-    return new_database(filled[1])
-
-
-@pytest.fixture
-def area(filled: tuple[str, str, Path], tmp_path: Path) -> Path:
-    """The folder of these files."""
-    return shutil.copytree(filled[2], tmp_path / "old")
-
-
-def move(
-    target: db.Target, source: Place | Path, to: Place | Path, *phases: str, **settings: Any
-) -> placement.Moved:
-    """Do phases, each of which must be complete but for the last one."""
-    ends = [place if isinstance(place, Place) else Place(place) for place in (source, to)]
-    given = {"jobs": 1} | settings
-    for phase in phases:
-        moved = placement.move(target, MoveSettings(ends[0], ends[1], phase, **given))
-        assert moved.complete or phase == phases[-1], moved.failed
-    return moved
-
-
-def expected(target: db.Target) -> dict[str, tuple[int, str]]:
-    """What each area must hold: UUID -> size and MD5."""
-    found = rows(target, "SELECT uuid, compressedsize, compressedhash FROM attachedfiles")
-    return {uuid: (size, md5) for uuid, size, md5 in found}
-
-
-def in_folder(folder: Path) -> dict[str, tuple[int, str]]:
-    return {
-        path.name: (path.stat().st_size, hashlib.md5(path.read_bytes()).hexdigest())
-        for path in folder.rglob("*")
-        if path.is_file() and path.parent != folder
-    }
-
-
-def in_objects(target: db.Target) -> dict[str, tuple[int, str]]:
-    found = rows(target, "SELECT uuid, length(lo_get(content)), md5(lo_get(content)) FROM storagearea")
-    assert rows(target, "SELECT count(*) FROM pg_largeobject_metadata") == [(len(found),)]
-    return {uuid: (size, md5) for uuid, size, md5 in found}
-
 
 # --- all phases ---------------------------------------------------------------------------
 
@@ -250,152 +163,6 @@ def test_temporary_files_of_a_killed_run(objects: db.Target, tmp_path: Path) -> 
 def _created(folder: Path) -> Path:
     folder.mkdir()
     return folder
-
-
-# --- damage and refusals --------------------------------------------------------------------
-
-
-def test_damaged_attachments_block_the_switch(indexed: db.Target, area: Path) -> None:
-    missing, altered, short, *_ = sorted(path for path in area.rglob("*") if path.is_file())
-    missing.unlink()
-    altered.write_bytes(bytes(altered.stat().st_size))
-    short.write_bytes(short.read_bytes()[:-1])
-    for phase in ("copy", "switch"):
-        moved = move(indexed, area, OBJECTS, phase)
-        assert not moved.complete
-        assert {failed.uuid: failed.reason.split(",")[0] for failed in moved.failed} == {
-            missing.name: "there is no file",
-            altered.name: "its MD5 is not that of the index",
-            short.name: f"{short.stat().st_size} bytes",
-        }
-    with pytest.raises(UsageError, match="no record of a switch"):
-        move(indexed, area, OBJECTS, "clean")
-    assert len(in_objects(indexed)) == COUNT - 3
-
-
-def test_the_phases_have_an_order(objects: db.Target, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    for phases in ((), ("copy",)):
-        if phases:
-            move(objects, OBJECTS, data, *phases)
-        with pytest.raises(UsageError, match="no record of a switch"):
-            move(objects, OBJECTS, data, "clean")
-    assert len(in_objects(objects)) == OBJECTS_COUNT
-
-
-def test_clean_refuses_what_was_stored_in_the_source_since(objects: db.Target, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    move(objects, OBJECTS, data, "copy", "switch")
-    import_files(objects, samples.folder(tmp_path / "later", 1, first=COUNT), None)
-    with pytest.raises(UsageError, match=r"1 attachment is not in .*still stores in large objects"):
-        move(objects, OBJECTS, data, "clean")
-    assert len(in_objects(objects)) == OBJECTS_COUNT + 1
-
-
-def test_clean_keeps_what_is_damaged_in_the_target(objects: db.Target, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    move(objects, OBJECTS, data, "copy", "switch")
-    altered = next(path for path in data.rglob("????????-*") if path.is_file())
-    altered.write_bytes(bytes(altered.stat().st_size))
-    cleaned = move(objects, OBJECTS, data, "clean")
-    assert (cleaned.removed, cleaned.left) == (OBJECTS_COUNT - 1, 0)
-    assert [failed.uuid for failed in cleaned.failed] == [altered.name]
-    assert in_objects(objects).keys() == {altered.name}
-
-
-def test_the_configuration_must_name_the_target(objects: db.Target, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    move(objects, OBJECTS, data, "copy", "switch")
-    with pytest.raises(UsageError, match="configuration still names large objects"):
-        move(objects, OBJECTS, data, "clean", configured=OBJECTS)
-    assert move(objects, OBJECTS, data, "clean", configured=Place(data)).removed == OBJECTS_COUNT
-
-
-@pytest.mark.parametrize("lock", [db.LOCK_INDEX, db.LOCK_STORAGE])
-def test_an_orthanc_blocks_the_switch(
-    objects: db.Target, tmp_path: Path, held: Callable[[db.Target, int], None], lock: int
-) -> None:
-    move(objects, OBJECTS, tmp_path / "data", "copy")
-    held(objects, lock)
-    with pytest.raises(InUseError, match=r"holds the (index|storage) lock"):
-        move(objects, OBJECTS, tmp_path / "data", "switch")
-
-
-def test_an_orthanc_with_the_old_configuration_blocks_the_removal(
-    objects: db.Target, tmp_path: Path, held: Callable[[db.Target, int], None]
-) -> None:
-    data = tmp_path / "data"
-    move(objects, OBJECTS, data, "copy", "switch")
-    held(objects, db.LOCK_STORAGE)
-    with pytest.raises(InUseError, match="holds the storage lock"):
-        move(objects, OBJECTS, data, "clean")
-    move(objects, data, OBJECTS, "copy")
-
-
-def test_an_orthanc_with_files_blocks_their_removal(
-    indexed: db.Target, area: Path, held: Callable[[db.Target, int], None]
-) -> None:
-    move(indexed, area, OBJECTS, "copy", "switch")
-    held(indexed, db.LOCK_INDEX)
-    with pytest.raises(InUseError, match="does not use the large objects"):
-        move(indexed, area, OBJECTS, "clean")
-    held(indexed, db.LOCK_STORAGE)
-    assert move(indexed, area, OBJECTS, "clean").removed == COUNT
-
-
-@pytest.fixture
-def held() -> Iterator[Callable[[db.Target, int], None]]:
-    """Takes one of Orthanc's locks in a session of its own."""
-    sessions: list[Connection] = []
-
-    def hold(target: db.Target, lock: int) -> None:
-        sessions.append(psycopg2.connect(target.dsn))
-        with sessions[-1].cursor() as cur:
-            cur.execute(f"SELECT pg_advisory_lock({lock})")
-        sessions[-1].commit()
-
-    yield hold
-    for session in sessions:
-        session.close()
-
-
-def test_one_move_at_a_time(
-    objects: db.Target, tmp_path: Path, held: Callable[[db.Target, int], None]
-) -> None:
-    held(objects, db.LOCK_MOVE)
-    with pytest.raises(InUseError, match="holds the storage move lock"):
-        move(objects, OBJECTS, tmp_path / "data", "copy")
-
-
-def test_folders_that_are_not_the_right_ones(indexed: db.Target, area: Path, tmp_path: Path) -> None:
-    (tmp_path / "unmounted").mkdir()
-    with pytest.raises(UsageError, match="is empty, but the index lists 12 attachments"):
-        move(indexed, tmp_path / "unmounted", OBJECTS, "copy")
-    with pytest.raises(PgOrthancError, match="cannot be read"):
-        move(indexed, tmp_path / "nowhere", OBJECTS, "copy")
-    (tmp_path / "link").symlink_to(area)
-    with pytest.raises(UsageError, match="are to be moved from"):
-        move(indexed, area, tmp_path / "link", "copy")
-    (tmp_path / "file").touch()
-    with pytest.raises(PgOrthancError, match="cannot be written to"):
-        move(indexed, area, tmp_path / "file", "copy")
-
-
-def test_customdata_is_refused(objects: db.Target, tmp_path: Path) -> None:
-    execute(objects, """UPDATE attachedfiles SET customdata = '{"o":true,"s":"1","v":1}' WHERE id < 5""")
-    with pytest.raises(PgOrthancError, match=r"attachments? in places of its own"):
-        move(objects, OBJECTS, tmp_path / "data", "copy")
-
-
-def test_the_storage_area_is_created(indexed: db.Target, area: Path, tmp_path: Path, role: str) -> None:
-    """Its owner is that of the index, who can then delete the large objects."""
-    execute(indexed, "DROP TABLE storagearea", f"ALTER TABLE resources OWNER TO {role}")
-    with pytest.raises(RevisionError, match="no storage area"):
-        move(indexed, OBJECTS, tmp_path / "data", "copy")
-    move(indexed, area, OBJECTS, "copy")
-    assert in_objects(indexed) == expected(indexed)
-    shown = placement.show(indexed)
-    assert (shown.owner, shown.wrong_owner) == (role, 0)
 
 
 # --- a part, roles, large attachments ---------------------------------------------------------

@@ -24,7 +24,7 @@ def test_a_phase_that_is_struck(
 ) -> None:
     scene = Scene(fresh, tmp_path / "area", to_objects)
     scene.fill(COUNT)
-    strike(scene, phase, kind, random.Random(), 1.5)
+    strike(scene, phase, kind, random.Random(), 1.0)
 
 
 def test_a_full_disk(fresh: db.Target, tmp_path: Path) -> None:
@@ -33,4 +33,4 @@ def test_a_full_disk(fresh: db.Target, tmp_path: Path) -> None:
             pytest.skip("needs root, and the right to mount a tmpfs")
         scene = Scene(fresh, tmp_path / "area", to_objects=False)
         scene.fill(COUNT)
-        strike(scene, "copy", "disk", random.Random(), 1.5)
+        strike(scene, "copy", "disk", random.Random(), 1.0)

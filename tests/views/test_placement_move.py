@@ -63,5 +63,6 @@ def test_clean() -> None:
     check("clean", CLEAN)
     check("clean-nothing", replace(CLEAN, removed=0, bytes=0, freed_bytes=0))
     check("clean-not-all", replace(CLEAN, left=7, vacuumed=False, freed_bytes=0))
+    check("clean-not-freed", replace(CLEAN, freed_bytes=0))
     check("clean-failed", replace(CLEAN, complete=False, failed=FAILED[:1]))
     check("clean-interrupted", replace(CLEAN, complete=False, removed=10_000, freed_bytes=0))
