@@ -140,7 +140,7 @@ def strike(scene: Scene, phase: str, kind: str, chance: random.Random, duration_
             scene.command(phase), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
             if kind != "disk":
-                wait_until(lambda: process.poll() is not None or _backends(scene.target), timeout_s=60)
+                wait_until(lambda: process.poll() is not None or _backends(scene.target) > 0, timeout_s=60)
                 time.sleep(moment_s)
             _blow(scene, process, kind)
             code = process.wait(timeout=120)
