@@ -22,8 +22,8 @@ from pgorthanc_cli.doctor import check_names
 from tests.commands.test_cli import terminal
 
 TOPICS = (
-    "basics", "connecting", "downgrade", "import", "migrate-sqlite", "reindex", "replication", "restore",
-    "storage", "troubleshooting", "upgrade",
+    "basics", "connecting", "downgrade", "import", "migrate-sqlite", "move", "reindex", "replication",
+    "restore", "storage", "troubleshooting", "upgrade",
 )  # fmt: skip
 FENCE = re.compile(r"^ *```sh\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(pgorthanc [^`]+)`")
