@@ -29,18 +29,19 @@ EXTRA = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["filesystem", "postgresql"])
-def archive(request: pytest.FixtureRequest, new_archive: Callable[..., Archive], tmp_path: Path) -> Archive:
-    """What an Orthanc without extra tags has received; this one has them."""
-    made = new_archive(postgresql_storage=request.param, ExtraMainDicomTags=EXTRA)
-    if version(made) < (1, 11, 0):
-        pytest.skip("Orthanc has ExtraMainDicomTags since 1.11")
-    with working(made):
-        pass  # it makes the index
-    run(
-        made.target, files(tmp_path / "in"), area(made), profile=dicom.Profile(version(made)), concurrent=True
-    )
-    return made
+@pytest.fixture
+def received(new_archive: Callable[..., Archive], tmp_path: Path) -> Callable[..., Archive]:
+    """Makes what an Orthanc without extra tags has received; this one has them, if it can."""
+
+    def make(*, postgresql_storage: bool) -> Archive:
+        made = new_archive(postgresql_storage=postgresql_storage, ExtraMainDicomTags=EXTRA)
+        with working(made):
+            pass  # it makes the index
+        profile = dicom.Profile(version(made))
+        run(made.target, files(tmp_path / "in"), area(made), profile=profile, concurrent=True)
+        return made
+
+    return make
 
 
 def files(folder: Path) -> list[Path]:
@@ -72,7 +73,14 @@ def settings(archive: Archive, **more: Any) -> reindex.Settings:
     return reindex.Settings(area(archive), profile, jobs=1, **more)
 
 
-def test_a_reconstruction_after_it_changes_nothing_and_the_index_is_enough(archive: Archive) -> None:
+def test_a_reconstruction_after_it_changes_nothing_and_the_index_is_enough(
+    received: Callable[..., Archive],
+) -> None:
+    archive = received(postgresql_storage=False)
+    if version(archive) < (1, 11, 0):
+        # It has no extra tags, and reconstructs in another order: its own import is right already.
+        assert reindex.reindex(archive.target, settings(archive, keep_first=True)).changes == ()
+        return
     result = reindex.reindex(archive.target, settings(archive))
     assert (result.files_read, result.unreadable) == (24, ())
     before = reindexing.rewritten(archive.target)
@@ -89,7 +97,10 @@ def test_a_reconstruction_after_it_changes_nothing_and_the_index_is_enough(archi
     assert "W002" not in log
 
 
-def test_beside_an_orthanc_that_receives_overwrites_and_deletes(archive: Archive, tmp_path: Path) -> None:
+def test_beside_an_orthanc_that_receives_overwrites_and_deletes(
+    received: Callable[..., Archive], tmp_path: Path
+) -> None:
+    archive = received(postgresql_storage=True)
     sent = [path.read_bytes() for path in sorted((tmp_path / "in").iterdir())]
     more = [samples.instance(f"P{n % 4}", f"1.2.{n % 6}", f"1.2.7.{n}", n) for n in range(1, 25)]
     ended = threading.Event()
@@ -118,8 +129,9 @@ def test_beside_an_orthanc_that_receives_overwrites_and_deletes(archive: Archive
         assert lifecycle.served(rest)
     check(archive)
     signature = dicom.indexed_tags(settings(archive).profile).levels[3].signature
-    assert rows(archive.target, "SELECT DISTINCT value FROM metadata m JOIN resources r ON r.internalid = m.id"
-                                " WHERE type = 15 AND resourcetype = 3") == [(signature,)]  # fmt: skip
+    found = """SELECT DISTINCT value FROM metadata m JOIN resources r ON r.internalid = m.id
+               WHERE type = 15 AND resourcetype = 3"""
+    assert rows(archive.target, found) == ([(signature,)] if signature else [])
     # Whatever met: now a run has only to decide parents again, and then nothing.
     reindex.reindex(archive.target, settings(archive))
     last = reindex.reindex(archive.target, settings(archive))
