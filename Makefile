@@ -49,7 +49,7 @@ catalog: .venv/dev
 	$(BIN)/python docs/catalog.py
 
 # Each program also runs by itself, with other sizes: see its first lines. Results are in bench/RESULTS.md.
-# bench/ingest.py is not part of it: it compares with a real Orthanc, which must be installed.
+# bench/ingest.py and bench/reindex.py are not part of it: they compare with a real Orthanc, which must be installed.
 bench: .venv/dev
 	$(BIN)/python bench/commands.py
 	$(BIN)/python bench/memory.py
