@@ -22,20 +22,30 @@ def contents(conn: Connection, oids: Sequence[int]) -> dict[int, bytes]:
     numbers = ",".join(map(str, oids))
     query = f"""COPY (SELECT oid::int8, pg_catalog.lo_get(oid) FROM pg_catalog.pg_largeobject_metadata
                       WHERE oid IN ({numbers})) TO STDOUT (FORMAT binary)"""  # noqa: S608
+    return _copied(conn, query)
+
+
+def pieces(conn: Connection, oid: int) -> Iterator[bytes]:
+    """Yield a large object piece by piece; it may have any size."""
+    offset, length = 0, CHUNK_BYTES * 4
+    while True:
+        query = f"""COPY (SELECT {oid}::int8, pg_catalog.lo_get({oid}::oid, {offset}, {length}))
+                    TO STDOUT (FORMAT binary)"""
+        piece = _copied(conn, query)[oid]
+        if not piece:
+            return
+        yield piece
+        offset += len(piece)
+
+
+def _copied(conn: Connection, query: str) -> dict[int, bytes]:
+    """Return (oid, content) of a COPY in binary format: text would be twice as long, and slow to decode."""
     stream = _CopyStream()
     if isinstance(conn, db.Session):
         conn.begin()
     with conn.cursor() as cur:
         cur.copy_expert(query, stream)
     return stream.contents()
-
-
-def pieces(conn: Connection, oid: int) -> Iterator[bytes]:
-    """Yield a large object piece by piece; it may have any size."""
-    offset, query = 0, "SELECT pg_catalog.lo_get(%s::oid, %s, %s)"
-    while piece := db.value(conn, query, oid, offset, CHUNK_BYTES * 4):
-        yield bytes(piece)
-        offset += len(piece)
 
 
 class _CopyStream:
