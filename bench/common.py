@@ -40,18 +40,19 @@ def numbers(description: str | None, metavar: str, default: list[int]) -> list[i
     return arguments
 
 
-def peak_bytes(command: Sequence[str]) -> tuple[int, bytes]:
+def peak_bytes(command: Sequence[str], codes: Sequence[int] = (0,)) -> tuple[int, bytes]:
     """Run a command; return the peak memory of all its processes together, and its output.
 
     The sum of resident sets: pages that processes share count for each of them.
     """
     peak = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    with tempfile.TemporaryFile() as file, subprocess.Popen(command, stdout=file) as process:
         while process.poll() is None:
             peak = max(peak, sum(map(_resident_bytes, _descendants(process.pid))))
             time.sleep(_SAMPLE_S)
-        output = process.stdout.read() if process.stdout else b""
-    if process.returncode:
+        file.seek(0)
+        output = file.read()
+    if process.returncode not in codes:
         raise SystemExit(f"{command[0]} ended with {process.returncode}")
     return peak, output
 

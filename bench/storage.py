@@ -1,27 +1,34 @@
-"""How fast `verify storage` checks, compared with md5sum on the same files and the same cores.
+"""How fast `verify storage` checks, compared with what the same machine can do.
 
-storage.py [FILES BYTES]        default: 100000 files of 8000 bytes each, in /dev/shm
+storage.py hashes [FILES BYTES]    with md5sum on the same files and cores; 100000 files of 8000 bytes
+storage.py names [FILES]           with ls and find; 1000000 empty files; then all of them missing
+storage.py objects [COUNT BYTES]   large objects in bulk, with a loop of lo_get; 600 of 500000 bytes
 
 Rows and files are written directly: one instance each, one hierarchy for all.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
-from common import numbers, peak_bytes, superuser_dsn
+from common import peak_bytes, superuser_dsn
 
 from pgorthanc_cli import db, locks, storage
 from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.storage import bulk
 
 CORES = os.cpu_count() or 1
 ROUNDS = 3
@@ -52,15 +59,16 @@ def fill(target: db.Target, area: Path, count: int, size: int) -> None:
         cur.execute("VACUUM ANALYZE attachedfiles")
 
 
-def verify(target: db.Target, area: Path, depth: str) -> tuple[float, float, int]:
+def verify(target: db.Target, area: Path, depth: str, *, missing: int = 0) -> tuple[float, float, int]:
     """Return the seconds of a whole run, those of the check itself, and the peak memory of its processes."""
     words = ["verify", "storage", "--uri", target.dsn, "--storage-dir", str(area), "--depth", depth]
-    command = [sys.executable, "-m", "pgorthanc_cli", *words, "--jobs", str(CORES), "--json"]
+    command = [sys.executable, "-m", "pgorthanc_cli", *words, "--jobs", str(CORES), "--json", "--force"]
     started = time.perf_counter()
-    peak, output = peak_bytes(command)
+    peak, output = peak_bytes(command, (0, 6))
     took = time.perf_counter() - started
     report = json.loads(output)
-    if report["findings"] or report["checked"] != report["attachments"]:
+    expected = {"missing": missing} if missing else {}
+    if report["counts"] != expected or report["checked"] != report["attachments"]:
         raise SystemExit(f"unexpected: {report['counts']}, {report['checked']} checked")
     return took, report["elapsed_s"], peak
 
@@ -76,18 +84,15 @@ def md5sum(area: Path) -> float:
     return time.perf_counter() - started
 
 
-def main(count: int, size: int, folder: str = "/dev/shm") -> None:  # noqa: S108
+def hashes(count: int, size: int, folder: str = "/dev/shm") -> None:  # noqa: S108
     """Measure in turns, so that noise affects all alike; print medians, rates, ratios and memory."""
-    with superuser_dsn() as dsn, tempfile.TemporaryDirectory(dir=folder) as area:
-        target = db.Target(dsn)
-        with db.session(target) as conn:
-            initialize.init(conn, schema=target.schema, require_idle=locks.require_idle)
-        fill(target, Path(area), count, size)
+    with archive(folder) as (target, area):
+        fill(target, area, count, size)
         runs: dict[str, list[tuple[float, float, int]]] = {"exists": [], "size": [], "hash": [], "md5sum": []}
         for _ in range(ROUNDS):
             for name, results in runs.items():
-                reference = md5sum(Path(area)) if name == "md5sum" else 0.0
-                results.append((reference, reference, 0) if reference else verify(target, Path(area), name))
+                reference = md5sum(area) if name == "md5sum" else 0.0
+                results.append((reference, reference, 0) if reference else verify(target, area, name))
     reference = statistics.median(took for took, _, _ in runs["md5sum"])
     print(f"{count:,} files of {size:,} bytes, {CORES} cores, {ROUNDS} rounds in turn")
     for name, results in runs.items():
@@ -100,6 +105,99 @@ def main(count: int, size: int, folder: str = "/dev/shm") -> None:  # noqa: S108
         )
 
 
+@contextmanager
+def archive(folder: str) -> Iterator[tuple[db.Target, Path]]:
+    """Yield a new index and an empty storage area."""
+    with superuser_dsn() as dsn, tempfile.TemporaryDirectory(dir=folder) as area:
+        target = db.Target(dsn)
+        with db.session(target) as conn:
+            initialize.init(conn, schema=target.schema, require_idle=locks.require_idle, with_storage=True)
+        yield target, Path(area)
+
+
+# --- names and sizes ------------------------------------------------------------------------
+
+
+def names(count: int, folder: str = "/dev/shm") -> None:  # noqa: S108
+    """Compare with `ls -fR` and `find -size` of the same folders; then all files missing."""
+    references = {"exists": ["/bin/ls", "-fR"], "size": ["/usr/bin/find"]}
+    with archive(folder) as (target, area):
+        fill(target, area, count, 0)
+        for depth, command in references.items():
+            words = [*command, str(area), *(["-size", "+1k"] if depth == "size" else [])]
+            ratios, rates, peaks, cpus = [], [], [], []
+            for _ in range(ROUNDS):
+                reference = _timed(words)
+                before = os.times()
+                _, check, peak = verify(target, area, depth)
+                after = os.times()
+                cpus.append(
+                    after.children_user
+                    + after.children_system
+                    - before.children_user
+                    - before.children_system
+                )
+                ratios.append(check / reference)
+                rates.append(count / check)
+                peaks.append(peak)
+            print(
+                f"{depth:8} {statistics.median(rates):9,.0f} files/s, {statistics.median(ratios):4.1f} x as long as "
+                f"{' '.join(command)}; {statistics.median(cpus):.1f} s of processor time; {max(peaks) / 1e6:3.0f} MB",
+                flush=True,
+            )
+        aside = area.with_name(f"{area.name}-aside")
+        for path in list(area.iterdir()):
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+        took, _, peak = verify(target, area, "exists", missing=count)
+        print(f"all missing: {took:.1f} s, {peak / 1e6:3.0f} MB")
+        shutil.rmtree(aside)
+
+
+def _timed(command: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - started
+
+
+# --- large objects --------------------------------------------------------------------------
+
+
+def objects(count: int, size: int) -> None:
+    """Compare `storage.bulk.contents`, by which a check reads large objects, with one lo_get for each."""
+    with archive("/dev/shm") as (target, _), db.session(target) as conn:  # noqa: S108
+        oids = [db.value(conn, "SELECT lo_from_bytea(0, %s)::int8", os.urandom(size)) for _ in range(count)]
+        conn.commit()
+        together = max(1, min(256, (32 << 20) // max(size, 1)))
+        loop, together_s = [], []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            for oid in oids:
+                assert len(bytes(db.value(conn, "SELECT lo_get(%s::oid)", oid))) == size
+            loop.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            for first in range(0, count, together):
+                contents = bulk.contents(conn, oids[first : first + together])
+                assert all(len(content) == size for content in contents.values())
+            together_s.append(time.perf_counter() - started)
+    slow, fast = statistics.median(loop), statistics.median(together_s)
+    print(
+        f"{count:,} large objects of {size:,} bytes: loop of lo_get {count / slow:,.0f}/s, "
+        f"in bulk {count / fast:,.0f}/s: {slow / fast:.1f} x"
+    )
+
+
 if __name__ == "__main__":
-    files, file_bytes = numbers(__doc__, "N", [100_000, 8000])
-    main(files, file_bytes)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("hashes", "names", "objects"), nargs="?", default="hashes")
+    parser.add_argument("numbers", type=int, nargs="*", metavar="N")
+    arguments = parser.parse_args()
+    numbers = arguments.numbers
+    if arguments.what == "hashes":
+        hashes(*(numbers or (100_000, 8000)))
+    elif arguments.what == "names":
+        names(*(numbers or (1_000_000,)))
+    else:
+        objects(*(numbers or (600, 500_000)))

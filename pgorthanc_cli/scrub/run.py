@@ -17,7 +17,7 @@ from typing import Any
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.progress import Progress, Report, silent
-from pgorthanc_cli.scrub import content, model, places, second
+from pgorthanc_cli.scrub import bulk, content, model, places, second
 from pgorthanc_cli.scrub.due import Due
 from pgorthanc_cli.scrub.journal import open_journal
 from pgorthanc_cli.scrub.model import Difference, Row, Settings, StorageReport
@@ -199,11 +199,14 @@ class _Run:
     def _stretch(self, parts: Sequence[str], start: int, end: int) -> None:
         """Compare some parts, whose rows come from one query."""
         limit = parts[end] if end < len(parts) else None
-        rows = iter(self.rows.between("" if start == 0 else parts[start], limit))
+        first = "" if start == 0 else parts[start]
         if self.reader.area is None:
-            for stored in rows:
+            for stored in self.rows.between(first, limit):
                 self._take_object(stored)
             return
+        if not self._reads_content and not self.settings.is_partial and self._bulk(parts, start, end):
+            return
+        rows = iter(self.rows.between(first, limit))
         if self.settings.is_partial:
             nothing = Listing({}, [], [])
             for row_of_part in rows:
@@ -217,6 +220,37 @@ class _Run:
                 self._take_file(row, listing, previous)
                 row, previous = next(rows, None), row
             self._take_rest(listing)
+
+    def _bulk(self, parts: Sequence[str], start: int, end: int) -> bool:
+        """Compare names, or names and sizes, of some parts as a whole; then single rows that differ.
+
+        Returns:
+            False if more differs than fits into memory: then nothing was counted.
+        """
+        first, limit = "" if start == 0 else parts[start], parts[end] if end < len(parts) else None
+
+        def listed() -> Iterator[tuple[str, Listing]]:
+            what, rows = f"verifying, depth {self.settings.depth}", self.checked
+            for digits, listing in zip(parts[start:end], self._listings(parts[start:end]), strict=True):
+                rows += len(listing.sizes)
+                self.report(Progress("", what, min(rows, self.attachments), self.attachments))
+                if self.stop.is_set():
+                    raise Stopped
+                yield digits, listing
+
+        compared = bulk.compare(self.rows.names(first, limit, len(parts[0])), listed())
+        self.rows.conn.rollback()
+        if compared is None:
+            return False
+        self._count(compared.equal, compared.bytes)
+        previous: Row | None = None
+        rows = self.rows.between(first, limit, compared.doubtful) if compared.doubtful else ()
+        for row in rows:
+            self.bytes -= row.stored_size or 0  # counted with the others, and now again
+            self._take_file(row, compared.rest, previous)
+            previous = row
+        self._take_rest(compared.rest)
+        return True
 
     def _check_again(self, first: int, end: int) -> None:
         """Check the content of what was last checked between two times, `end` excluded."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pgorthanc_cli import db
-from pgorthanc_cli.scrub import model, spool
+from pgorthanc_cli.scrub import bulk, model, spool
 from pgorthanc_cli.scrub.model import Difference, Row
 from pgorthanc_cli.scrub.spool import Spool
-from tests.scrub.injected import BOTH, FILES, Store, missing, orphan_other
+from tests.scrub.injected import BOTH, FILES, Store, missing, orphan_other, shared
 from tests.support import samples
 from tests.support.importing import run as import_files
 
 
 @pytest.fixture
 def store(fresh: db.Target, tmp_path: Path) -> Store:
-    import_files(fresh, samples.folder(tmp_path / "in", 45), tmp_path / "area")
+    import_files(fresh, samples.folder(tmp_path / "in", 50), tmp_path / "area")
     return Store(fresh, tmp_path / "area", compress=False)
 
 
@@ -58,3 +59,32 @@ def test_not_all_are_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> No
     assert report.counts == {"missing": 3, "orphan-other": 3}
     assert [each.kind for each in report.findings] == ["missing"] * 2 + ["orphan-other"] * 2
     assert (report.damaged, report.affected_studies > 0) == (3, True)
+
+
+@pytest.mark.parametrize("depth", ["exists", "size"])
+def test_whole_parts_and_single_rows_give_one_result(
+    store: Store, depth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for damage in (*BOTH, *FILES):
+        if damage is not shared:
+            damage(store)
+    for name in ("zz", "00zz", "AB/x"):
+        store.update(store.take(), f"uuid = '{name}'")
+    compared = []
+    compare = bulk.compare
+
+    def observed(*given: Any) -> bulk.Bulk | None:
+        compared.append(compare(*given))
+        return compared[-1]
+
+    monkeypatch.setattr(bulk, "compare", observed)
+    in_bulk = store.check(depth=depth)
+    assert compared[0] is not None
+    monkeypatch.setattr(bulk, "MAX_DIFFERENCES", 0)
+    one_by_one = store.check(depth=depth)
+    assert compared[1] is None
+    assert in_bulk.findings == one_by_one.findings
+    assert in_bulk.counts["invalid-uuid"] == 4
+    assert (in_bulk.checked, in_bulk.bytes) == (one_by_one.checked, one_by_one.bytes)
+    store.update(store.take(), "uuid = 'with a space'")
+    assert store.check(depth=depth).counts["invalid-uuid"] == 5
