@@ -164,16 +164,23 @@ def _timed(command: list[str]) -> float:
 
 
 def objects(count: int, size: int) -> None:
-    """Compare `storage.bulk.contents`, by which a check reads large objects, with one lo_get for each."""
+    """Compare `storage.bulk.contents`, by which a check reads large objects, with a query for each attachment."""
     with archive("/dev/shm") as (target, _), db.session(target) as conn:  # noqa: S108
-        oids = [db.value(conn, "SELECT lo_from_bytea(0, %s)::int8", os.urandom(size)) for _ in range(count)]
+        uuids = storage.new_uuids(count)
+        with conn.cursor() as cur:
+            for uuid in uuids:
+                insert = "INSERT INTO storagearea VALUES (%s, lo_from_bytea(0, %s), 1)"
+                cur.execute(insert, (uuid, os.urandom(size)))
+            cur.execute("ANALYZE storagearea")
         conn.commit()
+        oids = [oid for (oid,) in db.rows(conn, "SELECT content::int8 FROM storagearea ORDER BY 1")]
+        query = "SELECT lo_get(content) FROM storagearea WHERE uuid = %s AND type = 1"
         together = max(1, min(256, (32 << 20) // max(size, 1)))
         loop, together_s = [], []
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            for oid in oids:
-                assert len(bytes(db.value(conn, "SELECT lo_get(%s::oid)", oid))) == size
+            for uuid in uuids:
+                assert len(bytes(db.value(conn, query, uuid))) == size
             loop.append(time.perf_counter() - started)
             started = time.perf_counter()
             for first in range(0, count, together):

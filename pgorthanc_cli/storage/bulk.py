@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 WHOLE_BYTES = 16 << 20  # a larger object is read piece by piece
-# COPY BINARY: signature, flags, extension; then tuples of 2-byte counts and 4-byte lengths.
+# COPY BINARY: signature, flags, extension; then tuples of 2-byte counts and 4-byte lengths; the last has the count -1.
 _COPY_HEADER = 19
+_COPY_ROW = struct.Struct(">hiqi")  # two fields: length and value of the oid, length of the content
 
 
 def contents(conn: Connection, oids: Sequence[int]) -> dict[int, bytes]:
@@ -45,32 +46,33 @@ def _copied(conn: Connection, query: str) -> dict[int, bytes]:
         conn.begin()
     with conn.cursor() as cur:
         cur.copy_expert(query, stream)
-    return stream.contents()
+    return stream.contents
 
 
 class _CopyStream:
-    """Collects what COPY BINARY of (oid, content) sends."""
+    """Takes what COPY BINARY of (oid, content) sends, usually a row at a time.
+
+    Attributes:
+        contents: By oid.
+    """
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self.contents: dict[int, bytes] = {}
+        self._rest = b""
+        self._skipped = _COPY_HEADER
 
     def write(self, data: bytes) -> int:
         """Take the next bytes."""
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def contents(self) -> dict[int, bytes]:
-        """Return the contents by oid."""
-        data = b"".join(self._parts)
-        self._parts.clear()
-        position = _COPY_HEADER
-        contents: dict[int, bytes] = {}
-        while True:
-            (fields,) = struct.unpack_from(">h", data, position)
-            if fields != 2:
-                return contents
-            (oid,) = struct.unpack_from(">q", data, position + 6)
-            (length,) = struct.unpack_from(">i", data, position + 14)
-            start = position + 18
-            contents[oid] = data[start : start + max(length, 0)]
+        # Joining all of them would copy each content twice more.
+        received = self._rest + data if self._rest else data
+        position, end = self._skipped, len(received)
+        while position + _COPY_ROW.size <= end:
+            fields, _, oid, length = _COPY_ROW.unpack_from(received, position)
+            start = position + _COPY_ROW.size
+            if fields != 2 or start + length > end:
+                break
+            self.contents[oid] = received[start : start + max(length, 0)]
             position = start + max(length, 0)
+        self._rest = received[position:] if position < end else b""
+        self._skipped = max(position - end, 0)
+        return len(data)
