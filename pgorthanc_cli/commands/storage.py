@@ -56,13 +56,13 @@ def show(call: Call, *, by: tuple[Literal["modality", "year"], ...]) -> None:
     from pgorthanc_cli.views import placement as views
 
     with call.target() as target:
-        shown = placement.show(target, by)
+        survey = placement.show(target, by)
         check = ""
         if call.options["config"]:
             check = call.command_line("verify", "storage")
-        elif {area.kind for area in shown.areas} == {"postgresql"}:
+        elif {area.kind for area in survey.areas} == {"postgresql"}:
             check = call.command_line("verify", "storage", "--storage", "postgresql")
-        call.emit_page(shown, views.page(shown, target.schema, check))
+        call.emit_page(survey, views.page(survey, target.schema, check))
 
 
 command.add_command(show)

@@ -13,7 +13,7 @@ from pgorthanc_cli.scrub import HARMLESS, NORMAL, JournalSummary, journal_summar
 from pgorthanc_cli.text import duration, plural, printable
 
 _DAY_S = 86_400.0
-_LATE_S, _OLD_S = 8 * _DAY_S, 90 * _DAY_S  # a weekly check was missed; nobody trusts so old a check
+_LATE_S, _OLD_S = 8 * _DAY_S, 90 * _DAY_S  # a weekly check was missed; so old a check proves little
 
 
 @check("storage", needs_index=True)
@@ -32,7 +32,7 @@ def storage(subject: Subject) -> Verdict:
             identity = index.identity(cur)
         summary = journal_summary(path, identity)
     except FileNotFoundError:
-        hint = "Nobody knows whether index and stored files fit together. Check them:"
+        hint = "It is not known whether index and stored files fit together. Check them:"
         return Verdict(
             "WARNING", f"stored files were never checked: no journal at {name}", hint, command=command
         )

@@ -178,8 +178,8 @@ class Objects:
 
     def _present(self, rows: Sequence[Row]) -> dict[Key, tuple[int, int]]:
         """Return oid and size of those objects that are there."""
-        found = db.rows(self.conn, _OBJECTS, [row.uuid for row in rows])
-        return {(uuid, content_type): (oid, size) for uuid, content_type, oid, size in found}
+        existing = db.rows(self.conn, _OBJECTS, [row.uuid for row in rows])
+        return {(uuid, content_type): (oid, size) for uuid, content_type, oid, size in existing}
 
     def sizes(self, rows: Sequence[Row]) -> dict[Key, int]:
         """Return the sizes of those objects that are there."""

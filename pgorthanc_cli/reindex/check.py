@@ -86,10 +86,10 @@ def check(target: db.Target, profile: dicom.Profile) -> Checked:
         conn.rollback()
         levels, missing = [], []
         for number, tags in enumerate(dicom.indexed_tags(profile).levels):
-            found = {value: count for level, value, count in rows if level == number}
-            without = found.get(None, 0) if tags.signature else 0
-            others = Counter({v: n for v, n in found.items() if v is not None and v != tags.signature})
-            levels.append(LevelCheck(LEVELS[number], sum(found.values()), others.total(), without))
+            count_of = {value: count for level, value, count in rows if level == number}
+            without = count_of.get(None, 0) if tags.signature else 0
+            others = Counter({v: n for v, n in count_of.items() if v is not None and v != tags.signature})
+            levels.append(LevelCheck(LEVELS[number], sum(count_of.values()), others.total(), without))
             configured = (tags.signature or "").split(";")
             for key in configured:
                 count = without + sum(n for value, n in others.items() if key not in value.split(";"))

@@ -50,7 +50,7 @@ def _count(conn: db.Session, selected: Selected, patients: Sequence[int], settin
         return len(selected.roots)
     level = max(settings.levels)
     if settings.selection.is_everything:
-        ((of_level, everybody),) = db.rows(
+        ((of_level, all_of_level),) = db.rows(
             conn,
             """SELECT count(*) FILTER (WHERE resourcetype = %s), count(*) FILTER (WHERE resourcetype = 0)
                FROM index.resources WHERE resourcetype IN (0, %s)""",
@@ -58,7 +58,7 @@ def _count(conn: db.Session, selected: Selected, patients: Sequence[int], settin
             level,
         )
         # After an interruption: the share of the patients that are left.
-        count = round(of_level * len(patients) / max(everybody, 1))
+        count = round(of_level * len(patients) / max(all_of_level, 1))
     else:
         alias = ("p", "st", "se", "i")[level]
         what = "count(*)" if level == INSTANCE else f"count(DISTINCT {alias}.internalid)"

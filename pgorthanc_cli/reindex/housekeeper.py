@@ -34,10 +34,10 @@ def bring_up_to_date(target: db.Target, profile: dicom.Profile, server: str | No
                WHERE property = %s AND (%s IS NULL OR server = %s) ORDER BY server FOR UPDATE""",
             (_PROPERTY, server, server),
         )
-        found = cur.fetchall()
-        if len(found) != 1:
-            return "several" if found else "absent"
-        ((name, text),) = found
+        records = cur.fetchall()
+        if len(records) != 1:
+            return "several" if records else "absent"
+        ((name, text),) = records
         try:
             document = json.loads(text)
             last = document["LastProcessedConfiguration"]

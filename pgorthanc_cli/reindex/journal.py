@@ -76,9 +76,9 @@ class Journal:
                 f"{name} is the journal of a run with other tags, levels or resources",
                 "give the same options, or remove the file to begin again",
             )
-        found = document["position"]
-        unreadable = tuple(Unreadable(**each) for each in found.pop("unreadable"))
-        self.position = Position(**found, unreadable=unreadable)
+        stored = document["position"]
+        unreadable = tuple(Unreadable(**each) for each in stored.pop("unreadable"))
+        self.position = Position(**stored, unreadable=unreadable)
 
     def reach(self, last_patient: int, unreadable: list[Unreadable], *, now: bool = False) -> None:
         """Remember that all patients up to this one are done; saved every second, or `now`."""

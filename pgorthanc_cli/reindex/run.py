@@ -88,14 +88,14 @@ def reindex(
         journal.load()
         if not journal.position.newest:
             journal.position = Position(newest=arrivals.newest(conn))
-        everybody = selected.patients()
-        patients = everybody[bisect(everybody, journal.position.last_patient) :]
+        all_patients = selected.patients()
+        patients = all_patients[bisect(all_patients, journal.position.last_patient) :]
         expected = estimate.estimate(conn, planner, selected, patients, settings)
         started(expected)
         run = _Run(conn, workers, settings, expected, stop, report, journal)
         run.done.unreadable = list(journal.position.unreadable)
         journal.reach(0, run.done.unreadable, now=True)  # a file that cannot be written fails now
-        run.done_before = len(everybody) - len(patients)
+        run.done_before = len(all_patients) - len(patients)
         run.work(planner.batches(patients))
         if not settings.dry_run:
             run.work_again(planner)
@@ -241,13 +241,13 @@ def changes(kinds: dict[Kind, int]) -> tuple[Change, ...]:
     for kind, count in kinds.items():
         counts.setdefault((kind.level, kind.table, kind.key), {})[kind.change] = count
     return tuple(
-        Change(LEVELS[level], table, *_named(table, key), *_numbers(found))
-        for (level, table, key), found in sorted(counts.items())
+        Change(LEVELS[level], table, *_named(table, key), *_numbers(numbers))
+        for (level, table, key), numbers in sorted(counts.items())
     )
 
 
-def _numbers(found: dict[str, int]) -> Sequence[int]:
-    return [found.get(change, 0) for change in ("missing", "different", "extra")]
+def _numbers(numbers: dict[str, int]) -> Sequence[int]:
+    return [numbers.get(change, 0) for change in ("missing", "different", "extra")]
 
 
 def _named(table: str, key: int) -> tuple[str, str]:

@@ -50,15 +50,15 @@ class Selected:
         roots: list[int] = []
         for level, public_ids in self.selection.resources:
             query = "SELECT publicid, internalid FROM index.resources WHERE resourcetype = %s AND publicid = ANY(%s)"
-            found = dict(db.rows(self.conn, query, level, list(public_ids)))
+            ids_of = dict(db.rows(self.conn, query, level, list(public_ids)))
             self.conn.rollback()
             for public_id in public_ids:
-                if public_id not in found:
+                if public_id not in ids_of:
                     raise UsageError(
                         f"the index has no {LEVELS[level]} {printable(public_id)}",
                         "give the identifier that Orthanc shows in its address, not one of DICOM's UIDs",
                     )
-            roots += found.values()
+            roots += ids_of.values()
         return roots
 
     def patients(self) -> Sequence[int]:

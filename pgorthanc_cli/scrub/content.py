@@ -138,8 +138,8 @@ def size_problem(row: Row, actual: int) -> tuple[str, str] | None:
 
 def shallow_problem(row: Row, actual: int | None, *, store_md5: bool | None) -> tuple[str, str] | None:
     """Return kind and detail of what a row and the size of its file show, None of nothing."""
-    found = row_problem(row, store_md5=store_md5)
-    return found if found or actual is None else size_problem(row, actual)
+    difference = row_problem(row, store_md5=store_md5)
+    return difference if difference or actual is None else size_problem(row, actual)
 
 
 def judge(row: Row, content: Content) -> tuple[str, str] | None:
@@ -152,9 +152,9 @@ def judge(row: Row, content: Content) -> tuple[str, str] | None:
     if row.compression == ZLIB and row.md5 and content.md5 is None and content.stored_md5 == row.md5:
         return model.WRONG_COMPRESSION, "the row says zlib, but the file is not compressed"
     if not stored_right and not right and row.md5 and row.stored_md5:
-        found = size_problem(row, content.stored_size)
-        if found and found[0] != model.WRONG_SIZE:
-            return found
+        difference = size_problem(row, content.stored_size)
+        if difference and difference[0] != model.WRONG_SIZE:
+            return difference
         reason = f", and {content.problem}" if content.problem else ""
         return model.ALTERED, f"MD5 {content.stored_md5} instead of {row.stored_md5}{reason}"
     return _judge_row(row, content, stored_right=stored_right, right=right)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -27,7 +26,7 @@ class Due:
         self._journal = journal
         self._max_age_s = settings.max_age_s
         self._is_partial = settings.is_partial
-        self._began_at = int(time.time())
+        self._began_at = journal.began_at
         self._part = -1
         self._checks: dict[str, Check] = {}
         self._hours: Counter[int] = Counter()
@@ -35,7 +34,7 @@ class Due:
     # --- the first pass: rows in the order of their UUIDs ---------------------------------
 
     def last_check(self, row: Row) -> Check | None:
-        """Return the last check of an attachment; None if there was none, or it found damage."""
+        """Return the last check of an attachment; None if there was none, or it had damage."""
         self._enter(row.uuid[:2])
         check = self._checks.pop(row.uuid, None)
         return None if check is None or check.damaged else check

@@ -66,13 +66,20 @@ class Summary(NamedTuple):
 
 
 class Journal:
-    """The results of checks of one depth, or a deeper one."""
+    """The results of checks of one depth, or a deeper one.
+
+    Attributes:
+        began_at: Seconds since 1970, later than each check of an earlier run.
+    """
 
     def __init__(self, conn: sqlite3.Connection, depth: str) -> None:
         """See `open_journal`."""
         self._conn = conn
         self._depth = DEPTHS.index(depth)
         self._committed = time.monotonic()
+        # Whole seconds: what was checked in this one, by an earlier run, must not look like our own.
+        (latest,) = conn.execute("SELECT max(at) FROM checked").fetchone()
+        self.began_at = max(int(time.time()), (latest or 0) + 1)
 
     def part(self, digits: str) -> dict[str, Check]:
         """Return the checks of the attachments whose UUIDs begin with two or three digits."""
@@ -85,7 +92,7 @@ class Journal:
 
     def record(self, uuids: Iterable[str], *, damaged: bool) -> None:
         """Record attachments as checked now."""
-        now = int(time.time())
+        now = max(int(time.time()), self.began_at)
         self._conn.executemany(
             "INSERT OR REPLACE INTO checked VALUES (?, ?, ?, ?)",
             [(uuid.UUID(each).bytes, now, self._depth, damaged) for each in uuids if is_uuid(each)],

@@ -318,9 +318,9 @@ class _Run:
     def _take(self, row: Row, actual_size: int | None) -> None:
         """Check a row whose file exists, as deep as asked for."""
         if self.settings.depth == model.SIZE:
-            found = content.shallow_problem(row, actual_size, store_md5=self.settings.store_md5)
-            if found is not None:
-                self._note(Difference(*found, row))
+            damage = content.shallow_problem(row, actual_size, store_md5=self.settings.store_md5)
+            if damage is not None:
+                self._note(Difference(*damage, row))
                 return
         if self._reads_content:
             self._submit(row, actual_size)

@@ -156,9 +156,9 @@ def certain(rows: Rows, settings: Settings, differences: Spool) -> Outcome:
         current = rows.current([each.row for each in damages if each.row])
         for each in damages:
             assert each.row  # noqa: S101 - selected above
-            found = current.get((each.row.resource, each.row.file_type, each.row.uuid))
-            if found:
-                outcome.add_damage(_finding(each, settings, found[1]), found[1].study)
+            present = current.get((each.row.resource, each.row.file_type, each.row.uuid))
+            if present:
+                outcome.add_damage(_finding(each, settings, present[1]), present[1].study)
     return outcome
 
 
@@ -206,10 +206,10 @@ def _of_rows(
             raise Stopped
         row = each.row
         assert row  # noqa: S101 - selected by the caller
-        found = current.get((row.resource, row.file_type, row.uuid))
-        if found is None or (row.uuid in shared and each.kind != model.DUPLICATE_UUID):
+        present = current.get((row.resource, row.file_type, row.uuid))
+        if present is None or (row.uuid in shared and each.kind != model.DUPLICATE_UUID):
             continue  # deleted meanwhile, and so its file
-        now, place = found
+        now, place = present
         row = now._replace(oid=row.oid, actual_size=row.actual_size, path=row.path)
         again: Difference | None = each._replace(row=row)
         # Large objects and their rows come from one snapshot, and content never changes.

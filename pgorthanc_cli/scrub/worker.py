@@ -76,8 +76,8 @@ class Reader:
                 return None
             if self.settings.depth == model.SIZE:
                 actual = os.fstat(descriptor).st_size
-                found = content.shallow_problem(row, actual, store_md5=self.settings.store_md5)
-                return Difference(*found, row) if found else None
+                damage = content.shallow_problem(row, actual, store_md5=self.settings.store_md5)
+                return Difference(*damage, row) if damage else None
             return self._compare(row, lambda: _chunks(descriptor))
         except OSError as error:
             return Difference(model.UNREADABLE, error.strerror or str(error), row)
@@ -159,14 +159,14 @@ class Reader:
             contents = bulk.contents(self.conn, [row.oid for row in small]) if small else {}
             for row in rows:
                 checkpoint()
-                found: Difference | None
+                damage: Difference | None
                 if (row.actual_size or 0) > bulk.WHOLE_BYTES:
-                    found = self._compare(row, partial(self._pieces, row.oid))
+                    damage = self._compare(row, partial(self._pieces, row.oid))
                 elif row.oid in contents:
-                    found = self._compare(row, partial(iter, [contents[row.oid]]))
+                    damage = self._compare(row, partial(iter, [contents[row.oid]]))
                 else:
-                    found = Difference(model.MISSING, "the large object is gone", row)
-                differences += [found] if found else []
+                    damage = Difference(model.MISSING, "the large object is gone", row)
+                differences += [damage] if damage else []
             self.conn.rollback()
         return differences
 
@@ -185,8 +185,8 @@ class Reader:
     # --- both ---------------------------------------------------------------------------
 
     def _compare(self, row: Row, chunks: content.Chunks) -> Difference | None:
-        if found := content.row_problem(row, store_md5=self.settings.store_md5):
-            return Difference(*found, row)
+        if damage := content.row_problem(row, store_md5=self.settings.store_md5):
+            return Difference(*damage, row)
         compressed = row.compression == content.ZLIB
         actual = content.digest(chunks(), compressed=compressed)
         difference = content.judge(row, actual)

@@ -29,27 +29,29 @@ _NEW_OWNER = """DO $$ DECLARE object oid; BEGIN
     END LOOP; END $$;"""
 
 
-def page(shown: Shown, schema: str, check: str = "") -> Page:
+def page(result: Shown, schema: str, check: str = "") -> Page:
     """Return the page.
 
     Args:
-        shown: The result.
+        result: The answer of `placement.show`.
         schema: The namespace of the index, for SQL to paste.
         check: The command that checks index against storage.
     """
     blocks: list[Block] = []
-    if shown.areas:
+    if result.areas:
         blocks.append(
-            Table(tuple(map(_area_row, shown.areas)), ("where", "attachments", "content", "takes"), (1, 2, 3))
+            Table(
+                tuple(map(_area_row, result.areas)), ("where", "attachments", "content", "takes"), (1, 2, 3)
+            )
         )
-        blocks.append(_contents(shown))
-    blocks += _groups(shown)
-    blocks += _findings(shown, schema)
+        blocks.append(_contents(result))
+    blocks += _groups(result)
+    blocks += _findings(result, schema)
     steps = [Note("To check that index and files fit together:", paste=check)] if check else []
-    bad = shown.orphans or shown.wrong_owner
+    bad = result.orphans or result.wrong_owner
     return Page(
-        _headline(shown.areas),
-        (str(shown.endpoint), *shown.endpoint.login),
+        _headline(result.areas),
+        (str(result.endpoint), *result.endpoint.login),
         tuple(blocks),
         tuple(steps),
         "warning" if bad else "ok",
@@ -72,9 +74,9 @@ def _area_row(area: Area) -> tuple[str, str, str, str]:
     return name, f"{area.attachments:,}", size(area.bytes), size(area.stored_bytes) + overhead
 
 
-def _contents(shown: Shown) -> Table:
+def _contents(result: Shown) -> Table:
     rows = []
-    for each in shown.contents:
+    for each in result.contents:
         where = "large objects" if each.area == "postgresql" else each.area
         compression = "" if each.compression == "none" else f", {each.compression}"
         rows.append(
@@ -88,22 +90,22 @@ def _contents(shown: Shown) -> Table:
     return Table(tuple(rows), ("kind", "where", "attachments", "stored"), (2, 3))
 
 
-def _groups(shown: Shown) -> Iterator[Table]:
-    for by in dict.fromkeys(group.by for group in shown.groups):
+def _groups(result: Shown) -> Iterator[Table]:
+    for by in dict.fromkeys(group.by for group in result.groups):
         rows = tuple(
             (printable(each.value) or "unknown", f"{each.attachments:,}", size(each.stored_bytes))
-            for each in shown.groups
+            for each in result.groups
             if each.by == by
         )
         yield Table(rows, (by, "attachments", "stored"), (1, 2), all_with="--json")
 
 
-def _findings(shown: Shown, schema: str) -> Iterator[Note]:
-    if shown.wrong_owner:
-        verb = "belongs" if shown.wrong_owner == 1 else "belong"
-        owner = shown.owner or ""
+def _findings(result: Shown, schema: str) -> Iterator[Note]:
+    if result.wrong_owner:
+        verb = "belongs" if result.wrong_owner == 1 else "belong"
+        owner = result.owner or ""
         yield Note(
-            f"{plural(shown.wrong_owner, 'large object')} {verb} to another role",
+            f"{plural(result.wrong_owner, 'large object')} {verb} to another role",
             "problem",
             (
                 f"Orthanc's role {printable(owner)} cannot delete them: DELETE fails in Orthanc.",
@@ -111,18 +113,18 @@ def _findings(shown: Shown, schema: str) -> Iterator[Note]:
             ),
             _NEW_OWNER.format(schema=_identifier(schema), owner="'" + owner.replace("'", "''") + "'"),
         )
-    if shown.orphans:
+    if result.orphans:
         yield Note(
-            f"{plural(shown.orphans, 'large object')} {'is' if shown.orphans == 1 else 'are'} of no attachment",
+            f"{plural(result.orphans, 'large object')} {'is' if result.orphans == 1 else 'are'} of no attachment",
             "warning",
             ("They take space. What is being stored at this moment is among them.",),
         )
-    if shown.other_objects:
+    if result.other_objects:
         yield Note(
-            f"{plural(shown.other_objects, 'large object')} of other roles: what the large objects take includes them."
+            f"{plural(result.other_objects, 'large object')} of other roles: what the large objects take includes them."
         )
-    if shown.unreadable_tables:
-        tables = ", ".join(map(printable, shown.unreadable_tables))
+    if result.unreadable_tables:
+        tables = ", ".join(map(printable, result.unreadable_tables))
         yield Note(
             "Large objects that no table names could not be looked for",
             "unknown",

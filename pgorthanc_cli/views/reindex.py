@@ -90,9 +90,9 @@ def repaired_page(result: Repaired, again: str) -> Page:
     """Return the page of a repair; `again` is the command that repairs."""
     changed = sum(result.rows_changed.values())
     noun = plural(changed, "study", "studies") if result.repair == "patients" else plural(changed, "resource")
-    everybody = "All studies" if result.repair == "patients" else "All resources"
+    resources = "All studies" if result.repair == "patients" else "All resources"
     right, wrong = _REPAIRS[result.repair]
-    headline = f"{everybody} {right}."
+    headline = f"{resources} {right}."
     if changed and result.dry_run:
         headline = f"Dry run, nothing was changed: {noun} {'has' if changed == 1 else 'have'} {wrong}."
     elif changed:
