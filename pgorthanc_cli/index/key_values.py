@@ -105,4 +105,5 @@ def _bytes(path: str) -> bytes:
 
 
 def _json(content: dict[str, object]) -> str:
+    # The plugin writes keys in this order, without blanks; its rows are compared by bytes.
     return json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -59,6 +59,7 @@ class Adoption:
         roots = (orthanc.storage_directory, *section.storages.values())
         return cls(
             owned,
+            # Compared without links: a link into the storage must not be adopted either.
             tuple(os.path.realpath(root) for root in roots),
             section.indexed,
             section.parsed,
@@ -124,6 +125,7 @@ class Adoption:
         if self.prefix is None and not self.storage:
             return None
         place = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+        # With a naming scheme the plugin records the path even where the name is the usual one.
         path = "" if self.prefix is None else os.path.join(self.prefix, place)
         return customdata.written(path=path, storage=self.storage)
 

@@ -34,6 +34,7 @@ class Attachments:
 
     def _require_ordinary(self, capabilities: index.Capabilities) -> None:
         """Refuse what is not where the configuration says: customdata names another place."""
+        # One is enough to refuse: half of an archive in another place is worse than all of it here.
         count = 0
         if capabilities.custom_data:
             query = "SELECT count(*) FROM index.attachedfiles WHERE customdata <> ''"
@@ -102,6 +103,7 @@ class Attachments:
 
     def all(self) -> Iterator[Row]:
         """Yield all rows in the order of their internal ids."""
+        # A query for each piece: one that lasts for hours would keep VACUUM from its work.
         last = (-1, -1)
         query = f"""SELECT {_COLUMNS} FROM index.attachedfiles a
             WHERE (a.id, a.filetype) > (%s, %s) AND {self._selected}
@@ -124,6 +126,7 @@ class Attachments:
         )
 
     def _streamed(self, condition: str, order: str = "") -> Iterator[Row]:
+        # One snapshot: a file that is stored meanwhile must not shift what is compared.
         with self.conn.cursor("pgorthanc_attachments") as cur:
             cur.itersize = _FETCHED
             cur.execute(f"SELECT {_COLUMNS} FROM index.attachedfiles a WHERE {condition} {order}")  # noqa: S608
@@ -151,6 +154,7 @@ class Attachments:
 
     def most_locks(self) -> int:
         """Return how many objects the sessions of the server can have locked together."""
+        # PostgreSQL's own formula for the size of its lock table.
         query = """SELECT current_setting('max_locks_per_transaction')::int
             * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int)"""
         count: int = db.value(self.conn, query)

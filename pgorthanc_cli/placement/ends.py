@@ -113,6 +113,7 @@ class Folder:
     def put(self, contents: Sequence[Content]) -> None:
         """Write files under temporary names, sync and prove them, then give them their names."""
         try:
+            # Synced twice: the content before it gets its name, the name before the source may go.
             with durable.SyncGroup(self.area.descriptor) as group:
                 try:
                     names = [self.area.stage(each.row.uuid, each.chunks()) for each in contents]
@@ -123,6 +124,7 @@ class Folder:
                     names = [self.area.publish(each.row.uuid) for each in contents]
                     with self.area.rights:
                         group.sync(names)
+                # Also on Ctrl-C: what was not proved must not stay.
                 except BaseException:
                     for each in contents:
                         with suppress(OSError):
@@ -188,6 +190,7 @@ class Objects:
 
     def open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
         """Yield the attachments with their content, in one transaction."""
+        # Its snapshot keeps objects readable that Orthanc deletes meanwhile.
         with db.translate_errors(self.conn, self.target.schema), self.conn:
             yield from self._open(rows)
 
@@ -198,6 +201,7 @@ class Objects:
         for row in rows:
             oid, size = present.get(row.key, (0, 0))
             if oid in contents:
+                # Out of the dictionary: after its use nothing else holds it in memory.
                 yield row, partial(iter, (contents.pop(oid),))
             elif oid and size > bulk.WHOLE_BYTES:
                 yield row, partial(bulk.pieces, self.conn, oid)
@@ -208,6 +212,7 @@ class Objects:
         """Write objects and their rows, and prove them, in one transaction."""
         rows = [each.row for each in contents]
         with db.translate_errors(self.conn, self.target.schema), self.conn:
+            # What has these names was not equal: left by an earlier move, or damaged.
             self.area.delete_many((row.uuid, row.file_type) for row in rows)
             self.area.put_many((each.row.uuid, each.row.file_type, each.chunks()) for each in contents)
             for each, (_, chunks) in zip(contents, self._open(rows), strict=True):

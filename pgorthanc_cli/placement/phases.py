@@ -64,6 +64,7 @@ def move(
         db.advisory_lock(conn, db.LOCK_MOVE, wait_s=0),
     ):
         attachments = Attachments(conn, settings)
+        # The plugin creates it when it starts with EnableStorage; here that comes later.
         if settings.target.folder is None and not attachments.has_storage_area():
             space.create_storage_area(conn)
         with conn.cursor() as cur:
@@ -195,6 +196,7 @@ class _Run:
                 stack.enter_context(db.advisory_lock(conn, lock, wait_s=0))
             self.warnings += locks.require_no_orthanc(conn, schema)
             conn.rollback()
+            # Then the switch takes as long as a copy, with Orthanc stopped; but it is right.
             if not self.record.copied:
                 self.copy()
             for rows in _batches(self._missing(), self._batch_files):
@@ -255,6 +257,7 @@ class _Run:
         conn = self.attachments.conn
         usage = locks.inspect(conn, conn.schema)
         conn.rollback()
+        # The plugin takes this lock only with EnableStorage: it shows which configuration is in use.
         uses_objects = db.LOCK_STORAGE in {lock.key for lock in usage.held}
         if uses_objects and settings.source.folder is None:
             raise db.held_error(conn, db.lock_holders(conn, db.LOCK_STORAGE))
@@ -307,6 +310,7 @@ class _Run:
                 raise Stopped
             self._submitted_bytes += sum(row.size for row in rows)
         self._pending.append((rows, self.workers.submit(task, list(map(tuple, rows)), *arguments)))
+        # Enough that no worker waits, few enough that the end is near when the run is stopped.
         while len(self._pending) > 2 * self.settings.jobs:
             self._collect()
 

@@ -59,6 +59,7 @@ class Keeper:
     def read(self) -> Record:
         """Return the record, a new one if there is none of this move."""
         blank = self._blank
+        # A record that cannot be understood costs one more comparison, and nothing else.
         with suppress(OSError, ValueError, TypeError, KeyError):
             with self._area.rights:
                 descriptor = files.open_regular(NAME, os.O_NOFOLLOW, folder=self._area.descriptor)
@@ -67,6 +68,7 @@ class Keeper:
             if content.pop("version") == _VERSION:
                 record = Record(**content)
                 record.after = (int(record.after[0]), int(record.after[1]))
+                # One of another move proves nothing about this one.
                 if (record.index, record.source, record.target) == (blank.index, blank.source, blank.target):
                     return record
         return Record(blank.index, blank.source, blank.target)
@@ -81,6 +83,7 @@ class Keeper:
         try:
             with self._area.rights:
                 folder = self._area.descriptor
+                # Left by a run that was killed between here and the rename.
                 with suppress(FileNotFoundError):
                     os.unlink(_NEW, dir_fd=folder)
                 with os.fdopen(os.open(_NEW, _NEW_FILE, files.PRIVATE, dir_fd=folder), "w") as stream:

@@ -47,6 +47,7 @@ class Mover:
         failed: list[tuple[Row, str]] = []
         missing = self._missing([Row(*row) for row in rows], trusted=trusted, failed=failed)
         contents = []
+        # Each is read twice, to prove and to write it: so no content has to fit into memory.
         for row, chunks in self._from.open(missing):
             try:
                 actual = digest(chunks())
@@ -81,6 +82,7 @@ class Mover:
             try:
                 expected[row.key] = digest(chunks())
             except Unreadable:
+                # Equals no content: it counts as not proved.
                 expected[row.key] = (-1, "")
         proved = []
         for row, chunks in self._to.open(rows):
@@ -127,6 +129,7 @@ _mover: Mover | None = None
 def work(target: db.Target, settings: MoveSettings, task: str, *arguments: Any) -> Any:
     """Run a method of this process's mover: `copy`, `clean` or `list_part`."""
     global _mover
+    # Connections and folders stay open from one batch to the next.
     if _mover is None or (_mover.target, _mover.settings) != (target, settings):
         _mover = Mover(target, settings)
     result = getattr(_mover, task)(*arguments)

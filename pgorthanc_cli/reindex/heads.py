@@ -145,6 +145,7 @@ class Heads:
                 return beginning[position : position + length]
             return bytes(db.value(conn, "SELECT lo_get(%s::oid, %s, %s)", oid, position, length))
 
+        # Fewer bytes than were asked for: this is all of it.
         size = len(beginning) if len(beginning) < self._length(item) else item.size
         if item.compression == _ZLIB:
             size = len(beginning)
@@ -167,6 +168,7 @@ class Heads:
         """Parse the head of a file if that is enough, else all of it."""
         try:
             is_compressed = item.compression == _ZLIB
+            # Rows from the head of a damaged file would look right.
             if not is_compressed and item.size and stored.size != item.size:
                 reason = f"it has {stored.size:,} bytes, and {item.size:,} in the index"
                 return Read(item, None, reason, 0)
@@ -212,6 +214,7 @@ def _inflated_head(item: Item, stored: _Stored) -> bytes | None:
     try:
         while len(data) < end and (chunk := stored.range(position, SMALL_BYTES)):
             position += len(chunk)
+            # No more than is needed: a few kilobytes may inflate to gigabytes.
             data += inflater.decompress(chunk, end - len(data))
             while len(data) < end and inflater.unconsumed_tail:
                 data += inflater.decompress(inflater.unconsumed_tail, end - len(data))

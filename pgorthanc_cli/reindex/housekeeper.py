@@ -46,6 +46,7 @@ def bring_up_to_date(target: db.Target, profile: dicom.Profile, server: str | No
             return "unknown"
         if document.get("Version") != _VERSION:
             return "unknown"
+        # It would write its own record at the end, over ours.
         if document.get("CurrentlyProcessingConfiguration") is not None:
             return "busy"
         lists = dicom.indexed_tags(profile).levels

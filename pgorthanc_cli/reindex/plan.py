@@ -90,6 +90,7 @@ class Planner:
             start += len(part)
             instances = sum(each.selected for each in series)
             share = _CHUNK_INSTANCES / max(instances, 1)
+            # Patients differ in size: the next piece follows what the last one had, at most fourfold.
             count = max(1, min(_MAX_PATIENTS, int(len(part) * min(share, 4))))
 
     # --- deciding files -------------------------------------------------------------------
@@ -156,6 +157,7 @@ class Planner:
             is_last = number == len(series) - 1
             if size < self.settings.batch_files and not is_last:
                 continue
+            # A study may go on in the next batch: it is counted in its first one only.
             studies = {s.study[0] for s in group if s.selected} - seen_studies
             patients = {s.patient[0] for s in group if s.selected} - seen_patients
             seen_studies |= studies

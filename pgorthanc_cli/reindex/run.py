@@ -86,9 +86,11 @@ def reindex(
         with conn.cursor() as cur:
             journal = Journal(settings.journal, index.identity(cur) if settings.journal else "", settings)
         journal.load()
+        # What arrives from here on may still have the old tags, and is looked at in the end.
         if not journal.position.newest:
             journal.position = Position(newest=arrivals.newest(conn))
         all_patients = selected.patients()
+        # Patients are done in ascending order: all up to that one are right already.
         patients = all_patients[bisect(all_patients, journal.position.last_patient) :]
         expected = estimate.estimate(conn, planner, selected, patients, settings)
         started(expected)
@@ -139,6 +141,7 @@ class _Run:
                 if self.stop.is_set():
                     raise Stopped
                 self._pending.append((batch, self.workers.submit(batch.items)))
+                # Enough that no worker waits, few enough that the end is near when the run is stopped.
                 while len(self._pending) > 2 * self.settings.jobs:
                     self._collect()
             while self._pending:
@@ -154,6 +157,7 @@ class _Run:
         """Do patients once more whose deciding file was deleted, or who got instances with other tags."""
         self._is_arrival = True
         newest = self.journal.position.newest
+        # Until nothing is left: while a patient is done again, further instances arrive.
         while self.complete:
             patients, self.done.again = self.done.again, set()
             if self.settings.selection.is_everything:
@@ -180,6 +184,7 @@ class _Run:
         early_s = self._due - time.monotonic()
         if early_s > 0 and self.stop.wait(early_s):
             raise Stopped
+        # Before they are read: of a file without a known offset all bytes may be needed.
         size = sum(min(item.offset or item.size, item.size) for item in batch.items)
         cost_s = max(
             len(batch.items) / limits.max_files_per_s if limits.max_files_per_s else 0.0,

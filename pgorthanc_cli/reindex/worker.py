@@ -52,8 +52,10 @@ class Worker:
                 elif read.instance:
                     rows += [rows_of(each, read.instance, self.settings) for each in read.item.decides]
             writer.conn.rollback()  # what reading large objects has begun
+            # A file may be gone because Orthanc has deleted the instance while it was read.
             if done.unreadable:
                 _leave_out_deleted(writer.conn, items, done)
+            # In the order in which all writers lock, so that no two wait for each other.
             done.add(writer.write(sorted(rows, key=lambda each: each.resource.id)))
         return done
 

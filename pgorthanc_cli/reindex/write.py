@@ -170,6 +170,7 @@ class Writer:
                 self._write(cur)
                 self._delete_old(cur, old)
                 self.conn.commit()
+                # After the commit: a row without its file would be damage, a file without a row is not.
                 if self._area:
                     for _, uuid in old:
                         self._area.delete(uuid, _DICOM_AS_JSON)
@@ -222,6 +223,7 @@ class Writer:
         ids = {number for (number,) in cur.fetchall()}
         if not ids:
             return set()
+        # KEY SHARE: enough against deletion, and Orthanc can still insert children.
         how = "" if wait else "SKIP LOCKED"
         cur.execute(
             f"""SELECT internalid FROM index.resources WHERE internalid = ANY(%s)

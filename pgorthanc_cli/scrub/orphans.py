@@ -86,6 +86,7 @@ def find_orphans(
         uuid, instance = finding.uuid or "", finding.public_id or ""
         if stop and stop.is_set():
             break
+        # Its content may be another one, but the index has an instance of that id.
         if instance in indexed:
             continue
         try:
@@ -212,6 +213,7 @@ def _import(
     """Import the contents of orphans; return why some were refused, by UUID."""
     refusals = {}
     with tempfile.TemporaryDirectory(prefix="pgorthanc-orphans-") as folder:
+        # Copies, because `ingest` reads files: an orphan may be compressed, or a large object.
         paths = []
         for orphan in batch:
             try:
@@ -243,6 +245,7 @@ def _proved(rows: Rows, target: db.Target, settings: Settings, batch: Sequence[O
         for each in Reader(target, replace(settings, depth=model.HASH)).check(copies)
         if each.row
     }
+    # Orthanc may have committed a row for the orphan itself meanwhile: then it is none.
     known = rows.known([orphan.uuid for orphan in batch])
     return {orphan for row, orphan in same.items() if row.uuid not in damaged and orphan.uuid not in known}
 

@@ -183,6 +183,7 @@ def repair(
                 else:
                     placed.append(row)
                 progress(Progress("", "repairing", start + len(placed), len(copies.rows)))
+            # Orthanc deletes the row before the file: what has no row now must not stay.
             known = rows.known([row.uuid for row in placed])
             for row in placed:
                 if row.uuid not in known:
@@ -295,6 +296,7 @@ def _checked(
         return []
     depth = model.IDENTITY if settings.depth == model.IDENTITY else model.HASH
     reader = Reader(target, replace(settings, depth=depth))
+    # They are in the usual place, as `_unusable` has made sure.
     plain = [row._replace(customdata=None) for row in placed]
     if not settings.storage_dir:
         plain = rows.with_objects(plain)

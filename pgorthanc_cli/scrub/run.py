@@ -194,6 +194,7 @@ class _Run:
             yield parts, start, min(start + length, len(parts))
             start += length
             took = max(time.monotonic() - began, 0.001)
+            # A transaction of hours would keep VACUUM from its work in the whole database.
             length = max(1, min(length * 4, int(length * _STRETCH_S / took)))
 
     def _stretch(self, parts: Sequence[str], start: int, end: int) -> None:
@@ -267,6 +268,7 @@ class _Run:
         """Yield what lies in each part; the workers list a few parts ahead."""
         ahead: deque[Future[Any]] = deque()
         waiting = iter(parts)
+        # To list a folder on a network drive takes longer than to compare it.
         for _ in range(2 * self.settings.jobs):
             ahead += [self.workers.submit("list_part", digits) for digits in _first(waiting)]
         while ahead:

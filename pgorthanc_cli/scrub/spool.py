@@ -21,6 +21,7 @@ class Spool:
     def __init__(self) -> None:
         """Create a private database without a name, which SQLite writes to disk if it grows."""
         self._conn = sqlite3.connect("", isolation_level=None)
+        # Nothing is ever rolled back, and the file is gone with the process.
         self._conn.execute("PRAGMA journal_mode = OFF")
         self._conn.execute("CREATE TABLE differences (part TEXT NOT NULL, data BLOB NOT NULL)")
         self._conn.execute("BEGIN")
@@ -52,6 +53,7 @@ class Spool:
     def groups(self) -> Iterator[list[Difference]]:
         """Yield the differences; those whose names begin alike come together."""
         parts = self._conn.execute("SELECT part, count(*) FROM differences GROUP BY part ORDER BY part")
+        # Only now: to keep an index up to date while rows come takes longer.
         self._conn.execute("CREATE INDEX IF NOT EXISTS by_part ON differences (part)")
         waiting, size = [], 0
         for part, count in parts.fetchall():
