@@ -221,6 +221,7 @@ def standby(
         service=options_of.service_for(created.primary, created.slot, database),
     )
     call.emit_page(created, page)
+    # A comparison that was asked for and not possible is a failure, too.
     _exit_unless(created.difference == ("none" if database and not no_start else "not compared"))
 
 
@@ -228,6 +229,7 @@ def _login(call: commands.Call, source: str) -> Target:
     """Return the replication login; refuse a password on the command line."""
     from pgorthanc_cli import db
 
+    # In the list of processes and in the shell's history it would stay.
     if "password" in db.parse_dsn(source, "--from"):
         raise UsageError(
             "--from holds a password, which every user of this machine can read in the list of processes",
@@ -241,6 +243,7 @@ def _compared_database(call: commands.Call) -> Iterator[Target | None]:
     """Yield Orthanc's database on the primary if it is named, else None."""
     with call.resolved() as resolved:
         named = [setting for setting in resolved.provenance if setting.name in ("host", "dbname", "service")]
+        # Without options libpq would name some local database, which is not meant.
         if any(setting.origin != "libpq's default" for setting in named):
             yield resolved.target
             return
@@ -407,6 +410,7 @@ def promote(
         try:
             promoted = attempt(fencing)
         except replication.NotProved as error:
+            # In a script there is no person who could know that the machine is off.
             if not (error.servers and commands.may_ask()):
                 raise
             _ask_whether_it_is_off(error)
@@ -434,6 +438,7 @@ def _ask_whether_it_is_off(error: NotProved) -> None:
     output.warn(error.fact)
     question = f"Is {name} switched off, and will it stay off? Type its name to promote"
     answer = click.prompt(question, default="", show_default=False, err=True)
+    # The name, not yes: it has to be looked up, which is when mistakes are noticed.
     if answer.strip() not in (name, name.rpartition(":")[0]):
         output.note("Cancelled. Nothing was changed.")
         raise click.exceptions.Exit(1)

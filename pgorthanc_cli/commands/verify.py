@@ -65,6 +65,7 @@ def schema(call: Call, *, depth: str, print_sql: bool, apply: bool) -> None:
     from pgorthanc_cli.views import verify as views
 
     deep = depth == "rows"
+    # Read-only on the server's side, too: a report can change nothing by mistake.
     with call.target() as target, db.session(target, readonly=not apply) as conn:
         if apply:
             done = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
@@ -198,6 +199,7 @@ def storage(
     with call.resolved() as resolved:
         changes, options = scrub_options.split(options)
         settings = scrub.from_options(resolved.orthanc, list_studies=listed == "studies", **options)
+        # Before the check, which may take hours.
         changes.require_usable(settings)
         if changes.restore:
             scrub_options.restore(call, settings, changes)
@@ -216,6 +218,7 @@ def storage(
     if html:
         files.replace(html, render.html(views.page(result, next_commands, verbose=True)))
     if nagios:
+        # Orphans cost space only: no reason to wake an operator.
         status = "CRITICAL" if result.damaged else "WARNING" if result.has_problems else "OK"
         call.nagios(status, views.summary(result), views.figures(result))
     call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))

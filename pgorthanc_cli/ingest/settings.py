@@ -172,6 +172,7 @@ def _all_paths(paths: tuple[str, ...], files_from: BinaryIO | None) -> Iterator[
 
 def _settings(configuration: OrthancConfiguration | None, options: Mapping[str, Any]) -> Settings:
     orthanc = configuration or OrthancConfiguration()
+    # What is stored then is not what was received: no sum in the index could prove it.
     if orthanc.ingest_transcoding:
         raise UsageError(
             f'"IngestTranscoding" is "{orthanc.ingest_transcoding}": Orthanc would convert '
@@ -201,6 +202,7 @@ def _settings(configuration: OrthancConfiguration | None, options: Mapping[str, 
         storage_given=bool(options["storage"] or options["storage_dir"]),
         batch_files=options["batch_files"],
     )
+    # Link.AUTO copies where it cannot link; the others were asked for.
     if settings.link in (Link.REFLINK, Link.HARDLINK):
         _check_link(settings)
     return settings
@@ -252,6 +254,7 @@ def _adopting(
             f'and with "StorageCompression" something is stored in {heads}, too; --adopt works with one folder only',
             "leave it out",
         )
+    # Else nothing is written: an archive on read-only media can be adopted.
     stores = settings.compress or replaces
     area = (heads if settings.compress else usual) if stores else None
     adoption = Adoption.of(orthanc, section, owned=options["take_ownership"])

@@ -79,6 +79,7 @@ class _Inflater:
         (announced,) = struct.unpack("<Q", self._prefix)
         try:
             while chunk and not self._problem:
+                # Orthanc ignores what follows; it counts for the size of the file only.
                 if self._zlib.eof:
                     self._trailing += len(chunk)
                     return
@@ -97,6 +98,7 @@ class _Inflater:
         if len(self._prefix) < _PREFIX:
             return None, None, "it is shorter than the size that it begins with", 0
         (announced,) = struct.unpack("<Q", self._prefix)
+        # An empty content is the prefix alone: there is no stream then.
         if not self._problem and announced and not self._zlib.eof:
             self._problem = "it ends within its compressed content"
         if not self._problem and self._size != announced:
@@ -108,6 +110,7 @@ class _Inflater:
 
 def row_problem(row: Row, *, store_md5: bool | None) -> tuple[str, str] | None:
     """Return kind and detail of what is wrong with a row, whatever its file holds."""
+    # Seen with the real Orthanc: NULL and empty text are not the same to it.
     if row.md5 is None or row.stored_md5 is None:
         return model.MISSING_HASH, "NULL: Orthanc can neither read nor delete this attachment"
     if bool(row.md5) != bool(row.stored_md5):
@@ -126,6 +129,7 @@ def size_problem(row: Row, actual: int) -> tuple[str, str] | None:
     """Return kind and detail if the size of the stored bytes is not that of the row."""
     if row.stored_size is None:
         return None
+    # Without compression both sizes are one: the file agrees with one of them, so the other is wrong.
     if row.compression == 1 and row.size != row.stored_size and actual in (row.size, row.stored_size):
         name = "uncompressedsize" if actual == row.stored_size else "compressedsize"
         value = row.size if actual == row.stored_size else row.stored_size
@@ -137,7 +141,7 @@ def size_problem(row: Row, actual: int) -> tuple[str, str] | None:
 
 
 def shallow_problem(row: Row, actual: int | None, *, store_md5: bool | None) -> tuple[str, str] | None:
-    """Return kind and detail of what a row and the size of its file show, None of nothing."""
+    """Return kind and detail of what a row and the size of its file show; None if they agree."""
     difference = row_problem(row, store_md5=store_md5)
     return difference if difference or actual is None else size_problem(row, actual)
 
@@ -151,6 +155,7 @@ def judge(row: Row, content: Content) -> tuple[str, str] | None:
     right = bool(row.md5) and content.md5 == row.md5
     if row.compression == ZLIB and row.md5 and content.md5 is None and content.stored_md5 == row.md5:
         return model.WRONG_COMPRESSION, "the row says zlib, but the file is not compressed"
+    # Neither sum fits: the file has changed, and the size may tell how.
     if not stored_right and not right and row.md5 and row.stored_md5:
         difference = size_problem(row, content.stored_size)
         if difference and difference[0] != model.WRONG_SIZE:
@@ -166,6 +171,7 @@ def _judge_row(row: Row, content: Content, *, stored_right: bool, right: bool) -
         if content.trailing and row.stored_size == content.stored_size - content.trailing:
             return size_problem(row, content.stored_size)
         if row.compression == ZLIB and content.stored_size != row.stored_size:
+            # Another release of zlib makes other bytes of the same content.
             return model.WRONG_HASH, "the content is right, but compressed in another way"
         return model.WRONG_HASH, f"compressedhash is {row.stored_md5}, the file has {content.stored_md5}"
     if content.problem:

@@ -82,7 +82,9 @@ def set_aside(target: db.Target, settings: Settings, report: StorageReport, fold
     aside.prepare()
     manifest = {"area": str(area.resolve()), "files": [_entry(finding) for finding in orphans]}
     name = f"quarantine-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.json"
+    # Before the first file: whatever is interrupted then, --restore knows what to look for.
     files.create(folder / name, json.dumps(manifest, indent=2))
+    # Asked last: an Orthanc may have committed their rows since they were found.
     uuids = [finding.uuid or "" for finding in orphans]
     with db.session(target, readonly=True) as conn:
         known = Rows(conn, index.Capabilities.read(conn), settings).known(uuids)
@@ -122,6 +124,7 @@ def _recorded(folder: Path, area: Path) -> Iterator[str]:
             origin, uuids = str(manifest["area"]), [str(each["uuid"]) for each in manifest["files"]]
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{printable(str(path))} is no manifest of a quarantine") from None
+        # Two archives have different files, and a restore must not mix them.
         if origin != str(area.resolve()):
             raise UsageError(
                 f"the files in {printable(str(folder))} come from {printable(origin)}, "
@@ -159,6 +162,7 @@ def _move(source: FilesystemArea, goal: FilesystemArea, uuid: str) -> int:
         status = os.fstat(stream.fileno())
         if not _has(goal, uuid, status):
             try:
+                # A second name is at once complete; a copy would need its own proof.
                 goal.link(uuid, stream.fileno())
             except OSError as error:
                 if error.errno not in _NO_LINK:

@@ -113,6 +113,7 @@ def _list_upper(listing: Listing, upper: int, digits: str, *, sizes: bool) -> No
         return
     for name in names:
         is_folder = _TWO_DIGITS.fullmatch(name)
+        # With three digits, a sixteenth of the lower folders belongs to this part.
         if is_folder and not name.startswith(digits[2:]):
             continue
         if not is_folder and digits[2:] not in ("", "0"):
@@ -145,10 +146,12 @@ def _list_lower(listing: Listing, folder: int, path: str, *, sizes: bool) -> Non
                 listing.odd.extend([odd] if odd else [])
                 continue
             try:
+                # The directory itself tells the type: no system call for each file.
                 if not sizes and entry.is_file(follow_symlinks=False):
                     listing.sizes[name] = -1
                     continue
                 status = entry.stat(follow_symlinks=False)
+            # Deleted since the directory was read: Orthanc is at work.
             except FileNotFoundError:
                 continue
             if stat.S_ISREG(status.st_mode):
@@ -193,6 +196,7 @@ def some_files(area: FilesystemArea, limit: int) -> tuple[list[str], bool]:
     """Return UUIDs of files in the area, at least `limit` if there are so many, and whether all could be read."""
     uuids: list[str] = []
     is_readable = True
+    # Names are random, so the first folders are as good a sample as any.
     for number in range(256):
         listing = list_part(area, f"{number:02x}", sizes=False)
         uuids += listing.sizes
@@ -225,6 +229,7 @@ def _is_alive(top: int, run: str) -> bool:
         changed = os.stat(f"{run}.lock", dir_fd=top, follow_symlinks=False).st_mtime
     except OSError:
         return False
+    # By the clock: a run on another machine cannot be asked, its locks are not seen here.
     return time.time() - changed < STALE_S
 
 

@@ -52,6 +52,7 @@ def plan_page(plan: Plan, commands: Commands, *, merge: bool = False) -> Page:
         headline = f"Nothing to do: {plan.endpoint} is already at revision {plan.to}."
         return Page(headline, tuple(_where(plan)))
     blockers = [*_obstacles(plan), *(() if merge else _duplicates(plan, commands))]
+    # Duplicates that could not be counted in time are only a warning.
     blocked = [note for note in blockers if note.status == "problem"]
     if blocked:
         obstacles = plural(len(blocked), "obstacle")
@@ -62,6 +63,7 @@ def plan_page(plan: Plan, commands: Commands, *, merge: bool = False) -> Page:
         return Page(headline, where, blocks, (again,), "problem")
     total = plan.prepare_s + plan.switch_s + plan.finish_s
     headline = f"Plan: {_change(plan)}, {_time(total, 'about ')}."
+    # With a short change the separate phases are not worth two maintenance windows.
     if not _is_short(plan) and plan.switch:
         headline += f" Stop Orthanc only for the switch ({_time(plan.switch_s)})."
     warnings = (*blockers, *_refusal(plan), *_losses(plan), *_repairs(plan))
@@ -215,6 +217,7 @@ def _steps(plan: Plan) -> Table:
     if plan.repairs:
         switch.append(f"repair {plural(len(plan.repairs), 'difference')}")
     if len(plan.path) > 1:
+        # 0 is the layout before revision 1, which has no number for an operator.
         numbers = [str(number) for number in plan.path if number]
         older = "older layout → " if plan.path[0] == 0 else ""
         switch.append(f"{older}revision {' → '.join(numbers)}")
@@ -283,6 +286,7 @@ def _headline(changed: Changed) -> str:
 
 
 def _moved(changed: Changed) -> Iterator[Block]:
+    # What an operator has to justify: how long images could not be used.
     if changed.revision != changed.before:
         blocked = duration(changed.blocked_s)
         yield Note(
