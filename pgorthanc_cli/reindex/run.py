@@ -74,9 +74,11 @@ def reindex(
         ConnectError: The connection was lost; what was counted is committed.
     """
     stop = stop or threading.Event()
+    # The hours, and their clock, are for this process only.
+    call = partial(worker.call, target, replace(settings, hours=None))
     # Before anything is opened that a forked process must not share.
     with (
-        pool(settings.jobs, partial(worker.call, target, settings), stop, fork=True) as workers,
+        pool(settings.jobs, call, stop, fork=True) as workers,
         db.session(target, readonly=True) as conn,
     ):
         capabilities = index.Capabilities.read(conn)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -72,7 +72,8 @@ def check(
 
 def _check(target: db.Target, settings: Settings, stop: threading.Event, report: Report) -> StorageReport:
     """Run one check, which ends at the end of the hours at the latest."""
-    call = partial(work, target, settings)
+    # The hours, and their clock, are for this process only.
+    call = partial(work, target, replace(settings, hours=None))
     # Before anything is opened that a forked process must not share.
     with (
         pool(settings.jobs, call, stop, fork=True) as workers,
