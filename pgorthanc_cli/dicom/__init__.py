@@ -11,6 +11,7 @@ from pgorthanc_cli.dicom.head import (
     reject_reason,
 )
 from pgorthanc_cli.dicom.instance import parse
+from pgorthanc_cli.dicom.lenient import lenient_instance_id
 from pgorthanc_cli.dicom.model import Buffer, Instance, Level, Profile, Refused
 from pgorthanc_cli.dicom.structure import PIXEL_DATA
 from pgorthanc_cli.dicom.tags import check_profile, format_tag, indexed_tags, name_of, parse_tag
@@ -28,6 +29,7 @@ __all__ = [
     "ends_with_pixel_data",
     "format_tag",
     "indexed_tags",
+    "lenient_instance_id",
     "name_of",
     "normalized",
     "parse",

@@ -58,8 +58,8 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     pixels = metadata.find_pixel_data(data, file, version)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
     own_metadata = metadata.instance_metadata(file, texts, index, pixels, version)
-    public_id = _public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
-    instance = _level(public_id, indexed.levels[3], own_metadata, elements, texts, reader)
+    own_id = public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
+    instance = _level(own_id, indexed.levels[3], own_metadata, elements, texts, reader)
     known = metadata.known_syntaxes(version)
     return Instance(
         levels=(*ancestors.levels, instance),
@@ -154,7 +154,7 @@ def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) ->
     identifiers = [texts.get(tag, "") for tag in (tags.PATIENT_ID, tags.STUDY_UID, tags.SERIES_UID)]
     # The identifiers of all levels above count, too: under another PatientID, a study
     # with the same UID is another study.
-    public_ids = [_public_id("|".join(identifiers[: n + 1])) for n in range(3)]
+    public_ids = [public_id("|".join(identifiers[: n + 1])) for n in range(3)]
     patient, study, series = (
         _level(public_ids[n], indexed.levels[n], of_series if n == 2 else {}, elements, texts, reader)
         for n in range(3)
@@ -166,7 +166,7 @@ def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) ->
 # --- rows -------------------------------------------------------------------------------
 
 
-def _public_id(identifiers: str) -> str:
+def public_id(identifiers: str) -> str:
     """Return the SHA-1 of the identifiers; an absent PatientID counts as empty."""
     x = hashlib.sha1(identifiers.encode(), usedforsecurity=False).hexdigest()
     return f"{x[:8]}-{x[8:16]}-{x[16:24]}-{x[24:32]}-{x[32:]}"

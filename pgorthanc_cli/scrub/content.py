@@ -203,7 +203,10 @@ def instance_of(chunks: Iterator[bytes], profile: dicom.Profile, *, compressed: 
         if compressed:
             data = _inflated(data)
         return dicom.parse(data, profile).levels[-1].public_id
-    except (dicom.Refused, zlib.error, struct.error):
+    except dicom.Refused:
+        # What this Orthanc would refuse, the one that has stored it may have accepted.
+        return dicom.lenient_instance_id(data)
+    except (zlib.error, struct.error):
         return ""
 
 

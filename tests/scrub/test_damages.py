@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_a_file_of_another_instance_with_a_right_row(store: Store) -> None:
     assert store.check().findings == ()
     report = store.check(depth="identity")
     assert kinds(report) == {one: "wrong-instance", other: "wrong-instance"}
+
+
+@pytest.mark.parametrize("store", ["files"], indirect=True)
+def test_a_file_that_only_an_older_orthanc_stores(store: Store) -> None:
+    """Orthanc 1.10.1 keeps bytes after the last element, 1.13.0 refuses such a file: it is not damaged."""
+    for count in (2, 8, 40):
+        uuid = store.take()
+        content = store.read(uuid) + bytes(count)
+        store.write(uuid, content)
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        hashes = f"compressedhash = '{digest}', uncompressedhash = '{digest}'"
+        sizes = f"compressedsize = {len(content)}, uncompressedsize = {len(content)}"
+        store.update(uuid, f"{hashes}, {sizes}")
+    assert store.check(depth="identity").findings == ()
 
 
 def test_shallow_depths_find_what_they_look_at(store: Store) -> None:
