@@ -1,4 +1,8 @@
-"""The transactions of an import: rows and attachments of a batch, or neither of them."""
+"""The transactions of an import: rows and attachments of a batch, or neither of them.
+
+Longer than other modules: what of a batch is repeated after a collision, and what must not
+be, is decided in one place.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 Orthanc writes a file before it commits the row, and deletes the row before the file
 (STORAGE.md D5). So a difference seen once proves nothing while Orthanc works; see `second`.
+Longer than other modules, because all passes count in the state of one run.
 """
 
 from __future__ import annotations
