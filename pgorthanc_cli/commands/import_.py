@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, TIME
+from pgorthanc_cli.commands import pace_options
+from pgorthanc_cli.commands.type_options import TIME
 from pgorthanc_cli.errors import Interrupted, PartialFailure, PgOrthancError
 
 if TYPE_CHECKING:
     from pgorthanc_cli.ingest import Batch, ImportPlan, ImportResult
     from pgorthanc_cli.views.progress import ImportProgress
 
-_input, _archive, _pace, _report = map(commands.section, ("Input", "Archive", "Pace", "Report"))
+_input, _archive, _report = map(commands.section, ("Input", "Archive", "Report"))
 _file = click.Path(dir_okay=False, path_type=Path)
 _list = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 _STOPPING = signals.STOPPING.format("after this batch")
@@ -86,25 +87,12 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_archive("--stable-changes", is_flag=True, help="Log the Stable* changes at the end, as Orthanc would.")
 @_archive("--concurrent", is_flag=True, help="Run while Orthanc or other imports use the database.")
 @_archive("-n", "--dry-run", is_flag=True, help="Read and report, write nothing.")
-@_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
-@_pace("--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file.")
-@_pace(
-    "--max-files",
-    "max_files_per_s",
-    aliases=["--max-files-per-s"],
-    type=FILE_RATE,
-    metavar="N/s",
-    help="Read no more files each second, such as 500/s.",
+@pace_options.jobs
+@pace_options.pace(
+    "--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file."
 )
-@_pace(
-    "--max-rate",
-    "max_bytes_per_s",
-    type=SIZE_RATE,
-    metavar="SIZE/s",
-    help="Read no more bytes each second, such as 50MB/s.",
-)
-@_pace("--max-mb-per-s", type=_rate, hidden=True)  # the option before
-@_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
+@pace_options.limits
+@pace_options.pace("--max-mb-per-s", type=_rate, hidden=True)  # the option before
 @_report("--refused", type=_list, metavar="FILE", help="List refused files, and why, in FILE (- for stdout).")
 @_report(
     "--html",
@@ -122,7 +110,7 @@ _rate = click.FloatRange(min=0, min_open=True)
     help="Show names of patients, folders and files on that page, too.",
 )
 # For tests: small batches give many moments at which an import can be interrupted.
-@_pace("--batch-files", type=click.IntRange(min=1), default=1000, hidden=True)
+@pace_options.pace("--batch-files", type=click.IntRange(min=1), default=1000, hidden=True)
 def command(
     call: commands.Call,
     paths: tuple[str, ...],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE, Number
+from pgorthanc_cli.commands import pace_options
+from pgorthanc_cli.commands.type_options import Number
 from pgorthanc_cli.constants import ENCODINGS, LEVELS
 from pgorthanc_cli.errors import Interrupted, PartialFailure, UsageError
 from pgorthanc_cli.progress import Progress, Report
@@ -32,7 +33,7 @@ _CHOOSING = (
     "journal",
     "schedule",
 )
-_what, _how, _files, _pace = map(commands.section, ("What", "How", "Files", "Pace"))
+_what, _how, _files = map(commands.section, ("What", "How", "Files"))
 
 
 def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -100,31 +101,16 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
     metavar="DIR",
     help="Orthanc's StorageDirectory.",
 )
-@_pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
-@_pace(
-    "--max-files",
-    "max_files_per_s",
-    aliases=["--max-files-per-s"],
-    type=FILE_RATE,
-    metavar="N/s",
-    help="Read no more files each second, such as 500/s.",
-)
-@_pace(
-    "--max-rate",
-    "max_bytes_per_s",
-    type=SIZE_RATE,
-    metavar="SIZE/s",
-    help="Read no more bytes each second, such as 50MB/s.",
-)
-@_pace("--schedule", metavar="JSON", help="Work at these hours of the week only: JSON, or a file of it.")
-@_pace(
+@pace_options.jobs
+@pace_options.limits
+@pace_options.pace(
     "--journal",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Remember in FILE how far it is; a rerun goes on there.",
 )
 # For tests: small batches give many moments at which a run can be interrupted.
-@_pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
+@pace_options.pace("--batch-files", type=click.IntRange(min=1), default=500, hidden=True)
 def command(call: commands.Call, *, check: bool, repair: str | None, **options: Any) -> None:
     """Recompute main DICOM tags from the stored files.
 
