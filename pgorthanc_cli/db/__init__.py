@@ -6,8 +6,10 @@ from pgorthanc_cli.db.advisory import (
     LOCK_INDEX,
     LOCK_MOVE,
     LOCK_NAMES,
+    LOCK_REINDEX,
     LOCK_STORAGE,
     LOCK_TRANSITION,
+    OUR_LOCKS,
     LockHolder,
     advisory_lock,
     held_error,
@@ -49,7 +51,8 @@ from pgorthanc_cli.db.statement_errors import error_hint, primary_message, trans
 
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX",
-    "LOCK_MOVE", "LOCK_NAMES", "LOCK_STORAGE", "LOCK_TRANSITION", "MASK", "READ_PREAMBLE",
+    "LOCK_MOVE", "LOCK_NAMES", "LOCK_REINDEX", "LOCK_STORAGE", "LOCK_TRANSITION", "MASK",
+    "OUR_LOCKS", "READ_PREAMBLE",
     "SAFE_SEARCH_PATH", "SECRETS", "Endpoint", "LockHolder", "MissingDatabase", "PasswordRequired",
     "Session", "Target", "advisory_lock", "allow_writes", "backend_pid", "check_schema",
     "check_writable", "connect", "connect_async", "described_rows",

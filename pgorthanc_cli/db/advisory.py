@@ -28,6 +28,8 @@ LOCK_CREATE_INSTANCE = 45
 LOCK_TRANSITION = 0x50474F52
 # Ours: held during a phase of `storage move`.
 LOCK_MOVE = 0x50474F53
+# Ours: held by a `reindex` that writes. Two with other tags would undo each other's rows.
+LOCK_REINDEX = 0x50474F54
 LOCK_NAMES = {
     LOCK_INDEX: "index",
     LOCK_STORAGE: "storage",
@@ -35,7 +37,9 @@ LOCK_NAMES = {
     LOCK_CREATE_INSTANCE: "create instance",
     LOCK_TRANSITION: "upgrade",
     LOCK_MOVE: "storage move",
+    LOCK_REINDEX: "reindex",
 }
+OUR_LOCKS = (LOCK_TRANSITION, LOCK_MOVE, LOCK_REINDEX)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class LockHolder:
     @property
     def is_ours(self) -> bool:
         """Whether it is a command of this tool."""
-        return self.lock in (LOCK_TRANSITION, LOCK_MOVE) or (self.application or "").startswith("pgorthanc")
+        return self.lock in OUR_LOCKS or (self.application or "").startswith("pgorthanc")
 
     def __str__(self) -> str:
         """`the Orthanc at 10.0.0.5 (pid 9890) holds the index lock, connected since 22:12 +01:00`."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pgorthanc_cli.index import key_values
 from pgorthanc_cli.index.model import Conflict
@@ -92,6 +93,48 @@ def _is_advanced(content: dict[str, Any]) -> bool:
         and isinstance(content.get("s", ""), str)
         and (isinstance(path, str) if "p" in content else owned)
     )
+
+
+class NotLocated(Exception):
+    """Nothing says where a file is; `kind` is what is unknown: its plugin, storage or folder."""
+
+    def __init__(self, kind: Literal["plugin", "storage", "folder"], reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+def locate(
+    uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, Path] | None
+) -> str:
+    """Return the path of a file whose row has customdata (STORAGE.md A2, A7, H1).
+
+    Args:
+        uuid: Of the attachment.
+        data: Its customdata, not empty.
+        folder: StorageDirectory, if it is known.
+        storages: The folders of AdvancedStorage.MultipleStorages, None if no
+            configuration is known.
+
+    Raises:
+        NotLocated: With the reason.
+    """
+    custom = read(data)
+    if custom.plugin != ADVANCED_STORAGE:
+        raise NotLocated(
+            "plugin", f"customdata of {custom.plugin or 'a storage plugin that is not known here'}"
+        )
+    path = custom.path or f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+    if custom.storage and storages is not None:
+        if custom.storage not in storages:
+            raise NotLocated("storage", "its storage is not among MultipleStorages")
+        folder = storages[custom.storage]
+    if os.path.isabs(path):
+        return path
+    if custom.storage and storages is None:
+        raise NotLocated("folder", "its storage is named in Orthanc's configuration only")
+    if folder is None:
+        raise NotLocated("folder", "it is a file; name the folder with --storage-dir")
+    return os.path.join(folder, path)
 
 
 def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:

@@ -185,6 +185,13 @@ class Watcher:
         self._last_holders |= {lock.key: lock for lock in locks if lock.held}
         uncountable = [] if most is not None else list(_several_perhaps(groups))
         remarks = [*notes(groups), *uncountable, *hidden_sessions(self._conn, sessions)]
+        remarks += [
+            f"the command {session.application or 'of another role'} (pid {session.pid}) holds "
+            f"our {db.LOCK_NAMES[key]} lock, which no Orthanc waits for"
+            for session in sessions
+            for key in session.locks
+            if key in db.OUR_LOCKS
+        ]
         if layout is None and groups:
             remarks.append(
                 f"schema {self._schema} holds no index: name the one of that Orthanc with --schema"

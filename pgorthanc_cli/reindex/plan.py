@@ -7,7 +7,6 @@ one level, the smallest does (STORAGE.md B1). Either is known before a file is r
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -219,22 +218,11 @@ class Planner:
             decides.append(Decided(INSTANCE, number, public_id))
         path, problem = "", "" if uuid else "the index has no DICOM file of this instance"
         if custom is not None:
-            path, problem = resolve(uuid, bytes(custom), self.settings)
+            try:
+                path = customdata.locate(
+                    uuid, bytes(custom), self.settings.storage_dir, self.settings.storages
+                )
+            except customdata.NotLocated as reason:
+                problem = str(reason)
         start = int(offset) if offset.isdecimal() else 0
         return Item(public_id, study, patient, uuid, path, compression, size, start, tuple(decides), problem)
-
-
-def resolve(uuid: str, data: bytes, settings: Settings) -> tuple[str, str]:
-    """Return the path that a storage plugin has recorded, or why there is none."""
-    custom = customdata.read(data)
-    if custom.plugin != customdata.ADVANCED_STORAGE:
-        return "", f"it is kept by {custom.plugin or 'a storage plugin that is not known here'}"
-    root = settings.storage_dir
-    if custom.storage:
-        if settings.storages is None or custom.storage not in settings.storages:
-            return "", "its storage is not in Orthanc's configuration (AdvancedStorage.MultipleStorages)"
-        root = settings.storages[custom.storage]
-    path = custom.path or f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
-    if root is None and not os.path.isabs(path):
-        return "", "it is a file; name the folder with --storage-dir"
-    return os.path.join(root or "/", path), ""

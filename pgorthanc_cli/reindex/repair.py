@@ -19,7 +19,7 @@ from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.reindex import arrivals
 from pgorthanc_cli.reindex.model import PATIENT, Change, Done, Settings
 from pgorthanc_cli.reindex.run import changes
-from pgorthanc_cli.reindex.write import Writer
+from pgorthanc_cli.reindex.write import Writer, writing_alone
 
 REPAIRS = ("patients", "identifiers")
 _RANGE = 5000  # internal ids in one transaction
@@ -66,6 +66,9 @@ def repair(
         dry_run: Count, write nothing.
         stop: Ends it when set; what was counted is committed.
         report: Called with the number of resources looked at.
+
+    Raises:
+        InUseError: Another run is writing.
     """
     stop, started, done = stop or threading.Event(), time.monotonic(), Done()
     # The filesystem area is not looked at: nothing is deleted.
@@ -76,7 +79,7 @@ def repair(
         pairs = [(level, tag) for level, tags in enumerate(lists) for tag in tags.identifiers]
         parameters = {"levels": [level for level, _ in pairs], "tags": [tag for _, tag in pairs]}
     query = db.statement(__package__, "identifiers.sql" if which == "identifiers" else "copies.sql")
-    with db.session(target) as conn:
+    with db.session(target) as conn, writing_alone(conn, settings):
         writer, last, newest = Writer(conn, settings), 0, arrivals.newest(conn)
         while last < newest and not stop.is_set():
             first, last = last, min(last + _RANGE, newest)

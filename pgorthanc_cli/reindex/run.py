@@ -40,6 +40,7 @@ from pgorthanc_cli.reindex.model import (
 )
 from pgorthanc_cli.reindex.plan import Batch, Planner
 from pgorthanc_cli.reindex.selection import Selected
+from pgorthanc_cli.reindex.write import writing_alone
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
 _REPORT_S = 0.2
@@ -70,6 +71,7 @@ def reindex(
 
     Raises:
         UsageError: The index does not have a resource that is named.
+        InUseError: Another run is writing.
         RevisionError: There is no index, or none that can be written to.
         ConnectError: The connection was lost; what was counted is committed.
     """
@@ -80,6 +82,7 @@ def reindex(
     with (
         pool(settings.jobs, call, stop, fork=True) as workers,
         db.session(target, readonly=True) as conn,
+        writing_alone(conn, settings),
     ):
         capabilities = index.Capabilities.read(conn)
         conn.rollback()
@@ -104,13 +107,13 @@ def reindex(
         if not settings.dry_run:
             run.work_again(planner)
         result = run.result()
-    # A part of the index says nothing about the rest; a file that could not be read has to be read again.
-    is_all = (
-        settings.selection.is_everything and settings.levels == ALL_LEVELS and not settings.limit_to_level
-    )
-    if is_all and result.complete and not result.unreadable and not settings.dry_run:
-        state = housekeeper.bring_up_to_date(target, settings.profile, settings.server)
-        result = replace(result, housekeeper=state)
+        # A part of the index says nothing about the rest; a file that could not be read has to be read again.
+        is_all = (
+            settings.selection.is_everything and settings.levels == ALL_LEVELS and not settings.limit_to_level
+        )
+        if is_all and result.complete and not result.unreadable and not settings.dry_run:
+            state = housekeeper.bring_up_to_date(target, settings.profile, settings.server)
+            result = replace(result, housekeeper=state)
     return result
 
 

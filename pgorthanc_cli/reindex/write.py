@@ -12,6 +12,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -78,6 +79,17 @@ def rows_of(resource: Decided, instance: dicom.Instance, settings: Settings) -> 
         if kind in metadata:
             rows.values["metadata", kind] = metadata[kind]
     return rows
+
+
+def writing_alone(conn: db.Session, settings: Settings) -> AbstractContextManager[None]:
+    """Keep other runs from writing during a block: theirs may have other tags.
+
+    Raises:
+        InUseError: Another run is writing; the message names its session.
+    """
+    if settings.dry_run:
+        return nullcontext()
+    return db.advisory_lock(conn, db.LOCK_REINDEX, wait_s=0)
 
 
 class Writer:

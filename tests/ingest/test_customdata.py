@@ -203,3 +203,29 @@ def test_files_of_advanced_storage_are_no_obstacle(fresh: db.Target, tmp_path: P
     run(fresh, files[:1], tmp_path / "area")
     set_custom(fresh, data)
     assert ends(run(fresh, files[1:], tmp_path / "area", storage_given=False)) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "storages", "place"),
+    [
+        ('{"o":true,"v":1}', None, "/area/ab/cd/abcd"),
+        ('{"o":true,"p":"a/x.dcm","v":1}', None, "/area/a/x.dcm"),
+        ('{"o":true,"p":"a/x.dcm","s":"1","v":1}', {"1": Path("/one")}, "/one/a/x.dcm"),
+        ('{"o":false,"p":"/x.dcm","s":"1","v":1}', None, "/x.dcm"),
+        ('{"o":true,"s":"2","v":1}', {"1": Path("/one")}, "storage"),
+        ('{"o":true,"s":"1","v":1}', None, "folder"),
+        ("{}", None, "plugin"),
+    ],
+)
+def test_where_a_file_is(data: str, storages: dict[str, Path] | None, place: str) -> None:
+    if place.startswith("/"):
+        assert customdata.locate("abcd", data.encode(), Path("/area"), storages) == place
+        return
+    with pytest.raises(customdata.NotLocated) as raised:
+        customdata.locate("abcd", data.encode(), Path("/area"), storages)
+    assert raised.value.kind == place
+
+
+def test_a_file_without_a_folder() -> None:
+    with pytest.raises(customdata.NotLocated, match="name the folder with --storage-dir"):
+        customdata.locate("abcd", b'{"o":true,"v":1}', None, None)

@@ -21,7 +21,7 @@ from psycopg2.extensions import make_dsn
 from pydicom.dataset import Dataset
 
 from pgorthanc_cli import db, dicom, locks, reindex
-from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.ingest.pacing import Hours, Limits
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.reindex.model import SERIES, STUDY
@@ -325,6 +325,23 @@ def test_a_resource_that_is_being_deleted_is_waited_for_and_then_left_out(
         thread.join()
     assert results[0].gone == 1
     assert len(ids(target, 3)) == 11
+
+
+def test_one_run_writes_at_a_time(archive: tuple[db.Target, Path]) -> None:
+    target, area = archive
+    with db.session(target) as other, db.advisory_lock(other, db.LOCK_REINDEX):
+        with pytest.raises(InUseError, match=r"pid \d+.* holds the reindex lock") as refused:
+            run(target, area)
+        assert refused.value.hint == "wait until that command has finished, then run the same command again"
+        with pytest.raises(InUseError, match="holds the reindex lock"):
+            reindex.repair(target, "identifiers", PROFILE)
+        with db.session(target, autocommit=True) as conn:
+            [note] = locks.inspect(conn, "public").notes
+        assert note.startswith("the command pgorthanc")
+        assert "holds our reindex lock" in note
+        assert run(target, area, dry_run=True).rows_changed["instance"] == 12
+        assert not reindex.repair(target, "identifiers", PROFILE, dry_run=True).changes
+    assert run(target, area).rows_changed["instance"] == 12
 
 
 # --- interruptions, pace, what arrives meanwhile --------------------------------------------
