@@ -103,9 +103,7 @@ class NotLocated(Exception):
         self.kind = kind
 
 
-def locate(
-    uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, Path] | None
-) -> str:
+def locate(uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, Path] | None) -> str:
     """Return the path of a file whose row has customdata (STORAGE.md A2, A7, H1).
 
     Args:
