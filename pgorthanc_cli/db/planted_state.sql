@@ -9,6 +9,7 @@ SELECT concat_ws(' ',
         WHERE typnamespace = place.oid),
     (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_class
         WHERE relnamespace = place.oid),
-    (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_trigger),
+    -- Import disables and enables triggers in each transaction: xmin would differ.
+    (SELECT md5(string_agg(format('%s %s %s %s', oid, tgrelid, tgfoid, tgname), ' ' ORDER BY oid)) FROM pg_trigger),
     (SELECT md5(string_agg(format('%s %s', oid, xmin), ' ' ORDER BY oid)) FROM pg_cast WHERE castfunc >= 16384))
 FROM pg_namespace place WHERE place.nspname = index_schema()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pgorthanc_cli import db, locks
+from pgorthanc_cli import db, index, locks
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.doctor.model import Subject, Verdict, check
+from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.schema import catalog, verify
 from pgorthanc_cli.text import shortened
 
@@ -46,12 +47,31 @@ def rights(subject: Subject) -> Verdict:
     message = f"role {role} can run {possible}" if possible else f"role {role} has no rights"
     if lacking:
         message += f"; it cannot run {'; '.join(lacking)}"
+    if writes:
+        message += _triggers_of_import(subject)
     return Verdict(
         "OK" if reads else "WARNING",
         message,
         f"As {owner}, the owner of the index:",
         statements=f"GRANT SELECT ON ALL TABLES IN SCHEMA {subject.schema} TO {subject.role};",
     )
+
+
+def _triggers_of_import(subject: Subject) -> str:
+    """Return which row triggers an import by this role keeps off, and what would make it faster."""
+    try:
+        capabilities = index.Capabilities.read(subject.conn)
+    except RevisionError:  # older than what import writes to
+        return ""
+    if capabilities.triggers_off:
+        return "; import works with row triggers off, the fastest way"
+    if not capabilities.only_known_triggers:
+        return "; import works with row triggers on, as there are others than Orthanc's"
+    state = "off, but not those of foreign keys" if capabilities.owner_triggers_off else "on"
+    faster = ""
+    if subject.conn.server_version >= 150000:
+        faster = f" (faster after: GRANT SET ON PARAMETER session_replication_role TO {subject.role};)"
+    return f"; import works with row triggers {state}{faster}"
 
 
 @check("revision")

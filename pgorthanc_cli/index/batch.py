@@ -35,6 +35,7 @@ from pgorthanc_cli.index.model import (
     Overwrite,
     Record,
 )  # fmt: skip
+from pgorthanc_cli.index.triggers import Triggers
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -73,8 +74,12 @@ class _SeriesIndex:
 class Writer:
     """Writes batches into one index; one writer per connection."""
 
-    def __init__(self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER) -> None:
+    def __init__(
+        self, conn: Connection, overwrite: Overwrite = Overwrite.NEVER, *, exclusive: bool = False
+    ) -> None:
         """Read the capabilities of the index (see `Capabilities.read`).
+
+        `exclusive`: the session has the index lock, so that no Orthanc is at work.
 
         Without unique public ids (revision 1) every transaction is serializable, even if
         no other writer is known: an Orthanc that takes no lock may start at any time.
@@ -82,6 +87,7 @@ class Writer:
         self.conn = conn
         self.overwrite = overwrite
         self.capabilities = Capabilities.read(conn)
+        self.triggers = Triggers(self.capabilities, exclusive=exclusive)
         self._serial = not self.capabilities.unique_public_ids
         if self._serial:
             # psycopg2 refuses it within a transaction, which reading the capabilities has
@@ -106,14 +112,15 @@ class Writer:
                 # inserts it after us fails (40001), and Orthanc restarts its transaction.
                 cur.execute("LOCK TABLE resources IN SHARE ROW EXCLUSIVE MODE")
             planted.refuse_until_commit(self.conn)
-            return _Batch(cur, self.capabilities, self.overwrite).run(records)
+            return _Batch(cur, self).run(records)
 
 
 class _Batch:
-    def __init__(self, cur: Cursor, capabilities: Capabilities, overwrite: Overwrite) -> None:
+    def __init__(self, cur: Cursor, writer: Writer) -> None:
         self.cur = cur
-        self.capabilities = capabilities
-        self.overwrite = overwrite
+        self.capabilities = writer.capabilities
+        self.triggers = writer.triggers
+        self.overwrite = writer.overwrite
         self.nodes: dict[str, Resource] = {}
         self.series: dict[str, _SeriesIndex] = {}
         self.pending = Pending()
@@ -256,7 +263,7 @@ class _Batch:
 
     def _flush(self) -> None:
         pending, self.pending = self.pending, Pending()
-        flush(self.cur, self.capabilities, pending)
+        flush(self.cur, self.capabilities, self.triggers, pending)
 
 
 def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:

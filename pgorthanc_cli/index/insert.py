@@ -1,10 +1,8 @@
 """Insert new rows into the index, and update counters and recycling order (INGEST.md 10).
 
 Rows are written with COPY in text format: an order of magnitude less work than INSERT. If
-the role may do it, row triggers are off meanwhile, including those of foreign keys, and
-their work is done once for the whole batch, which halves the work of the server. The
-guarantee of the foreign keys is kept: existing ancestors are locked as a foreign key
-would lock them, all others are rows of this transaction.
+the role may do it, row triggers are off meanwhile, and their work is done once for the
+whole batch (see `triggers`).
 """
 
 from __future__ import annotations
@@ -27,6 +25,7 @@ from pgorthanc_cli.index.model import (
     LevelRows,
     ParentDeleted,
 )
+from pgorthanc_cli.index.triggers import Triggers
 
 if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
@@ -69,7 +68,7 @@ class Pending:
     key_values: list[key_values.KeyValue] = field(default_factory=list)
 
 
-def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
+def flush(cur: Cursor, capabilities: Capabilities, triggers: Triggers, pending: Pending) -> None:
     """Insert the pending rows, and set the internal id of each new node.
 
     Raises:
@@ -78,13 +77,14 @@ def flush(cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
     """
     # Each stored instance logs a change: without any, there is nothing to write.
     if pending.changes:
-        _Flush(cur, capabilities, pending).run()
+        _Flush(cur, capabilities, triggers, pending).run()
 
 
 class _Flush:
-    def __init__(self, cur: Cursor, capabilities: Capabilities, pending: Pending) -> None:
+    def __init__(self, cur: Cursor, capabilities: Capabilities, triggers: Triggers, pending: Pending) -> None:
         self.cur = cur
         self.capabilities = capabilities
+        self.triggers = triggers
         self.pending = pending
         self.new = [node for node, _, _ in pending.created]
         self.old = [node for node in pending.last_update if node.internal_id]
@@ -97,24 +97,22 @@ class _Flush:
         # COPY returns no ids, so they are drawn from the sequence before.
         for node, number in zip(self.new, self._next("resources_internalid_seq", len(self.new)), strict=True):
             node.internal_id = number
-        if self.capabilities.triggers_off:
-            self._lock_ancestors()
-            # From here on no trigger and no foreign key of these tables is at work.
-            self.cur.execute("SET LOCAL session_replication_role = replica")
-        # With triggers on, counting is their work: new rows start with 0, as Orthanc's
-        # do.
-        self._insert_resources(children if self.capabilities.triggers_off else Counter())
-        self._insert_tags()
-        self._insert_metadata()
-        self._insert_attachments()
-        self._insert_changes()
-        key_values.put(self.cur, self.capabilities, self.pending.key_values)
-        if self.capabilities.recycling_table:
-            self._update_recycling_table()
-        if self.capabilities.triggers_off:
-            self._update_child_counts(children)
-            self._update_counters()
-            self.cur.execute("SET LOCAL session_replication_role = origin")
+        with self.triggers.off(self.cur) as are_off:
+            if are_off and self.triggers.foreign_keys_off:
+                self._lock_ancestors()
+            # With triggers on, counting is their work: new rows start with 0, as
+            # Orthanc's do.
+            self._insert_resources(children if are_off else Counter())
+            self._insert_tags()
+            self._insert_metadata()
+            self._insert_attachments()
+            self._insert_changes()
+            key_values.put(self.cur, self.capabilities, self.pending.key_values)
+            if self.capabilities.recycling_table:
+                self._update_recycling_table(triggers_off=are_off)
+            if are_off:
+                self._update_child_counts(children)
+                self._update_counters()
 
     # --- rows ---------------------------------------------------------------------------
 
@@ -235,12 +233,12 @@ class _Flush:
             (list(parents),),
         )
 
-    def _update_recycling_table(self) -> None:
+    def _update_recycling_table(self, *, triggers_off: bool) -> None:
         """Move patients to the end of the recycling order; skip protected ones."""
         new = set(self.new)
         for node in self.patients:
             # With triggers on, one of them has just added a new patient.
-            added = node in new and self.capabilities.triggers_off
+            added = node in new and triggers_off
             # 0 inserts the patient, 1 moves it to the end; a protected one has no row to
             # move.
             if self.capabilities.recycling_function:

@@ -32,7 +32,10 @@ class Capabilities:
         statistics_deltas: Changes of the counters go to GlobalIntegersChanges.
         custom_data: Attachments have data of the storage plugin.
         preserved_custom_data: A downgrade has moved such data to a table of its own.
-        triggers_off: This role may switch the triggers off, and there are only Orthanc's.
+        only_known_triggers: All row triggers are Orthanc's, whose work we know, and enabled.
+        triggers_off: They are, and this role may switch them off, and those of foreign keys.
+        owner_triggers_off: They are, and this role owns the tables, so that it may disable
+            them within a transaction, though not those of foreign keys.
         encoding: The client encoding in which Orthanc's UTF-8 reaches the server (see
             `db.encoding`).
     """
@@ -46,7 +49,9 @@ class Capabilities:
     statistics_deltas: bool
     custom_data: bool
     preserved_custom_data: bool
+    only_known_triggers: bool
     triggers_off: bool
+    owner_triggers_off: bool
     encoding: str
 
     @classmethod
@@ -70,10 +75,13 @@ class Capabilities:
                 "run: pgorthanc upgrade",
             )
         has_marks = has.pop("child_count_marks")
+        only_known = has_only_known_triggers(conn)
         return cls(
             **has,
             direct_child_counts=has["child_counts"] and not has_marks,
-            triggers_off=_may_switch_triggers_off(conn) and _has_only_known_triggers(conn),
+            only_known_triggers=only_known,
+            triggers_off=only_known and _may_switch_triggers_off(conn),
+            owner_triggers_off=only_known and _may_disable_triggers(conn),
             encoding=encoding.of_orthanc(conn),
         )
 
@@ -85,6 +93,7 @@ _TRIGGERS = [
     "incrementchildcount", "decrementchildcount", "patientadded", "resourcedeleted",
 ]  # fmt: skip
 _TABLES = ["resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes"]
+TABLES_WITH_TRIGGERS = ("resources", "attachedfiles", "changes")
 
 
 def _may_switch_triggers_off(conn: Connection) -> bool:
@@ -99,7 +108,26 @@ def _may_switch_triggers_off(conn: Connection) -> bool:
     return bool(db.value(conn, f"SELECT current_setting('is_superuser')::boolean OR {granted}"))
 
 
-def _has_only_known_triggers(conn: Connection) -> bool:
+def _may_disable_triggers(conn: Connection) -> bool:
+    """Return whether this role owns the tables with triggers, and may alter them quietly.
+
+    ALTER TABLE would reach the children of a table, and wake an event trigger.
+    """
+    return bool(
+        db.value(
+            conn,
+            """SELECT count(*) = %s AND NOT EXISTS (SELECT FROM pg_event_trigger WHERE evtenabled <> 'D')
+               FROM pg_class c
+               WHERE c.relnamespace = to_regnamespace(quote_ident(index_schema()))
+                   AND c.relname = ANY (%s) AND c.relkind = 'r' AND pg_has_role(c.relowner, 'USAGE')
+                   AND NOT EXISTS (SELECT FROM pg_inherits WHERE inhparent = c.oid)""",
+            len(TABLES_WITH_TRIGGERS),
+            list(TABLES_WITH_TRIGGERS),
+        )
+    )
+
+
+def has_only_known_triggers(conn: Connection) -> bool:
     """Return whether all triggers are Orthanc's, whose work we know, and enabled."""
     # Another trigger would be skipped, and one set to ENABLE ALWAYS fires all the same.
     others = db.value(

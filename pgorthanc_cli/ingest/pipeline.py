@@ -84,11 +84,12 @@ def import_sources(
         team = stack.enter_context(_workers(jobs, stop))
         conn = stack.enter_context(db.session(target, readonly=settings.dry_run))
         connected(db.endpoint(conn))
-        if not (settings.concurrent or settings.dry_run):
+        exclusive = not (settings.concurrent or settings.dry_run)
+        if exclusive:
             # The lock that Orthanc itself takes: it cannot start while the import runs.
             stack.enter_context(db.advisory_lock(conn, db.LOCK_INDEX, wait_s=0, otherwise=_WHILE_RUNNING))
             report(Batch(warnings=_require_no_orthanc(conn, target.schema)))
-        writer = index.Writer(conn, settings.overwrite)
+        writer = index.Writer(conn, settings.overwrite, exclusive=exclusive)
         _check_index(conn, writer, settings)
         if settings.dry_run:
             team.begin(worker.Work(target, settings, None))

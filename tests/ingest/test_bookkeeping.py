@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from psycopg2.extensions import connection as Connection
 
-from pgorthanc_cli import db, index, ingest
+from pgorthanc_cli import db, doctor, index, ingest
+from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.schema import catalog
 from tests.support import samples
 from tests.support.importing import check_area, dumped, ends, run
 from tests.support.real_servers import wait_until
-from tests.support.schemas import REVISIONS, init
+from tests.support.schemas import REVISIONS, as_role, init
 from tests.support.schemas import run as run_sql
 
 # Somebody's own trigger: it has to fire, so none is switched off.
@@ -83,9 +85,22 @@ def lives(target: db.Target, folder: Path) -> list[tuple[int, int, int, int]]:
     return results
 
 
+def owned(target: db.Target, role: str) -> db.Target:
+    """The database, as a role that owns the index and is no superuser."""
+    run_sql(target, f"GRANT ALL ON SCHEMA public TO {role}")
+    return as_role(target, role)
+
+
+def triggers(target: db.Target) -> tuple[dict[int, str], set[str]]:
+    """The last transaction that switched each trigger, and what they are set to."""
+    with db.session(target) as conn:
+        rows = db.rows(conn, "SELECT oid, xmin::text, tgenabled FROM pg_trigger WHERE NOT tgisinternal")
+    return {oid: xmin for oid, xmin, _ in rows}, {enabled for _, _, enabled in rows}
+
+
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_with_and_without_triggers(
-    new_database: Callable[..., db.Target], tmp_path: Path, revision: int
+    new_database: Callable[..., db.Target], tmp_path: Path, role: str, revision: int
 ) -> None:
     without, with_ = new_database(), new_database()
     for target in (without, with_):
@@ -95,8 +110,20 @@ def test_with_and_without_triggers(
         assert index.Capabilities.read(conn).triggers_off
     with db.session(with_) as conn:
         assert not index.Capabilities.read(conn).triggers_off
-    assert lives(without, tmp_path / "without") == lives(with_, tmp_path / "with")
+    lives_with = lives(with_, tmp_path / "with")
+    assert lives(without, tmp_path / "without") == lives_with
     assert dumped(without) == dumped(with_)
+    if revision in (1, 3, catalog.newest()):
+        ours = owned(new_database(), role)
+        init(ours, revision=revision)
+        before, _ = triggers(ours)
+        assert lives(ours, tmp_path / "owner") == lives_with
+        assert dumped(ours) == dumped(with_)
+        after, enabled = triggers(ours)
+        # Row triggers were off, and are on again.
+        assert after.keys() == before.keys()
+        assert not after.items() & before.items()
+        assert enabled == {"O"}
     with db.session(with_) as conn:
         assert value(conn, "SELECT count(*) >= (SELECT count(*) FROM resources) FROM seen")
     with db.session(without) as conn:
@@ -117,6 +144,42 @@ def test_a_role_that_may_not_switch_triggers_off(fresh: db.Target, role: str) ->
                 assert index.Capabilities.read(conn).triggers_off
         finally:
             run_sql(fresh, f"REVOKE SET ON PARAMETER session_replication_role FROM {role}")
+
+
+def test_an_owner_switches_triggers_off_only_while_nobody_else_works(
+    empty: db.Target, tmp_path: Path, role: str
+) -> None:
+    ours = owned(empty, role)
+    init(ours)
+    before, _ = triggers(ours)
+    files = samples.folder(tmp_path / "in", 4)
+    # Others write meanwhile: an Orthanc might.
+    assert run(ours, files[:1], tmp_path / "area", concurrent=True).imported == 1
+    # Somebody works on a table, such as autovacuum: nobody waits for the other.
+    with db.session(db.Target(empty.dsn, application="other")) as conn, conn.cursor() as cur:
+        cur.execute("LOCK TABLE changes IN SHARE UPDATE EXCLUSIVE MODE")
+        assert run(ours, files[1:2], tmp_path / "area").imported == 1
+    assert triggers(ours)[0] == before
+    # Somebody has added a trigger since the import began.
+    with db.session(ours) as conn, conn, conn.cursor() as cur:
+        writer = index.Writer(conn, exclusive=True)
+        run_sql(ours, *OWN_TRIGGER)
+        with writer.triggers.off(cur) as are_off:
+            assert not are_off
+    run_sql(ours, "DROP TRIGGER mine ON resources")
+    # A batch fails in the middle.
+    with pytest.raises(PgOrthancError, match="division"), db.session(ours) as conn, conn.cursor() as cur:
+        with index.Writer(conn, exclusive=True).triggers.off(cur) as are_off:
+            assert are_off
+            cur.execute("SELECT 1 / 0")
+    assert triggers(ours) == (before, {"O"})
+    assert run(ours, files, tmp_path / "area").imported == 2
+    after, enabled = triggers(ours)
+    assert after != before
+    assert enabled == {"O"}
+    check(ours)
+    [rights] = doctor.examine(ours, ["rights"]).checks
+    assert "row triggers off, but not those of foreign keys" in rights.message
 
 
 @pytest.mark.parametrize("statements", [(), OWN_TRIGGER], ids=["without triggers", "with triggers"])
