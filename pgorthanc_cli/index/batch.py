@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.db import planted
-from pgorthanc_cli.index import customdata
+from pgorthanc_cli.index.delete import Replaced, lock_and_count
 from pgorthanc_cli.index.insert import Pending, Resource, flush
 from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _NEW = {PATIENT: NEW_PATIENT, STUDY: NEW_STUDY, SERIES: NEW_SERIES}
 _STABLE = {PATIENT: STABLE_PATIENT, STUDY: STABLE_STUDY, SERIES: STABLE_SERIES}
+_DICOM = 1  # file type (SCHEMA.md 5)
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
@@ -50,22 +52,28 @@ _INTEGER = re.compile(r"[+-]?[0-9]+")
 class _SeriesIndex:
     """The IndexInSeries of all instances of a series (INGEST.md 9)."""
 
-    numbers: set[int] = field(default_factory=set)
-    # A duplicate, or not an integer: the series can never be complete.
-    invalid: bool = False
+    numbers: Counter[int] = field(default_factory=Counter)
+    count: int = 0
+    # Of those that are no integers: with one of them the series cannot be complete.
+    invalid: int = 0
 
-    def add(self, text: str | None) -> None:
+    def add(self, text: str | None, count: int = 1) -> None:
+        """Add an instance; with -1 remove it."""
         if text is None:
             return
-        if not _INTEGER.fullmatch(text) or int(text) in self.numbers:
-            self.invalid = True
-        else:
-            self.numbers.add(int(text))
+        if not _INTEGER.fullmatch(text):
+            self.invalid += count
+            return
+        number = int(text)
+        self.count += count
+        self.numbers[number] += count
+        if not self.numbers[number]:
+            del self.numbers[number]
 
     def complete(self, expected: int) -> bool:
         return (
             not self.invalid
-            and len(self.numbers) == expected
+            and self.count == len(self.numbers) == expected
             and min(self.numbers, default=0) >= 1
             and max(self.numbers, default=0) <= expected
         )
@@ -123,6 +131,9 @@ class _Batch:
         self.overwrite = writer.overwrite
         self.nodes: dict[str, Resource] = {}
         self.series: dict[str, _SeriesIndex] = {}
+        # Of instances, by public id: IndexInSeries; uuid and MD5 of the DICOM file.
+        self.indexes: dict[str, str | None] = {}
+        self.files: dict[str, tuple[str, str | None]] = {}
         self.pending = Pending()
         self.removed: list[tuple[str, int]] = []
         self.touched: dict[tuple[str, int], None] = {}
@@ -153,18 +164,40 @@ class _Batch:
             self.nodes[public_id] = node
         # Only a series whose number of instances is announced can become complete.
         self._load_series({r.levels[SERIES].public_id for r in records if r.expected_instances is not None})
+        self._load_replaced(records)
 
     def _load_series(self, public_ids: Iterable[str]) -> None:
         self.series = {public_id: _SeriesIndex() for public_id in public_ids}
         existing = {self.nodes[p].internal_id: p for p in self.series if p in self.nodes}
         if existing:
             self.cur.execute(
-                """SELECT i.parentid, m.value FROM resources i JOIN metadata m ON m.id = i.internalid AND m.type = %s
-                   WHERE i.parentid = ANY(%s)""",
+                """SELECT i.parentid, i.publicid, m.value FROM resources i
+                   JOIN metadata m ON m.id = i.internalid AND m.type = %s WHERE i.parentid = ANY(%s)""",
                 (INDEX_IN_SERIES, list(existing)),
             )
-            for parent_id, value in self.cur.fetchall():
+            for parent_id, public_id, value in self.cur.fetchall():
                 self.series[existing[parent_id]].add(value)
+                if public_id in self.nodes:
+                    self.indexes[public_id] = value
+
+    def _load_replaced(self, records: Sequence[Record]) -> None:
+        """Load what it takes to decide which stored instances are replaced, and to delete those."""
+        stored = {
+            node.internal_id: record
+            for record in records
+            if (node := self.nodes.get(record.levels[INSTANCE].public_id))
+            and (record.replaces or self.overwrite is not Overwrite.NEVER)
+        }
+        if stored and self.overwrite is not Overwrite.ALWAYS:
+            self.cur.execute(
+                """SELECT r.publicid, a.uuid, a.uncompressedhash FROM attachedfiles a
+                   JOIN resources r ON r.internalid = a.id WHERE a.id = ANY(%s) AND a.filetype = %s""",
+                (list(stored), _DICOM),
+            )
+            self.files = {public_id: (uuid, md5) for public_id, uuid, md5 in self.cur.fetchall()}
+        replaced = [self.nodes[r.levels[INSTANCE].public_id] for r in stored.values() if self._replaces(r)]
+        if replaced:
+            lock_and_count(self.cur, replaced)
 
     def _add(self, record: Record) -> Outcome:
         outcome = Outcome.IMPORTED
@@ -176,6 +209,9 @@ class _Batch:
         # Orthanc's format: UTC without a time zone, in whole seconds.
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
         nodes, new = self._resources(record, now)
+        public_id = nodes[INSTANCE].public_id
+        self.indexes[public_id] = record.index_in_series
+        self.files[public_id] = _dicom_file(record)
         self.pending.attachments += [(nodes[INSTANCE], attachment) for attachment in record.attachments]
         self.pending.key_values += record.key_values
         self._touch(nodes, now)
@@ -189,9 +225,10 @@ class _Batch:
         for number, level in enumerate(record.levels):
             node = self.nodes.get(level.public_id)
             if node is None:
-                node = self.nodes[level.public_id] = Resource(
-                    level.public_id, number, nodes[-1] if nodes else None
-                )
+                parent = nodes[-1] if nodes else None
+                node = self.nodes[level.public_id] = Resource(level.public_id, number, parent, children=0)
+                if parent and parent.children is not None:
+                    parent.children += 1
                 new.add(number)
                 self.pending.created.append((node, level, _reception(number, record.origin, now)))
             nodes.append(node)
@@ -221,49 +258,46 @@ class _Batch:
     # --- overwriting --------------------------------------------------------------------
 
     def _replaces(self, record: Record) -> bool:
+        """Return whether a record replaces the instance that the index, or this batch, has."""
         if self.overwrite is Overwrite.ALWAYS:
             return True
-        if self.overwrite is Overwrite.NEVER and not record.replaces:
-            return False
-        # The stored instance may be of this batch, and pending.
-        self._flush()
-        self.cur.execute(
-            "SELECT uuid, uncompressedhash FROM attachedfiles WHERE id = %s AND filetype = 1",
-            (self.nodes[record.levels[INSTANCE].public_id].internal_id,),
-        )
-        uuid, md5 = self.cur.fetchone() or ("", None)
+        uuid, md5 = self.files.get(record.levels[INSTANCE].public_id, ("", None))
         if self.overwrite is Overwrite.IF_CHANGED:
-            return bool(md5 != record.attachments[0].uncompressed_hash)
-        return bool(uuid == record.replaces)
+            return md5 != record.attachments[0].uncompressed_hash
+        return bool(record.replaces) and uuid == record.replaces
 
     def _delete(self, record: Record) -> None:
-        """Delete the stored instance, and parents without other children."""
-        self._flush()
+        """Delete the stored instance, and parents without other children, with the next flush."""
         node = self.nodes[record.levels[INSTANCE].public_id]
-        if self.capabilities.delete_function:
-            self.cur.execute("SELECT FROM deleteresource(%s)", (node.internal_id,))
-        else:
-            # Triggers fill these tables. deleteresource() empties them first; revision 1 has
-            # no such function.
-            self.cur.execute(
-                "DELETE FROM deletedfiles; DELETE FROM remainingancestor; DELETE FROM deletedresources"
-            )
-            self.cur.execute("DELETE FROM resources WHERE internalid = %s", (node.internal_id,))
-        ids = [node.internal_id]
-        while node.parent:
-            node = node.parent
-            ids.append(node.internal_id)
-        adopting = bool(record.key_values)
-        self.removed += customdata.release(self.cur, self.capabilities, ids, adopting=adopting)
-        self.cur.execute("SELECT publicid FROM deletedresources")
-        for (public_id,) in self.cur.fetchall():
-            self.nodes.pop(public_id, None)
-        # The deletion may have removed a series, or an IndexInSeries that made it complete.
-        self._load_series(self.series)
+        # What this batch has written is stored first: the instance itself; and what a storage
+        # plugin keeps about adopted files, which each replacement changes.
+        if not node.internal_id or self.pending.key_values:
+            self._flush()
+        if any(ancestor.children is None for ancestor in node.ancestors()):
+            self._flush()
+            lock_and_count(self.cur, [node])
+        series = self.series.get(record.levels[SERIES].public_id)
+        if series:
+            series.add(self.indexes.get(node.public_id), -1)
+        for resource in (node, *node.ancestors()):
+            if resource.children:
+                break
+            self.pending.replaced.append(Replaced(resource, adopting=bool(record.key_values)))
+            del self.nodes[resource.public_id]
+            if resource.parent and resource.parent.children is not None:
+                resource.parent.children -= 1
 
     def _flush(self) -> None:
         pending, self.pending = self.pending, Pending()
-        flush(self.cur, self.capabilities, self.triggers, pending)
+        self.removed += flush(self.cur, self.capabilities, self.triggers, pending)
+
+
+def _dicom_file(record: Record) -> tuple[str, str | None]:
+    """Return uuid and MD5 of the DICOM file, as they will be stored."""
+    for attachment in record.attachments:
+        if attachment.file_type == _DICOM:
+            return attachment.uuid, attachment.uncompressed_hash
+    return "", None
 
 
 def log_stable(cur: Cursor, resources: Iterable[tuple[str, int]]) -> int:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pgorthanc_cli.index import key_values
 from pgorthanc_cli.index.model import Conflict
@@ -166,19 +166,34 @@ def written(*, owned: bool = True, path: str = "", storage: str = "") -> bytes:
     return ("{" + ",".join([*members, f'"v":{_VERSION}']) + "}").encode()
 
 
-def release(
-    cur: Cursor, capabilities: Capabilities, ids: Sequence[int], *, adopting: bool = False
-) -> list[tuple[str, int]]:
+class Deleted(NamedTuple):
+    """An attachment that was just deleted.
+
+    Attributes:
+        resource: Internal id.
+        uuid: Its name in the storage area.
+        file_type: As in `attachedfiles`.
+        custom_data: Of a storage plugin; None or empty: there are none.
+        adopting: An adopted file replaces it.
+    """
+
+    resource: int
+    uuid: str
+    file_type: int
+    custom_data: bytes | None
+    adopting: bool
+
+
+def release(cur: Cursor, capabilities: Capabilities, files: Sequence[Deleted]) -> list[tuple[str, int]]:
     """Do what a storage plugin would do for attachments that were just deleted.
 
     AdvancedStorage keeps an adopted file but forgets its path: otherwise its folder
     indexer would later delete the instance that has replaced the deleted one.
 
     Args:
-        cur: In the transaction of the deletion, whose table `deletedfiles` is read.
+        cur: In the transaction of the deletion.
         capabilities: Of the index.
-        ids: Resources that may have been deleted: the instance and its ancestors.
-        adopting: An adopted file replaces what was deleted.
+        files: The attachments, in the order of their deletion.
 
     Returns:
         (uuid, file type) of the files that the caller must remove.
@@ -186,26 +201,23 @@ def release(
     Raises:
         Conflict: Only the plugin can remove a file.
     """
-    column = "customdata" if capabilities.custom_data else "NULL"
-    cur.execute(f"SELECT uuid, filetype, {column} FROM deletedfiles")  # noqa: S608 - a constant
-    deleted = cur.fetchall()
     if capabilities.preserved_custom_data:
         cur.execute(
-            "SELECT uuid, filetype, customdata FROM pgorthanc_kept_customdata WHERE id = ANY(%s) AND uuid = ANY(%s)",
-            (list(ids), [uuid for uuid, _, _ in deleted]),
+            "SELECT FROM pgorthanc_kept_customdata WHERE id = ANY(%s) AND uuid = ANY(%s) LIMIT 1",
+            ([file.resource for file in files], [file.uuid for file in files]),
         )
-        if cur.fetchall():
+        if cur.rowcount:
             raise Conflict(
                 "a storage plugin keeps the stored file, and its data were put aside by a downgrade: "
                 "run pgorthanc upgrade, then import this file again"
             )
     ours = []
-    for uuid, file_type, data in deleted:
-        if data is None or not bytes(data):
-            ours.append((uuid, file_type))
+    for file in files:
+        if file.custom_data is None or not bytes(file.custom_data):
+            ours.append((file.uuid, file.file_type))
             continue
-        custom = read(bytes(data))
-        if adopting and custom.taken_over:
+        custom = read(bytes(file.custom_data))
+        if file.adopting and custom.taken_over:
             raise Conflict(OWNED)
         _forget_adopted_path(cur, capabilities, custom)
     return ours

@@ -8,7 +8,7 @@ whole batch (see `triggers`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from psycopg2.extras import execute_values
 
 from pgorthanc_cli.index import key_values
+from pgorthanc_cli.index.delete import Replaced, delete, hide
 from pgorthanc_cli.index.lookup import Capabilities
 from pgorthanc_cli.index.model import (
     LAST_UPDATE,
@@ -39,12 +40,23 @@ _COMPRESSED, _UNCOMPRESSED, _PATIENTS, _LAST_CHANGE = 0, 1, 2, 6
 
 @dataclass(eq=False, slots=True)
 class Resource:
-    """A resource: stored (with its internal id), or inserted by the next flush."""
+    """A resource: stored (with its internal id), or inserted by the next flush.
+
+    `children` is their number, with those of this batch; None: not counted yet.
+    """
 
     public_id: str
     level: int
     parent: Resource | None
     internal_id: int = 0
+    children: int | None = None
+
+    def ancestors(self) -> Iterator[Resource]:
+        """Yield its ancestors, from the series to the patient."""
+        parent = self.parent
+        while parent:
+            yield parent
+            parent = parent.parent
 
 
 @dataclass(slots=True)
@@ -59,6 +71,7 @@ class Pending:
         last_update: Ancestors of the new instances and their metadata 7, the least recent
             first.
         key_values: What a storage plugin keeps about the attachments.
+        replaced: Stored resources to delete before.
     """
 
     created: list[tuple[Resource, LevelRows, Mapping[int, str]]] = field(default_factory=list)
@@ -66,18 +79,32 @@ class Pending:
     changes: list[tuple[int, Resource, str]] = field(default_factory=list)
     last_update: dict[Resource, str] = field(default_factory=dict)
     key_values: list[key_values.KeyValue] = field(default_factory=list)
+    replaced: list[Replaced] = field(default_factory=list)
 
 
-def flush(cur: Cursor, capabilities: Capabilities, triggers: Triggers, pending: Pending) -> None:
-    """Insert the pending rows, and set the internal id of each new node.
+def flush(
+    cur: Cursor, capabilities: Capabilities, triggers: Triggers, pending: Pending
+) -> list[tuple[str, int]]:
+    """Write the pending rows, and set the internal id of each new node.
+
+    Returns:
+        (uuid, file type) of replaced attachments, to remove after the commit.
 
     Raises:
+        Conflict: What is replaced cannot be deleted (see `delete.delete`).
         ParentDeleted: An ancestor was deleted by another session.
         psycopg2.Error: Nothing is written; the caller rolls back.
     """
     # Each stored instance logs a change: without any, there is nothing to write.
-    if pending.changes:
+    if not pending.changes:
+        return []
+    if capabilities.recycling_table:
+        hide(cur, capabilities, pending.replaced)
         _Flush(cur, capabilities, triggers, pending).run()
+        return delete(cur, capabilities, pending.replaced)
+    removed = delete(cur, capabilities, pending.replaced)
+    _Flush(cur, capabilities, triggers, pending).run()
+    return removed
 
 
 class _Flush:
