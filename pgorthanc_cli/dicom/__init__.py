@@ -8,6 +8,7 @@ from pgorthanc_cli.dicom.head import (
     PIXEL_HEADER_BYTES,
     ends_with_pixel_data,
     patient_key,
+    probable_ids,
     reject_reason,
 )
 from pgorthanc_cli.dicom.instance import parse
@@ -35,5 +36,6 @@ __all__ = [
     "parse",
     "parse_tag",
     "patient_key",
+    "probable_ids",
     "reject_reason",
 ]

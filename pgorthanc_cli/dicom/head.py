@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 from collections.abc import Callable
 
 from pgorthanc_cli import files
 from pgorthanc_cli.dicom.file import EXPLICIT_BE, IMPLICIT_LE, TRANSFER_SYNTAX_UID
+from pgorthanc_cli.dicom.instance import public_id
 from pgorthanc_cli.dicom.model import Refused
 from pgorthanc_cli.dicom.structure import (
     EXPLICIT,
@@ -25,8 +28,19 @@ from pgorthanc_cli.dicom.structure import (
 from pgorthanc_cli.dicom.tags import PATIENT_ID, SERIES_UID, SOP_INSTANCE_UID, STUDY_UID, format_tag
 
 _HEAD_BYTES = 64 << 10
+# The same text in every character set of DICOM, and for every version of Orthanc.
+_PLAIN = re.compile(rb"[0-9A-Za-z._^+-]+(?: [0-9A-Za-z._^+-]+)*")
+_MAX_PLAIN = 64  # bytes of an identifier (PS3.5, 6.2)
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _IDENTIFIERS = frozenset((SOP_INSTANCE_UID, PATIENT_ID, STUDY_UID, SERIES_UID))
+# In their order in a file, little endian.
+_IDENTIFIER_VRS = (
+    (b"\x08\0\x18\0", b"UI"),
+    (b"\x10\0\x20\0", b"LO"),
+    (b"\x20\0\x0d\0", b"UI"),
+    (b"\x20\0\x0e\0", b"UI"),
+)
+_META_START = 132
 _FIRST_IDENTIFIER_GROUP = 0x0008
 _MAX_ELEMENTS = 10_000
 
@@ -62,6 +76,33 @@ def _patient_id(head: bytes) -> bytes | None:
     if patient_id is None:
         return b""
     return head[patient_id.start : patient_id.start + patient_id.length].strip(b" \0")
+
+
+def probable_ids(data: bytes | mmap.mmap) -> tuple[str, str] | None:
+    """Return what the public ids of the patient and the instance probably are, None if not in a plain form.
+
+    Looks for the identifiers instead of walking the file, in a twentieth of the time of
+    `parse`, which alone decides. Enough to ask whether an instance with the MD5 of this
+    file is stored: the answer is proof.
+    """
+    texts, pos = [], _META_START
+    for tag, vr in _IDENTIFIER_VRS:
+        start = data.find(tag, pos, pos + _HEAD_BYTES)
+        # Without PatientID, the study of an unknown patient.
+        if start < 0 and vr != b"LO":
+            return None
+        text = b""
+        if start >= 0:
+            explicit = bytes(data[start + 4 : start + 6]) == vr
+            length = bytes(data[start + 6 : start + 8] if explicit else data[start + 4 : start + 8])
+            pos = start + 8 + int.from_bytes(length, "little")
+            text = bytes(data[start + 8 : min(pos, start + 8 + _MAX_PLAIN + 1)])
+        text = text.rstrip(b"\0" if vr == b"UI" else b" ")
+        if len(text) > _MAX_PLAIN or not (_PLAIN.fullmatch(text) or (text == b"" and vr == b"LO")):
+            return None
+        texts.append(text.decode())
+    instance, patient, study, series = texts
+    return public_id(patient), public_id(f"{patient}|{study}|{series}|{instance}")
 
 
 def reject_reason(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pgorthanc_cli.ingest.adoption import Adoption
     from pgorthanc_cli.ingest.journal import Journal
     from pgorthanc_cli.ingest.settings import Settings
+    from pgorthanc_cli.ingest.walk import Source
     from pgorthanc_cli.ingest.worker import Parsed
 
 DICOM = 1  # file type (SCHEMA.md 5)
@@ -76,6 +77,30 @@ class Deduplicator:
             if self.settings.store_dicom and not self.settings.adopt:
                 results.update(self._restore(cur, name, results, stored))
         return results
+
+    def unchanged(self, files: Mapping[Source, Known]) -> dict[Source, Known]:
+        """Return those of the files whose instance is stored with their MD5, nothing of it missing."""
+        if not files:
+            return {}
+        with self._index() as (cur, capabilities):
+            public_ids = [known.summary.public_id for known in files.values()]
+            stored = index.stored_attachments(cur, capabilities, public_ids)
+            same = {
+                source: stored[known.summary.public_id]
+                for source, known in files.items()
+                if any(
+                    a.file_type == DICOM and a.md5 == known.md5
+                    for a in stored.get(known.summary.public_id, ())
+                )
+            }
+            lost: set[str] = set()
+            if self.settings.store_dicom:
+                lost = missing(cur, self.settings.storage_dir, [a for group in same.values() for a in group])
+        return {
+            source: files[source]
+            for source, attachments in same.items()
+            if not any(a.uuid in lost for a in attachments)
+        }
 
     def conflicts(self, adoption: Adoption, parsed: Sequence[Parsed]) -> dict[Parsed, FileProblem]:
         """Return the files that must not be adopted, as the index has their path already."""

@@ -24,7 +24,16 @@ from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content
 from pgorthanc_cli.ingest.adoption import ORIGIN as PLUGIN_ORIGIN
 from pgorthanc_cli.ingest.link import Linker
-from pgorthanc_cli.ingest.model import Archive, FileProblem, NotDicom, Prepared, Result
+from pgorthanc_cli.ingest.model import (
+    Archive,
+    Comparison,
+    FileProblem,
+    InstanceSummary,
+    Known,
+    NotDicom,
+    Prepared,
+    Result,
+)
 from pgorthanc_cli.ingest.stored import DICOM, ZLIB, Deduplicator
 
 if TYPE_CHECKING:
@@ -86,6 +95,9 @@ class Worker:
         if work.journal and not self.settings.compress:
             self._linker = Linker(work.journal.area, self.settings.link)
         self._deduplicator = Deduplicator(work.target, self.settings, work.journal)
+        # After a batch of mostly known files, those of the next one are looked up by their
+        # MD5 first: what is stored need not be parsed.
+        self._expects_known = False
 
     def close(self) -> None:
         """Close the connection."""
@@ -97,7 +109,8 @@ class Worker:
         Raises:
             PgOrthancError: The storage area cannot be written to.
         """
-        results = [self._read(source) for source in sources]
+        stored = self._known_by_content(sources) if self._expects_known else {}
+        results = [stored.get(source) or self._read(source) for source in sources]
         parsed = [r for r in results if isinstance(r, Parsed)]
         prepared: dict[Parsed, Result] = {**self._deduplicator.known(name, parsed)}
         # A file may repeat another one of its batch: only the transaction finds that out.
@@ -107,7 +120,29 @@ class Worker:
             prepared.update(conflicts)
             new = [p for p in new if p not in conflicts]
         prepared.update(zip(new, self._prepare_new(name, new), strict=True))
-        return [prepared[r] if isinstance(r, Parsed) else r for r in results]
+        ends = [prepared[r] if isinstance(r, Parsed) else r for r in results]
+        self._expects_known = 2 * sum(isinstance(end, Known) for end in ends) > len(ends)
+        return ends
+
+    def _known_by_content(self, sources: Sequence[Source]) -> dict[Source, Known]:
+        """Return the files that are stored as they are, by what their identifiers seem to be and their MD5."""
+        if self.settings.adopt or self.settings.overwrite is index.Overwrite.ALWAYS:
+            return {}
+        files: dict[Source, Known] = {}
+        for source in sources:
+            self._checkpoint()
+            if source.size > self.settings.transfer_bytes:
+                continue  # reading it twice takes longer than parsing it
+            try:
+                data = self._content(source)
+            except (content.UnreadableError, content.ArchiveError):
+                continue  # for `_read`
+            if ids := dicom.probable_ids(data):
+                patient, instance = ids
+                summary = InstanceSummary(instance, patient, "", "", "")
+                md5 = _md5(data, self._checkpoint)
+                files[source] = Known(source, len(data), summary, md5, Comparison("", compared=True))
+        return self._deduplicator.unchanged(files)
 
     def _read(self, source: Source) -> Parsed | NotDicom | FileProblem | Archive:
         self._checkpoint()

@@ -74,3 +74,29 @@ def test_the_pixel_data_of_an_icon_is_not_that_of_the_image() -> None:
     data = dicom_file(icon, El(PIXELS, "OW", bytes(100)))
     inner = data.index(b"\xe0\x7f\x10\0OB")
     assert not ends(data, inner)
+
+
+def test_probable_ids_of_real_files_are_their_ids() -> None:
+    known = 0
+    for path in sorted(FOLDER.glob("*.dcm")):
+        data = path.read_bytes()
+        ids = dicom.probable_ids(data)
+        try:
+            levels = dicom.parse(data, dicom.Profile()).levels
+        except dicom.Refused:
+            continue
+        assert ids in (None, (levels[0].public_id, levels[3].public_id)), path
+        known += ids is not None
+    assert known > 40
+
+
+@pytest.mark.parametrize(
+    "patient", [None, b"", b"P1 ", b"P1\0", b" P1", b"P\\1", b"M\xfcller", b"P" * 70, b"A  B"]
+)
+def test_probable_ids_of_odd_identifiers(patient: bytes | None) -> None:
+    given = [] if patient is None else [El(0x00100020, "LO", patient)]
+    data = dicom_file(*given, without=() if given else (0x00100020,))
+    levels = dicom.parse(data, dicom.Profile()).levels
+    ids = dicom.probable_ids(data)
+    assert ids in (None, (levels[0].public_id, levels[3].public_id))
+    assert ids or patient not in (None, b"", b"P1 ")

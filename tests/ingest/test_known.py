@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -18,6 +19,9 @@ from psycopg2.extensions import cursor as Cursor
 from pgorthanc_cli import db, dicom, index, ingest
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.ingest import known_files
+from pgorthanc_cli.ingest.model import Known
+from pgorthanc_cli.ingest.walk import walk
+from pgorthanc_cli.ingest.worker import Work, Worker
 from tests.support import samples
 from tests.support.importing import check_area, dumped, ends, files_read
 from tests.support.importing import run as run_plain
@@ -345,3 +349,35 @@ def wait_for_no_session(cur: Cursor) -> None:
         return cur.fetchone() == (0,)
 
     wait_until(gone, "a session stays", timeout_s=30)
+
+
+def test_known_files_are_recognized_by_their_md5_without_parsing(fresh: db.Target, tmp_path: Path) -> None:
+    """A worker that expects known files finds the same as one that does not."""
+    area, folder = tmp_path / "area", tmp_path / "in"
+    files = samples.folder(folder, 8)
+    run_plain(fresh, files, area)
+    files[1].write_bytes(samples.instance("P1", "1.2.1", "1.2.1.0", 2, SeriesDescription="changed"))
+    files[2].write_bytes(b"no DICOM file")
+    samples.folder(folder, 1, first=20)
+    lost = hashlib.md5(files[3].read_bytes()).hexdigest()
+    [damaged] = [path for path in area.rglob("*-*") if hashlib.md5(path.read_bytes()).hexdigest() == lost]
+    damaged.unlink()
+    sources = list(walk([os.fspath(folder)]))
+    settings = ingest.Settings(storage_dir=area, dry_run=True)
+    first, second = (Worker(Work(fresh, settings, None)) for _ in range(2))
+    by_content = second._known_by_content(sources)
+    assert {os.path.basename(source.path) for source in by_content} == {
+        files[n].name for n in (0, 4, 5, 6, 7)
+    }
+    second._expects_known = True
+    for slow, fast in zip(first.prepare("1", sources), second.prepare("1", sources), strict=True):
+        assert type(slow) is type(fast)
+        if isinstance(slow, Known) and isinstance(fast, Known):
+            assert (slow.source, slow.size, slow.md5, slow.comparison) == (
+                fast.source, fast.size, fast.md5, fast.comparison
+            )  # fmt: skip
+            assert slow.summary.public_id == fast.summary.public_id
+            assert slow.summary.patient_id == fast.summary.patient_id
+    assert first._expects_known
+    first.close()
+    second.close()
