@@ -171,8 +171,16 @@ def send(url: str, files: list[Path], go: Any) -> None:
 # --- pgorthanc -----------------------------------------------------------------------------------------------------
 
 
-def by_import(label: str, server: Server, target: db.Target, folder: Path, count: int, *options: str) -> None:
-    """Import a folder."""
+def by_import(
+    label: str,
+    server: Server,
+    target: db.Target,
+    folder: Path,
+    count: int,
+    *options: str,
+    counted: str = "imported",
+) -> None:
+    """Import a folder; `counted` is what all of its files must be."""
     tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "-q"]
 
     def program_s() -> float:
@@ -181,8 +189,18 @@ def by_import(label: str, server: Server, target: db.Target, folder: Path, count
 
     with measured(label, server, count, program_s):
         done = subprocess.run([*tool, *options, str(folder)], capture_output=True, text=True)
-    if done.returncode or json.loads(done.stdout)["imported"] != count:
+    if done.returncode or json.loads(done.stdout)[counted] != count:
         raise SystemExit(f"import ended with {done.returncode}: {done.stderr}")
+
+
+def again(server: Server, target: db.Target, folder: Path, count: int, *options: str) -> None:
+    """Import what is stored already: replaced, unchanged, and known."""
+    for label, counted, *chosen in (
+        ("the same, --overwrite always", "overwritten", "--overwrite", "always"),
+        ("the same, --overwrite if-changed", "known", "--overwrite", "if-changed"),
+        ("the same, known without a journal", "known"),
+    ):
+        by_import(f"import of {label}", server, target, folder, count, *options, *chosen, counted=counted)
 
 
 def filled(server: Server, instances: int) -> db.Target:
@@ -295,6 +313,16 @@ def main(arguments: argparse.Namespace) -> None:
             admin.close()
 
 
+def by_owner(server: Server, folder: Path, count: int, passes: int, area: Callable[[str], list[str]]) -> None:
+    """Import as the owner of the index: with Orthanc's triggers off, and with all of them on."""
+    with server.admin.cursor() as cur:
+        cur.execute("ALTER ROLE orthanc NOSUPERUSER")
+    for number, mode in enumerate(([], ["--concurrent"]) * passes):
+        target = server.create("bench_plain", catalog.newest(), owner="orthanc")
+        label = f"import as the owner {' '.join(mode)}"
+        by_import(label, server, target, folder / "in", count, *area(f"plain{number}"), *mode)
+
+
 def measure(server: Server, folder: Path, files: list[Path], arguments: argparse.Namespace) -> None:
     large_objects = arguments.storage == "postgresql"
 
@@ -308,10 +336,12 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
             by_orthanc(program, server, folder, files, clients, large_objects)
     count = len(files)
     for number in (1, catalog.newest()):
-        for again in range(arguments.passes):
+        for turn in range(arguments.passes):
             target = server.create("bench_import", number)
-            storage_options = area(f"a{number}-{again}")
+            storage_options = area(f"a{number}-{turn}")
             by_import(f"import, revision {number}", server, target, folder / "in", count, *storage_options)
+            if number == catalog.newest():
+                again(server, target, folder / "in", count, *storage_options)
     if large_objects:
         limit_of_objects(server, files)
     else:
@@ -324,10 +354,7 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
     by_import("import --jobs 1", server, alone, folder / "in", count, "-j", "1", *area("alone"))
     beside = server.create("bench_concurrent", catalog.newest())
     by_import("import --concurrent", server, beside, folder / "in", count, "--concurrent", *area("beside"))
-    with server.admin.cursor() as cur:
-        cur.execute("ALTER ROLE orthanc NOSUPERUSER")
-    plain = server.create("bench_plain", catalog.newest(), owner="orthanc")
-    by_import("import by an ordinary role", server, plain, folder / "in", count, *area("plain"))
+    by_owner(server, folder, count, arguments.passes, area)
     for stored in arguments.stored:
         target = filled(server, stored)
         by_import(f"import into {stored:,} stored", server, target, folder / "in", count, *area(f"s{stored}"))
