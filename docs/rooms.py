@@ -10,7 +10,18 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "pgorthanc_cli"
 # Used by nearly every room: drawn as the ground, without arrows.
-GROUND = ("db", "catalogs", "files", "workers", "signals", "text", "progress", "constants", "errors")
+GROUND = (
+    "db",
+    "catalogs",
+    "files",
+    "workers",
+    "pacing",
+    "signals",
+    "text",
+    "progress",
+    "constants",
+    "errors",
+)
 _PICTURE = re.compile(r"(<!-- rooms -->\n```text\n).*?(```)", re.DOTALL)
 
 

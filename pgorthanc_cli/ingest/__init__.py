@@ -18,12 +18,12 @@ from pgorthanc_cli.ingest.model import (
     InstanceSummary,
     Tally,
 )
-from pgorthanc_cli.ingest.pacing import Hours, Limits
 from pgorthanc_cli.ingest.pipeline import import_sources
 from pgorthanc_cli.ingest.refusals import Reason, Reasons
 from pgorthanc_cli.ingest.run import run_import
 from pgorthanc_cli.ingest.settings import ImportPlan, Link, Settings, from_options
 from pgorthanc_cli.ingest.walk import Shard, ShardBy, Source, listed, walk
+from pgorthanc_cli.pacing import Hours, Limits
 
 __all__ = [
     "Batch",

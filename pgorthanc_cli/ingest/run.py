@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest import dask_cluster, known_files, pacing, stored
+from pgorthanc_cli.ingest import arrivals, dask_cluster, known_files, stored
 from pgorthanc_cli.ingest.model import Batch, ImportResult, Tally, ignore
 from pgorthanc_cli.ingest.pipeline import ReportBatch, import_sources
 from pgorthanc_cli.ingest.settings import ImportPlan, Settings
@@ -112,9 +112,9 @@ class _Import:
     def _follow(self, paths: tuple[str, ...], journal: known_files.Journal) -> None:
         """Import the files that are there, then those that arrive, until stopped."""
         plan = self.plan
-        existing = pacing.complete(self._walk(paths), plan.settle_s)
+        existing = arrivals.complete(self._walk(paths), plan.settle_s)
         self._import(journal.seeing(existing), jobs=plan.jobs)
-        for arrived in pacing.arrivals(
+        for arrived in arrivals.arrivals(
             lambda: journal.unseen(self._walk(paths)),
             self.stop,
             settle_s=plan.settle_s,

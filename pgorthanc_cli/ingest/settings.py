@@ -14,8 +14,9 @@ from pgorthanc_cli import dicom, index
 from pgorthanc_cli.config import OrthancConfiguration, advanced_storage, storage_folder
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.ingest.adoption import Adoption, absolute, area_of_heads, require_outside
-from pgorthanc_cli.ingest.pacing import MAX_WAITING, POLL_REST, POLL_S, Hours, Limits
+from pgorthanc_cli.ingest.arrivals import MAX_WAITING, POLL_REST, POLL_S
 from pgorthanc_cli.ingest.walk import Shard, ShardBy, listed
+from pgorthanc_cli.pacing import Hours, Limits
 
 
 class Link(Enum):
@@ -95,7 +96,7 @@ class ImportPlan:
         hours: When.
         follow: Continue with the files that arrive in the folders, until stopped.
         settle_s: With `follow`, how long a file must have stayed the same.
-        poll_s, poll_rest, max_waiting: With `follow`, as in `pacing.arrivals`.
+        poll_s, poll_rest, max_waiting: With `follow`, as in `arrivals.arrivals`.
         journal_delay_s: A file modified more recently is not put into the journal,
             because it could change again within the same tick of the file system's clock.
     """

@@ -14,6 +14,8 @@ from pgorthanc_cli.reindex.plan import Planner
 from pgorthanc_cli.reindex.selection import Selected
 
 _TRIED_PATIENTS, _TRIED_FILES, _TRIED_S = 16, 128, 1.0
+_TRIED_SHARE = 64  # of all files one in so many is read twice, but for a few
+_FEW_FILES = 8
 # Comparing and writing rows takes about as long as reading files (bench/reindex.py).
 _WRITING = 2.0
 
@@ -23,15 +25,17 @@ def estimate(
 ) -> Estimate:
     """Count the files that will be read, and read some of them to see how long one takes."""
     files = _count(conn, selected, patients, settings)
+    tries = min(_TRIED_FILES, max(_FEW_FILES, files // _TRIED_SHARE))
     step = max(1, len(patients) // _TRIED_PATIENTS)
     sample: list[Item] = []
     for batch in planner.batches(list(patients[::step])[:_TRIED_PATIENTS]):
-        sample += [item for item in batch.items if not item.problem][:_TRIED_FILES]
-        if len(sample) >= _TRIED_FILES:
+        usable = [item for item in batch.items if not item.problem]
+        sample += usable[:: max(1, len(usable) // tries)]
+        if len(sample) >= tries:
             break
     tried, size, started = 0, 0, time.monotonic()
     took = 0.0
-    for read in Heads(settings).read(sample[:_TRIED_FILES], conn, lambda: None):
+    for read in Heads(settings).read(sample[:tries], conn, lambda: None):
         took = time.monotonic() - started
         tried += bool(read.bytes)
         size += read.bytes

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.dicom import Profile
-from pgorthanc_cli.ingest.pacing import Hours, Limits
+from pgorthanc_cli.pacing import Hours, Limits
 
 # Metadata that a reconstruction rewrites (STORAGE.md B3).
 TRANSFER_SYNTAX, SOP_CLASS, SIGNATURE, SEQUENCES = 9, 10, 15, 16

@@ -11,7 +11,7 @@ from pgorthanc_cli import dicom
 from pgorthanc_cli.config import OrthancConfiguration, storage_folder
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest.pacing import Hours, Limits
+from pgorthanc_cli.pacing import Hours, Limits
 from pgorthanc_cli.reindex.model import ALL_LEVELS, Selection, Settings
 from pgorthanc_cli.reindex.selection import parse_condition
 from pgorthanc_cli.text import printable

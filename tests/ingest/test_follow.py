@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pgorthanc_cli import db, ingest
-from pgorthanc_cli.ingest import pacing
+from pgorthanc_cli.ingest import arrivals
 from tests.support import samples
 from tests.support.importing import check_area, dumped, files_read
 from tests.support.real_servers import wait_until
@@ -173,7 +173,7 @@ def test_opening_a_file_while_it_is_looked_at_harms_nobody(tmp_path: Path) -> No
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        answers = {pacing._open_for_writing(str(path)) for _ in range(5000)}
+        answers = {arrivals._open_for_writing(str(path)) for _ in range(5000)}
     finally:
         done.set()
         writer.join()

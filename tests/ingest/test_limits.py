@@ -16,7 +16,7 @@ import pytest
 
 from pgorthanc_cli import db, ingest
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest.pacing import DAYS, Hours, Limits
+from pgorthanc_cli.pacing import DAYS, Hours, Limits
 from tests.support import samples
 from tests.support.importing import check_area
 from tests.support.real_servers import wait_until

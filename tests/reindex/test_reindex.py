@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 
 from pgorthanc_cli import db, dicom, locks, reindex
 from pgorthanc_cli.errors import InUseError, UsageError
-from pgorthanc_cli.ingest.pacing import Hours, Limits
+from pgorthanc_cli.pacing import Hours, Limits
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.reindex.model import SERIES, STUDY
 from pgorthanc_cli.schema import initialize

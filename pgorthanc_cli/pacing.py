@@ -1,39 +1,43 @@
-"""When files are handed to an import: rates, hours of the week, and files that arrive.
+"""How fast, and when, files are read: rates, and hours of the week.
 
-A hospital's network and disks have other work by day, and its modalities write while we
-read.
+A hospital's network and disks have other work by day.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
 
 from pgorthanc_cli import files
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest.walk import Source
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-POLL_S = 1.0  # at least between two walks of the folders that are followed
-# Rest 9 times as long as the walk took, so that walking takes a tenth of the time.
-POLL_REST = 9
-# Incomplete files to remember: a later walk meets the others.
-MAX_WAITING = 10_000
 _SHORT_S = 0.02  # shorter waits are added up
 _DAY = 24 * 60
 _WEEK = 7 * _DAY
-_F_SETSIG = 10  # Linux; missing in Python's fcntl
 
 _HINT = 'write the hours of each day, such as {"Monday": ["0-6", "20-24"], "Sunday": ["0-24"]}'
+
+
+class ToBeRead(Protocol):
+    """A file; one that is `known` is not read, and costs no time."""
+
+    @property
+    def known(self) -> bool:
+        """Whether it was read before."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+
+S = TypeVar("S", bound=ToBeRead)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Limits:
     max_files_per_s: float | None = None
     max_bytes_per_s: float | None = None
 
-    def throttled(self, sources: Iterable[Source], stop: threading.Event) -> Iterator[Source]:
+    def throttled(self, sources: Iterable[S], stop: threading.Event) -> Iterator[S]:
         """Yield the sources no faster than the limits, until `stop` is set."""
         if self.max_files_per_s is None and self.max_bytes_per_s is None:
             yield from sources
@@ -58,7 +62,7 @@ class Limits:
                 due = max(due, time.monotonic() - _SHORT_S) + self._cost_s(source)
             yield source
 
-    def _cost_s(self, source: Source) -> float:
+    def _cost_s(self, source: ToBeRead) -> float:
         """Return how long the next file has to wait because of this one."""
         by_count = 1 / self.max_files_per_s if self.max_files_per_s else 0.0
         by_size = source.size / self.max_bytes_per_s if self.max_bytes_per_s else 0.0
@@ -130,7 +134,7 @@ class Hours:
                 return False
         return not stop.is_set()
 
-    def during(self, sources: Iterator[Source]) -> Iterator[Source]:
+    def during(self, sources: Iterator[S]) -> Iterator[S]:
         """Yield sources while work is allowed; the rest stays in the iterator."""
         # The file at hand is finished: the clock is read after it.
         if self.open():
@@ -173,95 +177,3 @@ def _range(day: str, value: object) -> tuple[int, int]:
 
 def _minute(time_: datetime) -> int:
     return time_.weekday() * _DAY + time_.hour * 60 + time_.minute
-
-
-# --- files that arrive ------------------------------------------------------------------
-#
-# The folders are polled, not watched: polling works the same on every file system,
-# network mounts included, loses nothing when a queue overflows, and needs no watch for
-# each folder.
-
-
-def complete(sources: Iterable[Source], settle_s: float) -> Iterator[Source]:
-    """Yield the sources modified more than `settle_s` ago; others arrive later."""
-    latest_ns = time.time_ns() - int(settle_s * 1e9)
-    for source in sources:
-        settled = source.mtime_ns <= latest_ns and not _open_for_writing(source.path)
-        if source.problem or settled:
-            yield source
-
-
-def arrivals(
-    poll: Callable[[], Iterable[Source]],
-    stop: threading.Event,
-    *,
-    settle_s: float,
-    poll_s: float = POLL_S,
-    poll_rest: float = POLL_REST,
-    max_waiting: int = MAX_WAITING,
-) -> Iterator[list[Source]]:
-    """Yield new files in groups, as soon as they are complete, until `stop` is set.
-
-    A file is complete when its size and modification time have stayed the same for
-    `settle_s` seconds, and no process of this machine has it open for writing (where the
-    file system can tell).
-
-    Args:
-        poll: Returns the files there are, without those that were yielded and have not
-            changed.
-        stop: Ends it.
-        settle_s: How long a file must stay the same.
-        poll_s: Seconds between two polls, at least.
-        poll_rest: The same, in multiples of the duration of a poll.
-        max_waiting: Incomplete files to remember; a later poll finds the others.
-    """
-    waiting: dict[str, tuple[Source, float]] = {}  # by path: its state, and since when
-    while not stop.is_set():
-        started = time.monotonic()
-        incomplete: dict[str, tuple[Source, float]] = {}
-        arrived = []
-        for source in poll():
-            before, since = waiting.get(source.path, (None, started))
-            # Size and modification time are part of a source.
-            if before != source:
-                since = started
-            settled = started - since >= settle_s
-            if source.problem or (settled and not _open_for_writing(source.path)):
-                arrived.append(source)
-            else:
-                incomplete[source.path] = source, since
-            if stop.is_set():
-                return
-            if len(incomplete) + len(arrived) >= max_waiting:
-                break
-        waiting = incomplete
-        if arrived:
-            yield arrived
-        stop.wait(max(poll_s, poll_rest * (time.monotonic() - started)))
-
-
-def _open_for_writing(path: str) -> bool:
-    """Whether a process of this machine has the file open for writing.
-
-    The kernel grants a read lease only while no process has it open for writing
-    (fcntl(2)).
-    """
-    if sys.platform != "linux":
-        return False
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False  # the import will report why
-    try:
-        # A process that opens the file meanwhile breaks the lease with a signal: choose
-        # one that is ignored by default, as SIGIO would end the program.
-        fcntl.fcntl(descriptor, _F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        # A file of another user, or a file system without leases.
-        return False
-    finally:
-        os.close(descriptor)  # gives the lease back
-    return False
