@@ -87,6 +87,8 @@ def reindex(
         capabilities = index.Capabilities.read(conn)
         conn.rollback()
         selected = Selected(conn, settings.selection)
+        if selected.slow:
+            report(Progress("", selected.slow, None))
         planner = Planner(conn, capabilities, settings, selected)
         with conn.cursor() as cur:
             journal = Journal(settings.journal, index.identity(cur) if settings.journal else "", settings)

@@ -18,6 +18,9 @@ from pgorthanc_cli.reindex.model import Selection
 from pgorthanc_cli.text import printable
 
 _ALIASES = ("p", "st", "se", "i")
+# An instance and what is above it. Compared by ANY, which PostgreSQL cannot turn into a hash
+# of all rows of the table: that would be built again for each part of the plan.
+_ANCESTRY = "ANY (ARRAY[p.internalid, st.internalid, se.internalid, i.internalid])"
 
 
 class Selected:
@@ -26,6 +29,7 @@ class Selected:
     Attributes:
         condition: What selects an instance.
         roots: Internal ids of the resources that were named.
+        slow: What has no index, so that the patients take a scan of a table; empty: nothing.
     """
 
     def __init__(self, conn: db.Session, selection: Selection) -> None:
@@ -40,10 +44,21 @@ class Selected:
         conditions = []
         if selection.resources:
             conditions.append(_within(sql.SQL("{}").format(sql.SQL(", ").join(map(sql.Literal, self.roots)))))
-        self._tagged = [_having(tag, value) for tag, value in selection.tags]
-        conditions += [_within(query) for query in self._tagged]
+        # Identifiers first: their values have an index.
+        tags = sorted(selection.tags, key=lambda pair: not _is_identifier(pair[0]))
+        self._tagged = [_having(tag, value) for tag, value in tags]
+        conditions += [
+            sql.SQL("EXISTS ({} AND id = {})").format(query, sql.SQL(_ANCESTRY)) for query in self._tagged
+        ]
+        self.slow = ""
+        if tags and not _is_identifier(tags[0][0]):
+            self.slow = f"{dicom.name_of(tags[0][0])} has no index: searching all main DICOM tags once"
         if selection.since is not None:
-            conditions.append(sql.SQL("i.internalid IN ({})").format(_since(selection.since)))
+            conditions.append(
+                sql.SQL("EXISTS ({} AND internalid = ANY (ARRAY[i.internalid]))").format(
+                    _since(selection.since)
+                )
+            )
         self.condition: sql.Composable = sql.SQL(" AND ").join(conditions) if conditions else sql.SQL("true")
 
     def _named(self) -> list[int]:
@@ -97,8 +112,7 @@ def _within(ids: sql.Composable) -> sql.Composable:
 
 def _having(tag: int, value: str) -> sql.Composable:
     """Return the ids of the resources with this value, by Orthanc's own index where it has one."""
-    lists = dicom.indexed_tags(dicom.Profile()).levels
-    is_identifier = any(tag in level.identifiers for level in lists)
+    is_identifier = _is_identifier(tag)
     table = "dicomidentifiers" if is_identifier else "maindicomtags"
     return sql.SQL(
         f"SELECT id FROM index.{table} WHERE taggroup = {{}} AND tagelement = {{}} AND value = {{}}"  # noqa: S608
@@ -107,6 +121,10 @@ def _having(tag: int, value: str) -> sql.Composable:
         sql.Literal(tag & 0xFFFF),
         sql.Literal(dicom.normalized(value) if is_identifier else value),
     )
+
+
+def _is_identifier(tag: int) -> bool:
+    return any(tag in level.identifiers for level in dicom.indexed_tags(dicom.Profile()).levels)
 
 
 def _since(change: int) -> sql.Composable:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.reindex.heads import Heads, Read
-from pgorthanc_cli.reindex.model import Done, Item, Settings, Unreadable
+from pgorthanc_cli.reindex.model import INSTANCE, Done, Item, Settings, Unreadable
 from pgorthanc_cli.reindex.write import Rows, Writer, rows_of
 from pgorthanc_cli.workers import checkpoint
 
@@ -57,26 +57,39 @@ class Worker:
                 _leave_out_deleted(writer.conn, items, done)
             # In the order in which all writers lock, so that no two wait for each other.
             done.add(writer.write(sorted(rows, key=lambda each: each.resource.id)))
+            done.again |= _decided_by_deleted(writer.conn, items)
         return done
 
 
 def _leave_out_deleted(conn: db.Session, items: Sequence[Item], done: Done) -> None:
     """Leave out files whose attachment was deleted meanwhile: Orthanc deletes the row first."""
-    stored = {
-        uuid
-        for (uuid,) in db.rows(
-            conn,
-            """SELECT COALESCE(a.uuid, '') FROM index.resources r
-               LEFT JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
-               WHERE r.publicid = ANY(%s) AND r.resourcetype = 3""",
-            [each.instance for each in done.unreadable],
-        )
-    }
-    conn.rollback()
+    stored = _stored(conn, [each.instance for each in done.unreadable])
     deleted = {each.instance for each in done.unreadable if each.uuid not in stored}
     done.unreadable = [each for each in done.unreadable if each.instance not in deleted]
     done.gone += len(deleted)
     done.again |= {item.patient for item in items if item.public_id in deleted}
+
+
+def _decided_by_deleted(conn: db.Session, items: Sequence[Item]) -> set[int]:
+    """Return the patients with a resource that was decided by a file which was deleted, or replaced, meanwhile.
+
+    Whatever is deleted after this look was stored when the rows were written.
+    """
+    deciding = [item for item in items if any(each.level != INSTANCE for each in item.decides)]
+    if not deciding:
+        return set()
+    stored = _stored(conn, [item.public_id for item in deciding])
+    return {item.patient for item in deciding if item.uuid not in stored}
+
+
+def _stored(conn: db.Session, instances: Sequence[str]) -> set[str]:
+    """Return the UUIDs of the DICOM files of instances, empty for an instance without one."""
+    query = """SELECT COALESCE(a.uuid, '') FROM index.resources r
+        LEFT JOIN index.attachedfiles a ON a.id = r.internalid AND a.filetype = 1
+        WHERE r.publicid = ANY(%s) AND r.resourcetype = 3"""
+    uuids = {uuid for (uuid,) in db.rows(conn, query, list(instances))}
+    conn.rollback()
+    return uuids
 
 
 def _mismatch(read: Read) -> str:

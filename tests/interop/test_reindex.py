@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from pgorthanc_cli import dicom, reindex
-from tests.interop import lifecycle
+from tests.interop import lifecycle, overwriting
 from tests.interop.archive import Archive
 from tests.interop.test_import_beside import check, meanwhile, working
 from tests.support import reindexing, samples
@@ -137,3 +137,17 @@ def test_beside_an_orthanc_that_receives_overwrites_and_deletes(
     last = reindex.reindex(archive.target, settings(archive))
     assert last.changes == ()
     assert last.unreadable == ()
+
+
+@pytest.mark.parametrize("postgresql_storage", [False, True])
+def test_overwriting_beside_it_mixes_no_rows(
+    new_archive: Callable[..., Archive], *, postgresql_storage: bool
+) -> None:
+    archive = new_archive(
+        postgresql_storage=postgresql_storage, ExtraMainDicomTags=EXTRA, OverwriteInstances=True
+    )
+    with working(archive) as rest:
+        outcome = overwriting.storm(archive, rest, settings(archive, batch_files=3), editions=3)
+    assert outcome.problems == []
+    assert outcome.actions["deletions"]
+    check(archive)

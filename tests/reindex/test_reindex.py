@@ -20,11 +20,14 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import make_dsn
 from pydicom.dataset import Dataset
 
-from pgorthanc_cli import db, dicom, locks, reindex
+from pgorthanc_cli import db, dicom, index, locks, reindex
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.pacing import Hours, Limits
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.reindex.model import SERIES, STUDY
+from pgorthanc_cli.reindex.plan import Planner
+from pgorthanc_cli.reindex.selection import Selected
+from pgorthanc_cli.reindex.worker import Worker
 from pgorthanc_cli.schema import initialize
 from tests.support import reindexing, samples
 from tests.support.importing import dumped
@@ -238,9 +241,16 @@ def test_selections(archive: tuple[db.Target, Path]) -> None:
         (reindex.Selection(since=seventh), 5),
         (reindex.Selection(tags=((0x00100020, "nobody"),)), 0),
     ):
-        result = run(target, area, selection=selection, dry_run=True)
+        settings = reindex.Settings(area, PROFILE, jobs=1, selection=selection, dry_run=True)
+        reports: list[str] = []
+        result = reindex.reindex(target, settings, report=lambda each, to=reports: to.append(each.what))  # type: ignore[misc]
         assert (result.instances, result.files_read) == (instances, instances)
         assert result.estimate.files == instances
+        # Of two values, the one with an index finds the patients.
+        no_index = [each for each in reports if "has no index" in each]
+        assert no_index == (
+            ["Modality has no index: searching all main DICOM tags once"] if instances == 1 else []
+        )
     with pytest.raises(UsageError, match="the index has no study nothing"):
         run(target, area, selection=reindex.Selection(resources=((STUDY, ("nothing",)),)))
 
@@ -344,9 +354,29 @@ def test_one_run_writes_at_a_time(archive: tuple[db.Target, Path]) -> None:
     assert run(target, area).rows_changed["instance"] == 12
 
 
+def test_patients_are_done_again_whose_deciding_file_was_replaced_meanwhile(
+    archive: tuple[db.Target, Path],
+) -> None:
+    target, area = archive
+    settings = reindex.Settings(area, PROFILE, levels=frozenset({SERIES}))
+    with db.session(target, readonly=True) as conn:
+        selected = Selected(conn, settings.selection)
+        planner = Planner(conn, index.Capabilities.read(conn), settings, selected)
+        [batch] = planner.batches(selected.patients())
+    worker = Worker(target, settings)
+    try:
+        assert worker.work(batch.items).again == set()
+        replaced = batch.items[0]
+        execute(target, f"UPDATE attachedfiles SET uuid = 'another' WHERE uuid = '{replaced.uuid}'")
+        assert worker.work(batch.items).again == {replaced.patient}
+    finally:
+        worker.close()
+
+
 # --- interruptions, pace, what arrives meanwhile --------------------------------------------
 
 
+@pytest.mark.once
 def test_a_killed_run_leaves_each_resource_old_or_new_and_the_next_one_goes_on(
     archive: tuple[db.Target, Path], tmp_path: Path
 ) -> None:
@@ -367,7 +397,7 @@ def test_a_journal_goes_on_where_the_run_ended(archive: tuple[db.Target, Path], 
             stop.set()
 
     # A pause after each batch, so that the report of each is seen.
-    slow = replace(settings, limits=Limits(max_files_per_s=9))
+    slow = replace(settings, limits=Limits(max_files_per_s=20))
     first = reindex.reindex(target, slow, stop=stop, report=report)
     assert not first.complete
     assert stat.S_IMODE(journal.stat().st_mode) == 0o600

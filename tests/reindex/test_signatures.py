@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from psycopg2.extensions import connection as Connection
+from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, dicom, reindex
 from pgorthanc_cli.reindex.model import ALL_LEVELS, INSTANCE
 from tests.support import samples
 from tests.support.importing import run as import_files
-from tests.support.schemas import rows
+from tests.support.schemas import drop_database, rows
 from tests.support.schemas import run as execute
 
 PROFILE = dicom.Profile(extra_main_dicom_tags={"Study": ["PatientAge"], "Series": ["KVP"]})
@@ -32,11 +36,30 @@ RECORD = {
 }
 
 
+@pytest.fixture(scope="module")
+def imported(
+    admin: Connection, server_dsn: str, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """The name of a database with 4 instances, and their area."""
+    name, folder = f"pgorthanc_signatures_{os.getpid()}", tmp_path_factory.mktemp("signatures")
+    with admin.cursor() as cur:
+        cur.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    target = db.Target(make_dsn(server_dsn, dbname=name))
+    import_files(target, samples.folder(folder / "in", 4, per_series=2), folder / "area")
+    yield name, folder / "area"
+    drop_database(admin, name)
+
+
 @pytest.fixture
-def area(fresh: db.Target, tmp_path: Path) -> Path:
-    """An area with 4 instances."""
-    import_files(fresh, samples.folder(tmp_path / "in", 4, per_series=2), tmp_path / "area")
-    return tmp_path / "area"
+def fresh(imported: tuple[str, Path], new_database: Callable[..., db.Target]) -> db.Target:
+    """A copy of the database."""
+    return new_database(imported[0])
+
+
+@pytest.fixture
+def area(imported: tuple[str, Path]) -> Path:
+    """The area, which a test must not change."""
+    return imported[1]
 
 
 def record(target: db.Target, server: str, document: object) -> None:
@@ -100,7 +123,8 @@ def test_the_housekeeper_is_not_told_what_is_not_certain(fresh: db.Target, area:
     assert reindex.reindex(fresh, settings).housekeeper == "several"
     named = reindex.Settings(area, PROFILE, jobs=1, server="other")
     assert reindex.reindex(fresh, named).housekeeper == "unknown"
-    next(path for path in area.rglob("*") if path.is_file()).unlink()
+    gone = "00000000-0000-0000-0000-000000000000"
+    execute(fresh, f"UPDATE attachedfiles SET uuid = '{gone}' WHERE id = (SELECT max(id) FROM attachedfiles)")
     result = reindex.reindex(fresh, settings)
     assert (len(result.unreadable), result.housekeeper) == (1, "")
 
