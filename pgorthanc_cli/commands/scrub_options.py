@@ -102,13 +102,13 @@ def split(options: dict[str, Any]) -> tuple[Changes, dict[str, Any]]:
     }
 
 
-def restore(call: Call, settings: Settings, changes: Changes) -> None:
+def restore(call: Call, target: Target, settings: Settings, changes: Changes) -> None:
     """Move the orphans back."""
     from pgorthanc_cli import scrub
     from pgorthanc_cli.views import scrub as views
 
     assert changes.quarantine  # noqa: S101 - required by --restore
-    moved = scrub.restore(settings, changes.quarantine)
+    moved = scrub.restore(target, settings, changes.quarantine)
     call.emit_page(moved, views.moved_page(moved))
     if moved.left:
         raise click.exceptions.Exit(PartialFailure.exit_code)

@@ -191,7 +191,7 @@ def storage(
       pgorthanc verify storage --host db1 --storage-dir /srv/dicom --depth identity
       pgorthanc verify storage --config /etc/orthanc --journal scrub.db --budget 2h
 
-    Exit codes: 0 no findings; 6 findings; 130 interrupted.
+    Exit codes: 0 no findings, or none is left; 6 findings; 130 interrupted.
     """
     from pgorthanc_cli import files, render, scrub
     from pgorthanc_cli.views import scrub as views
@@ -202,7 +202,7 @@ def storage(
         # Before the check, which may take hours.
         changes.require_usable(settings)
         if changes.restore:
-            scrub_options.restore(call, settings, changes)
+            scrub_options.restore(call, resolved.target, settings, changes)
             return
         result = scrub_options.check(call, resolved.target, settings)
         result = scrub_options.change(call, resolved, settings, result, changes)
@@ -219,7 +219,7 @@ def storage(
         files.replace(html, render.html(views.page(result, next_commands, verbose=True)))
     if nagios:
         # Orphans cost space only: no reason to wake an operator.
-        status = "CRITICAL" if result.damaged else "WARNING" if result.has_problems else "OK"
+        status = "CRITICAL" if result.damaged_still else "WARNING" if result.has_problems else "OK"
         call.nagios(status, views.summary(result), views.figures(result))
     call.emit_page(result, views.page(result, next_commands, verbose=call.verbose))
     if result.interrupted:

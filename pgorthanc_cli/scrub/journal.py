@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.files import PRIVATE
-from pgorthanc_cli.scrub.model import DEPTHS
+from pgorthanc_cli.scrub.model import DEPTHS, Settings
 from pgorthanc_cli.storage import is_uuid
 from pgorthanc_cli.text import printable
 
@@ -130,6 +130,13 @@ class Journal:
         """Make the results durable."""
         self._conn.commit()
         self._committed = time.monotonic()
+
+
+def record_resolved(settings: Settings, identity: str, kinds: Iterable[str]) -> None:
+    """Take findings that were resolved out of the journal, if the settings name one."""
+    with open_journal(settings.journal, identity, settings.depth) as journal:
+        if journal:
+            journal.record_repaired(kinds)
 
 
 def is_part(digits: str) -> bool:

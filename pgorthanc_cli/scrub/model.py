@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -195,6 +196,7 @@ class Moved:
         files: How many were moved.
         bytes: Their size.
         left: Those that were not.
+        kinds: How many findings of each kind these files were, or the vanished ones.
     """
 
     folder: str
@@ -203,6 +205,7 @@ class Moved:
     files: int
     bytes: int
     left: tuple[Left, ...]
+    kinds: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ class Repaired:
         restart_orthanc: Whether Orthanc may have the damaged content of one in its cache, and
             so must be restarted.
         complete: Whether it was not interrupted.
+        kinds: How many findings of each kind are repaired.
     """
 
     folder: str
@@ -229,6 +233,7 @@ class Repaired:
     left: tuple[Left, ...]
     restart_orthanc: bool
     complete: bool
+    kinds: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,7 @@ class StorageReport:
         without_md5: Checked rows whose content cannot be compared, as they have no MD5.
         findings: Damages first; at most `MAX_FINDINGS` of each kind.
         counts: Findings by kind, all of them.
+        remaining: Those that were neither repaired nor imported nor moved aside by this run.
         damaged: Attachments with a finding; the other findings are of files without a row, or
             of folders.
         affected_studies: Studies with a damaged attachment.
@@ -306,6 +312,23 @@ class StorageReport:
     quarantined: Moved | None = None
     repaired: Repaired | None = None
     indexed: Indexed | None = None
+    remaining: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive what remains."""
+        resolved: Counter[str] = Counter(self.quarantined.kinds if self.quarantined else {})
+        if self.repaired and not self.repaired.dry_run:
+            resolved.update(self.repaired.kinds)
+        if self.indexed and not self.indexed.dry_run:
+            resolved[ORPHAN_DICOM] += self.indexed.files
+        remaining = {kind: count - resolved[kind] for kind, count in self.counts.items()}
+        object.__setattr__(self, "remaining", {kind: n for kind, n in remaining.items() if n > 0})
+
+    @property
+    def damaged_still(self) -> int:
+        """Attachments with a finding that was not repaired."""
+        done = self.repaired
+        return self.damaged - (done.files if done and not done.dry_run else 0)
 
     @property
     def interrupted(self) -> bool:
@@ -316,8 +339,8 @@ class StorageReport:
 
     @property
     def has_problems(self) -> bool:
-        """Whether there is a finding that an Orthanc at work does not have."""
-        return any(kind not in NORMAL for kind in self.counts)
+        """Whether there is a finding that an Orthanc at work does not have, and that remains."""
+        return any(kind not in NORMAL for kind in self.remaining)
 
 
 MAX_FINDINGS = 20_000  # of each kind: more are counted only

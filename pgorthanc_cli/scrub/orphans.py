@@ -10,10 +10,13 @@ than once.
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +25,10 @@ from pgorthanc_cli import db, dicom, index, ingest, storage
 from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.scrub import content, model
+from pgorthanc_cli.scrub.journal import record_resolved
 from pgorthanc_cli.scrub.model import Indexed, Left, Settings, StorageReport
 from pgorthanc_cli.scrub.quarantine import candidates
-from pgorthanc_cli.scrub.repair import require_alone
-from pgorthanc_cli.scrub.rows import Rows
+from pgorthanc_cli.scrub.rows import Rows, require_alone
 from pgorthanc_cli.scrub.worker import Reader
 from pgorthanc_cli.storage import FilesystemArea, LargeObjectArea
 
@@ -175,7 +178,8 @@ def index_orphans(
         for batch in _batches(orphans.files):
             if stop and stop.is_set():
                 break
-            refusals = _import(target, reader, settings, how, batch)
+            with _private_folder(rows.identity()) as folder:
+                refusals = _import(target, reader, settings, how, batch, folder)
             proved = _proved(rows, target, settings, batch)
             for orphan in batch:
                 if orphan not in proved:
@@ -186,6 +190,7 @@ def index_orphans(
                 _delete(conn, settings, orphan)
                 done.append(orphan)
             progress(Progress("", "importing", len(done), len(orphans.files)))
+        record_resolved(settings, rows.identity(), [model.ORPHAN_DICOM] * len(done))
     return Indexed(
         area=str(settings.storage_dir or "large objects"),
         dry_run=False,
@@ -207,24 +212,50 @@ def _batches(orphans: Sequence[Orphan]) -> Iterator[list[Orphan]]:
         yield batch
 
 
+@contextmanager
+def _private_folder(identity: str) -> Iterator[Path]:
+    """Yield a temporary folder; remove what a killed run for the same index has left: copies of patient data.
+
+    The lock of `require_alone` makes sure that no other process uses it.
+    """
+    digest = hashlib.sha256(f"{os.geteuid()} {identity}".encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"pgorthanc-orphans-{digest}"
+    with suppress(FileNotFoundError, NotADirectoryError):
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:  # another user's: everyone may write to /tmp
+        with tempfile.TemporaryDirectory(prefix="pgorthanc-orphans-") as other:
+            yield Path(other)
+        return
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def _import(
-    target: db.Target, reader: Reader, settings: Settings, how: ingest.Settings, batch: Sequence[Orphan]
+    target: db.Target,
+    reader: Reader,
+    settings: Settings,
+    how: ingest.Settings,
+    batch: Sequence[Orphan],
+    folder: Path,
 ) -> dict[str, str]:
     """Import the contents of orphans; return why some were refused, by UUID."""
     refusals = {}
-    with tempfile.TemporaryDirectory(prefix="pgorthanc-orphans-") as folder:
-        # Copies, because `ingest` reads files: an orphan may be compressed, or a large object.
-        paths = []
-        for orphan in batch:
-            try:
-                data = _content(reader, orphan.uuid, settings.profile)
-            except OSError as error:  # moved or deleted meanwhile
-                refusals[orphan.uuid] = error.strerror or str(error)
-                continue
-            paths.append(Path(folder) / orphan.uuid)
-            paths[-1].write_bytes(data)
-        plan = ingest.ImportPlan(list(map(str, paths)), jobs=1)
-        result = ingest.run_import(target, plan, how) if paths else None
+    # Copies, because `ingest` reads files: an orphan may be compressed, or a large object.
+    paths = []
+    for orphan in batch:
+        try:
+            data = _content(reader, orphan.uuid, settings.profile)
+        except OSError as error:  # moved or deleted meanwhile
+            refusals[orphan.uuid] = error.strerror or str(error)
+            continue
+        paths.append(folder / orphan.uuid)
+        paths[-1].write_bytes(data)
+    plan = ingest.ImportPlan(list(map(str, paths)), jobs=1)
+    result = ingest.run_import(target, plan, how) if paths else None
     problems = result.refusals if result else []
     return refusals | {Path(each.path).name: each.reason for each in problems}
 

@@ -12,12 +12,14 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from pgorthanc_cli import db, files, index
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.scrub.journal import record_resolved
 from pgorthanc_cli.scrub.model import (
     ORPHAN_DICOM,
     ORPHAN_OTHER,
@@ -27,8 +29,8 @@ from pgorthanc_cli.scrub.model import (
     Settings,
     StorageReport,
 )
-from pgorthanc_cli.scrub.rows import Rows
-from pgorthanc_cli.storage import FilesystemArea
+from pgorthanc_cli.scrub.rows import Rows, require_alone
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea
 from pgorthanc_cli.text import printable
 
 KINDS = (ORPHAN_DICOM, ORPHAN_OTHER)
@@ -73,6 +75,7 @@ def set_aside(target: db.Target, settings: Settings, report: StorageReport, fold
     Raises:
         UsageError: As `require_usable`.
         PgOrthancError: The folder cannot be written to, or the index cannot be read.
+        InUseError: Another run moves or repairs files.
     """
     area = require_usable(settings, folder)
     orphans = candidates(report, area)
@@ -82,27 +85,37 @@ def set_aside(target: db.Target, settings: Settings, report: StorageReport, fold
     aside.prepare()
     manifest = {"area": str(area.resolve()), "files": [_entry(finding) for finding in orphans]}
     name = f"quarantine-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}.json"
-    # Before the first file: whatever is interrupted then, --restore knows what to look for.
-    files.create(folder / name, json.dumps(manifest, indent=2))
+    # Before the first file: whatever is interrupted then, --restore knows what to look for. Whole or not at
+    # all, as half a manifest would block every later --restore.
+    files.replace(folder / name, json.dumps(manifest, indent=2))
     # Asked last: an Orthanc may have committed their rows since they were found.
     uuids = [finding.uuid or "" for finding in orphans]
     with db.session(target, readonly=True) as conn:
-        known = Rows(conn, index.Capabilities.read(conn), settings).known(uuids)
-    left = [Left(uuid, "the index has it now") for uuid in uuids if uuid in known]
-    moved = _move_all(source, aside, [uuid for uuid in uuids if uuid not in known], left)
-    return Moved(str(folder), str(area), False, *moved, tuple(left))
+        require_alone(conn)
+        rows = Rows(conn, index.Capabilities.read(conn), settings)
+        known = rows.known(uuids)
+        left = [Left(uuid, "the index has it now") for uuid in uuids if uuid in known]
+        moved = _move_all(source, aside, [uuid for uuid in uuids if uuid not in known], left)
+        staying = {each.uuid for each in left}
+        kinds = Counter(finding.kind for finding in orphans if finding.uuid not in staying)
+        record_resolved(settings, rows.identity(), kinds.elements())
+    return Moved(str(folder), str(area), False, *moved, tuple(left), dict(kinds))
 
 
-def restore(settings: Settings, folder: Path) -> Moved:
+def restore(target: db.Target, settings: Settings, folder: Path) -> Moved:
     """Move everything back that was moved aside.
 
     Raises:
         UsageError: As `require_usable`; or the folder is no quarantine, or that of another area.
+        InUseError: Another run moves or repairs files.
     """
     area = require_usable(settings, folder)
     source, aside = FilesystemArea(area), FilesystemArea(folder)
     left: list[Left] = []
-    moved = _move_all(aside, source, list(_recorded(folder, area)), left)
+    uuids = list(_recorded(folder, area))
+    with db.session(target, readonly=True) as conn:
+        require_alone(conn)
+        moved = _move_all(aside, source, uuids, left)
     return Moved(str(folder), str(area), True, *moved, tuple(left))
 
 
@@ -141,7 +154,9 @@ def _move_all(
     moved = size = 0
     for uuid in dict.fromkeys(uuids):
         try:
-            size += _move(source, goal, uuid)
+            with source.open(uuid) as stream:
+                size += _move(stream, goal, uuid)
+            source.delete(uuid)
             moved += 1
         except FileNotFoundError:
             continue  # moved before, or deleted meanwhile
@@ -150,41 +165,49 @@ def _move_all(
     return moved, size
 
 
-def _move(source: FilesystemArea, goal: FilesystemArea, uuid: str) -> int:
-    """Move a file from one area to the other, and return its size; it is in one of them at any moment.
+def _move(stream: BinaryIO, goal: FilesystemArea, uuid: str) -> int:
+    """Put an open file into another area as well, and return its size; then its first name may go.
 
     Raises:
-        FileNotFoundError: There is none.
-        FileExistsError: The other area has a file of this name.
-        OSError: It cannot be moved.
+        FileExistsError: The other area has another file of this name.
+        OSError: It cannot be put there.
     """
-    with source.open(uuid) as stream:
-        status = os.fstat(stream.fileno())
-        if not _has(goal, uuid, status):
-            try:
-                # A second name is at once complete; a copy would need its own proof.
-                goal.link(uuid, stream.fileno())
-            except OSError as error:
-                if error.errno not in _NO_LINK:
-                    raise
-                goal.create(uuid, lambda descriptor: _copy(stream, descriptor))
-    source.delete(uuid)
-    return status.st_size
+    if not _has(goal, uuid, stream):
+        try:
+            # A second name is at once complete; a copy would need its own proof.
+            goal.link(uuid, stream.fileno())
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            goal.discard_temporary(uuid)  # of a run that was killed while it copied
+            goal.create(uuid, lambda descriptor: _copy(stream, descriptor))
+    return os.fstat(stream.fileno()).st_size
 
 
-def _has(area: FilesystemArea, uuid: str, status: os.stat_result) -> bool:
-    """Return whether an area has the very file already, as after a kill between its two names.
+def _has(area: FilesystemArea, uuid: str, stream: BinaryIO) -> bool:
+    """Return whether an area has an open file already: a run was killed before it removed the first name.
 
     Raises:
         FileExistsError: It has another one of this name.
     """
     try:
-        with area.open(uuid) as stream:
-            if os.path.samestat(os.fstat(stream.fileno()), status):
+        with area.open(uuid) as other:
+            ours, theirs = os.fstat(stream.fileno()), os.fstat(other.fileno())
+            same = os.path.samestat(ours, theirs)
+            if same or (ours.st_size == theirs.st_size and _equal(stream, other)):
+                # A killed run may not have synced its copy.
+                area.sync_file(uuid)
                 return True
     except FileNotFoundError:
         return False
     raise FileExistsError(errno.EEXIST, "a file of this name is there already")
+
+
+def _equal(one: BinaryIO, other: BinaryIO) -> bool:
+    while (chunk := one.read(CHUNK_BYTES)) == other.read(CHUNK_BYTES):
+        if not chunk:
+            return True
+    return False
 
 
 def _copy(stream: BinaryIO, descriptor: int) -> None:

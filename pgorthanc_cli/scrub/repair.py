@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,12 @@ from typing import BinaryIO, NamedTuple
 import psycopg2
 
 from pgorthanc_cli import db, index
-from pgorthanc_cli.errors import InUseError, UsageError
+from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.scrub import model, places
 from pgorthanc_cli.scrub.journal import open_journal
 from pgorthanc_cli.scrub.model import Finding, Left, Repaired, Row, Settings, StorageReport
-from pgorthanc_cli.scrub.rows import Rows
+from pgorthanc_cli.scrub.rows import Rows, require_alone
 from pgorthanc_cli.scrub.worker import Reader
 from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, LargeObjectArea, is_uuid
 from pgorthanc_cli.text import printable
@@ -35,7 +36,6 @@ _DAMAGES = (model.MISSING, model.TRUNCATED, model.TOO_LONG, model.ALTERED, model
 # Orthanc 1.10.1 keeps short content, too, and even sends it.
 _CACHED = (model.TRUNCATED, model.TOO_LONG, model.ALTERED, model.WRONG_INSTANCE)
 _TOGETHER = 500  # attachments
-_LOCK = (0x50474F52, 1)
 
 
 class Copies(NamedTuple):
@@ -203,6 +203,7 @@ def repair(
         left=tuple(left),
         restart_orthanc=copies.need_restart(intact),
         complete=not (stop and stop.is_set()),
+        kinds=dict(Counter(copies.kinds[row.uuid] for row in intact)),
     )
 
 
@@ -218,20 +219,6 @@ def planned_repairs(settings: Settings, copies: Copies, *, interrupted: bool = F
         restart_orthanc=copies.need_restart(copies.rows),
         complete=not interrupted,
     )
-
-
-def require_alone(conn: db.Session) -> None:
-    """Take the advisory lock of repairs until the end of the session.
-
-    Raises:
-        InUseError: Another session has it.
-    """
-    alone = db.value(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", *_LOCK)
-    conn.commit()
-    if not alone:
-        raise InUseError(
-            "another verify storage that repairs is working on this index", "wait until it has finished"
-        )
 
 
 class _Put:

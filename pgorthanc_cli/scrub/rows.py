@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.constants import LEVELS
-from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
+from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError, UsageError
 from pgorthanc_cli.index.model import NEW_INSTANCE
 from pgorthanc_cli.scrub import bulk, model
 from pgorthanc_cli.scrub.model import Finding, Row, Settings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FETCHED = 5000
 _SAMPLE = 200
 _MANY = 10_000  # looked up together
+_LOCK = (0x50474F52, 1)
 
 _COLUMNS = """a.filetype, a.uncompressedsize, a.uncompressedhash,
     a.compressedsize, a.compressedhash, a.compressiontype"""
@@ -311,6 +312,21 @@ class Rows:
         rows = db.rows(self.conn, db.statement(__package__, "transactions.sql"))
         self.conn.rollback()
         return {transaction for (transaction,) in rows}
+
+
+def require_alone(conn: db.Session) -> None:
+    """Take the advisory lock of those who change the storage area until the end of the session.
+
+    Raises:
+        InUseError: Another session has it.
+    """
+    alone = db.value(conn, "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)", *_LOCK)
+    conn.commit()
+    if not alone:
+        raise InUseError(
+            "another verify storage that repairs is working on this index",
+            "wait until it has finished",
+        )
 
 
 def _limits(first: str, end: str | None) -> str:

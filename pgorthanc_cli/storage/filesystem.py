@@ -256,6 +256,13 @@ class FilesystemArea:
         with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (_, lower):
             os.unlink(temporary_name(uuid), dir_fd=lower)
 
+    def sync_file(self, uuid: str) -> None:
+        """Make a file durable that another process has created, and its name."""
+        with self.rights, self._open_folders(uuid) as (upper, lower):
+            durable.sync_file(uuid, lower, os.fsync)
+            for folder in (lower, upper, self.descriptor):
+                os.fsync(folder)
+
     # --- folders ------------------------------------------------------------------------
 
     @contextmanager

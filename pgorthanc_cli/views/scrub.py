@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgorthanc_cli.scrub import Copies, Finding, Indexed, Moved, Orphans, Repaired, StorageReport
@@ -16,10 +16,10 @@ LISTED = 20  # findings of a kind that are shown one by one
 
 
 _MEANINGS = {
-    "storage_damaged": "Attachments with a finding",
+    "storage_damaged": "Attachments with a finding that the last run has not repaired",
     "storage_complete": "1 if the last run has checked everything that was due",
     "storage_oldest_check_timestamp_seconds": "When the attachment was checked whose check is longest ago",
-    "storage_findings": "Findings of the last run by kind",
+    "storage_findings": "Findings that the last run has left, by kind",
 }
 
 
@@ -58,25 +58,21 @@ def page(report: StorageReport, commands: Commands, *, verbose: bool = False) ->
 
 
 def _status(report: StorageReport) -> Status:
-    if any(kind not in HARMLESS for kind in report.counts):
+    if any(kind not in HARMLESS for kind in report.remaining):
         return "problem"
-    if report.has_problems or not report.complete:
+    restart = report.repaired and report.repaired.files and report.repaired.restart_orthanc
+    if report.has_problems or not report.complete or restart:
         return "warning"
     return "ok"
 
 
 def _headline(report: StorageReport) -> str:
-    others = _sum(report, harmless=False) - report.damaged
-    damaged, orphans = report.damaged, _sum(report, harmless=True)
+    others = _sum(report.counts, harmless=False) - report.damaged
+    damaged, orphans = report.damaged, _sum(report.counts, harmless=True)
     of = f"{report.checked:,} of {report.attachments:,}" if not report.complete else f"{report.attachments:,}"
     noun = "attachment" if report.attachments == 1 else "attachments"
     if damaged:
-        text = f"{damaged:,} of {report.attachments:,} {noun} {'is' if damaged == 1 else 'are'} damaged"
-        if not report.complete:
-            text = f"{plural(damaged, 'problem')} found in {of} {noun}"
-        elif report.affected_studies:
-            text += f", in {plural(report.affected_studies, 'study', 'studies')}"
-        text += "."
+        text = _damaged(report, of, noun)
     elif report.complete and not report.attachments:
         text = "The index has no attachments."
     elif report.complete and report.checked < report.attachments:
@@ -88,10 +84,27 @@ def _headline(report: StorageReport) -> str:
     if others:
         text += f" {plural(others, 'other problem')}."
     if orphans:
-        text += f" {plural(orphans, 'orphan')}."
+        left = _sum(report.remaining, harmless=True)
+        now = "" if left == orphans else f", {left:,} left" if left else ", none left"
+        text += f" {plural(orphans, 'orphan')}{now}."
     if report.budget_used:
         return f"{text} The time is used up."
     return text if report.complete else f"Interrupted: {text[:1].lower()}{text[1:]}"
+
+
+def _damaged(report: StorageReport, of: str, noun: str) -> str:
+    damaged, still = report.damaged, report.damaged_still
+    one, verbs = damaged == 1, ("is", "are") if still else ("was", "were")
+    text = f"{damaged:,} of {report.attachments:,} {noun} {verbs[not one]} damaged"
+    if not report.complete:
+        text = f"{plural(damaged, 'problem')} found in {of} {noun}"
+    elif report.affected_studies:
+        text += f", in {plural(report.affected_studies, 'study', 'studies')}"
+    if not still:
+        text += f"; {'it is' if one else 'all are'} repaired"
+    elif still < damaged:
+        text += f"; {damaged - still:,} {'is' if damaged - still == 1 else 'are'} repaired"
+    return f"{text}."
 
 
 def _intact(report: StorageReport) -> str:
@@ -102,11 +115,9 @@ def _intact(report: StorageReport) -> str:
     }.get(report.depth, f"{verb} intact")
 
 
-def _sum(report: StorageReport, *, harmless: bool) -> int:
+def _sum(counts: Mapping[str, int], *, harmless: bool) -> int:
     return sum(
-        count
-        for kind, count in report.counts.items()
-        if (kind in HARMLESS) is harmless and kind not in NORMAL
+        count for kind, count in counts.items() if (kind in HARMLESS) is harmless and kind not in NORMAL
     )
 
 
@@ -122,13 +133,17 @@ def _counts(report: StorageReport, *, verbose: bool) -> Iterator[Note]:
     """Yield a finding for each kind, and how many attachments are intact."""
     for kind, count in report.counts.items():
         status: Status = "problem" if kind not in HARMLESS else "" if kind in NORMAL else "warning"
+        done = ""
+        if kind not in report.remaining and status:
+            done = " (no longer in the area)" if kind in HARMLESS else " (repaired)"
+            status = "ok"
         findings = [each for each in report.findings if each.kind == kind]
         details = [_line(each, report.area) for each in (findings if verbose else findings[:LISTED])]
         if count > len(details):
             details.append(f"and {count - len(details):,} more (-v or --json lists them)")
-        yield Note(f"{count:,} {kind}: {KINDS[kind]}", status, tuple(details))
-    if report.counts and report.checked > report.damaged:
-        yield Note(f"{plural(report.checked - report.damaged, 'attachment')} {_rest(report)}", "ok")
+        yield Note(f"{count:,} {kind}: {KINDS[kind]}{done}", status, tuple(details))
+    if report.counts and report.checked > report.damaged_still:
+        yield Note(f"{plural(report.checked - report.damaged_still, 'attachment')} {_rest(report)}", "ok")
 
 
 def _line(finding: Finding, area: str) -> str:
@@ -288,13 +303,12 @@ def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
 
 def _is_lost(report: StorageReport) -> bool:
     """Return whether studies have damages that were not repaired."""
-    repaired = report.repaired.files if report.repaired and not report.repaired.dry_run else 0
-    return report.affected_studies > 0 and report.damaged > repaired
+    return report.affected_studies > 0 and report.damaged_still > 0
 
 
 def summary(report: StorageReport) -> str:
     """Return the line for a monitoring system: what was found, by kind, and how old the oldest check is."""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report.counts.items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.remaining.items())
     return f"{_headline(report)}{f' ({kinds})' if kinds else ''}"
 
 
@@ -303,8 +317,8 @@ def figures(report: StorageReport) -> dict[str, int]:
     return {
         "attachments": report.attachments,
         "checked": report.checked,
-        "damaged": report.damaged,
-        "findings": sum(report.counts.values()),
+        "damaged": report.damaged_still,
+        "findings": sum(report.remaining.values()),
     }
 
 
@@ -323,12 +337,12 @@ def prometheus(report: StorageReport, target: str, finished_at: float) -> str:
         "storage_attachments": report.attachments,
         "storage_checked": report.checked,
         "storage_checked_bytes": report.bytes,
-        "storage_damaged": report.damaged,
+        "storage_damaged": report.damaged_still,
         "storage_complete": int(report.complete),
         "storage_finished_timestamp_seconds": finished_at,
     }
     if report.oldest_unverified:
         values["storage_oldest_check_timestamp_seconds"] = report.oldest_unverified.timestamp()
     samples = {name: [Sample(labels, value)] for name, value in values.items()}
-    samples["storage_findings"] = [Sample({**labels, "kind": k}, report.counts.get(k, 0)) for k in KINDS]
+    samples["storage_findings"] = [Sample({**labels, "kind": k}, report.remaining.get(k, 0)) for k in KINDS]
     return metrics.text(samples, _MEANINGS)

@@ -76,8 +76,11 @@ def test_everything_is_as_it_was(store: Store, mirror: Path) -> None:
     assert f"Nothing was changed: {len(DAMAGES)} attachments" in planned.stdout
     assert store.contents() != before
     done = verify(store, "--repair-from", mirror, "--yes", "--json", "--depth", "identity")
-    assert done.exit_code == 6, done.output
+    assert done.exit_code == 0, done.output
     assert (repaired(done)["files"], repaired(done)["left"]) == (len(DAMAGES), [])
+    document = json.loads(done.stdout)
+    assert sum(document["counts"].values()) == sum(repaired(done)["kinds"].values()) == len(DAMAGES)
+    assert document["remaining"] == {}
     assert repaired(done)["restart_orthanc"] is True
     assert store.contents() == before
     assert verify(store).exit_code == 0
@@ -96,6 +99,8 @@ def test_only_a_missing_one_needs_no_restart(store: Store, mirror: Path) -> None
     assert "Repaired 1 attachment" in done.stdout
     assert "Restart Orthanc" not in done.stdout
     assert "list the affected studies" not in done.stdout
+    assert "1 of 12 attachments was damaged, in 1 study; it is repaired." in done.stdout
+    assert done.exit_code == 0
 
 
 def test_what_has_no_right_copy_stays_as_it_is(store: Store, mirror: Path) -> None:
@@ -110,7 +115,7 @@ def test_what_has_no_right_copy_stays_as_it_is(store: Store, mirror: Path) -> No
     assert reasons[none] == "there is no copy of it"
     assert reasons[short].startswith("its copy is truncated: 5 of ")
     assert reasons[other].startswith("its copy is altered: MD5 ")
-    assert (repaired(done)["files"], len(reasons)) == (0, 3)
+    assert (repaired(done)["files"], len(reasons), done.exit_code) == (0, 3, 6)
     assert store.contents() == damaged
     shown = verify(store, "--repair-from", mirror, "--yes")
     assert "3 attachments cannot be repaired from there:" in shown.stdout

@@ -94,7 +94,7 @@ def test_not_everything() -> None:
 
 def test_a_quarantine() -> None:
     left = (Left("00000006-9b38-4f60-be1b-18a25d1707c0", "a file of this name is there already"),)
-    moved = Moved("/srv/aside", AREA, False, 1, 524_902, left)
+    moved = Moved("/srv/aside", AREA, False, 1, 524_902, left, {"orphan-dicom": 1})
     check("quarantined", report(*ORPHANS, quarantined=moved))
     check("quarantined-nothing", report(quarantined=replace(moved, files=0, bytes=0, left=())))
     for state, restored in (
@@ -109,12 +109,13 @@ def test_repairs() -> None:
     left = (Left("00000002-9b38-4f60-be1b-18a25d1707c0", "there is no copy of it"),)
     done = Repaired("/mnt/mirror", AREA, False, 3, 1_524_902, left, restart_orthanc=True, complete=True)
     damages = report(*DAMAGES, affected_studies=2)
+    kinds = {"missing": 2, "truncated": 1, "altered": 1}
     for state, repaired in (
-        ("repaired", replace(done, left=(), files=4)),
-        ("repaired-not-all", done),
-        ("repaired-missing", replace(done, left=(), files=4, restart_orthanc=False)),
+        ("repaired", replace(done, left=(), files=4, kinds=kinds)),
+        ("repaired-not-all", replace(done, kinds=kinds | {"missing": 1})),
+        ("repaired-missing", replace(done, left=(), files=4, restart_orthanc=False, kinds=kinds)),
         ("repaired-nothing", replace(done, files=0, bytes=0)),
-        ("repaired-interrupted", replace(done, files=1, left=(), complete=False)),
+        ("repaired-interrupted", replace(done, files=1, left=(), complete=False, kinds={"missing": 1})),
         ("repair-dry-run", replace(done, dry_run=True)),
     ):
         check(state, replace(damages, repaired=repaired))
