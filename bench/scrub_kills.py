@@ -27,16 +27,18 @@ from tests.support.schemas import run as execute
 def main(runs: int, count: int, size: int, seed: int) -> None:
     """Run all, and count how they ended."""
     chance, ends = random.Random(seed), Counter[str]()  # noqa: S311
-    with superuser_dsn() as dsn:
-        for number in range(runs):
-            for change in CHANGES:
-                target = _new_index(dsn)
-                with tempfile.TemporaryDirectory(prefix="pgorthanc-kills-") as folder:
-                    scene = Scene.of(target, Path(folder), change, count, size)
-                    ends[f"{change}: {kill(scene, chance, LONGEST_S[change])}"] += 1
-            print(f"{number + 1} of {runs}", file=sys.stderr, flush=True)
-    for end, times in sorted(ends.items()):
-        print(f"{times:5} {end}")
+    try:
+        with superuser_dsn() as dsn:
+            for number in range(runs):
+                for change in CHANGES:
+                    target = _new_index(dsn)
+                    with tempfile.TemporaryDirectory(prefix="pgorthanc-kills-") as folder:
+                        scene = Scene.of(target, Path(folder), change, count, size)
+                        ends[f"{change}: {kill(scene, chance, LONGEST_S[change])}"] += 1
+                print(f"{number + 1} of {runs}", file=sys.stderr, flush=True)
+    finally:
+        for end, times in sorted(ends.items()):
+            print(f"{times:5} {end}", flush=True)
 
 
 # About as long as a change lasts after its first file.

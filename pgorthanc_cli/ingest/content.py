@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import mmap
 import os
 import tempfile
@@ -11,12 +12,12 @@ import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from pgorthanc_cli import dicom, files, text
 from pgorthanc_cli.ingest.walk import Source, ZipArchive
 
-# Larger files are copied to an unnamed temporary file and mapped.
+# Larger files are copied to an unnamed temporary file and mapped, but for adopted ones.
 MEMORY_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _SPACE_CHUNKS = 16  # between two checks of the free space
@@ -28,6 +29,7 @@ _RESERVE_BYTES, _RESERVE_SHARE = 1 << 30, 20
 GZIP, ZIP = b"\x1f\x8b", b"PK\x03\x04"
 # PS3.10, 7.1: a preamble of 128 bytes, then DICM.
 _HEAD_BYTES = 132
+_PIXEL_DATA = b"\xe0\x7f\x10\0"  # tag 7FE0,0010, little endian
 _CHANGED = "it changed while it was read"
 
 Spool = Callable[[], IO[bytes]]
@@ -98,10 +100,26 @@ def read(
         raise UnreadableError(_reason(error)) from error
 
 
+class InPlace(NamedTuple):
+    """The content of a file that stays where it is.
+
+    Attributes:
+        data: The content; of a large file as `ranges` returns it.
+        source: With the size and time of that content.
+        md5: Of the whole file, empty if it is that of `data`.
+        offset: Where the pixel data begins, without which a large file was read; else None.
+    """
+
+    data: bytes | mmap.mmap
+    source: Source
+    md5: str = ""
+    offset: int | None = None
+
+
 def read_in_place(
-    source: Source, checkpoint: Checkpoint, *, memory_bytes: int
-) -> tuple[bytes | mmap.mmap, Source]:
-    """Return the content of a file as it lies, and the source with the size and time of that content.
+    source: Source, checkpoint: Checkpoint, *, memory_bytes: int, whole: bool = False
+) -> InPlace:
+    """Return the content of a file as it lies; of a large one only what is needed, if `whole` is false.
 
     Raises:
         UnreadableError: As `read`.
@@ -110,14 +128,62 @@ def read_in_place(
         raise UnreadableError(source.problem)
     try:
         before = os.stat(source.path)
-        data = read(source, checkpoint=checkpoint, memory_bytes=memory_bytes, unpack=False)
+        content = None
+        if before.st_size > memory_bytes and not whole:
+            content = _read_ranges(source, checkpoint, memory_bytes)
+        if content is None:
+            data = read(source, checkpoint=checkpoint, memory_bytes=memory_bytes, unpack=False)
+            content = InPlace(data, source)
         after = os.stat(source.path)
     except OSError as error:
         raise UnreadableError(_reason(error)) from error
     states = {(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (before, after)}
-    if len(states) > 1 or after.st_size != len(data):
+    if len(states) > 1 or after.st_size != len(content.data):
         raise UnreadableError(_CHANGED)
-    return data, source._replace(size=after.st_size, mtime_ns=after.st_mtime_ns)
+    return content._replace(source=source._replace(size=after.st_size, mtime_ns=after.st_mtime_ns))
+
+
+def _read_ranges(source: Source, checkpoint: Checkpoint, memory_bytes: int) -> InPlace | None:
+    """Return what `dicom.parse` needs of a file that ends with pixel data, None of any other file.
+
+    The file itself is never mapped: it may shrink, which would kill this process.
+    """
+    with os.fdopen(files.open_regular(source.path), "rb", buffering=0) as file:
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
+        _refuse(dicom.reject_reason(lambda start, count: os.pread(descriptor, count, start), size))
+        try:
+            # Pages that are not written are zeros, and take no memory.
+            data = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:
+            return None
+
+        def fill(position: int, length: int) -> bytes:
+            piece = os.pread(descriptor, length, position)
+            data[position : position + len(piece)] = piece
+            return piece
+
+        offset = _pixel_data(fill, data, memory_bytes)
+        if offset is None:
+            data.close()
+            return None
+        digest = hashlib.md5(usedforsecurity=False)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            checkpoint()
+    return InPlace(data, source, digest.hexdigest(), offset)
+
+
+def _pixel_data(fill: Callable[[int, int], bytes], data: mmap.mmap, memory_bytes: int) -> int | None:
+    """Return where the pixel data begins with which a file ends; everything before it is filled then."""
+    filled = start = 0
+    while filled < memory_bytes and (piece := fill(filled, _CHUNK_BYTES)):
+        filled += len(piece)
+        while (offset := data.find(_PIXEL_DATA, start, filled)) != -1:
+            if dicom.ends_with_pixel_data(fill, offset, len(data)):
+                return offset
+            start = offset + 1
+        start = max(start, filled - len(_PIXEL_DATA) + 1)
+    return None
 
 
 def _read_small_file(path: str, memory_bytes: int, *, unpack: bool) -> bytes | None:

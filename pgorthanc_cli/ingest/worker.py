@@ -166,15 +166,30 @@ class Worker:
         data: bytes | mmap = b""
         try:
             memory_bytes = self.settings.memory_bytes
-            data, source = content.read_in_place(source, self._checkpoint, memory_bytes=memory_bytes)
-            instance = dicom.parse(data, self.settings.profile)
+            data, source, md5, offset = content.read_in_place(
+                source, self._checkpoint, memory_bytes=memory_bytes
+            )
+            instance = self._parsed_ranges(data, offset) if md5 else None
+            if instance is None:
+                data, source, md5, _ = content.read_in_place(
+                    source, self._checkpoint, memory_bytes=memory_bytes, whole=True
+                )
+                instance = dicom.parse(data, self.settings.profile)
         except (content.NotDicomError, dicom.Refused) as reason:
             packed = content.packed(bytes(data[:132]))
             text = "it is packed, and cannot be adopted: import it without --adopt" if packed else str(reason)
             return NotDicom(source, FileProblem(source.name, text))
         except content.UnreadableError as reason:
             return FileProblem(source.name, str(reason))
-        return Parsed(source, data, _md5(data, self._checkpoint), instance)
+        return Parsed(source, data, md5 or _md5(data, self._checkpoint), instance)
+
+    def _parsed_ranges(self, data: bytes | mmap, offset: int | None) -> dicom.Instance | None:
+        """Return what a large file determines whose pixel data was not read, None if only the whole file tells."""
+        try:
+            instance = dicom.parse(data, self.settings.profile)
+        except dicom.Refused:
+            return None
+        return instance if instance.pixel_data_offset == offset else None
 
     def _content(self, source: Source) -> bytes | mmap:
         memory_bytes = self.settings.memory_bytes

@@ -45,7 +45,7 @@ KINDS = {
     ORPHAN_DICOM: "DICOM files that the index does not know",
     ORPHAN_OTHER: "other files that the index does not know",
     FOREIGN_FILE: "files whose name is not that of an attachment",
-    IMPORT_LEFTOVER: "files of an interrupted import",
+    IMPORT_LEFTOVER: "files of an interrupted import or repair",
     PENDING_DELETION: "files that the storage plugin will delete",
 }
 # Of a file that no row needs: nothing is lost.

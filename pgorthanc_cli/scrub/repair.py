@@ -189,11 +189,13 @@ def repair(
                 if row.uuid not in known:
                     put.undo(row)
             intact += _checked(rows, target, settings, [row for row in placed if row.uuid in known], left)
+        kinds = Counter(copies.kinds[row.uuid] for row in intact)
+        kinds[model.IMPORT_LEFTOVER] = put.leftovers
         if settings.journal:
             with open_journal(settings.journal, rows.identity(), settings.depth) as journal:
                 assert journal  # noqa: S101 - there is a path
                 journal.record([row.uuid for row in intact], damaged=False)
-                journal.record_repaired(copies.kinds[row.uuid] for row in intact)
+                journal.record_repaired(kinds.elements())
     return Repaired(
         folder=str(copies.folder),
         area=str(settings.storage_dir or "large objects"),
@@ -203,7 +205,7 @@ def repair(
         left=tuple(left),
         restart_orthanc=copies.need_restart(intact),
         complete=not (stop and stop.is_set()),
-        kinds=dict(Counter(copies.kinds[row.uuid] for row in intact)),
+        kinds={kind: count for kind, count in kinds.items() if count},
     )
 
 
@@ -222,10 +224,15 @@ def planned_repairs(settings: Settings, copies: Copies, *, interrupted: bool = F
 
 
 class _Put:
-    """Writes copies into the storage area of an index."""
+    """Writes copies into the storage area of an index.
+
+    Attributes:
+        leftovers: Temporary files of an earlier repair that were removed.
+    """
 
     def __init__(self, conn: db.Session, settings: Settings, folder: Path) -> None:
         self._conn = conn
+        self.leftovers = 0
         self._copies = FilesystemArea(folder)
         self._files = FilesystemArea(settings.storage_dir) if settings.storage_dir else None
 
@@ -234,7 +241,8 @@ class _Put:
         try:
             with self._copies.open(row.uuid) as stream:
                 if self._files:
-                    self._files.discard_temporary(row.uuid)  # of a repair that was killed
+                    # Of a repair that was killed; the check has reported it.
+                    self.leftovers += self._files.discard_temporary(row.uuid)
                     self._files.put(row.uuid, row.file_type, _proved(stream, row))
                     return ""
                 area = LargeObjectArea(self._conn)

@@ -248,13 +248,15 @@ class FilesystemArea:
                 os.rmdir(uuid[2:4], dir_fd=upper)
                 os.rmdir(uuid[:2], dir_fd=self.descriptor)
 
-    def discard_temporary(self, uuid: str) -> None:
-        """Delete what a killed process has left of a file that it was writing.
+    def discard_temporary(self, uuid: str) -> bool:
+        """Delete what a killed process has left of a file that it was writing; return whether it had.
 
         Only for a caller that knows that no other one writes this attachment.
         """
         with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (_, lower):
             os.unlink(temporary_name(uuid), dir_fd=lower)
+            return True
+        return False
 
     def sync_file(self, uuid: str) -> None:
         """Make a file durable that another process has created, and its name."""

@@ -126,7 +126,7 @@ class Scene:
         done = subprocess.run(
             self.command(restore=restore), capture_output=True, text=True, timeout=120, env=self.environment()
         )
-        self.output = done.stdout + done.stderr
+        self.output = done.stdout[-1500:] + done.stderr
         return done.returncode
 
     def has_begun(self) -> bool:
@@ -189,6 +189,11 @@ class Scene:
         assert sorted(contents) == sorted(self.before.values())
         assert now.keys() <= uuids | self.orphans
 
+    def halves(self) -> list[Path]:
+        """The files that have a temporary name."""
+        assert self.store.area
+        return [path for folder in (self.store.area, self.folder) for path in folder.rglob(".*.pgorthanc")]
+
     def close(self) -> None:
         """Remove what lies on another file system."""
         if "elsewhere" in self.change:
@@ -204,8 +209,8 @@ def kill(scene: Scene, chance: random.Random, longest_s: float) -> str:
     """Kill a change within a time after it has begun, check, and finish it; return how it ended."""
     moment_s = chance.uniform(0.0, longest_s)
     command = scene.command(restore=scene.change.startswith("restore"))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=scene.environment(), **quiet) as process:
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(command, env=scene.environment(), stdout=nowhere, stderr=nowhere) as process:
         while process.poll() is None and not scene.has_begun():
             time.sleep(_PAUSE_S)
         time.sleep(moment_s)
@@ -213,7 +218,7 @@ def kill(scene: Scene, chance: random.Random, longest_s: float) -> str:
         code = process.wait(timeout=60)
     wait_until(lambda: rows(scene.store.target, _SESSIONS) == [(0,)], timeout_s=30)
     scene.check()
-    halves = [*scene.folder.rglob(".*.pgorthanc"), *(scene.store.area or scene.folder).rglob(".*.pgorthanc")]
+    halves = scene.halves()
     scene.finish()
     scene.close()
     return f"{'killed' if code == -9 else 'too late'}{', a temporary file was left' if halves else ''}"
