@@ -8,6 +8,7 @@ from pgorthanc_cli.dicom.head import (
     PIXEL_HEADER_BYTES,
     ends_with_pixel_data,
     patient_key,
+    pixel_data_end,
     probable_ids,
     reject_reason,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "parse",
     "parse_tag",
     "patient_key",
+    "pixel_data_end",
     "probable_ids",
     "reject_reason",
 ]

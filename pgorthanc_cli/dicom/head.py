@@ -161,19 +161,24 @@ def ends_with_pixel_data(read: Callable[[int, int], bytes], offset: int, size: i
         offset: Where the index says that the pixel data begins (metadata 14).
         size: Of the file.
     """
+    return pixel_data_end(read, offset, size) == size
+
+
+def pixel_data_end(read: Callable[[int, int], bytes], offset: int, size: int) -> int | None:
+    """Return where the pixel data at `offset` ends, None if there is none or it is odd; see `ends_with_pixel_data`."""
     header = read(offset, PIXEL_HEADER_BYTES)
     order = "<" if header[:4] == b"\xe0\x7f\x10\0" else ">"
     if len(header) < PIXEL_HEADER_BYTES or (order == ">" and header[:4] != b"\x7f\xe0\0\x10"):
-        return False
+        return None
     start, length = offset + 8, LENGTH[order](header, 4)[0]
     if is_vr(header[4:6]):
         # With any other VR the file is odd enough to be read whole.
         if header[4:6] not in LONG_VR_CODES:
-            return False
+            return None
         start, length = offset + 12, LENGTH[order](header, 8)[0]
     if length != UNDEFINED:
-        return bool(start + length == size)
-    return _fragments_end(read, start, size, order) == size
+        return int(start + length)
+    return _fragments_end(read, start, size, order)
 
 
 def _fragments_end(read: Callable[[int, int], bytes], pos: int, size: int, order: str) -> int | None:

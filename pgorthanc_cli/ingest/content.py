@@ -144,7 +144,7 @@ def read_in_place(
 
 
 def _read_ranges(source: Source, checkpoint: Checkpoint, memory_bytes: int) -> InPlace | None:
-    """Return what `dicom.parse` needs of a file that ends with pixel data, None of any other file.
+    """Return what `dicom.parse` needs of a file that is mostly pixel data, None of any other file.
 
     The file itself is never mapped: it may shrink, which would kill this process.
     """
@@ -174,12 +174,16 @@ def _read_ranges(source: Source, checkpoint: Checkpoint, memory_bytes: int) -> I
 
 
 def _pixel_data(fill: Callable[[int, int], bytes], data: mmap.mmap, memory_bytes: int) -> int | None:
-    """Return where the pixel data begins with which a file ends; everything before it is filled then."""
+    """Return where the pixel data begins of which a file mostly consists; the rest of it is filled then."""
+    size = len(data)
     filled = start = 0
     while filled < memory_bytes and (piece := fill(filled, _CHUNK_BYTES)):
         filled += len(piece)
         while (offset := data.find(_PIXEL_DATA, start, filled)) != -1:
-            if dicom.ends_with_pixel_data(fill, offset, len(data)):
+            end = dicom.pixel_data_end(fill, offset, size)
+            # Padding and signatures may follow; after the pixel data of an icon, much more does.
+            if end is not None and 0 <= size - end <= _CHUNK_BYTES:
+                fill(end, size - end)
                 return offset
             start = offset + 1
         start = max(start, filled - len(_PIXEL_DATA) + 1)
