@@ -176,6 +176,7 @@ def _completed(settings: ConversionSettings, orthanc: OrthancConfiguration | Non
         settings,
         server_identifier=settings.server_identifier or orthanc.database_server_identifier,
         storage_dir=settings.storage_dir or orthanc.storage_directory,
+        storages=orthanc.advanced_storage,
     )
 
 

@@ -26,17 +26,32 @@ def command(call: Call) -> None:
 
     Exit codes: 0 shown; 3 cannot reach the server or log in; 4 no index.
     """
-    from pgorthanc_cli import db
+    from pgorthanc_cli import db, placement
     from pgorthanc_cli.schema import status as room
     from pgorthanc_cli.views import status as views
 
     # A diagnosis tries once, however often the configuration lets Orthanc try.
-    with call.target() as target, db.session(replace(target, retries=0), readonly=True) as conn:
-        found = room.find(conn, target.schema)
+    with (
+        call.resolved() as resolved,
+        db.session(replace(resolved.target, retries=0), readonly=True) as conn,
+    ):
+        found = room.find(conn, resolved.target.schema)
+        sample = placement.sample(conn) if isinstance(found, room.Status) else placement.Sample()
     if isinstance(found, room.Status):
+        found = replace(
+            found,
+            areas=sample.areas,
+            areas_not_found=sample.not_found(resolved.orthanc) if resolved.orthanc else (),
+            kept_customdata=sample.kept_customdata,
+        )
         # An upgrade to the revision of the tables only corrects the recorded one.
         to = ("--to", str(found.revision)) if isinstance(found.revision, int) else ()
-        call.emit_page(found, views.page(found, upgrade=call.command_line("upgrade", *to)))
+        page = views.page(
+            found,
+            upgrade=call.command_line("upgrade", *to),
+            show=call.command_line("storage", "show"),
+        )
+        call.emit_page(found, page)
         return
     schemas = found.other_schemas
     other = call.command_line("status", schema=schemas[0]) if schemas else ""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import psycopg2
 import psycopg2.extensions
 
-from pgorthanc_cli import __version__, db, locks
+from pgorthanc_cli import __version__, db, locks, placement
 from pgorthanc_cli.config import deployment, documents
 from pgorthanc_cli.config.deployment import Deployment
 from pgorthanc_cli.doctor.model import Health
@@ -142,6 +142,7 @@ def _contents(
                 "locks": locks.inspect,
             }.items():
                 yield f"{name}.json", _json_or_error(partial(inspect, conn, target.schema))
+        yield "storage.json", _json_or_error(partial(placement.show, target))
     except PgOrthancError as error:
         yield "connection-error.json", _json({"error": error.message, "hint": error.hint})
 

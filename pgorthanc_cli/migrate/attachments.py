@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pgorthanc_cli import db, storage, workers
+from pgorthanc_cli import db, files, storage, workers
+from pgorthanc_cli.index import customdata
 from pgorthanc_cli.migrate.model import FileCheck
 from pgorthanc_cli.migrate.source import Attachment
 
@@ -24,15 +26,25 @@ _BATCH_FILES = 200
 _BATCH_BYTES = 64 << 20
 
 
-def compare(area: storage.Area, attachments: Iterator[Attachment], *, hashes: bool) -> FileCheck:
-    """Compare the sizes, and with `hashes` the MD5s; skips what a storage plugin keeps elsewhere."""
+def compare(
+    area: storage.FilesystemArea,
+    attachments: Iterator[Attachment],
+    *,
+    storages: Mapping[str, Path] | None,
+    hashes: bool,
+) -> FileCheck:
+    """Compare the sizes, and with `hashes` the MD5s; `storages` are those of AdvancedStorage."""
     result = FileCheck()
     for attachment in attachments:
-        if attachment.custom:
+        uuid, custom = attachment.uuid, attachment.custom
+        try:
+            path = customdata.locate(uuid, custom, area.root, storages) if custom else None
+        except customdata.NotLocated:
+            result.elsewhere += 1
             continue
         result.checked += 1
         try:
-            with area.open(attachment.uuid, attachment.file_type) as stream:
+            with open(files.open_regular(path), "rb") if path else area.open(uuid) as stream:
                 _is_equal(stream, attachment, result, hashes=hashes)
         except OSError as error:
             result.add_problem(attachment.uuid, str(error.strerror), missing=True)

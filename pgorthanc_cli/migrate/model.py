@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class ConversionSettings:
         restart: Discard an unfinished conversion and start again.
         verify: Read all rows back, compare them, and check the invariants of the index.
         storage_dir: Orthanc's StorageDirectory.
+        storages: The folders of AdvancedStorage.MultipleStorages by their ids, None if unknown.
         verify_files: Compare the size of each attachment's file.
         verify_hashes: Compare the MD5 of each attachment's file as well.
         large_objects: Copy the attachments into PostgreSQL.
@@ -38,6 +39,7 @@ class ConversionSettings:
     restart: bool = False
     verify: bool = True
     storage_dir: Path | None = None
+    storages: Mapping[str, Path] | None = None
     verify_files: bool = False
     verify_hashes: bool = False
     large_objects: bool = False
@@ -117,6 +119,8 @@ class FileCheck:
         missing: Files that do not exist or cannot be read.
         differing: Files of another size or MD5.
         examples: Some of these, as `uuid: problem`.
+        elsewhere: Attachments that were not compared, as only their storage plugin knows where
+            they are.
     """
 
     checked: int = 0
@@ -124,6 +128,7 @@ class FileCheck:
     missing: int = 0
     differing: int = 0
     examples: tuple[str, ...] = ()
+    elsewhere: int = 0
 
     MAX_EXAMPLES = 20
 
@@ -133,6 +138,7 @@ class FileCheck:
         self.hashed += other.hashed
         self.missing += other.missing
         self.differing += other.differing
+        self.elsewhere += other.elsewhere
         self.examples = (*self.examples, *other.examples)[: self.MAX_EXAMPLES]
 
     def add_problem(self, uuid: str, problem: str, *, missing: bool) -> None:

@@ -182,7 +182,13 @@ class Run:
         folder, hashes = self.settings.storage_dir, self.settings.verify_hashes
         if folder and (self.settings.verify_files or hashes):
             jobs = [
-                partial(Worker.compare_files, piece=piece, folder=folder, hashes=hashes)
+                partial(
+                    Worker.compare_files,
+                    piece=piece,
+                    folder=folder,
+                    storages=self.settings.storages,
+                    hashes=hashes,
+                )
                 for piece in self.open_reader().attachment_pieces()
             ]
             self._files = self.add_up_files(jobs, "compared")

@@ -46,14 +46,14 @@ class Attachment(NamedTuple):
         file_type: Orthanc's type of the content.
         size: Size in bytes, as stored.
         md5: MD5 of the file; empty if the index has none.
-        custom: Whether a storage plugin keeps it elsewhere (it has customData).
+        custom: Its customData, which says where a storage plugin keeps it; mostly empty.
     """
 
     uuid: str
     file_type: int
     size: int
     md5: str
-    custom: bool
+    custom: bytes
 
 
 class Source(Protocol):

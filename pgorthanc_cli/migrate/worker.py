@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -174,10 +174,13 @@ class Worker:
             findings = data.findings(self.conn, objects, self.context.revision, deep=True)
         return [str(finding) for finding in findings if finding.matters]
 
-    def compare_files(self, piece: Piece, folder: Path, *, hashes: bool) -> FileCheck:
-        """Compare attachments with their files in the storage folder."""
+    def compare_files(
+        self, piece: Piece, folder: Path, storages: Mapping[str, Path] | None, *, hashes: bool
+    ) -> FileCheck:
+        """Compare attachments with their files in the storage folder, or in those of a storage plugin."""
         area = storage.FilesystemArea(folder)
-        return attachments.compare(area, self._attachments(piece), hashes=hashes)
+        pieces = self._attachments(piece)
+        return attachments.compare(area, pieces, storages=storages, hashes=hashes)
 
     def copy_files(self, piece: Piece, folder: Path) -> FileCheck:
         """Copy the files of attachments into large objects."""

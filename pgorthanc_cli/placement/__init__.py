@@ -1,11 +1,12 @@
 """Where attachments are (`storage show`), and moving them from one storage area to another (`storage move`).
 
-`survey` reads what the index says. `phases` leads a move, `worker` and `ends` do the work on some
-attachments, `record` remembers what was proved.
+`survey` reads what the index says, `sample` a little of it. `phases` leads a move, `worker` and
+`ends` do the work on some attachments, `record` remembers what was proved.
 """
 
 from pgorthanc_cli.placement.model import PHASES, Failed, Moved, MoveSettings, Place
 from pgorthanc_cli.placement.phases import move
+from pgorthanc_cli.placement.sample import Sample, sample
 from pgorthanc_cli.placement.settings import from_options
 from pgorthanc_cli.placement.survey import Area, Content, Group, Shown, show
 
@@ -18,8 +19,10 @@ __all__ = [
     "MoveSettings",
     "Moved",
     "Place",
+    "Sample",
     "Shown",
     "from_options",
     "move",
+    "sample",
     "show",
 ]

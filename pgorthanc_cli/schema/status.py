@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import db
 from pgorthanc_cli.schema import catalog
@@ -90,6 +90,10 @@ class Status:
         connections: Number of connections to the server, in all databases.
         max_connections: The server's limit for these.
         time: The server's clock, in local time.
+        areas: Where the newest and the oldest attachments are, as `storage show` names the
+            areas; whoever reads them adds this and the following.
+        areas_not_found: Those that an Orthanc with the given configuration does not read.
+        kept_customdata: Attachments whose customdata a downgrade has put aside.
     """
 
     schema: str
@@ -115,6 +119,9 @@ class Status:
     connections: int
     max_connections: int
     time: datetime
+    areas: tuple[str, ...] = ()
+    areas_not_found: tuple[str, ...] = ()
+    kept_customdata: int = 0
 
 
 def find(conn: Connection, schema: str) -> Status | NoIndex:
@@ -145,6 +152,7 @@ def status(conn: Connection, schema: str) -> Status:
 
 def _status(conn: Connection, schema: str, objects: catalog.Catalog, layout: catalog.Layout) -> Status:
     counters, deltas = _counters(conn, objects)
+    counts: dict[str, Any] = {name: counters.get(key) for key, name in enumerate(_COUNTERS)}
     [(sessions, connections, max_connections, now)] = db.rows(conn, _SESSIONS)
     return Status(
         schema=schema,
@@ -152,7 +160,7 @@ def _status(conn: Connection, schema: str, objects: catalog.Catalog, layout: cat
         recorded_revision=_number(objects.get("property 4")),
         schema_version=_number(objects.get("property 1")),
         plugins=layout.plugins,
-        **{name: counters.get(key) for key, name in enumerate(_COUNTERS)},
+        **counts,
         storage_area=_storage_area(conn, objects),
         trigram=catalog.trigram(conn, objects),
         locks=db.lock_holders(conn, db.LOCK_INDEX, db.LOCK_STORAGE, db.LOCK_DATABASE_SETUP),

@@ -38,6 +38,8 @@ class Loss:
         below: The first revision that can hold them.
         table: The table in which they are kept.
         unreadable: Whether Orthanc cannot find files without them.
+        files: How many files these are.
+        adopted: How many of the files were adopted: Orthanc only reads them where they lie.
     """
 
     what: str
@@ -45,6 +47,8 @@ class Loss:
     below: int
     table: str
     unreadable: bool = False
+    files: int = 0
+    adopted: int = 0
 
 
 # (what, the object that holds it, the table that keeps it, query). customdata has no index: one
@@ -74,6 +78,15 @@ _LOSSES = (
 )  # fmt: skip
 
 
+# Without customdata Orthanc looks for ab/cd/abcd... below StorageDirectory, where some rows name the file anyway
+# (STORAGE.md A2). The plugin writes no spaces, and a quotation mark within a path has a backslash before it.
+_FILES = """
+    SELECT count(*), count(*) FILTER (WHERE position('"o":false'::bytea IN customdata) > 0)
+        FROM index.attachedfiles WHERE customdata <> ''::bytea AND customdata <> convert_to(
+            '{"o":true,"p":"' || left(uuid, 2) || '/' || substr(uuid, 3, 2) || '/' || uuid || '","v":1}', 'UTF8')
+"""
+
+
 def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
     """Return the contents of an index that revision `to` cannot hold."""
     result = []
@@ -81,8 +94,8 @@ def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
         below = catalog.revisions_of_objects()[name][0]
         if to < below and name in objects:
             count = db.value(conn, query)
-            unreadable = name == _CUSTOM_DATA
-            result.append(Loss(what, count, below, f"{PREFIX}{table}", unreadable))
+            files, adopted = (db.row(conn, _FILES) if count and name == _CUSTOM_DATA else None) or (0, 0)
+            result.append(Loss(what, count, below, f"{PREFIX}{table}", files > 0, files, adopted))
     return [loss for loss in result if loss.rows]
 
 

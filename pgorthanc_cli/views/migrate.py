@@ -80,9 +80,15 @@ def _problems(converted: Converted) -> Iterator[Note]:
     if files.missing or files.differing:
         counts = f"{plural(files.missing, 'file')} missing, {files.differing:,} not as in the index"
         yield Note(counts, "problem", tuple(map(printable, files.examples[:_SHOWN])))
-    else:
+    elif files.checked:
         what = "size and MD5" if files.hashed else "size"
         yield Note(f"the files of {plural(files.checked, 'attachment')} exist, with the right {what}", "ok")
+    if files.elsewhere:
+        yield Note(
+            f"the files of {plural(files.elsewhere, 'attachment')} were not compared",
+            "unknown",
+            ("A storage plugin keeps them (customData); what was given does not say where.",),
+        )
 
 
 def _steps(converted: Converted, verify: str) -> Iterator[Note]:

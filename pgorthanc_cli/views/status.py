@@ -10,12 +10,36 @@ from pgorthanc_cli.text import age, plural, printable, size
 from pgorthanc_cli.views import trigram
 from pgorthanc_cli.views.page import Block, Facts, Note, Page
 
-_AREAS = {"postgresql": "as large objects in PostgreSQL", "filesystem": "in the filesystem storage area"}
+_AREAS = {
+    "postgresql": "as large objects in PostgreSQL",
+    "filesystem": "in the filesystem storage area",
+    "advanced-storage": "in folders of the advanced-storage plugin",
+    "adopted": "adopted where they lie",
+    "unknown": "where an unknown storage plugin keeps them",
+}
 
 
-def page(status: Status, upgrade: str) -> Page:
-    """Return the page; `upgrade` is the command that repairs the recorded revision."""
-    blocks: list[Block] = [Facts(tuple(_facts(status))), *_findings(status, upgrade)]
+_FILES = {
+    "postgresql": "the large objects in PostgreSQL",
+    "filesystem": "the files in the filesystem storage area",
+    "advanced-storage": "the files of the advanced-storage plugin",
+    "adopted": "the adopted files",
+}
+
+
+def page(status: Status, upgrade: str, show: str = "") -> Page:
+    """Return the page.
+
+    Args:
+        status: The state.
+        upgrade: The command that repairs the recorded revision.
+        show: The command that shows where attachments are.
+    """
+    blocks: list[Block] = [
+        Facts(tuple(_facts(status))),
+        *_findings(status, upgrade),
+        *_files_not_found(status, show),
+    ]
     where = (
         *status.endpoint.login,
         *_schema(status.schema),
@@ -77,7 +101,8 @@ def _facts(status: Status) -> Iterator[tuple[str, str]]:
     if status.newest:
         yield "Newest", f"stored {age(status.newest, status.time)}"
     if status.compressed_size_bytes:
-        yield "Files", f"{_file_sizes(status)} {_AREAS[status.storage_area]}"
+        areas = ", or ".join(_AREAS[area] for area in status.areas or (status.storage_area,))
+        yield "Files", f"{_file_sizes(status)} {areas}"
     searches = f"; {trigram.VALID}" if status.trigram == "valid" else ""
     yield "Index", f"{size(status.index_bytes)}{searches}"
     yield "Sessions", _sessions(status)
@@ -135,3 +160,21 @@ def _findings(status: Status, upgrade: str) -> Iterator[Note]:
         )
     if finding := trigram.finding(status.trigram, status.schema):
         yield finding
+
+
+def _files_not_found(status: Status, show: str) -> Iterator[Note]:
+    if status.areas_not_found:
+        areas = " and ".join(_FILES[area] for area in status.areas_not_found)
+        yield Note(
+            f"Orthanc does not find {areas}.",
+            "problem",
+            ("Its configuration names another storage. To see how many they are:",),
+            show,
+        )
+    if status.kept_customdata:
+        count = plural(status.kept_customdata, "attachment")
+        yield Note(
+            f"Orthanc does not find the files of {count}, as a downgrade has put their customData aside.",
+            "warning",
+            ("An upgrade to revision 5 or later brings it back.",),
+        )

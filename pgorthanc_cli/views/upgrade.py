@@ -143,9 +143,10 @@ def _losses(plan: Plan) -> Iterator[Note]:
 def _unreadable(losses: Sequence[Loss]) -> Iterator[str]:
     for loss in losses:
         if loss.unreadable:
-            count = plural(loss.rows, "attachment")
+            count = plural(loss.files, "attachment")
+            adopted = f", {loss.adopted:,} of them adopted" if loss.adopted else ""
             yield (
-                f"Until then, Orthanc cannot find the files of {count}: "
+                f"Until then, Orthanc cannot find the files of {count}{adopted}: "
                 "a storage plugin noted in customData where they are."
             )
 

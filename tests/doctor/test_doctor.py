@@ -319,7 +319,7 @@ def test_nothing_secret_is_in_a_bundle(
             archive = tmp_path / f"{db.parse_dsn(target.dsn)['user']}.tar.gz"
             run = pgorthanc("support-bundle", "--uri", target.dsn, "--config", configuration, archive)
             assert run.returncode == 0, run.stderr
-            assert run.stdout.startswith(f"Wrote {archive} with 13 files")
+            assert run.stdout.startswith(f"Wrote {archive} with 14 files")
             assert stat.S_IMODE(archive.stat().st_mode) == 0o600
             content = {}
             with tarfile.open(archive) as tar:

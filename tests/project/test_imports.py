@@ -40,7 +40,7 @@ ALLOWED = {
     "waiting": {"schema"},
     "authentication": {"server"},
     "keepalive": set(),
-    "doctor": {"config", "index", "locks", "schema", "scrub"},
+    "doctor": {"config", "index", "locks", "placement", "schema", "scrub"},
     "replication": {"authentication", "schema", "server"},
     "dicom": set(),
     "index": set(),
@@ -49,7 +49,7 @@ ALLOWED = {
     "scrub": {"config", "dicom", "index", "ingest", "storage", "workers"},
     "reindex": {"config", "dicom", "index", "pacing", "storage", "workers"},
     "placement": {"config", "index", "locks", "schema", "storage", "workers"},
-    "migrate": {"config", "locks", "schema", "storage", "workers"},
+    "migrate": {"config", "index", "locks", "schema", "storage", "workers"},
     "guides": set(),
     "views": {
         "authentication",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pgorthanc_cli import cli, db, scrub
+from pgorthanc_cli import cli, db, scrub, storage
 from pgorthanc_cli.errors import UsageError
 from tests.scrub.injected import Store, bad_name, missing, moved_to_another_folder, orphan_dicom, orphan_other
 from tests.support import samples
@@ -115,6 +115,7 @@ def test_a_file_of_that_name_is_never_replaced(store: Store, aside: Path) -> Non
 
 
 def test_another_file_system(store: Store) -> None:
+    """Also after a kill in the middle of a copy, and after one between the copy and the removal."""
     assert store.area
     device = store.area.stat().st_dev
     other = next(path for path in map(Path, ("/dev/shm", "/tmp")) if path.stat().st_dev != device)
@@ -122,10 +123,14 @@ def test_another_file_system(store: Store) -> None:
     uuid = orphan_dicom(store)
     content = store.read(uuid)
     try:
-        verify(store, "--quarantine", memory, "--yes")
+        half = memory / uuid[:2] / uuid[2:4] / storage.temporary_name(uuid)
+        half.parent.mkdir(parents=True)
+        half.write_bytes(content[:100])
+        assert verify(store, "--quarantine", memory, "--yes").exit_code == 0
         assert tree(memory) == {f"{uuid[:2]}/{uuid[2:4]}/{uuid}": content}
-        verify(store, "--quarantine", memory, "--restore")
-        assert store.read(uuid) == content
+        store.write(uuid, content)
+        assert verify(store, "--quarantine", memory, "--restore").exit_code == 0
+        assert (store.read(uuid), tree(memory)) == (content, {})
     finally:
         shutil.rmtree(memory, ignore_errors=True)
 

@@ -73,6 +73,12 @@ STATES = {
     ),
     "without-locks": replace(IN_USE, locks=[], trigram="missing", schema="O'Neil \"x\""),
     "damaged": replace(IN_USE, recorded_revision=None, trigram="invalid", sessions=1, locks=[]),
+    "files-not-found": replace(
+        IN_USE,
+        areas=("filesystem", "postgresql", "adopted"),
+        areas_not_found=("postgresql", "adopted"),
+        kept_customdata=1204,
+    ),
     "empty": replace(EMPTY, trigram="unavailable"),
     "before-revision-1": replace(
         EMPTY, revision="unknown", recorded_revision=None, plugins="up to 2.1",
@@ -83,7 +89,11 @@ STATES = {
 
 @pytest.mark.parametrize("state", STATES)
 def test_the_states_of_an_index(state: str) -> None:
-    page = views.page(STATES[state], upgrade="pgorthanc upgrade --config /etc/orthanc")
+    page = views.page(
+        STATES[state],
+        upgrade="pgorthanc upgrade --config /etc/orthanc",
+        show="pgorthanc storage show --config /etc/orthanc",
+    )
     golden.check_view(GOLDEN, state, page)
 
 

@@ -69,7 +69,15 @@ OBSTACLES = (
     ),
 )
 LOSSES = (
-    Loss("customData of attachments", 1204, 5, "pgorthanc_kept_customdata", unreadable=True),
+    Loss(
+        "customData of attachments",
+        1204,
+        5,
+        "pgorthanc_kept_customdata",
+        unreadable=True,
+        files=1204,
+        adopted=204,
+    ),
     Loss("key-value pairs", 87, 5, "pgorthanc_kept_keyvaluestores"),
     Loss("audit log entries", 512, 6, "pgorthanc_kept_auditlogs"),
 )

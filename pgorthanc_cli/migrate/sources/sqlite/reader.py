@@ -297,14 +297,14 @@ class SQLiteReader:
     def attachments(self, piece: Piece) -> Iterator[Attachment]:
         """Yield the attachments of a piece that belong to a resource."""
         has_custom_data = self._index.has("AttachedFiles", "customData")
-        custom = "coalesce(length(customData) > 0, 0)" if has_custom_data else "0"
+        custom = "CAST(coalesce(customData, '') AS BLOB)" if has_custom_data else "CAST('' AS BLOB)"
         query = f"""
             SELECT uuid, fileType, compressedSize, compressedMD5, {custom} FROM AttachedFiles t
                 WHERE rowid > ? AND rowid <= ? AND typeof(uuid) = 'text' AND typeof(compressedSize) = 'integer'
                     AND EXISTS (SELECT 1 FROM tree WHERE tree.internalId = t.id) ORDER BY rowid"""
         for uuid, file_type, size, md5, custom_data in self._conn.execute(query, (piece.after, piece.last)):
             name = uuid.decode("utf-8", "replace")
-            yield Attachment(name, file_type, size, (md5 or b"").decode("latin-1"), bool(custom_data))
+            yield Attachment(name, file_type, size, (md5 or b"").decode("latin-1"), custom_data)
 
     def row_counts(self) -> dict[str, int]:
         """Return the number of rows to convert by table of the source."""

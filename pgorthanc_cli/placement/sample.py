@@ -1,0 +1,77 @@
+"""Where some attachments are: enough for a glance, at any size of the index.
+
+Like `customdata.unsupported_plugin`: the newest resources show where files go now, the
+oldest ones where they went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgorthanc_cli import db, index
+from pgorthanc_cli.config import OrthancConfiguration
+from pgorthanc_cli.errors import RevisionError, UsageError
+from pgorthanc_cli.index import customdata
+
+FILESYSTEM, POSTGRESQL, UNKNOWN = "filesystem", "postgresql", "unknown"
+OWNED, ADOPTED = "advanced-storage", "adopted"
+KINDS = (FILESYSTEM, POSTGRESQL, OWNED, ADOPTED, UNKNOWN)
+_SAMPLE = """
+    SELECT DISTINCT {customdata}, {is_object} FROM index.attachedfiles a
+        WHERE a.id IN (SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
+            OR a.id IN (SELECT internalid FROM index.resources ORDER BY internalid LIMIT 1000)
+"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where the newest and the oldest attachments are.
+
+    Attributes:
+        areas: Their kinds, as in `survey.Area`.
+        kept_customdata: Attachments whose customdata a downgrade has put aside.
+    """
+
+    areas: tuple[str, ...] = ()
+    kept_customdata: int = 0
+
+    def not_found(self, orthanc: OrthancConfiguration) -> tuple[str, ...]:
+        """Return the areas of files that an Orthanc with this configuration will not find.
+
+        None where another storage plugin keeps files: only it knows where they are.
+        """
+        if orthanc.advanced_storage is None:
+            try:
+                orthanc.require_own_storage()
+            except UsageError:
+                return ()
+            reachable: tuple[str, ...] = (POSTGRESQL if orthanc.enable_storage else FILESYSTEM,)
+        else:
+            reachable = (FILESYSTEM, OWNED, ADOPTED)
+        return tuple(area for area in self.areas if area not in (*reachable, UNKNOWN))
+
+
+def sample(conn: db.Session) -> Sample:
+    """Return where attachments of an index are; nothing of a layout before revision 1."""
+    try:
+        capabilities = index.Capabilities.read(conn)
+    except RevisionError:
+        return Sample()
+    has_area = db.value(conn, "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NOT NULL")
+    is_object = "EXISTS (SELECT FROM index.storagearea s WHERE s.uuid = a.uuid)" if has_area else "false"
+    column = "NULLIF(a.customdata, ''::bytea)" if capabilities.custom_data else "NULL::bytea"
+    rows = db.rows(conn, _SAMPLE.format(customdata=column, is_object=is_object))
+    areas = {_area(data, is_object=is_object) for data, is_object in rows}
+    kept = 0
+    if capabilities.preserved_custom_data:
+        kept = db.value(conn, "SELECT count(*) FROM index.pgorthanc_kept_customdata WHERE customdata <> ''")
+    return Sample(tuple(kind for kind in KINDS if kind in areas), kept)
+
+
+def _area(data: memoryview | None, *, is_object: bool) -> str:
+    if data is None:
+        return POSTGRESQL if is_object else FILESYSTEM
+    custom = customdata.read(bytes(data))
+    if custom.plugin != customdata.ADVANCED_STORAGE:
+        return UNKNOWN
+    return ADOPTED if custom.adopted else OWNED
