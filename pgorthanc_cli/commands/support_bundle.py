@@ -22,9 +22,9 @@ class _Written:
 def command(call: Call, *, file: Path) -> None:
     """Collect diagnostics in a file, without patient data.
 
-    FILE (.tar.gz) holds what doctor, status, verify schema and check-lock report, sizes and activity of tables and
-    indexes, where attachments are, settings and sessions; with --config also Orthanc's options, masked. No row of the index, no statement of a
-    session, no password, nothing about patients.
+    FILE (.tar.gz) holds what doctor, status, storage show, verify schema and check-lock report, sizes and activity of
+    tables and indexes, settings and sessions; with --config also Orthanc's options, masked. No row of the index, no
+    statement of a session, no password, nothing about patients.
 
     \b
     Examples:

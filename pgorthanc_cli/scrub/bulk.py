@@ -1,8 +1,9 @@
-"""Names, or names and sizes, of whole parts compared at a time: where nothing differs, no row is looked at."""
+"""Names, sizes or MD5s of whole parts compared at a time: where nothing differs, no row is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from pgorthanc_cli.storage.listing import Listing
@@ -25,6 +26,37 @@ class Bulk(NamedTuple):
     bytes: int
     doubtful: list[str]
     rest: Listing
+
+
+class Hashed(NamedTuple):
+    """A part whose small files were hashed.
+
+    Attributes:
+        equal: Rows whose file has the right content.
+        bytes: Of these files.
+        doubtful: UUIDs of the other rows.
+        rest: What lies there besides the files of equal rows.
+    """
+
+    equal: int
+    bytes: int
+    doubtful: list[str]
+    rest: Listing
+
+
+def joined(texts: Iterator[tuple[str, str, int]], parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the digits of each part, and its rows as one text from `Rows.names`.
+
+    What begins with other characters than digits comes with the part behind which it sorts,
+    or with the first one: a part is the range of names up to the next one.
+    """
+    text = next(texts, None)
+    for digits, following in zip_longest(parts, parts[1:]):
+        words = []
+        while text and (following is None or text[0] < following):
+            words.append(text[1])
+            text = next(texts, None)
+        yield digits, " ".join(words)
 
 
 def compare(texts: Iterator[tuple[str, str, int]], listings: Iterable[tuple[str, Listing]]) -> Bulk | None:

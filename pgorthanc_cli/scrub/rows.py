@@ -6,7 +6,7 @@ of the table: few large ranges, each in a transaction of minutes, never of hours
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, index
@@ -15,6 +15,7 @@ from pgorthanc_cli.errors import InUseError, PgOrthancError, RevisionError, Usag
 from pgorthanc_cli.index.model import NEW_INSTANCE
 from pgorthanc_cli.scrub import bulk, model
 from pgorthanc_cli.scrub.model import Finding, Row, Settings
+from pgorthanc_cli.storage import CHUNK_BYTES
 from pgorthanc_cli.text import printable
 
 if TYPE_CHECKING:
@@ -89,13 +90,14 @@ class Rows:
             )
         return " AND ".join(conditions) or "true"
 
-    def total(self) -> tuple[int, int]:
-        """Return the number of attachments, and their stored bytes."""
-        query = f"""SELECT count(*), COALESCE(sum(compressedsize), 0) FROM index.attachedfiles
-                    WHERE {self._selected}"""  # noqa: S608 - constants and numbers
-        ((count, size),) = db.rows(self.conn, query)
+    def total(self) -> tuple[int, int, int]:
+        """Return the number of attachments, their stored bytes, and how many are not in plain small files."""
+        query = f"""SELECT count(*), COALESCE(sum(compressedsize), 0),
+                count(*) FILTER (WHERE ({self._plain()}) IS NOT TRUE OR strpos(uuid, ' ') > 0)
+            FROM index.attachedfiles a WHERE {self._selected}"""  # noqa: S608 - constants and numbers
+        ((count, size, others),) = db.rows(self.conn, query)
         self.conn.rollback()
-        return int(count), int(size)
+        return int(count), int(size), int(others)
 
     def sample(self) -> list[str]:
         """Return UUIDs of the newest and the oldest attachments in their usual place."""
@@ -138,20 +140,25 @@ class Rows:
 
     # --- in order -----------------------------------------------------------------------
 
-    def names(self, first: str, end: str | None, digits: int) -> Iterator[tuple[str, str, int]]:
+    def names(self, first: str, end: str | None, digits: int) -> Generator[tuple[str, str, int], None, None]:
         """Yield the rows with first <= UUID < end, those whose names begin alike as one text.
 
         `str.split` is much faster than a tuple for each row.
 
         Yields:
             The first digits; UUIDs, each followed by what the listing of its part has if
-            `content.shallow_problem` finds nothing (the size, or -1), or by one of
-            `bulk.NOT_PLAIN` and `bulk.NO_NAME`; the sum of the stored bytes.
+            `content.shallow_problem` finds nothing (the size, or -1; to compare content, size
+            and MD5 as `size-md5`), or by one of `bulk.NOT_PLAIN` and `bulk.NO_NAME`; the sum
+            of the stored bytes.
         """
-        is_size = self.settings.depth == model.SIZE
+        expected = {
+            model.EXISTS: "' -1'",
+            model.SIZE: "' ' || a.compressedsize",
+            model.HASH: "' ' || a.compressedsize || '-' || a.compressedhash",
+        }[self.settings.depth]
         query = f"""SELECT left(a.uuid COLLATE "C", {digits}), string_agg(
                 replace(a.uuid, ' ', '_') || CASE WHEN strpos(a.uuid, ' ') > 0 THEN ' {bulk.NO_NAME}'
-                    WHEN {self._plain()} THEN {"' ' || a.compressedsize" if is_size else "' -1'"}
+                    WHEN {self._plain()} THEN {expected}
                     ELSE ' {bulk.NOT_PLAIN}' END, ' '),
                 COALESCE(sum(a.compressedsize), 0)::int8
             FROM index.attachedfiles a
@@ -165,8 +172,12 @@ class Rows:
         self.conn.rollback()
 
     def _plain(self) -> str:
-        """Return the SQL for rows that have no customdata, and with sizes no problem of their own."""
+        """Return the SQL for rows without customdata and, with sizes or MD5s, without a problem of their own."""
         plain = f"{self._customdata} IS NULL"
+        if self.settings.depth == model.HASH:
+            plain += f""" AND a.compressiontype = 1 AND a.compressedsize BETWEEN 0 AND {CHUNK_BYTES - 1}
+                AND a.compressedsize = a.uncompressedsize
+                AND a.compressedhash = a.uncompressedhash AND a.compressedhash ~ '^[0-9a-f]{{32}}$'"""
         if self.settings.depth == model.SIZE:
             plain += """ AND a.compressedsize IS NOT NULL AND a.uncompressedsize IS NOT NULL
                 AND (a.compressedhash = '') = (a.uncompressedhash = '')

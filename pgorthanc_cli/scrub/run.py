@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from pgorthanc_cli import db, index
@@ -27,12 +28,13 @@ from pgorthanc_cli.scrub.rows import Rows
 from pgorthanc_cli.scrub.spool import Spool
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
 from pgorthanc_cli.storage import is_uuid
-from pgorthanc_cli.storage.listing import Listing, Odd, top_level
+from pgorthanc_cli.storage.listing import Listing, top_level
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
 _BATCH_FILES, _BATCH_BYTES = 256, 32 << 20  # given to a worker together
 _SMALL_ARCHIVE = 4_000_000  # attachments; above it a part is a 4096th, not a 256th
 _STRETCH_ROWS, _STRETCH_BYTES = 2_000_000, 50 << 30  # of the first query
+_PART_BYTES = 128 << 20  # on average; of larger ones a worker would be busy too long
 _STRETCH_S = 300.0  # what the transactions of the next queries should last
 _REPORT_S = 0.2
 
@@ -116,13 +118,14 @@ class _Run:
     _batch_bytes: int = 0
     _pending: deque[tuple[list[Row], Future[Any]]] = field(default_factory=deque)
     _submitted_bytes: int = 0
+    _others: int = 0  # attachments that are not in plain small files
 
     def __post_init__(self) -> None:
         self._reads_content = self.settings.depth in (model.HASH, model.IDENTITY)
 
     def result(self) -> StorageReport:
         """Check everything and return the report."""
-        self.attachments, self.total_bytes = self.rows.total()
+        self.attachments, self.total_bytes, self._others = self.rows.total()
         require_the_right_area(self.rows, self.reader, self.settings, self.attachments)
         complete, budget_used, outcome = False, False, second.Outcome()
         try:
@@ -174,7 +177,7 @@ class _Run:
     def _pass(self) -> None:
         """Go through index and area, part by part."""
         if self.reader.area and not self.settings.is_partial:
-            self.differences.extend(_of_odd(odd) for odd in top_level(self.reader.area))
+            self.differences.extend(second.of_odd(odd) for odd in top_level(self.reader.area))
         for parts, start, end in self._stretches():
             self._stretch(parts, start, end)
         if self.due:
@@ -201,6 +204,10 @@ class _Run:
 
     def _stretch(self, parts: Sequence[str], start: int, end: int) -> None:
         """Compare some parts, whose rows come from one query."""
+        if self._are_small(len(parts)):
+            start = self._hash_parts(parts, start, end)
+            if start == end:
+                return
         limit = parts[end] if end < len(parts) else None
         first = "" if start == 0 else parts[start]
         if self.reader.area is None:
@@ -224,6 +231,72 @@ class _Run:
                 row, previous = next(rows, None), row
             self._take_rest(listing)
 
+    def _are_small(self, parts: int) -> bool:
+        """Return whether nearly all content is in small files, and nothing is to be decided about single ones."""
+        settings = self.settings
+        return (
+            self.reader.area is not None
+            and settings.depth == model.HASH
+            and not (settings.is_partial or settings.journal or settings.budget_s)
+            and not (settings.hours or settings.max_bytes_per_s)
+            and self._others < bulk.MAX_DIFFERENCES
+            and self.total_bytes < parts * _PART_BYTES
+        )
+
+    def _hash_parts(self, parts: Sequence[str], start: int, end: int) -> int:
+        """Let workers hash parts as a whole; then single rows that differ.
+
+        Returns:
+            The first part that must be compared row by row, `end` if there is none.
+        """
+        first, limit = "" if start == 0 else parts[start], parts[end] if end < len(parts) else None
+        names = self.rows.names(first, limit, len(parts[0]))
+        doubtful: list[str] = []
+        rest, done = Listing({}, [], []), start
+        for hashed in self._hashed(bulk.joined(names, parts[start:end])):
+            if hashed is None:
+                break
+            done += 1
+            self._count(hashed.equal, hashed.bytes)
+            doubtful += hashed.doubtful
+            rest.sizes.update(hashed.rest.sizes)
+            rest.odd.extend(hashed.rest.odd)
+            rest.unreadable.extend(hashed.rest.unreadable)
+            if len(doubtful) + len(rest.sizes) + len(rest.odd) > bulk.MAX_DIFFERENCES:
+                break
+        names.close()
+        self.rows.conn.rollback()
+        limit = parts[done] if done < len(parts) else None
+        deque(self._doubtful(first, limit, doubtful, rest), maxlen=0)
+        return done
+
+    def _hashed(self, texts: Iterator[tuple[str, str]]) -> Iterator[bulk.Hashed | None]:
+        """Yield the results of parts; the workers are a few parts ahead."""
+        ahead: deque[Future[Any]] = deque()
+        for part in texts:
+            ahead.append(self.workers.submit("hash_part", part))
+            if len(ahead) <= 2 * self.settings.jobs:
+                continue
+            yield self._part_result(ahead.popleft())
+        while ahead:
+            yield self._part_result(ahead.popleft())
+
+    def _part_result(self, future: Future[Any]) -> Any:
+        try:
+            return self.workers.result(future)
+        except OSError as error:
+            assert self.settings.storage_dir  # noqa: S101
+            raise unreadable_area(self.settings.storage_dir, error) from None
+
+    def _doubtful(self, first: str, limit: str | None, doubtful: list[str], rest: Listing) -> Iterator[Row]:
+        """Look at single rows of parts that were compared as a whole, yield them, then at what no row names."""
+        previous: Row | None = None
+        for row in self.rows.between(first, limit, doubtful) if doubtful else ():
+            self._take_file(row, rest, previous)
+            previous = row
+            yield row
+        self._take_rest(rest)
+
     def _bulk(self, parts: Sequence[str], start: int, end: int) -> bool:
         """Compare names, or names and sizes, of some parts as a whole; then single rows that differ.
 
@@ -246,13 +319,8 @@ class _Run:
         if compared is None:
             return False
         self._count(compared.equal, compared.bytes)
-        previous: Row | None = None
-        rows = self.rows.between(first, limit, compared.doubtful) if compared.doubtful else ()
-        for row in rows:
+        for row in self._doubtful(first, limit, compared.doubtful, compared.rest):
             self.bytes -= row.stored_size or 0  # counted with the others, and now again
-            self._take_file(row, compared.rest, previous)
-            previous = row
-        self._take_rest(compared.rest)
         return True
 
     def _check_again(self, first: int, end: int) -> None:
@@ -272,14 +340,10 @@ class _Run:
         waiting = iter(parts)
         # To list a folder on a network drive takes longer than to compare it.
         for _ in range(2 * self.settings.jobs):
-            ahead += [self.workers.submit("list_part", digits) for digits in _first(waiting)]
+            ahead += [self.workers.submit("list_part", digits) for digits in islice(waiting, 1)]
         while ahead:
-            try:
-                listing: Listing = self.workers.result(ahead.popleft())
-            except OSError as error:
-                assert self.settings.storage_dir  # noqa: S101
-                raise unreadable_area(self.settings.storage_dir, error) from None
-            ahead += [self.workers.submit("list_part", digits) for digits in _first(waiting)]
+            listing: Listing = self._part_result(ahead.popleft())
+            ahead += [self.workers.submit("list_part", digits) for digits in islice(waiting, 1)]
             yield listing
 
     def _take_file(self, row: Row, listing: Listing, previous: Row | None) -> None:
@@ -336,7 +400,7 @@ class _Run:
         for uuid in sorted(listing.sizes):
             path = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
             self.differences.append(Difference(model.ORPHAN_OTHER, "", None, uuid, path))
-        self.differences.extend(_of_odd(odd) for odd in listing.odd)
+        self.differences.extend(second.of_odd(odd) for odd in listing.odd)
         if self.stop.is_set():
             raise Stopped
 
@@ -430,22 +494,3 @@ class _Run:
             )
             if self.stop.is_set():
                 raise Stopped
-
-
-def _first(items: Iterator[str]) -> list[str]:
-    item = next(items, None)
-    return [] if item is None else [item]
-
-
-def _of_odd(odd: Odd) -> Difference:
-    """Return what an unusual entry of the area may become."""
-    name = odd.path.rpartition("/")[2]
-    kind = {
-        "name": model.FOREIGN_FILE,
-        "not-a-file": model.FOREIGN_FILE,
-        "misplaced": model.ORPHAN_OTHER,
-        "temporary": model.IMPORT_LEFTOVER,
-        "symlink": model.SYMLINK,
-        "unreadable": model.UNREADABLE,
-    }[odd.kind]
-    return Difference(kind, odd.detail, None, name if is_uuid(name) else "", odd.path)

@@ -21,7 +21,7 @@ from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.scrub import model
 from pgorthanc_cli.scrub.model import Difference, Finding, Settings
 from pgorthanc_cli.scrub.spool import Spool
-from pgorthanc_cli.storage import listing
+from pgorthanc_cli.storage import is_uuid, listing
 from pgorthanc_cli.text import plural, printable
 from pgorthanc_cli.workers import Stopped
 
@@ -340,3 +340,17 @@ def _with_index(difference: Difference, uuid: str | None) -> Difference:
             detail=f"a DICOM file{place}; the index has its instance as attachment {uuid}"
         )
     return difference._replace(detail=f"a DICOM file{place} of an instance that is not in the index")
+
+
+def of_odd(odd: listing.Odd) -> Difference:
+    """Return what an unusual entry of the area may become."""
+    name = odd.path.rpartition("/")[2]
+    kind = {
+        "name": model.FOREIGN_FILE,
+        "not-a-file": model.FOREIGN_FILE,
+        "misplaced": model.ORPHAN_OTHER,
+        "temporary": model.IMPORT_LEFTOVER,
+        "symlink": model.SYMLINK,
+        "unreadable": model.UNREADABLE,
+    }[odd.kind]
+    return Difference(kind, odd.detail, None, name if is_uuid(name) else "", odd.path)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgorthanc_cli import db, files
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.scrub import bulk as scrub_bulk
 from pgorthanc_cli.scrub import content, model
 from pgorthanc_cli.scrub.model import Difference, Row, Settings
 from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, bulk, is_uuid, listing
@@ -46,6 +47,37 @@ class Reader:
         assert self.area  # noqa: S101 - large objects are listed by the index's own query
         sizes = self.settings.depth == model.SIZE
         return listing.list_part(self.area, digits, sizes=sizes)
+
+    def hash_part(self, part: tuple[str, str]) -> scrub_bulk.Hashed | None:
+        """Compare the content of small files; None if rows must be looked at one by one.
+
+        Args:
+            part: Digits and text, from `bulk.joined`.
+        """
+        assert self.area  # noqa: S101
+        digits, text = part
+        words = text.split(" ") if text else []
+        uuids, values = words[::2], words[1::2]
+        claimed = set(uuids)
+        if len(claimed) < len(uuids) or str(scrub_bulk.NO_NAME) in values:
+            return None
+        doubtful, size = [], 0
+        with self._rights():
+            folder = self.area.descriptor
+            for number, (uuid, value) in enumerate(zip(uuids, values, strict=True)):
+                if not number & 7:
+                    checkpoint()
+                expected, _, md5 = value.partition("-")
+                if expected and _has_content(folder, uuid, int(expected), md5):
+                    size += int(expected)
+                else:
+                    doubtful.append(uuid)
+        claimed.difference_update(doubtful)
+        # Only now: what was written meanwhile has its second look.
+        listing = self.list_part(digits)
+        for uuid in claimed & listing.sizes.keys():
+            del listing.sizes[uuid]
+        return scrub_bulk.Hashed(len(claimed), size, doubtful, listing)
 
     def check(self, rows: Sequence[tuple[Any, ...]]) -> list[Difference]:
         """Return what differs between rows (also as plain tuples) and their content."""
@@ -214,14 +246,19 @@ class Reader:
 def _is_intact(row: Row, folder: int) -> bool:
     """Return whether a small file has exactly the bytes of its row: the usual case.
 
-    With as few system calls as possible. False says nothing: then it is checked in full.
+    False says nothing: then it is checked in full.
     """
-    uuid, size, md5 = row.uuid, row.stored_size, row.stored_md5
+    size, md5 = row.stored_size, row.stored_md5
     if row.compression != 1 or row.path or not md5 or md5 != row.md5 or size is None or size != row.size:
         return False
-    if size >= CHUNK_BYTES or not is_uuid(uuid):
-        return False
     checkpoint()
+    return size < CHUNK_BYTES and _has_content(folder, row.uuid, size, md5)
+
+
+def _has_content(folder: int, uuid: str, size: int, md5: str) -> bool:
+    """Return whether a small file in the usual place has this content; with as few system calls as possible."""
+    if not is_uuid(uuid):
+        return False
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
         descriptor = os.open(f"{uuid[:2]}/{uuid[2:4]}/{uuid}", flags, dir_fd=folder)

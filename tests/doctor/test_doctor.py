@@ -327,7 +327,7 @@ def test_nothing_secret_is_in_a_bundle(
                     file = tar.extractfile(entry)
                     assert file
                     content[entry.name] = file.read().decode()
-            assert len(content) == 13
+            assert len(content) == 14
             for name, text in (*content.items(), ("output", run.stdout + run.stderr)):
                 assert SECRET not in text, name
                 assert PATIENT not in text, name

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgorthanc_cli import db
-from pgorthanc_cli.scrub import bulk, model, spool
+from pgorthanc_cli.scrub import bulk, model, run, spool
 from pgorthanc_cli.scrub.model import Difference, Row
 from pgorthanc_cli.scrub.spool import Spool
 from tests.scrub.injected import BOTH, FILES, Store, missing, orphan_other, shared
@@ -88,3 +88,28 @@ def test_whole_parts_and_single_rows_give_one_result(
     assert (in_bulk.checked, in_bulk.bytes) == (one_by_one.checked, one_by_one.bytes)
     store.update(store.take(), "uuid = 'with a space'")
     assert store.check(depth=depth).counts["invalid-uuid"] == 5
+
+
+def test_hashes_of_whole_parts_and_of_single_rows_give_one_result(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for damage in (*BOTH, *FILES):
+        damage(store)
+    for name in ("zz", "00zz", "AB/x"):
+        store.update(store.take(), f"uuid = '{name}'")
+    reports = []
+    # All parts, none, and those before the differences are too many.
+    for part_bytes, most in ((1 << 20, 20_000), (0, 20_000), (1 << 20, 30), (1 << 20, 40)):
+        monkeypatch.setattr(run, "_PART_BYTES", part_bytes)
+        monkeypatch.setattr(bulk, "MAX_DIFFERENCES", most)
+        reports.append(store.check())
+    first = reports[0]
+    for other in reports[1:]:
+        assert other.findings == first.findings
+        assert (other.checked, other.bytes, other.without_md5) == (
+            first.checked,
+            first.bytes,
+            first.without_md5,
+        )
+    store.update(store.take(), "uuid = 'with a space'")
+    assert store.check().counts["invalid-uuid"] == first.counts["invalid-uuid"] + 1
