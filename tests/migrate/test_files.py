@@ -75,14 +75,27 @@ def test_files_are_compared(
     migrating.require_index(empty)  # the index is what it was; the report tells of the files
 
 
-def test_what_an_advanced_storage_keeps_elsewhere_is_passed_over(archive: tuple[Path, Path]) -> None:
+def test_what_a_storage_plugin_keeps_is_compared_where_it_keeps_it(
+    archive: tuple[Path, Path], tmp_path: Path
+) -> None:
     path, folder = archive
-    sqliteindex.change(
-        path, "UPDATE AttachedFiles SET customData = CAST('elsewhere' AS BLOB) WHERE rowid < 31"
-    )
-    found = migrating.check(path, storage_dir=folder, verify_files=True).files
+    elsewhere, adopted, stored = "unknown", '{"o":false,"p":"/no/file","v":1}', '{"o":true,"s":"1","v":1}'
+    for condition, data in (("< 31", elsewhere), ("= 31", adopted), ("IN (32, 33)", stored)):
+        change = f"UPDATE AttachedFiles SET customData = CAST('{data}' AS BLOB) WHERE rowid {condition}"
+        sqliteindex.change(path, change)
+    second = tmp_path / "second"
+    with closing(sqlite3.connect(path)) as conn:
+        ((uuid,),) = conn.execute("SELECT uuid FROM AttachedFiles WHERE rowid = 32")
+    target = storage.FilesystemArea(second).path(uuid)
+    target.parent.mkdir(parents=True)
+    storage.FilesystemArea(folder).path(uuid).rename(target)
+    options = {"storage_dir": folder, "verify_hashes": True}
+    found = migrating.check(path, storages={"1": second}, **options).files
     assert found
-    assert (found.checked, found.missing) == (101, 0)
+    assert (found.elsewhere, found.checked, found.missing, found.differing) == (30, 101, 2, 0)
+    unknown = migrating.check(path, **options).files
+    assert unknown
+    assert (unknown.elsewhere, unknown.checked, unknown.missing) == (32, 99, 1)
 
 
 def test_files_become_large_objects(empty: db.Target, archive: tuple[Path, Path]) -> None:

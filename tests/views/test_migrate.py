@@ -36,7 +36,7 @@ STATES = {
         CONVERTED,
         repaired=(SKIPPED,),
         repaired_rows=1,
-        files=FileCheck(12_000, 0, 1, 2, ("uuid-1: missing",)),
+        files=FileCheck(12_000, 0, 1, 2, ("uuid-1: missing",), elsewhere=31),
     ),
     "converted-unverified": replace(CONVERTED, verified=False, large_objects=12_000, files=FileCheck(12_000)),
 }
