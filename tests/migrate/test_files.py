@@ -89,7 +89,7 @@ def test_what_a_storage_plugin_keeps_is_compared_where_it_keeps_it(
     target = storage.FilesystemArea(second).path(uuid)
     target.parent.mkdir(parents=True)
     storage.FilesystemArea(folder).path(uuid).rename(target)
-    options = {"storage_dir": folder, "verify_hashes": True}
+    options: dict[str, Any] = {"storage_dir": folder, "verify_hashes": True}
     found = migrating.check(path, storages={"1": second}, **options).files
     assert found
     assert (found.elsewhere, found.checked, found.missing, found.differing) == (30, 101, 2, 0)
