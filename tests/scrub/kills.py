@@ -5,6 +5,7 @@ The suite kills a few, bench/scrub_kills.py as many as it is told.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -123,11 +124,14 @@ class Scene:
 
     def run(self, *, restore: bool = False) -> int:
         """Make the change; return the exit code."""
-        done = subprocess.run(
-            self.command(restore=restore), capture_output=True, text=True, timeout=120, env=self.environment()
-        )
-        self.output = done.stdout[-1500:] + done.stderr
-        return done.returncode
+        command, folder = self.command(restore=restore), self.environment()
+        while True:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=folder)
+            self.output = done.stdout[-1500:] + done.stderr
+            # While a transaction is open elsewhere, such as autovacuum's, nothing is an orphan yet.
+            undecided = json.loads(done.stdout or "{}").get("undecided")
+            if not undecided:
+                return done.returncode
 
     def has_begun(self) -> bool:
         """Whether the change itself has begun: something has moved, or been written."""
