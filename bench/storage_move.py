@@ -2,7 +2,8 @@
 
 storage_move.py [RUNS [ATTACHMENTS [SEED]]]     default: 50 runs of each strike in each phase, 400 attachments
 
-Strikes: kill -9, SIGTERM, lost connections, and (as root) a full disk. Both directions in turn.
+Strikes: kill -9 and SIGTERM of the command; its sessions ended, one of their processes killed, the server killed
+with all its processes; and (as root) a full disk of the folder, or of the server. Both directions in turn.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from common import numbers, superuser_dsn
+from common import numbers
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks
@@ -22,37 +24,47 @@ from pgorthanc_cli.schema import initialize
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.faults.site import disk
-from tests.placement.strikes import PHASES, STRIKES, Scene, strike
-from tests.support.schemas import run as execute
+from tests.placement.strikes import PHASES, STRIKES, Scene, own_server, strike
+from tests.support.real_servers import Server
+
+_TEMPLATE = "pgorthanc_bench_template"
 
 
-def one(dsn: str, phase: str, kind: str, count: int, chance: random.Random, *, to_objects: bool) -> str:
+def one(
+    server: Server, phase: str, kind: str, count: int, chance: random.Random, *, to_objects: bool
+) -> str:
     """Strike once, in a database of its own."""
-    server, name = db.Target(dsn), "pgorthanc_bench_move"
+    name = "pgorthanc_bench_move"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgorthanc-move-")))
         if kind == "disk" and stack.enter_context(disk(folder, 64)) is None:
             return "no disk"
-        execute(server, f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name}")
-        target = db.Target(make_dsn(dsn, dbname=name))
-        with db.session(target) as conn:
-            initialize.init(conn, schema="public", require_idle=locks.require_idle)
-        scene = Scene(target, folder / "area", to_objects)
+        server.sql(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
+        scene = Scene(db.Target(make_dsn(server.place, dbname=name)), folder / "area", to_objects, server)
         scene.fill(count)
-        return strike(scene, phase, kind, chance, 1.0)
+        return strike(scene, phase, kind, chance, 0.6)
 
 
 def main(runs: int, count: int, seed: int) -> None:
     """Run all, and count how the commands ended."""
     chance, ends = random.Random(seed), Counter[str]()  # noqa: S311
-    with superuser_dsn() as dsn:
+    with own_server() as server:
+        server.sql(f"CREATE DATABASE {_TEMPLATE}")
+        with db.session(db.Target(make_dsn(server.place, dbname=_TEMPLATE))) as conn:
+            initialize.init(conn, schema="public", require_idle=locks.require_idle)
         for number in range(runs):
             for phase in PHASES:
                 for kind in STRIKES:
                     if kind == "disk" and phase == "clean":
                         continue  # it only removes
-                    to_objects = kind != "disk" and number % 2 == 1
-                    end = one(dsn, phase, kind, count, chance, to_objects=to_objects)
+                    # Only what is written can fill a disk.
+                    to_objects = kind != "disk" and (number % 2 == 1 or kind == "space")
+                    try:
+                        end = one(server, phase, kind, count, chance, to_objects=to_objects)
+                    except AssertionError as error:
+                        end = f"WRONG: {error}"
+                        traceback.print_exc()
+                        server.revive()
                     ends[f"{phase}, {kind}: {end.rpartition(': ')[2]}"] += 1
             print(f"{number + 1} of {runs}", file=sys.stderr, flush=True)
     for end, times in sorted(ends.items()):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-import psycopg2
 from psycopg2.extensions import make_dsn
 
 from pgorthanc_cli import db, locks
@@ -66,10 +65,7 @@ class Site:
                 initialize.init(conn, schema="public", require_idle=locks.require_idle, revision=number)
 
     def answers(self) -> bool:
-        try:
-            return self.server.sql("SELECT 1") == "1"
-        except psycopg2.OperationalError:
-            return False
+        return self.server.answers()
 
 
 @contextmanager

@@ -20,13 +20,34 @@ from pathlib import Path
 
 from pgorthanc_cli import db, placement, storage
 from pgorthanc_cli.storage import FilesystemArea
-from tests.support.real_servers import wait_until
+from tests.faults.site import disk
+from tests.support.real_servers import Server, wait_until
 from tests.support.schemas import rows
 from tests.support.schemas import run as execute
 
 PHASES = ("copy", "switch", "clean")
-STRIKES = ("kill", "terminate", "server", "disk")
+# Of the command: kill -9 and SIGTERM. Of its sessions: ended, one of their processes killed, all processes of the
+# server killed. A full disk: of the folder, and of the server.
+STRIKES = ("kill", "terminate", "sessions", "backend", "postmaster", "disk", "space")
+_SERVER_STRIKES = {"backend", "postmaster", "space"}
 _SIZE = 20_000  # bytes of an attachment
+_FAILED = (1, 3, 0)
+_CODES = {"kill": (-9, 0), "terminate": (130, 0, -2, -15), "disk": (1, 0)}
+_SETTINGS = "shared_buffers = 16MB\nmax_wal_size = 32MB\nmin_wal_size = 32MB\nmax_connections = 20\n"
+
+
+@contextmanager
+def own_server() -> Iterator[Server]:
+    """A server that may be killed, on a small disk of its own where this user may make one."""
+    server = Server("local all all trust\n", _SETTINGS)
+    with disk(server.folder, 400) as is_small:
+        if is_small:
+            server.account.own(server.folder)
+        try:
+            yield server.create().start()
+        finally:
+            server.stop()
+    server.remove()
 
 
 @dataclass
@@ -36,6 +57,7 @@ class Scene:
     target: db.Target
     folder: Path
     to_objects: bool
+    server: Server | None = None
     expected: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def fill(self, count: int) -> None:
@@ -135,18 +157,18 @@ def strike(scene: Scene, phase: str, kind: str, chance: random.Random, duration_
         if not (before == "copy" and phase == "switch"):
             scene.run(before)
     moment_s = chance.uniform(0.0, duration_s)
-    with filled_disk(scene.folder, chance) if kind == "disk" else _nothing():
+    with _full(scene, kind, chance):
         with subprocess.Popen(
             scene.command(phase), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as process:
-            if kind != "disk":
+            if kind not in ("disk", "space"):
                 wait_until(lambda: process.poll() is not None or _backends(scene.target) > 0, timeout_s=60)
                 time.sleep(moment_s)
-            _blow(scene, process, kind)
+                _blow(scene, process, kind)
             code = process.wait(timeout=120)
-    assert (
-        code in {"kill": (-9, 0), "terminate": (130, 0, -2, -15), "server": (1, 3, 0), "disk": (1, 0)}[kind]
-    ), code
+    assert code in _CODES.get(kind, _FAILED), code
+    if kind in _SERVER_STRIKES and scene.server:
+        scene.server.revive()
     wait_until(lambda: not _backends(scene.target), timeout_s=30)
     scene.check(phase)
     scene.finish(phase)
@@ -158,8 +180,13 @@ def _blow(scene: Scene, process: subprocess.Popen[bytes], kind: str) -> None:
         process.kill()
     elif kind == "terminate":
         process.send_signal(signal.SIGTERM)
-    elif kind == "server":
+    elif kind == "sessions":
         execute(scene.target, f"SELECT pg_terminate_backend(pid) {_BACKENDS}")
+    elif kind == "backend" and scene.server:
+        for (pid,) in rows(scene.target, f"SELECT pid {_BACKENDS} ORDER BY random() LIMIT 1"):
+            scene.server.kill(session=pid)
+    elif kind == "postmaster" and scene.server:
+        scene.server.kill()
 
 
 _BACKENDS = "FROM pg_stat_activity WHERE application_name LIKE 'pgorthanc storage%'"
@@ -171,17 +198,20 @@ def _backends(target: db.Target) -> int:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def filled_disk(folder: Path, chance: random.Random) -> Iterator[None]:
-    """Leave little room on the file system of a folder, which must be a small one."""
-    ballast = folder.parent / "ballast"
+def _full(scene: Scene, kind: str, chance: random.Random) -> Iterator[None]:
+    """Leave little room on the disk of the folder, or of the server, which must be a small one."""
+    if kind not in ("disk", "space"):
+        yield
+        return
+    if kind == "space":
+        assert scene.server is not None
+        folder, left = scene.server.folder, chance.randrange(400 * _SIZE)
+    else:
+        folder, left = scene.folder.parent, chance.randrange(50 * _SIZE)
+    ballast = folder / "ballast"
     free = shutil.disk_usage(folder).free
     with ballast.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, max(1, free - chance.randrange(50 * _SIZE)))
+        os.posix_fallocate(stream.fileno(), 0, max(1, free - left))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ COUNT = 300
 
 @pytest.mark.parametrize("phase", ["copy", "switch", "clean"])
 @pytest.mark.parametrize(
-    ("kind", "to_objects"), [("kill", False), ("terminate", True), ("server", True)], ids=str
+    ("kind", "to_objects"), [("kill", False), ("terminate", True), ("sessions", True)], ids=str
 )
 def test_a_phase_that_is_struck(
     fresh: db.Target, tmp_path: Path, phase: str, kind: str, to_objects: bool

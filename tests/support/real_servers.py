@@ -8,11 +8,13 @@ import functools
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +129,35 @@ class Server:
 
     def stop(self) -> None:
         self.run("pg_ctl", "stop", "-m", "immediate", "-D", str(self.data))
+
+    def kill(self, *, session: int | None = None) -> None:
+        """Send SIGKILL to one process of the server, or to all of them."""
+        if session is not None:
+            with suppress(ProcessLookupError):
+                os.kill(session, signal.SIGKILL)
+            return
+        postmaster = int((self.data / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for pid in (postmaster, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def revive(self) -> None:
+        """Wait until a server that may have crashed answers; start it if it does not by itself."""
+        pid_file = self.data / "postmaster.pid"
+
+        def is_gone() -> bool:
+            return not pid_file.exists() or not Path("/proc", pid_file.read_text().split()[0]).exists()
+
+        wait_until(lambda: self.answers() or is_gone(), "the server neither answers nor ends", timeout_s=60)
+        if not self.answers():
+            self.start()
+
+    def answers(self) -> bool:
+        try:
+            return self.sql("SELECT 1") == "1"
+        except psycopg2.OperationalError:
+            return False
 
     def remove(self) -> None:
         if (self.data / "postmaster.pid").exists():
