@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -209,9 +209,15 @@ def _full(scene: Scene, kind: str, chance: random.Random) -> Iterator[None]:
     else:
         folder, left = scene.folder.parent, chance.randrange(50 * _SIZE)
     ballast = folder / "ballast"
-    free = shutil.disk_usage(folder).free
     with ballast.open("wb") as stream:
-        os.posix_fallocate(stream.fileno(), 0, max(1, free - left))
+        # The server writes meanwhile: what was free a moment ago may be less by now.
+        def fits() -> bool:
+            with suppress(OSError):
+                os.posix_fallocate(stream.fileno(), 0, max(1, shutil.disk_usage(folder).free - left))
+                return True
+            return False
+
+        wait_until(fits)
     try:
         yield
     finally:
