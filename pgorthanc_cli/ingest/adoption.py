@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import psycopg2
 
-from pgorthanc_cli import index
+from pgorthanc_cli import index, storage
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.index import customdata, key_values
 from pgorthanc_cli.ingest.walk import Source
@@ -124,7 +124,7 @@ class Adoption:
         """Return the customdata of an attachment that the plugin stores itself."""
         if self.prefix is None and not self.storage:
             return None
-        place = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+        place = storage.file_path(uuid)
         # With a naming scheme the plugin records the path even where the name is the usual one.
         path = "" if self.prefix is None else os.path.join(self.prefix, place)
         return customdata.written(path=path, storage=self.storage)

@@ -110,7 +110,7 @@ class Attachments:
             ORDER BY a.id, a.filetype LIMIT {_FETCHED}"""  # noqa: S608 - constants and numbers
         while rows := db.rows(self.conn, query, *last):
             self.conn.rollback()
-            yield from map(Row._make, rows)
+            yield from (Row(*row) for row in rows)
             last = rows[-1][:2]
         self.conn.rollback()
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from pgorthanc_cli import db, files, storage
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.placement.model import Place, Row
-from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, LargeObjectArea, bulk, durable
+from pgorthanc_cli.storage import CHUNK_BYTES, LargeObjectArea, NamedFiles, bulk, durable
 from pgorthanc_cli.workers import checkpoint
 
 if TYPE_CHECKING:
@@ -79,21 +79,31 @@ def digest(chunks: Iterable[bytes]) -> tuple[int, str]:
 
 
 class Folder:
-    """Files, named by their UUIDs."""
+    """Files: in the usual places below a folder, or where their rows say."""
 
     def __init__(self, root: Path) -> None:
         """Open nothing yet."""
-        self.area = FilesystemArea(root)
+        self.root = root
+        self._areas: dict[str, NamedFiles] = {}
+
+    def _place(self, row: Row) -> tuple[NamedFiles, str]:
+        """Return the folder of a row and the path in it."""
+        root = row.root or str(self.root)
+        if root not in self._areas:
+            self._areas[root] = NamedFiles(Path(root))
+        return self._areas[root], row.name or storage.file_path(row.uuid)
+
+    def status(self, row: Row) -> os.stat_result | None:
+        """Return the status of a file that is there."""
+        area, name = self._place(row)
+        with suppress(OSError):
+            return os.stat(name) if os.path.isabs(name) else area.stat(name)
+        return None
 
     def sizes(self, rows: Sequence[Row]) -> dict[Key, int]:
         """Return the sizes of those files that are there."""
-        sizes = {}
-        with self.area.rights:
-            for row in rows:
-                with suppress(OSError):
-                    status = os.stat(_path(row.uuid), dir_fd=self.area.descriptor, follow_symlinks=False)
-                    sizes[row.key] = status.st_size
-        return sizes
+        statuses = ((row.key, self.status(row)) for row in rows)
+        return {key: status.st_size for key, status in statuses if status}
 
     def open(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Chunks]]:
         """Yield the attachments with their content."""
@@ -101,8 +111,11 @@ class Folder:
             yield row, partial(self._read, row)
 
     def _read(self, row: Row) -> Iterator[bytes]:
+        area, name = self._place(row)
         try:
-            with self.area.open(row.uuid) as stream:
+            # An adopted file is read as Orthanc reads it: its path may lead through links.
+            opened = os.fdopen(files.open_regular(name), "rb") if os.path.isabs(name) else area.open(name)
+            with opened as stream:
                 while chunk := stream.read(CHUNK_BYTES):
                     yield chunk
         except FileNotFoundError:
@@ -112,43 +125,49 @@ class Folder:
 
     def put(self, contents: Sequence[Content]) -> None:
         """Write files under temporary names, sync and prove them, then give them their names."""
+        places = [(*self._place(each.row), each.row.uuid) for each in contents]
+        root = places[0][0]
         try:
             # Synced twice: the content before it gets its name, the name before the source may go.
-            with durable.SyncGroup(self.area.descriptor) as group:
+            with durable.SyncGroup(root.area.descriptor) as group:
                 try:
-                    names = [self.area.stage(each.row.uuid, each.chunks()) for each in contents]
-                    with self.area.rights:
+                    names = [
+                        area.stage(name, uuid, each.chunks())
+                        for (area, name, uuid), each in zip(places, contents, strict=True)
+                    ]
+                    with root.area.rights:
                         group.sync(names)
-                    for each, name in zip(contents, names, strict=True):
-                        self._prove(each, name)
-                    names = [self.area.publish(each.row.uuid) for each in contents]
-                    with self.area.rights:
+                    for each, staged in zip(contents, names, strict=True):
+                        self._prove(each, root, staged)
+                    names = [area.publish(name, uuid) for area, name, uuid in places]
+                    with root.area.rights:
                         group.sync(names)
                 # Also on Ctrl-C: what was not proved must not stay.
                 except BaseException:
-                    for each in contents:
+                    for area, name, uuid in places:
                         with suppress(OSError):
-                            self.area.discard(each.row.uuid)
+                            area.discard(name, uuid)
                     raise
         except OSError as error:
-            raise storage.write_error(self.area.root, error) from error
+            raise storage.write_error(root.root, error) from error
 
-    def _prove(self, content: Content, name: str) -> None:
+    def _prove(self, content: Content, root: NamedFiles, staged: str) -> None:
         """Read a file back from the disk."""
-        with self.area.rights:
-            descriptor = files.open_regular(name, os.O_NOFOLLOW, folder=self.area.descriptor)
-        with os.fdopen(descriptor, "rb") as stream:
+        with root.open(staged) as stream:
             if hasattr(os, "posix_fadvise"):  # it was synced, so its pages can be dropped
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            _require_equal(content, iter(partial(stream.read, CHUNK_BYTES), b""), str(self.area.root))
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _require_equal(content, iter(partial(stream.read, CHUNK_BYTES), b""), str(root.root))
 
     def remove(self, rows: Sequence[Row]) -> None:
         """Remove files, and folders that are empty then."""
-        try:
-            for row in rows:
-                self.area.delete(row.uuid)
-        except OSError as error:
-            raise storage.write_error(self.area.root, error) from error
+        for row in rows:
+            area, name = self._place(row)
+            # Not even by mistake: what is not below a storage folder was adopted.
+            if not os.path.isabs(name):
+                try:
+                    area.delete(name, row.uuid)
+                except OSError as error:
+                    raise storage.write_error(area.root, error) from error
 
     def finish(self) -> None:
         """Keep the folder open for the next attachments."""
@@ -232,10 +251,6 @@ class Objects:
 def open_end(place: Place, target: db.Target) -> End:
     """Return an end."""
     return Folder(place.folder) if place.folder else Objects(target)
-
-
-def _path(uuid: str) -> str:
-    return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
 
 
 def _no_object() -> Iterator[bytes]:

@@ -68,6 +68,8 @@ class Row(NamedTuple):
         uuid: Its name in both areas.
         size: Of the stored bytes.
         md5: Of the stored bytes; empty with StoreMD5ForAttachments false.
+        root, name: The folder and the path in it of its file, where they are not the usual
+            ones; an absolute path is that of an adopted file.
     """
 
     resource: int
@@ -75,6 +77,8 @@ class Row(NamedTuple):
     uuid: str
     size: int
     md5: str
+    root: str = ""
+    name: str = ""
 
     @property
     def key(self) -> tuple[str, int]:

@@ -96,7 +96,7 @@ class Mover:
     def clean(self, rows: Sequence[tuple[Any, ...]]) -> Batch:
         """Remove from the source what the target has, with the right content."""
         sizes = self._from.sizes([Row(*row) for row in rows])
-        present = [row for row in map(Row._make, rows) if row.key in sizes]
+        present = [row for row in (Row(*each) for each in rows) if row.key in sizes]
         proved = set(self._proved(present))
         failed = [(row, "the target does not have its content") for row in present if row not in proved]
         removed = [row for row in present if row in proved]

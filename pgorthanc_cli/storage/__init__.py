@@ -7,14 +7,17 @@ from pgorthanc_cli.storage.area import (
     Stream,
     decode,
     encode,
+    file_path,
     is_uuid,
     new_uuids,
     write_error,
 )
 from pgorthanc_cli.storage.filesystem import JOURNAL_FOLDER, FilesystemArea, temporary_name
 from pgorthanc_cli.storage.large_objects import LargeObjectArea
+from pgorthanc_cli.storage.named_files import NamedFiles
 
 __all__ = [
-    "CHUNK_BYTES", "JOURNAL_FOLDER", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "Stream",
-    "decode", "encode", "is_uuid", "new_uuids", "temporary_name", "write_error",
+    "CHUNK_BYTES", "JOURNAL_FOLDER", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "NamedFiles",
+    "Stream",
+    "decode", "encode", "file_path", "is_uuid", "new_uuids", "temporary_name", "write_error",
 ]  # fmt: skip

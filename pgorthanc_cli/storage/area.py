@@ -98,6 +98,11 @@ def is_uuid(name: str) -> bool:
     return _UUID.fullmatch(name) is not None
 
 
+def file_path(uuid: str) -> str:
+    """Return the path of an attachment's file, relative to Orthanc's storage folder."""
+    return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+
+
 def write_error(root: Path, error: OSError) -> PgOrthancError:
     """Return the error for a storage folder that cannot be written to."""
     return PgOrthancError(

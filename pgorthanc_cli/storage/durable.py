@@ -7,7 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 _FEW = 8  # files; more are synced together with their whole file system
@@ -47,8 +47,8 @@ class SyncGroup:
             return
         for name in names:
             sync_file(name, self._descriptor)
-        folders = {os.path.dirname(name) for name in names}
-        for folder in sorted(folders | {os.path.dirname(folder) for folder in folders}):
+        folders = {str(folder) for name in names for folder in PurePosixPath(name).parents} - {"."}
+        for folder in sorted(folders):
             sync_file(folder, self._descriptor, os.fsync)
         if names:
             os.fsync(self._descriptor)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from pgorthanc_cli import files
 from pgorthanc_cli.storage import durable
-from pgorthanc_cli.storage.area import is_uuid, write_error
+from pgorthanc_cli.storage.area import file_path, is_uuid, write_error
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Orthanc removes empty folders, so one may vanish between its creation and its use.
@@ -60,7 +60,7 @@ class FilesystemArea:
 
     def path(self, uuid: str) -> Path:
         """Return the path of an attachment's file."""
-        return self.root / uuid[:2] / uuid[2:4] / uuid
+        return self.root / file_path(uuid)
 
     def prepare(self) -> None:
         """Create the root folder if it is missing, and check that it is writable.
@@ -162,42 +162,6 @@ class FilesystemArea:
                 raise
             self._sync_name(uuid, folder)
 
-    def stage(self, uuid: str, chunks: Iterable[bytes | memoryview]) -> str:
-        """Write a file under its temporary name, not synced; replace what an interrupted run has left.
-
-        Returns:
-            That name, relative to the root; `publish` gives the file its own.
-        """
-        name = temporary_name(uuid)
-        with self.rights:
-
-            def create(folder: int) -> int:
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=folder)
-                return os.open(name, _NEW_FILE, 0o666, dir_fd=folder)
-
-            descriptor = self._in_folder(uuid, create)
-            try:
-                for chunk in chunks:
-                    rest = memoryview(chunk)
-                    while rest:
-                        rest = rest[os.write(descriptor, rest) :]
-            finally:
-                os.close(descriptor)
-        return f"{uuid[:2]}/{uuid[2:4]}/{name}"
-
-    def publish(self, uuid: str) -> str:
-        """Give a staged file its name, in place of any other; return it, relative to the root."""
-        name = temporary_name(uuid)
-        with self.rights, self._open_folders(uuid) as (_, lower):
-            os.rename(name, uuid, src_dir_fd=lower, dst_dir_fd=lower)
-        return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
-
-    def discard(self, uuid: str) -> None:
-        """Remove a staged file, if there is one."""
-        with suppress(FileNotFoundError), self.rights, self._open_folders(uuid) as (_, lower):
-            os.unlink(temporary_name(uuid), dir_fd=lower)
-
     def link(self, uuid: str, descriptor: int) -> None:
         """Give an open file its name in the area as well; its owner and mode stay.
 
@@ -221,7 +185,7 @@ class FilesystemArea:
     def _sync_name(self, uuid: str, folder: int) -> None:
         """Make the name of a new file durable, now or with the batch."""
         if self._unsynced is not None:
-            self._unsynced.append(f"{uuid[:2]}/{uuid[2:4]}/{uuid}")
+            self._unsynced.append(file_path(uuid))
         elif self.sync:
             os.fsync(folder)
 
@@ -270,9 +234,9 @@ class FilesystemArea:
     @contextmanager
     def _open_folders(self, uuid: str) -> Iterator[tuple[int, int]]:
         """Open the two folders of an attachment, one through the other."""
-        upper = _open_folder(_checked(uuid)[:2], self.descriptor)
+        upper = open_folder(_checked(uuid)[:2], self.descriptor)
         try:
-            lower = _open_folder(uuid[2:4], upper)
+            lower = open_folder(uuid[2:4], upper)
             try:
                 yield upper, lower
             finally:
@@ -301,7 +265,7 @@ class FilesystemArea:
             # again.
             with suppress(FileNotFoundError):
                 self._create_folder(digits[:2], self.descriptor)
-                upper = _open_folder(digits[:2], self.descriptor)
+                upper = open_folder(digits[:2], self.descriptor)
                 try:
                     self._create_folder(digits[2:], upper)
                 finally:
@@ -332,7 +296,7 @@ def _checked(uuid: str) -> str:
     return uuid
 
 
-def _open_folder(name: str, parent: int) -> int:
+def open_folder(name: str, parent: int) -> int:
     """Open a folder within another one; as root never through a symbolic link.
 
     Raises:

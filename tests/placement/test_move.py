@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from pgorthanc_cli import cli, db, placement
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.placement import MoveSettings, Place
-from pgorthanc_cli.storage import FilesystemArea, bulk
+from pgorthanc_cli.storage import NamedFiles, bulk, file_path
 from tests.placement.moving import COUNT, OBJECTS, OBJECTS_COUNT, expected, in_folder, in_objects, move
 from tests.support import samples
 from tests.support.importing import run as import_files
@@ -155,7 +155,7 @@ def test_what_orthanc_deletes_since_the_copy(objects: db.Target, tmp_path: Path)
 def test_temporary_files_of_a_killed_run(objects: db.Target, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for uuid in expected(objects):
-        FilesystemArea(data if data.exists() else _created(data)).stage(uuid, [b"half"])
+        NamedFiles(data if data.exists() else _created(data)).stage(file_path(uuid), uuid, [b"half"])
     assert move(objects, OBJECTS, data, "copy").copied == OBJECTS_COUNT
     assert in_folder(data) == expected(objects)
 
