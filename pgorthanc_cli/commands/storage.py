@@ -72,8 +72,18 @@ command.add_command(show)
 @click.option(
     "--to",
     required=True,
-    type=click.Choice(["filesystem", "postgresql"]),
-    help="Where the attachments shall be: files, or large objects.",
+    type=click.Choice(["filesystem", "postgresql", "advanced-storage"]),
+    help="Where the attachments shall be: files, large objects, or a storage of the advanced-storage plugin.",
+)
+@click.option(
+    "--storage-id",
+    metavar="ID",
+    help="With --to advanced-storage: the storage, a name in MultipleStorages.Storages.",
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "zlib"]),
+    help="Store what is moved with or without compression.  [default: as it is]",
 )
 @click.option(
     "--storage-dir",
@@ -117,7 +127,7 @@ command.add_command(show)
     help="With --phase clean: also remove large objects that no row of the index names.",
 )
 def move(call: Call, **options: Any) -> None:
-    """Move all attachments between files and large objects, or to another folder.
+    """Move attachments between files, large objects and storages, or to another folder.
 
     In three phases: copy (Orthanc may run), switch (Orthanc is stopped, for seconds; then it gets another
     configuration), clean (removes the source). Everything is read back and compared with the MD5 sums of the index;
@@ -128,6 +138,7 @@ def move(call: Call, **options: Any) -> None:
       pgorthanc storage move --to filesystem --config /etc/orthanc
       pgorthanc storage move --to filesystem --config /etc/orthanc --phase switch
       pgorthanc storage move --to postgresql --config /etc/orthanc -j 4
+      pgorthanc storage move --to advanced-storage --storage-id cold --config /etc/orthanc
 
     Exit codes: 0 the phase is done; 5 an Orthanc is connected; 6 some attachments failed; 130 interrupted.
     """
@@ -137,9 +148,10 @@ def move(call: Call, **options: Any) -> None:
     with call.resolved() as resolved:
         settings = placement.from_options(resolved.orthanc, **options)
         moved = _move(call, resolved.target, settings)
+        is_enabled = resolved.orthanc is not None and resolved.orthanc.advanced_storage is not None
     for warning in moved.warnings:
         call.warn(warning)
-    page = views.page(moved, _next_commands(call, settings))
+    page = views.page(moved, _next_commands(call, settings, is_enabled=is_enabled))
     call.emit_page(moved.document() if call.as_json else moved, page)
     if not moved.complete and not moved.failed:
         raise click.exceptions.Exit(Interrupted.exit_code)
@@ -171,20 +183,28 @@ def _move(call: Call, target: Target, settings: MoveSettings) -> Moved:
         return placement.move(target, settings, stop=stop, report=report)
 
 
-def _next_commands(call: Call, settings: MoveSettings) -> Commands:
+def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> Commands:
     """Return what to run next, with the connection options of this call."""
     from pgorthanc_cli.views.placement_move import Commands
 
     source, target = settings.source.folder, settings.target.folder
-    ends = ["--to", settings.target.kind, "--storage-dir", str(target or source)]
-    if source and target:
+    # With the plugin as an end, the configuration names the folders of both.
+    ends = ["--to", settings.target.kind]
+    if settings.target.storage is not None:
+        ends += ["--storage-id", settings.target.storage]
+    elif target or settings.source.storage is None:
+        ends += ["--storage-dir", str(target or source)]
+    if source and target and settings.source.storage is settings.target.storage is None:
         ends += ["--from-dir", str(source)]
+    if settings.compression:
+        ends += ["--compression", {1: "none", 2: "zlib"}[settings.compression]]
+    # A part is selected again; the whole would be another move.
+    for study in settings.studies:
+        ends += ["--study", study]
+    if settings.older_than_s is not None:
+        ends += ["--older-than", f"{settings.older_than_s:g}s"]
     files = [word for path in call.options["config"] for word in ("--config", str(path))]
-    changes = [f"PostgreSQL.EnableStorage {str(target is None).lower()}"]
-    if source and target:
-        changes = []
-    if target:
-        changes.append(f"StorageDirectory {shlex.quote(str(target))}")
+    changes = _changes(settings, is_enabled=is_enabled)
 
     def verify(folder: Path | None) -> str:
         area = ["--storage-dir", str(folder)] if folder else ["--storage", "postgresql"]
@@ -199,6 +219,21 @@ def _next_commands(call: Call, settings: MoveSettings) -> Commands:
         configure=tuple(f"pgorthanc config set {each} {shlex.join(files)}" for each in changes if files),
         settings=tuple(changes),
     )
+
+
+def _changes(settings: MoveSettings, *, is_enabled: bool) -> list[str]:
+    """Return the changes of Orthanc's configuration that the switch requires."""
+    source, target = settings.source.folder, settings.target.folder
+    changes = []
+    if not (source and target):
+        changes.append(f"PostgreSQL.EnableStorage {str(target is None).lower()}")
+    if settings.target.storage is not None and not is_enabled:
+        changes.append("AdvancedStorage.Enable true")
+    if settings.source.storage is not None and settings.target.storage is None:
+        changes.append("AdvancedStorage.Enable false")
+    if target and settings.target.storage is None:
+        changes.append(f"StorageDirectory {shlex.quote(str(target))}")
+    return changes
 
 
 command.add_command(move)

@@ -58,15 +58,25 @@ def require(orthanc: OrthancConfiguration) -> AdvancedStorage:
         UsageError: The plugin is not enabled, not loaded, or older than what is known; or
             a value has another type than the plugin expects.
     """
-    section = orthanc.root.get(plugins.ADVANCED)
-    if not isinstance(section, dict) or section.get("Enable") is not True:
+    values = orthanc.root.get(plugins.ADVANCED)
+    if not isinstance(values, dict) or values.get("Enable") is not True:
         raise UsageError(
             f"{orthanc.path} does not enable the advanced-storage plugin, and Orthanc reads files outside "
             "of its storage with that plugin only",
             'install the plugin and add "AdvancedStorage": {"Enable": true}; or copy the files, without --adopt',
         )
     _require_plugins(orthanc)
-    return _parse(orthanc, section)
+    return _parse(orthanc, values)
+
+
+def section(orthanc: OrthancConfiguration) -> AdvancedStorage | None:
+    """Return what the plugin does with the section, enabled or not; None without one.
+
+    Raises:
+        UsageError: A value has another type than the plugin expects.
+    """
+    values = orthanc.root.get(plugins.ADVANCED)
+    return _parse(orthanc, values) if isinstance(values, dict) else None
 
 
 def _require_plugins(orthanc: OrthancConfiguration) -> None:

@@ -150,18 +150,19 @@ def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:
     return None
 
 
-def written(*, owned: bool = True, path: str = "", storage: str = "") -> bytes:
+def written(*, owned: bool = True, path: str | None = None, storage: str = "") -> bytes:
     """Return what AdvancedStorage 0.3 writes for a file, to the byte (STORAGE.md A2, H1).
 
     Args:
         owned: Whether Orthanc deletes the file with its attachment.
-        path: Of an adopted file, absolute; or relative to the folder of the storage.
+        path: Of an adopted file, absolute; or relative to the folder of the storage. Empty:
+            the usual path, which the plugin writes so if it names files (A2).
         storage: The id of the storage, if there are several.
     """
     # jsoncpp leaves the byte 7F as it is; json.dumps would escape it.
-    text = "\x7f".join(json.dumps(part)[1:-1] for part in path.split("\x7f"))
+    text = "\x7f".join(json.dumps(part)[1:-1] for part in (path or "").split("\x7f"))
     members = [f'"o":{json.dumps(owned)}']
-    members += [f'"p":"{text}"'] if path else []
+    members += [f'"p":"{text}"'] if path is not None else []
     members += [f'"s":{json.dumps(storage)}'] if storage else []
     return ("{" + ",".join([*members, f'"v":{_VERSION}']) + "}").encode()
 
@@ -229,7 +230,15 @@ def _forget_adopted_path(cur: Cursor, capabilities: Capabilities, custom: Custom
             f"{custom.plugin or 'a storage plugin that is not known here'} keeps the stored file, and only Orthanc "
             "with that plugin can remove it: delete the instance in Orthanc, then import this file again"
         )
-    path = custom.path
+    forget_path(cur, capabilities, custom.path)
+
+
+def forget_path(cur: Cursor, capabilities: Capabilities, path: str) -> None:
+    """Do what the plugin does with the key-value rows of an adopted file that no row names any more.
+
+    Raises:
+        Conflict: The indexer's row has a format that is not known here.
+    """
     key_values.delete(cur, capabilities, key_values.ADOPTED, path)
     states = key_values.values(cur, capabilities, key_values.INDEXED, [path], lock=True)
     for state in states.values():

@@ -126,7 +126,7 @@ class Adoption:
             return None
         place = storage.file_path(uuid)
         # With a naming scheme the plugin records the path even where the name is the usual one.
-        path = "" if self.prefix is None else os.path.join(self.prefix, place)
+        path = None if self.prefix is None else os.path.join(self.prefix, place)
         return customdata.written(path=path, storage=self.storage)
 
     def rows(self, source: Source, public_id: str) -> Iterator[key_values.KeyValue]:

@@ -2,12 +2,13 @@
 
 `survey` reads what the index says, `sample` a little of it. `phases` leads a move, `worker` and
 `ends` do the work on some attachments, `record` remembers what was proved.
+`row_phases`, `row_worker` and `proved` lead a move that changes rows; `rules` knows what these must say.
 """
 
 from pgorthanc_cli.placement.model import PHASES, Failed, Moved, MoveSettings, Place
-from pgorthanc_cli.placement.phases import move
 from pgorthanc_cli.placement.sample import Sample, sample
 from pgorthanc_cli.placement.settings import from_options
+from pgorthanc_cli.placement.start import move
 from pgorthanc_cli.placement.survey import Area, Content, Group, Shown, show
 
 __all__ = [

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.errors import PgOrthancError, RevisionError, UsageError
-from pgorthanc_cli.placement.model import MoveSettings, Row
+from pgorthanc_cli.placement.model import ADVANCED, MoveSettings, Row
 from pgorthanc_cli.text import plural, printable
 
 _FETCHED = 5000
@@ -29,12 +29,19 @@ class Attachments:
         self.conn = conn
         self.settings = settings
         self._require_ordinary(index.Capabilities.read(conn))
-        self._selected = self._condition()
+        self.selected = self._condition()
         conn.rollback()
 
     def _require_ordinary(self, capabilities: index.Capabilities) -> None:
         """Refuse what is not where the configuration says: customdata names another place."""
         # One is enough to refuse: half of an archive in another place is worse than all of it here.
+        if ADVANCED in (self.settings.source.kind, self.settings.target.kind):
+            if not capabilities.custom_data:
+                raise RevisionError(
+                    "the index has no customdata, in which the advanced-storage plugin keeps where files are",
+                    "it exists from revision 5 on; run: pgorthanc upgrade",
+                )
+            return
         count = 0
         if capabilities.custom_data:
             query = "SELECT count(*) FROM index.attachedfiles WHERE customdata <> ''"
@@ -96,7 +103,7 @@ class Attachments:
     def total(self) -> tuple[int, int]:
         """Return the number of attachments, and their stored bytes."""
         query = f"""SELECT count(*), COALESCE(sum(compressedsize), 0)::int8 FROM index.attachedfiles a
-                    WHERE {self._selected}"""  # noqa: S608 - constants and numbers
+                    WHERE {self.selected}"""  # noqa: S608 - constants and numbers
         count, size = db.row(self.conn, query) or (0, 0)
         self.conn.rollback()
         return count, size
@@ -106,7 +113,7 @@ class Attachments:
         # A query for each piece: one that lasts for hours would keep VACUUM from its work.
         last = (-1, -1)
         query = f"""SELECT {_COLUMNS} FROM index.attachedfiles a
-            WHERE (a.id, a.filetype) > (%s, %s) AND {self._selected}
+            WHERE (a.id, a.filetype) > (%s, %s) AND {self.selected}
             ORDER BY a.id, a.filetype LIMIT {_FETCHED}"""  # noqa: S608 - constants and numbers
         while rows := db.rows(self.conn, query, *last):
             self.conn.rollback()

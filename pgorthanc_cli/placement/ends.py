@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pgorthanc_cli import db, files, storage
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.placement.model import Place, Row
-from pgorthanc_cli.storage import CHUNK_BYTES, LargeObjectArea, NamedFiles, bulk, durable
+from pgorthanc_cli.placement.model import MoveSettings, Place, Row
+from pgorthanc_cli.storage import (
+    CHUNK_BYTES,
+    FilesystemArea,
+    LargeObjectArea,
+    NamedFiles,
+    bulk,
+    durable,
+    listing,
+)
 from pgorthanc_cli.workers import checkpoint
 
 if TYPE_CHECKING:
@@ -251,6 +259,34 @@ class Objects:
 def open_end(place: Place, target: db.Target) -> End:
     """Return an end."""
     return Folder(place.folder) if place.folder else Objects(target)
+
+
+class BothEnds:
+    """Both ends of a move, in one process."""
+
+    def __init__(self, target: db.Target, settings: MoveSettings) -> None:
+        """Open nothing yet."""
+        self.target = target
+        self.settings = settings
+        self._from = open_end(settings.source, target)
+        self._to = open_end(settings.target, target)
+
+    def finish(self) -> None:
+        """Leave no transaction open."""
+        self._from.finish()
+        self._to.finish()
+
+    def list_part(self, digits: str) -> listing.Listing:
+        """List a part of the target folder."""
+        assert self.settings.target.folder  # noqa: S101
+        return listing.list_part(FilesystemArea(self.settings.target.folder), digits, sizes=False)
+
+
+def difference(row: Row, size: int, md5: str) -> str:
+    """Return how the content of the source differs from its row, empty if it does not."""
+    if size != row.size:
+        return f"{size:,} bytes, the index says {row.size:,}"
+    return "its MD5 is not that of the index" if row.md5 and md5 != row.md5 else ""
 
 
 def _no_object() -> Iterator[bytes]:

@@ -10,20 +10,32 @@ from typing import Any, NamedTuple
 from pgorthanc_cli import db
 
 COPY, SWITCH, CLEAN = PHASES = ("copy", "switch", "clean")
-FILESYSTEM, POSTGRESQL = "filesystem", "postgresql"
+FILESYSTEM, POSTGRESQL, ADVANCED = "filesystem", "postgresql", "advanced-storage"
+COMPRESSIONS = {"none": 1, "zlib": 2}  # as the index numbers them
 
 
 class Place(NamedTuple):
-    """A storage area: a folder, or the large objects of the database (None)."""
+    """A storage area: a folder, or the large objects of the database (no folder).
+
+    Attributes:
+        folder: As a source of the advanced-storage plugin, StorageDirectory.
+        storage: The id of a storage of the advanced-storage plugin; as a source empty, for all
+            of them. None: Orthanc's own storage.
+    """
 
     folder: Path | None
+    storage: str | None = None
 
     @property
     def kind(self) -> str:
         """As the option --to names it."""
+        if self.storage is not None:
+            return ADVANCED
         return FILESYSTEM if self.folder else POSTGRESQL
 
     def __str__(self) -> str:
+        if self.storage is not None:
+            return f"storage {self.storage} ({self.folder})" if self.storage else "the advanced storage"
         return str(self.folder) if self.folder else "large objects"
 
 
@@ -41,6 +53,9 @@ class MoveSettings:
         older_than_s: Copy only studies that nothing was added to since then.
         configured: The area that Orthanc's configuration names; None: it was not given.
         orphans: With `clean`, also remove large objects that no row of the index names.
+        storages: The folders of the advanced-storage plugin by their ids.
+        names_files: Whether that plugin gives files other names than Orthanc (NamingScheme).
+        compression: Number of the compression to store with; None: as it is.
     """
 
     source: Place
@@ -52,6 +67,19 @@ class MoveSettings:
     older_than_s: float | None = None
     configured: Place | None = None
     orphans: bool = False
+    storages: tuple[tuple[str, str], ...] = ()
+    names_files: bool = False
+    compression: int | None = None
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether rows of the index change: those that say where a file is, or how it is stored."""
+        return self.compression is not None or ADVANCED in (self.source.kind, self.target.kind)
+
+    @property
+    def is_told_by_rows(self) -> bool:
+        """Whether each row says by itself in which of the two areas its file is."""
+        return self.target.kind == ADVANCED and self.source.folder is not None
 
     @property
     def is_partial(self) -> bool:
@@ -86,6 +114,34 @@ class Row(NamedTuple):
         return self.uuid, self.file_type if 1 <= self.file_type <= 3 else 0
 
 
+class Attachment(NamedTuple):
+    """An attachment whose row a move changes.
+
+    Attributes:
+        resource, file_type, uuid, size, md5: As in `Row`.
+        compression: 1 none, 2 zlib.
+        content_size, content_md5: Of what Orthanc serves.
+        customdata: Of the storage plugin; None or empty without.
+        proved_size, proved_md5: Of the stored bytes in the target, as an earlier run has
+            proved them; None: none has.
+        replaces: The file that has its path in the target belongs to an attachment that was
+            copied and deleted.
+    """
+
+    resource: int
+    file_type: int
+    uuid: str
+    size: int
+    md5: str
+    compression: int
+    content_size: int
+    content_md5: str
+    customdata: bytes | None
+    proved_size: int | None = None
+    proved_md5: str | None = None
+    replaces: bool = False
+
+
 @dataclass(frozen=True)
 class Failed:
     """An attachment that was not copied, or whose source was not removed, and why."""
@@ -114,6 +170,8 @@ class Moved:
         vacuumed: Whether the role could vacuum; None where there is nothing to vacuum.
         failed: What was not copied, or not removed.
         complete: Whether the phase is done.
+        kept: Adopted files: with a storage of the plugin as target they stay as they are; else
+            they were copied, and `clean` leaves the originals.
         elapsed_s: Seconds.
         endpoint: The database.
         warnings: Of the check whether an Orthanc is connected.
@@ -138,6 +196,7 @@ class Moved:
     elapsed_s: float
     endpoint: db.Endpoint
     warnings: tuple[str, ...] = ()
+    kept: int = 0
 
     def document(self) -> Mapping[str, Any]:
         """Return the fields for JSON, where the ends are called `from` and `to`."""

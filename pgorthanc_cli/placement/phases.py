@@ -13,102 +13,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from pgorthanc_cli import db, index, locks
-from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
+from pgorthanc_cli import db, locks
+from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.placement import model, space
 from pgorthanc_cli.placement.attachments import Attachments
-from pgorthanc_cli.placement.model import Failed, Moved, MoveSettings, Row
+from pgorthanc_cli.placement.model import Attachment, Failed, Moved, MoveSettings, Row
 from pgorthanc_cli.placement.record import Keeper, Record
-from pgorthanc_cli.placement.worker import Batch, work
-from pgorthanc_cli.progress import Progress, Report, silent
+from pgorthanc_cli.placement.row_worker import RowBatch
+from pgorthanc_cli.placement.worker import Batch
+from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.storage import FilesystemArea
 from pgorthanc_cli.storage.listing import is_empty
 from pgorthanc_cli.text import plural, printable
-from pgorthanc_cli.workers import Pool, Stopped, pool
+from pgorthanc_cli.workers import Pool, Stopped
 
 _BATCH_FILES, _BATCH_BYTES = 256, 32 << 20
 _LOCKS_SHARE = 4  # of all locks of the server, a quarter is ours
 _SMALL_ARCHIVE = 4_000_000  # attachments; above it a folder is listed in 4096 parts, not in 256
 _RECORD_S, _REPORT_S = 5.0, 0.2
-
-
-def move(
-    target: db.Target,
-    settings: MoveSettings,
-    *,
-    stop: threading.Event | None = None,
-    report: Report = silent,
-) -> Moved:
-    """Do one phase of a move.
-
-    Args:
-        target: The index.
-        settings: What to move, and which phase.
-        stop: Ends the phase at the next safe point when set; the result is then not complete.
-        report: Called with the number of attachments that were looked at.
-
-    Raises:
-        UsageError: The phases come in the wrong order, or the folder is not the right one.
-        InUseError: An Orthanc is connected, or another move is running.
-        PgOrthancError: An end cannot be read or written to.
-    """
-    stop = stop or threading.Event()
-    _require_usable(settings)
-    # Before anything is opened that a forked process must not share.
-    with (
-        pool(settings.jobs, partial(work, target, settings), stop, fork=True) as workers,
-        db.session(target) as conn,
-        db.advisory_lock(conn, db.LOCK_MOVE, wait_s=0),
-    ):
-        attachments = Attachments(conn, settings)
-        # The plugin creates it when it starts with EnableStorage; here that comes later.
-        if settings.target.folder is None and not attachments.has_storage_area():
-            space.create_storage_area(conn)
-        with conn.cursor() as cur:
-            identity = index.identity(cur)
-        conn.rollback()
-        keeper = Keeper(settings, identity)
-        run = _Run(attachments, workers, settings, stop, report, keeper, keeper.read())
-        return run.result()
-
-
-def _require_usable(settings: MoveSettings) -> None:
-    """Check the two folders before anything else.
-
-    Raises:
-        UsageError: Source and target are the same, or part of an archive is to be switched.
-        PgOrthancError: A folder is missing, or cannot be written to.
-    """
-    source, target = settings.source.folder, settings.target.folder
-    if settings.is_partial and settings.phase != model.COPY:
-        raise UsageError(
-            f"--phase {settings.phase} is for all attachments: Orthanc reads from one storage area only",
-            "leave out --study and --older-than",
-        )
-    if target:
-        FilesystemArea(target).prepare()
-    if source:
-        try:
-            area = FilesystemArea(source)
-            _ = area.descriptor
-        except OSError as error:
-            raise PgOrthancError(
-                f"the storage folder {printable(str(source))} cannot be read: {error.strerror}",
-                "check that it is mounted, or name the right folder",
-            ) from None
-    same = settings.source == settings.target
-    if same or (source and target and source.samefile(target)):
-        raise UsageError(
-            f"the attachments are to be moved from {settings.source} to {settings.target}",
-            "name another target, or the source with --from-dir",
-        )
+_Sized = TypeVar("_Sized", Row, Attachment)
 
 
 @dataclass
-class _Run:
+class Run:
     """One phase and what it has counted so far."""
 
     attachments: Attachments
@@ -125,6 +54,7 @@ class _Run:
     already_there: int = 0
     left: int = 0
     unknown: int = 0
+    kept: int = 0
     freed_bytes: int = 0
     vacuumed: bool | None = None
     failures: list[tuple[Row, str]] = field(default_factory=list)
@@ -133,11 +63,11 @@ class _Run:
     _submitted_bytes: int = 0
     _reported: float = 0.0
     _recorded: float = field(default_factory=time.monotonic)
-    _pending: deque[tuple[Sequence[Row], Future[Any]]] = field(default_factory=deque)
+    _pending: deque[tuple[Sequence[Row | Attachment], Future[Any]]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         most = self.attachments.most_locks() // (_LOCKS_SHARE * self.settings.jobs)
-        self._batch_files = max(1, min(_BATCH_FILES, most))
+        self.batch_files = max(1, min(_BATCH_FILES, most))
 
     def result(self) -> Moved:
         """Do the phase and return the result."""
@@ -172,18 +102,19 @@ class _Run:
             elapsed_s=round(time.monotonic() - self._started, 3),
             endpoint=db.endpoint(self.attachments.conn),
             warnings=self.warnings,
+            kept=self.kept,
         )
 
     # --- the phases ---------------------------------------------------------------------
 
     def copy(self) -> None:
         """Copy everything that is not in the target yet."""
-        self._require_the_right_source()
-        for rows in _batches(self.attachments.all(), self._batch_files):
+        self.require_the_right_source()
+        for rows in batches(self.attachments.all(), self.batch_files):
             trusted = self.record.is_trusted(*rows[-1][:2])
-            self._submit("copy", rows, trusted)
-        self._collect_all()
-        self._forget_deleted()
+            self.submit("copy", rows, trusted)
+        self.collect_all()
+        self.forget_deleted()
         if not self.settings.is_partial:
             self.record.copied = not self.failures
             self.record.switched = False
@@ -199,25 +130,23 @@ class _Run:
             # Then the switch takes as long as a copy, with Orthanc stopped; but it is right.
             if not self.record.copied:
                 self.copy()
-            for rows in _batches(self._missing(), self._batch_files):
-                self._submit("copy", rows, False)
-            self._collect_all()
-            self._forget_deleted()
+            for rows in batches(self._missing(), self.batch_files):
+                self.submit("copy", rows, False)
+            self.collect_all()
+            self.forget_deleted()
             self.record.switched = not self.failures
             if self.settings.target.folder is None:
                 self.unknown = self.attachments.unknown_objects()
 
     def clean(self) -> None:
         """Remove what is in the source, after it was proved in the target."""
-        self._require_switched()
+        self.require_switched()
         before = space.used(self.attachments.conn, self.settings.source)
-        for rows in _batches(self.attachments.all(), self._batch_files):
-            self._submit("clean", rows)
-        self._collect_all()
-        self._forget_deleted()
+        self.remove_all()
+        self.forget_deleted()
         if self.settings.orphans:
-            space.remove_orphans(self.attachments.conn, self._batch_files)
-        self.left = space.left(self.attachments.conn, self.settings.source) - len(self.failures)
+            space.remove_orphans(self.attachments.conn, self.batch_files)
+        self.left = self.count_left()
         if self.settings.source.folder is None:
             self.vacuumed = space.vacuum(self.attachments.conn)
             after = space.used(self.attachments.conn, self.settings.source)
@@ -225,9 +154,19 @@ class _Run:
         else:
             self.freed_bytes = self.bytes
 
+    def remove_all(self) -> None:
+        """Remove from the source what the target has."""
+        for rows in batches(self.attachments.all(), self.batch_files):
+            self.submit("clean", rows)
+        self.collect_all()
+
+    def count_left(self) -> int:
+        """Return how many attachments of the source no row names."""
+        return space.left(self.attachments.conn, self.settings.source) - len(self.failures)
+
     # --- conditions ---------------------------------------------------------------------
 
-    def _require_the_right_source(self) -> None:
+    def require_the_right_source(self) -> None:
         """Refuse a folder that is not mounted, in which every attachment would be missing."""
         folder = self.settings.source.folder
         if folder and self.total and is_empty(FilesystemArea(folder)):
@@ -236,7 +175,7 @@ class _Run:
                 "check that it is mounted, or name the right folder",
             )
 
-    def _require_switched(self) -> None:
+    def require_switched(self) -> None:
         """Refuse to remove what an Orthanc may still use.
 
         Raises:
@@ -249,7 +188,8 @@ class _Run:
                 f"there is no record of a switch from {settings.source} to {settings.target}",
                 "nothing was removed; do the phases in their order: copy, switch, clean",
             )
-        if settings.configured is not None and settings.configured != settings.target:
+        is_other = settings.target.storage is None and settings.configured != settings.target
+        if settings.configured is not None and is_other:
             raise UsageError(
                 f"Orthanc's configuration still names {settings.configured} instead of {settings.target}",
                 "nothing was removed; change the configuration, and restart Orthanc",
@@ -266,6 +206,11 @@ class _Run:
                 f"{usage.endpoint} is in use by an Orthanc that does not use the large objects: {usage.summary}",
                 "nothing was removed; restart it with the new configuration",
             )
+        self.require_nothing_missing()
+
+    def require_nothing_missing(self) -> None:
+        """Refuse to clean while the index has attachments that are not in the target."""
+        settings = self.settings
         missing = sum(1 for _ in self._missing())
         if missing:
             verb = "is" if missing == 1 else "are"
@@ -299,7 +244,7 @@ class _Run:
 
     # --- batches ------------------------------------------------------------------------
 
-    def _submit(self, task: str, rows: Sequence[Row], *arguments: object) -> None:
+    def submit(self, task: str, rows: Sequence[Row | Attachment], *arguments: object) -> None:
         """Give some attachments to a worker; wait if that is too early, or too many are waiting."""
         if self.stop.is_set():
             raise Stopped
@@ -316,12 +261,13 @@ class _Run:
 
     def _collect(self) -> None:
         rows, future = self._pending.popleft()
-        batch: Batch = self.workers.result(future)
+        batch: Batch | RowBatch = self.workers.result(future)
         self.seen += len(rows)
         self.done += batch.done
         self.bytes += batch.bytes
         self.already_there += batch.already_there
         self.failures += batch.failed
+        self.note(batch)
         now = time.monotonic()
         if self.settings.phase == model.COPY and not self.settings.is_partial and not self.failures:
             # Batches are collected in their order.
@@ -332,7 +278,11 @@ class _Run:
             self._reported = now
             self.report(Progress(self.settings.phase, "", min(self.seen, self.total), self.total))
 
-    def _collect_all(self) -> None:
+    def note(self, batch: Any) -> None:
+        """Record more of a batch; here nothing."""
+
+    def collect_all(self) -> None:
+        """Wait for all workers."""
         while self._pending:
             self._collect()
         if self.stop.is_set():
@@ -344,7 +294,7 @@ class _Run:
         self._recorded = time.monotonic()
         self.keeper.write(self.record)
 
-    def _forget_deleted(self) -> None:
+    def forget_deleted(self) -> None:
         """Drop failures of attachments that Orthanc has deleted meanwhile."""
         existing = self.attachments.existing([row for row, _ in self.failures])
         self.failures = [(row, reason) for row, reason in self.failures if row in existing]
@@ -366,9 +316,9 @@ def _owner_warning(settings: MoveSettings) -> tuple[str, ...]:
     )
 
 
-def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
+def batches(rows: Iterable[_Sized], most: int) -> Iterator[list[_Sized]]:
     """Yield rows in batches of limited number and size."""
-    batch: list[Row] = []
+    batch: list[_Sized] = []
     size = 0
     for row in rows:
         batch.append(row)

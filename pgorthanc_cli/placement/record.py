@@ -54,7 +54,8 @@ class Keeper:
         assert root  # noqa: S101 - one end is a folder
         self._area = FilesystemArea(root)
         self._is_target = settings.target.folder is not None
-        self._blank = Record(index, str(settings.source), str(settings.target))
+        target = f"{settings.target} {settings.compression or ''}".strip()
+        self._blank = Record(index, str(settings.source), target)
 
     def read(self) -> Record:
         """Return the record, a new one if there is none of this move."""

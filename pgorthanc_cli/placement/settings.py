@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pgorthanc_cli.config import OrthancConfiguration
+from pgorthanc_cli.config import AdvancedStorage, OrthancConfiguration, advanced_storage
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.placement.model import CLEAN, COPY, POSTGRESQL, MoveSettings, Place
+from pgorthanc_cli.placement.model import (
+    ADVANCED,
+    CLEAN,
+    COMPRESSIONS,
+    COPY,
+    POSTGRESQL,
+    MoveSettings,
+    Place,
+)
+from pgorthanc_cli.text import printable
 
 
 def from_options(
@@ -15,6 +24,8 @@ def from_options(
     to: str,
     storage_dir: Path | None = None,
     from_dir: Path | None = None,
+    storage_id: str | None = None,
+    compression: str | None = None,
     phase: str = COPY,
     jobs: int = 2,
     max_rate: float | None = None,
@@ -29,31 +40,36 @@ def from_options(
     Raises:
         UsageError: An end is not named, or another storage plugin keeps the files.
     """
-    configured = None
+    configured = section = None
     if orthanc is not None:
         orthanc.require_own_storage()
         configured = Place(None if orthanc.enable_storage else orthanc.storage_directory.resolve())
-    folder = storage_dir or (orthanc.storage_directory if orthanc else None)
-    if to == POSTGRESQL:
-        if from_dir and storage_dir:
-            raise UsageError("--from-dir and --storage-dir both name the source", "give one of them")
-        folder, source, target = from_dir or folder, None, Place(None)
+        section = advanced_storage.section(orthanc)
+    if (storage_id is not None) != (to == ADVANCED):
+        raise UsageError(
+            "--to advanced-storage and --storage-id ID belong together",
+            "give both: ID is a name in MultipleStorages.Storages of the configuration",
+        )
+    source: Place | None
+    is_enabled = orthanc is not None and orthanc.advanced_storage is not None
+    if to == ADVANCED:
+        if from_dir or storage_dir:
+            raise UsageError(
+                "the configuration names all folders of --to advanced-storage", "give --config only"
+            )
+        source, target = _advanced_ends(orthanc, section, storage_id or "")
     else:
-        source = Place(from_dir.resolve()) if from_dir else Place(None)
-        target = Place(folder.resolve()) if folder else Place(None)
-        if not from_dir and configured and configured.folder and configured != target:
-            source = configured  # from one StorageDirectory to another
-    if orphans and (phase != CLEAN or to == POSTGRESQL or (source and source.folder)):
+        source, target = _ordinary_ends(orthanc, configured, to, storage_dir, from_dir)
+        # Without --from-dir all that the plugin keeps is meant: its storages are part of the archive.
+        if is_enabled and not from_dir and configured:
+            source = Place(configured.folder, "")
+    if orphans and (phase != CLEAN or to == POSTGRESQL or source.folder):
         raise UsageError(
             "--orphans is for --phase clean of large objects",
             "leave it out; to move files that no row names aside, see: pgorthanc verify storage --help",
         )
-    if folder is None:
-        raise UsageError(
-            "no folder given", "give --storage-dir FOLDER, or Orthanc's configuration with --config"
-        )
     return MoveSettings(
-        source=source or Place(folder.resolve()),
+        source=source,
         target=target,
         phase=phase,
         jobs=jobs,
@@ -62,4 +78,56 @@ def from_options(
         older_than_s=older_than,
         configured=configured,
         orphans=orphans,
+        storages=tuple((name, str(folder)) for name, folder in section.storages.items()) if section else (),
+        names_files=bool(section and section.names_files),
+        compression=COMPRESSIONS[compression] if compression else None,
     )
+
+
+def _advanced_ends(
+    orthanc: OrthancConfiguration | None, section: AdvancedStorage | None, storage_id: str
+) -> tuple[Place, Place]:
+    """Return source and target of a move into a storage of the advanced-storage plugin."""
+    if orthanc is None or section is None:
+        raise UsageError(
+            "Orthanc's configuration names no storages of the advanced-storage plugin",
+            'give --config with a section "AdvancedStorage"; it may have "Enable": false until the switch',
+        )
+    if storage_id not in section.storages:
+        raise UsageError(
+            f"there is no storage {printable(storage_id)} among MultipleStorages of {orthanc.path}",
+            "add it there first, and restart Orthanc: it aborts when a row names a storage that it does not know",
+        )
+    # Without it the plugin does not use storages at all.
+    if not section.write_storage:
+        raise UsageError(
+            f"CurrentWriteStorage is empty in {orthanc.path}, so that the plugin ignores its storages",
+            "name the storage of new files there",
+        )
+    source = Place(None) if orthanc.enable_storage else Place(orthanc.storage_directory.resolve(), "")
+    return source, Place(section.storages[storage_id].resolve(), storage_id)
+
+
+def _ordinary_ends(
+    orthanc: OrthancConfiguration | None,
+    configured: Place | None,
+    to: str,
+    storage_dir: Path | None,
+    from_dir: Path | None,
+) -> tuple[Place, Place]:
+    """Return source and target of a move to files or large objects."""
+    folder = storage_dir or (orthanc.storage_directory if orthanc else None)
+    if to == POSTGRESQL:
+        if from_dir and storage_dir:
+            raise UsageError("--from-dir and --storage-dir both name the source", "give one of them")
+        folder = from_dir or folder
+    if folder is None:
+        raise UsageError(
+            "no folder given", "give --storage-dir FOLDER, or Orthanc's configuration with --config"
+        )
+    if to == POSTGRESQL:
+        return Place(folder.resolve()), Place(None)
+    source, target = Place(from_dir.resolve() if from_dir else None), Place(folder.resolve())
+    if not from_dir and configured and configured.folder and configured != target:
+        source = configured  # from one StorageDirectory to another
+    return source, target

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pgorthanc_cli import db
-from pgorthanc_cli.placement.ends import Content, Unreadable, digest, open_end
+from pgorthanc_cli.placement.ends import BothEnds, Content, Unreadable, difference, digest
 from pgorthanc_cli.placement.model import MoveSettings, Row
-from pgorthanc_cli.storage import FilesystemArea, is_uuid, listing
+from pgorthanc_cli.placement.row_worker import RowMover
+from pgorthanc_cli.storage import is_uuid
 
 
 class Batch(NamedTuple):
@@ -27,15 +28,8 @@ class Batch(NamedTuple):
     failed: list[tuple[Row, str]]
 
 
-class Mover:
-    """Both ends, in one process."""
-
-    def __init__(self, target: db.Target, settings: MoveSettings) -> None:
-        """Open nothing yet."""
-        self.target = target
-        self.settings = settings
-        self._from = open_end(settings.source, target)
-        self._to = open_end(settings.target, target)
+class Mover(BothEnds):
+    """Copies and removes attachments whose rows stay as they are."""
 
     def copy(self, rows: Sequence[tuple[Any, ...]], trusted: bool) -> Batch:
         """Copy what is not in the target; prove both sides.
@@ -54,7 +48,7 @@ class Mover:
             except Unreadable as error:
                 failed.append((row, str(error)))
                 continue
-            if reason := _difference(row, *actual):
+            if reason := difference(row, *actual):
                 failed.append((row, reason))
             else:
                 contents.append(Content(row, chunks, actual[1]))
@@ -105,33 +99,16 @@ class Mover:
         size = sum(sizes[row.key] for row in removed)
         return Batch(len(removed), size, len(rows) - len(present), failed)
 
-    def finish(self) -> None:
-        """Leave no transaction open."""
-        self._from.finish()
-        self._to.finish()
 
-    def list_part(self, digits: str) -> listing.Listing:
-        """List a part of the target folder."""
-        assert self.settings.target.folder  # noqa: S101
-        return listing.list_part(FilesystemArea(self.settings.target.folder), digits, sizes=False)
-
-
-def _difference(row: Row, size: int, md5: str) -> str:
-    """Return how the content of the source differs from its row, empty if it does not."""
-    if size != row.size:
-        return f"{size:,} bytes, the index says {row.size:,}"
-    return "its MD5 is not that of the index" if row.md5 and md5 != row.md5 else ""
-
-
-_mover: Mover | None = None
+_mover: Mover | RowMover | None = None
 
 
 def work(target: db.Target, settings: MoveSettings, task: str, *arguments: Any) -> Any:
-    """Run a method of this process's mover: `copy`, `clean` or `list_part`."""
+    """Run a method of this process's mover: `copy`, `clean` or `list_part`, `copy_rows` or `clean_rows`."""
     global _mover
     # Connections and folders stay open from one batch to the next.
     if _mover is None or (_mover.target, _mover.settings) != (target, settings):
-        _mover = Mover(target, settings)
+        _mover = (RowMover if settings.changes_rows else Mover)(target, settings)
     result = getattr(_mover, task)(*arguments)
     _mover.finish()
     return result

@@ -5,7 +5,9 @@ from pgorthanc_cli.storage.area import (
     UUID_PATTERN,
     Area,
     Stream,
+    compressed,
     decode,
+    decompressed,
     encode,
     file_path,
     is_uuid,
@@ -18,6 +20,6 @@ from pgorthanc_cli.storage.named_files import NamedFiles
 
 __all__ = [
     "CHUNK_BYTES", "JOURNAL_FOLDER", "UUID_PATTERN", "Area", "FilesystemArea", "LargeObjectArea", "NamedFiles",
-    "Stream",
-    "decode", "encode", "file_path", "is_uuid", "new_uuids", "temporary_name", "write_error",
+    "Stream", "compressed", "decode", "decompressed", "encode", "file_path", "is_uuid", "new_uuids",
+    "temporary_name", "write_error",
 ]  # fmt: skip

@@ -56,15 +56,39 @@ def encode(data: bytes | mmap | memoryview, *, compress: bool) -> Iterator[bytes
     """Yield the bytes to store for `data`, in chunks of about 1 MiB."""
     view = memoryview(data)
     chunks = (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
-    if not compress:
-        yield from chunks
-        return
-    yield struct.pack("<Q", len(view))
-    if view:  # Orthanc stores the size alone of an empty attachment
+    yield from compressed(len(view), chunks) if compress else chunks
+
+
+def compressed(size: int, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Yield the bytes of a compressed attachment whose content has that size."""
+    yield struct.pack("<Q", size)
+    if size:  # Orthanc stores the size alone of an empty attachment
         compressor = zlib.compressobj(6)
         for chunk in chunks:
             yield compressor.compress(chunk)
         yield compressor.flush()
+
+
+def decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the content of a compressed attachment; memory does not depend on its size.
+
+    Raises:
+        PgOrthancError: It is damaged, or not a compressed attachment.
+    """
+    inflater, prefix, size = zlib.decompressobj(), b"", 0
+    try:
+        for chunk in chunks:
+            rest = max(0, 8 - len(prefix))
+            prefix, piece = prefix + chunk[:rest], chunk[rest:]
+            while piece and not inflater.eof:
+                content = inflater.decompress(piece, CHUNK_BYTES)
+                piece = inflater.unconsumed_tail
+                size += len(content)
+                yield content
+    except zlib.error as error:
+        raise PgOrthancError(f"a compressed attachment is damaged: {error}") from error
+    if len(prefix) < 8 or size != struct.unpack("<Q", prefix)[0] or (size and not inflater.eof):
+        raise PgOrthancError("a compressed attachment does not hold the size that it begins with")
 
 
 def decode(stored: bytes) -> bytes:
