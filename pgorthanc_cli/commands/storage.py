@@ -16,7 +16,7 @@ from pgorthanc_cli.progress import Progress
 
 if TYPE_CHECKING:
     from pgorthanc_cli.db import Target
-    from pgorthanc_cli.placement import Moved, MoveSettings
+    from pgorthanc_cli.placement import Moved, MoveSettings, Place
     from pgorthanc_cli.views.placement_move import Commands
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -185,6 +185,7 @@ def _move(call: Call, target: Target, settings: MoveSettings) -> Moved:
 
 def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> Commands:
     """Return what to run next, with the connection options of this call."""
+    from pgorthanc_cli.placement.model import COMPRESSION_NAMES
     from pgorthanc_cli.views.placement_move import Commands
 
     source, target = settings.source.folder, settings.target.folder
@@ -197,7 +198,7 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
     if source and target and settings.source.storage is settings.target.storage is None:
         ends += ["--from-dir", str(source)]
     if settings.compression:
-        ends += ["--compression", {1: "none", 2: "zlib"}[settings.compression]]
+        ends += ["--compression", COMPRESSION_NAMES[settings.compression]]
     # A part is selected again; the whole would be another move.
     for study in settings.studies:
         ends += ["--study", study]
@@ -206,16 +207,18 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
     files = [word for path in call.options["config"] for word in ("--config", str(path))]
     changes = _changes(settings, is_enabled=is_enabled)
 
-    def verify(folder: Path | None) -> str:
-        area = ["--storage-dir", str(folder)] if folder else ["--storage", "postgresql"]
+    def verify(place: Place) -> str:
+        area = ["--storage-dir", str(place.folder)] if place.folder else ["--storage", "postgresql"]
+        # Only the configuration names all folders of the plugin.
+        area = [] if place.storage is not None else area
         return call.command_line("verify", "storage", *area, "--list", "studies")
 
     return Commands(
         switch=call.command_line("storage", "move", *ends, "--phase", "switch"),
         clean=call.command_line("storage", "move", *ends, "--phase", "clean"),
         again=call.again(),
-        verify=verify(target),
-        verify_source=verify(source),
+        verify=verify(settings.target),
+        verify_source=verify(settings.source),
         configure=tuple(f"pgorthanc config set {each} {shlex.join(files)}" for each in changes if files),
         settings=tuple(changes),
     )

@@ -12,6 +12,7 @@ from pgorthanc_cli import db
 COPY, SWITCH, CLEAN = PHASES = ("copy", "switch", "clean")
 FILESYSTEM, POSTGRESQL, ADVANCED = "filesystem", "postgresql", "advanced-storage"
 COMPRESSIONS = {"none": 1, "zlib": 2}  # as the index numbers them
+COMPRESSION_NAMES = {number: name for name, number in COMPRESSIONS.items()}
 
 
 class Place(NamedTuple):
@@ -172,6 +173,7 @@ class Moved:
         complete: Whether the phase is done.
         kept: Adopted files: with a storage of the plugin as target they stay as they are; else
             they were copied, and `clean` leaves the originals.
+        compression: `none` or `zlib`, if it was to be changed.
         elapsed_s: Seconds.
         endpoint: The database.
         warnings: Of the check whether an Orthanc is connected.
@@ -197,6 +199,7 @@ class Moved:
     endpoint: db.Endpoint
     warnings: tuple[str, ...] = ()
     kept: int = 0
+    compression: str | None = None
 
     def document(self) -> Mapping[str, Any]:
         """Return the fields for JSON, where the ends are called `from` and `to`."""

@@ -103,6 +103,7 @@ class Run:
             endpoint=db.endpoint(self.attachments.conn),
             warnings=self.warnings,
             kept=self.kept,
+            compression=model.COMPRESSION_NAMES.get(self.settings.compression or 0),
         )
 
     # --- the phases ---------------------------------------------------------------------

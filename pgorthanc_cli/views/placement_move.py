@@ -11,6 +11,7 @@ from pgorthanc_cli.views.page import Block, Note, Page, Status
 
 LISTED = 20  # failures that are shown one by one
 _OBJECTS = "large objects"
+_ADVANCED = "advanced-storage"
 _VACUUM = "VACUUM pg_largeobject; VACUUM pg_largeobject_metadata;"
 
 
@@ -56,6 +57,9 @@ def page(moved: Moved, commands: Commands) -> Page:
 
 
 def _name(moved: Moved, *, source: bool = False) -> str:
+    # As a source, the plugin has more folders than one.
+    if source and moved.source == _ADVANCED:
+        return "the advanced storage"
     folder = moved.source_folder if source else moved.target_folder
     return printable(str(folder)) if folder else _OBJECTS
 
@@ -95,10 +99,7 @@ def _facts(moved: Moved) -> Iterator[Block]:
             " The MD5 of everything is right in both places."
         )
     if moved.phase == "switch" and moved.complete:
-        yield Note(
-            f"{_name(moved, source=True).capitalize() if not moved.source_folder else _name(moved, source=True)}: "
-            "untouched. Going back needs only the old configuration, as long as Orthanc has not stored anything new."
-        )
+        yield Note(_going_back(moved))
     if moved.unknown:
         yield Note(
             f"{plural(moved.unknown, 'attachment')} in the target, but not in the index",
@@ -107,7 +108,29 @@ def _facts(moved: Moved) -> Iterator[Block]:
             if moved.target_folder
             else ("Orthanc has deleted them since the copy.",),
         )
+    if moved.kept:
+        adopted = plural(moved.kept, "adopted file")
+        yield Note(
+            f"{adopted} left where {'it is' if moved.kept == 1 else 'they are'}: Orthanc goes on reading adopted "
+            "files in their own folders."
+            if moved.target == _ADVANCED
+            else f"{adopted} copied; the {'original is' if moved.kept == 1 else 'originals are'} never removed."
+        )
     yield from _leftovers(moved)
+
+
+def _going_back(moved: Moved) -> str:
+    source = _name(moved, source=True)
+    if _ADVANCED in (moved.source, moved.target) or moved.compression:
+        return (
+            f"The rows of the index now fit {_name(moved)} only. The source is untouched; going back is another "
+            "storage move, in the other direction."
+        )
+    source = source if moved.source_folder else source.capitalize()
+    return (
+        f"{source}: untouched. Going back needs only the old configuration, as long as Orthanc has not stored "
+        "anything new."
+    )
 
 
 def _leftovers(moved: Moved) -> Iterator[Block]:
@@ -146,5 +169,8 @@ def _failures(moved: Moved) -> Iterator[Block]:
 
 
 def _configuration(commands: Commands) -> Iterator[Block]:
+    if not commands.settings:
+        yield Note("Start Orthanc again; its configuration stays as it is.")
+        return
     text = "Change this BEFORE you start Orthanc, or it will not find its files:"
     yield Note(text, "warning", paste="\n".join(commands.configure or commands.settings))

@@ -61,3 +61,24 @@ def test_all_phases(
         rest.delete(f"/instances/{identifier}")
     verified = json.loads(archive.pgorthanc("verify storage --json --grace 0").stdout)
     assert set(verified["counts"]) <= {"orphan-dicom", "orphan-other"}  # deleted since the copy
+
+
+def test_compression_on_the_way(new_archive: Callable[..., Archive], tmp_path: Path) -> None:
+    """Compressed files become large objects without compression, and compressed files again."""
+    archive = new_archive(postgresql_storage=False)
+    contents = [path.read_bytes() for path in samples.folder(tmp_path / "in", 2)]
+    with archive.orthanc(StorageCompression=True) as rest:
+        for content in (*contents, samples.REAL.read_bytes()):
+            rest.upload(content)
+        before, size = served(rest), rest.get("/statistics")["TotalDiskSize"]
+    for to, compression in (("postgresql", "none"), ("filesystem", "zlib")):
+        ends = ["--to", to, "--storage-dir", archive.storage, "--compression", compression]
+        archive.done("storage move", *ends, "--phase", "switch")
+        archive.section["EnableStorage"] = to == "postgresql"
+        with archive.orthanc() as rest:
+            assert served(rest) == before
+            for identifier in before:
+                rest.send("POST", f"/instances/{identifier}/attachments/dicom/verify-md5", b"")
+            assert (rest.get("/statistics")["TotalDiskSize"] == size) == (compression == "zlib")
+        archive.done("storage move", *ends, "--phase", "clean")
+    assert json.loads(archive.pgorthanc("verify storage --json --grace 0").stdout)["counts"] == {}

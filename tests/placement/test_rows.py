@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
-from pgorthanc_cli import db, placement
+from pgorthanc_cli import cli, db, placement
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.index import customdata, key_values
 from pgorthanc_cli.placement import MoveSettings, Place
@@ -263,3 +265,32 @@ def test_the_switch_needs_orthanc_to_be_stopped(
     with pytest.raises(InUseError):
         moved(indexed, into(area, storages, "1"), "copy", "switch")
     assert data_of(indexed) == {None}
+
+
+def test_options_and_next_commands(indexed: db.Target, area: Path, storages: Any, tmp_path: Path) -> None:
+    """As an operator does it, with Orthanc's configuration."""
+    path = tmp_path / "orthanc.json"
+    several = {"Storages": dict(storages), "CurrentWriteStorage": "1"}
+    section = {"Enable": True, "MultipleStorages": several}
+    path.write_text(json.dumps({"StorageDirectory": str(area), "AdvancedStorage": section}))
+    path.chmod(0o600)
+
+    def run(*words: str) -> Result:
+        given = ["--uri", indexed.dsn, "--config", str(path), "-j", "1"]
+        return CliRunner().invoke(cli.main, ["storage", "move", *words, *given])
+
+    ends = ["--to", "advanced-storage", "--storage-id", "2"]
+    copied = run(*ends, "--older-than", "0s")
+    assert copied.exit_code == 0, copied.output
+    assert "storage move --to advanced-storage --storage-id 2 --older-than 0s --phase switch" in copied.stdout
+    switched = run(*ends, "--phase", "switch")
+    assert switched.exit_code == 0, switched.output
+    assert "its configuration stays as it is" in switched.stdout
+    cleaned = run(*ends, "--phase", "clean", "--json")
+    assert (json.loads(cleaned.stdout)["removed"], in_folder(area)) == (COUNT, {})
+    out = run("--to", "postgresql", "--compression", "zlib", "--phase", "switch")
+    assert out.exit_code == 0, out.output
+    assert "config set AdvancedStorage.Enable false" in out.stdout
+    assert len(in_objects(indexed)) == COUNT
+    for words in (["--to", "advanced-storage"], ["--to", "advanced-storage", "--storage-id", "9"]):
+        assert run(*words).exit_code == 2

@@ -35,7 +35,7 @@ ELSEWHERE = {
     r"check-auth .*--admin": "tests/authentication",
     r"config uri .*--password-file": "tests/project/test_getting_started.py",
     r"wait --replica": "tests/wait",
-    r"storage move .*--phase clean": "tests/placement",
+    r"storage move .*--(phase clean|to advanced-storage|compression)": "tests/placement",
 }
 # 6: the server of the tests is not tuned as doctor wishes, and the plugin is not installed on this machine.
 WARNINGS = re.compile(

@@ -66,3 +66,13 @@ def test_clean() -> None:
     check("clean-not-freed", replace(CLEAN, freed_bytes=0))
     check("clean-failed", replace(CLEAN, complete=False, failed=FAILED[:1]))
     check("clean-interrupted", replace(CLEAN, complete=False, removed=10_000, freed_bytes=0))
+
+
+def test_the_advanced_storage() -> None:
+    """Rows change: the way back is another one, and the configuration may stay."""
+    between = replace(
+        SWITCH, source="advanced-storage", target="advanced-storage", source_folder=Path("/old"), kept=2
+    )
+    check("switch-between-storages", between, replace(COMMANDS, configure=(), settings=()))
+    out = replace(CLEAN, source="advanced-storage", source_folder=Path("/old"), kept=1, vacuumed=None)
+    check("clean-adopted", out)
