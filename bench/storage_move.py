@@ -1,6 +1,7 @@
 """Strike `storage move` at random moments of each phase: nothing is lost, nothing twice, and a rerun completes.
 
-storage_move.py [RUNS [ATTACHMENTS [SEED]]]     default: 50 runs of each strike in each phase, 400 attachments
+storage_move.py [RUNS [ATTACHMENTS [SEED [COMPRESS]]]]     default: 50 runs of each strike in each phase,
+    400 attachments; with COMPRESS 1 the move compresses them, and so changes their rows
 
 Strikes: kill -9 and SIGTERM of the command; its sessions ended, one of their processes killed, the server killed
 with all its processes; and (as root) a full disk of the folder, or of the server. Both directions in turn.
@@ -31,7 +32,14 @@ _TEMPLATE = "pgorthanc_bench_template"
 
 
 def one(
-    server: Server, phase: str, kind: str, count: int, chance: random.Random, *, to_objects: bool
+    server: Server,
+    phase: str,
+    kind: str,
+    count: int,
+    chance: random.Random,
+    *,
+    to_objects: bool,
+    compress: bool,
 ) -> str:
     """Strike once, in a database of its own."""
     name = "pgorthanc_bench_move"
@@ -40,12 +48,14 @@ def one(
         if kind == "disk" and stack.enter_context(disk(folder, 64)) is None:
             return "no disk"
         server.sql(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-        scene = Scene(db.Target(make_dsn(server.place, dbname=name)), folder / "area", to_objects, server)
+        scene = Scene(
+            db.Target(make_dsn(server.place, dbname=name)), folder / "area", to_objects, server, compress
+        )
         scene.fill(count)
         return strike(scene, phase, kind, chance, 0.6)
 
 
-def main(runs: int, count: int, seed: int) -> None:
+def main(runs: int, count: int, seed: int, compress: bool) -> None:
     """Run all, and count how the commands ended."""
     chance, ends = random.Random(seed), Counter[str]()  # noqa: S311
     with own_server() as server:
@@ -60,7 +70,9 @@ def main(runs: int, count: int, seed: int) -> None:
                     # Only what is written can fill a disk.
                     to_objects = kind != "disk" and (number % 2 == 1 or kind == "space")
                     try:
-                        end = one(server, phase, kind, count, chance, to_objects=to_objects)
+                        end = one(
+                            server, phase, kind, count, chance, to_objects=to_objects, compress=compress
+                        )
                     except AssertionError as error:
                         end = f"WRONG: {error}"
                         traceback.print_exc()
@@ -72,4 +84,6 @@ def main(runs: int, count: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*numbers(__doc__, "N", [50, 400, 1])[:3])
+    given = numbers(__doc__, "N", [50, 400, 1, 0])
+    runs, count, seed, compress = [*given, *[50, 400, 1, 0][len(given) :]][:4]
+    main(runs, count, seed, bool(compress))

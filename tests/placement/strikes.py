@@ -58,6 +58,7 @@ class Scene:
     folder: Path
     to_objects: bool
     server: Server | None = None
+    compress: bool = False
     expected: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def fill(self, count: int) -> None:
@@ -94,35 +95,45 @@ class Scene:
     def command(self, phase: str) -> list[str]:
         to = "postgresql" if self.to_objects else "filesystem"
         words = ["--to", to, "--storage-dir", str(self.folder), "--phase", phase, "--json"]
+        words += ["--compression", "zlib"] if self.compress else []
         return [sys.executable, "-m", "pgorthanc_cli", "storage", "move", *words, "--uri", self.target.dsn]
 
     def run(self, phase: str) -> None:
         """Do a phase, which must complete; in this process, which is faster."""
         folder, objects = placement.Place(self.folder), placement.Place(None)
         source, to = (folder, objects) if self.to_objects else (objects, folder)
-        moved = placement.move(self.target, placement.MoveSettings(source, to, phase, jobs=1))
+        settings = placement.MoveSettings(source, to, phase, jobs=1, compression=2 if self.compress else None)
+        moved = placement.move(self.target, settings)
         assert moved.complete, moved.failed
 
     def files(self) -> dict[str, tuple[int, str]]:
         """What is in the folder; no temporary file counts."""
         found = {}
         for path in self.folder.rglob("????????-*"):
-            content = path.read_bytes()
-            found[path.name] = len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()
+            found[path.name] = self._described(path.read_bytes(), is_target=not self.to_objects)
         return found
 
     def objects(self) -> dict[str, tuple[int, str]]:
         """What is in the large objects; none is without a row."""
-        query = "SELECT uuid, length(lo_get(content)), md5(lo_get(content)) FROM storagearea"
-        found = {uuid: (size, md5) for uuid, size, md5 in rows(self.target, query)}
+        stored = rows(self.target, "SELECT uuid, lo_get(content) FROM storagearea")
+        found = {uuid: self._described(bytes(content), is_target=self.to_objects) for uuid, content in stored}
         assert rows(self.target, "SELECT count(*) FROM pg_largeobject_metadata") == [(len(found),)]
         return found
+
+    def _described(self, content: bytes, *, is_target: bool) -> tuple[int, str]:
+        """Size and MD5 of what is stored, without the compression of the target."""
+        if self.compress and is_target:
+            content = storage.decode(content)
+        return len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     def check(self, phase: str) -> None:
         """Raise an error if anything is lost, or if what has a name is not complete."""
         source, to = (self.files(), self.objects()) if self.to_objects else (self.objects(), self.files())
         assert to.items() <= self.expected.items()
         assert source.items() <= self.expected.items()
+        # All rows fit the source, or all of them the target.
+        ((kinds,),) = rows(self.target, "SELECT count(DISTINCT compressiontype) FROM attachedfiles")
+        assert kinds == 1
         if phase == "clean":
             assert to == self.expected
         else:
@@ -204,7 +215,9 @@ def _full(scene: Scene, kind: str, chance: random.Random) -> Iterator[None]:
         yield
         return
     if kind == "space":
+        # Never the disk of this machine.
         assert scene.server is not None
+        assert scene.server.folder.is_mount()
         folder, left = scene.server.folder, chance.randrange(400 * _SIZE)
     else:
         folder, left = scene.folder.parent, chance.randrange(50 * _SIZE)
