@@ -28,13 +28,17 @@ class Attachments:
         """
         self.conn = conn
         self.settings = settings
-        self._require_ordinary(index.Capabilities.read(conn))
+        self._require_known_places(index.Capabilities.read(conn))
         self.selected = self._condition()
         conn.rollback()
 
-    def _require_ordinary(self, capabilities: index.Capabilities) -> None:
+    def _require_known_places(self, capabilities: index.Capabilities) -> None:
         """Refuse what is not where the configuration says: customdata names another place."""
-        # One is enough to refuse: half of an archive in another place is worse than all of it here.
+        if self.settings.source.folder is None and not self.has_storage_area():
+            raise RevisionError(
+                "there is no storage area for large objects in this schema, expected the table storagearea",
+                "name the folder of the files with --from-dir, if Orthanc stores files",
+            )
         if ADVANCED in (self.settings.source.kind, self.settings.target.kind):
             if not capabilities.custom_data:
                 raise RevisionError(
@@ -42,6 +46,7 @@ class Attachments:
                     "it exists from revision 5 on; run: pgorthanc upgrade",
                 )
             return
+        # One is enough to refuse: half of an archive in another place is worse than all of it here.
         count = 0
         if capabilities.custom_data:
             query = "SELECT count(*) FROM index.attachedfiles WHERE customdata <> ''"
@@ -50,14 +55,9 @@ class Attachments:
             count = db.value(self.conn, "SELECT count(*) FROM index.pgorthanc_kept_customdata")
         if count:
             raise PgOrthancError(
-                f"a storage plugin keeps {plural(count, 'attachment')} in places of its own (customdata); "
-                "they cannot be moved this way",
-                "to see where they are, run: pgorthanc storage show",
-            )
-        if self.settings.source.folder is None and not self.has_storage_area():
-            raise RevisionError(
-                "there is no storage area for large objects in this schema, expected the table storagearea",
-                "name the folder of the files with --from-dir, if Orthanc stores files",
+                f"a storage plugin keeps {plural(count, 'attachment')} in places of its own (customdata), which "
+                "only Orthanc's configuration names",
+                "give --config, without --from-dir; to see where they are, run: pgorthanc storage show",
             )
 
     def has_storage_area(self) -> bool:
