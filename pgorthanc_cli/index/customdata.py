@@ -104,7 +104,15 @@ class NotLocated(Exception):
 
 
 def locate(uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, Path] | None) -> str:
-    """Return the path of a file whose row has customdata (STORAGE.md A2, A7, H1).
+    """Return the path of a file whose row has customdata; arguments and errors are those of `place`."""
+    root, path = place(uuid, data, folder, storages)
+    return os.path.join(root, path) if root else path
+
+
+def place(
+    uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, Path] | None
+) -> tuple[Path | None, str]:
+    """Return where a file is whose row has customdata (STORAGE.md A2, A7, H1).
 
     Args:
         uuid: Of the attachment.
@@ -112,6 +120,10 @@ def locate(uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, P
         folder: StorageDirectory, if it is known.
         storages: The folders of AdvancedStorage.MultipleStorages, None if no
             configuration is known.
+
+    Returns:
+        The folder of its storage and the path in it; None and an absolute path for a file
+        that was adopted.
 
     Raises:
         NotLocated: With the reason.
@@ -127,12 +139,12 @@ def locate(uuid: str, data: bytes, folder: Path | None, storages: Mapping[str, P
             raise NotLocated("storage", "its storage is not among MultipleStorages")
         folder = storages[custom.storage]
     if os.path.isabs(path):
-        return path
+        return None, path
     if custom.storage and storages is None:
         raise NotLocated("folder", "its storage is named in Orthanc's configuration only")
     if folder is None:
         raise NotLocated("folder", "it is a file; name the folder with --storage-dir")
-    return os.path.join(folder, path)
+    return folder, path
 
 
 def unsupported_plugin(cur: Cursor, capabilities: Capabilities) -> str | None:

@@ -11,9 +11,10 @@ from typing import IO, Any, NamedTuple
 
 from pgorthanc_cli import db, storage
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.index.customdata import NotLocated
 from pgorthanc_cli.placement.ends import BothEnds, Chunks, Content, Folder, Unreadable, difference, digest
 from pgorthanc_cli.placement.model import Attachment, MoveSettings, Row
-from pgorthanc_cli.placement.rules import Elsewhere, Rules, is_adopted
+from pgorthanc_cli.placement.rules import Rules, is_adopted
 from pgorthanc_cli.storage import CHUNK_BYTES, is_uuid
 from pgorthanc_cli.workers import checkpoint
 
@@ -57,8 +58,8 @@ class RowMover(BothEnds):
             try:
                 source = self._rules.source(attachment)
                 if not is_uuid(attachment.uuid):
-                    raise Elsewhere("its name is not a UUID")
-            except Elsewhere as error:
+                    raise NotLocated("folder", "its name is not a UUID")
+            except NotLocated as error:
                 failed.append((Row(*attachment[:5]), str(error)))
                 continue
             if not self._rules.stays(attachment, source):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pgorthanc_cli import storage
 from pgorthanc_cli.index import customdata
 from pgorthanc_cli.placement.model import ADVANCED, Attachment, MoveSettings, Row
-
-
-class Elsewhere(Exception):
-    """The file of an attachment is in no place that this move knows; the text says why."""
 
 
 class Rules:
@@ -19,30 +16,23 @@ class Rules:
     def __init__(self, settings: MoveSettings) -> None:
         """Take what to move."""
         self.settings = settings
-        self._roots = dict(settings.storages)
+        self._roots = {name: Path(root) for name, root in settings.storages}
 
     def source(self, attachment: Attachment) -> Row:
         """Return the attachment in its source.
 
         Raises:
-            Elsewhere: Another plugin keeps it, or its storage is unknown.
+            NotLocated: Another plugin keeps it, or its storage is unknown.
         """
         row = Row(*attachment[:5])
         folder, data = self.settings.source.folder, attachment.customdata
         if not data:
             return row if folder is None else self._below(row, str(folder), "")
-        custom = customdata.read(data)
-        if custom.plugin != customdata.ADVANCED_STORAGE:
-            raise Elsewhere(f"customdata of {custom.plugin or 'an unknown storage plugin'}")
         if self.settings.source.kind != ADVANCED:
-            raise Elsewhere("the advanced-storage plugin keeps it, which the configuration does not enable")
-        path = custom.path or ""
-        if os.path.isabs(path):
-            return row._replace(root=str(folder), name=path)
-        if custom.storage and custom.storage not in self._roots:
-            raise Elsewhere("its storage is not among MultipleStorages of the configuration")
-        root = self._roots[custom.storage] if custom.storage else str(folder)
-        return self._below(row, root, path)
+            reason = "a storage plugin keeps it, which the configuration does not enable"
+            raise customdata.NotLocated("plugin", reason)
+        root, path = customdata.place(attachment.uuid, data, folder, self._roots)
+        return self._below(row, str(root or folder), path)
 
     def _below(self, row: Row, root: str, path: str) -> Row:
         return row._replace(root=root, name=path or storage.file_path(row.uuid))
