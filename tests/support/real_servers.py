@@ -146,12 +146,16 @@ class Server:
         """Wait until a server that may have crashed answers; start it if it does not by itself."""
         pid_file = self.data / "postmaster.pid"
 
-        def is_gone() -> bool:
-            return not pid_file.exists() or not Path("/proc", pid_file.read_text().split()[0]).exists()
+        def is_up() -> bool:
+            if self.answers():
+                return True
+            if not pid_file.exists() or not Path("/proc", pid_file.read_text().split()[0]).exists():
+                # Refused as long as one of its killed processes is still ending.
+                words = ("start", "-w", "-D", str(self.data), "-l", str(self.folder / "log"))
+                programs.run(self.programs, "pg_ctl", words, self.folder, self.account)
+            return False
 
-        wait_until(lambda: self.answers() or is_gone(), "the server neither answers nor ends", timeout_s=60)
-        if not self.answers():
-            self.start()
+        wait_until(is_up, "the server does not start again", timeout_s=60)
 
     def answers(self) -> bool:
         try:
