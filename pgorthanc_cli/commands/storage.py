@@ -127,7 +127,7 @@ command.add_command(show)
     help="With --phase clean: also remove large objects that no row of the index names.",
 )
 def move(call: Call, **options: Any) -> None:
-    """Move attachments between files, large objects and storages.
+    """Move attachments from one storage area to another.
 
     In three phases: copy (Orthanc may run), switch (Orthanc is stopped, for seconds; then it gets another
     configuration), clean (removes the source). Everything is read back and compared with the MD5 sums of the index;
