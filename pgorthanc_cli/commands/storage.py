@@ -138,7 +138,7 @@ def move(call: Call, **options: Any) -> None:
       pgorthanc storage move --to filesystem --config /etc/orthanc
       pgorthanc storage move --to filesystem --config /etc/orthanc --phase switch
       pgorthanc storage move --to postgresql --config /etc/orthanc -j 4
-      pgorthanc storage move --to postgresql --compression zlib --config /etc/orthanc
+      pgorthanc storage move --to filesystem --compression zlib --storage-dir /data
 
     Exit codes: 0 the phase is done; 5 an Orthanc is connected; 6 some attachments failed; 130 interrupted.
     """
