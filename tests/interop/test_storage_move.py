@@ -72,7 +72,7 @@ def test_compression_on_the_way(new_archive: Callable[..., Archive], tmp_path: P
             rest.upload(content)
         before, size = served(rest), rest.get("/statistics")["TotalDiskSize"]
     for to, compression in (("postgresql", "none"), ("filesystem", "zlib")):
-        ends = ["--to", to, "--storage-dir", archive.storage, "--compression", compression]
+        ends = ["--to", to, "--storage-dir", str(archive.storage), "--compression", compression]
         archive.done("storage move", *ends, "--phase", "switch")
         archive.section["EnableStorage"] = to == "postgresql"
         with archive.orthanc() as rest:
