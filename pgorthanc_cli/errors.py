@@ -54,6 +54,14 @@ class ConnectError(PgOrthancError):
     exit_code = 3
 
 
+class PasswordRequired(ConnectError):
+    """The server asks for a password and none was given: a command may ask on the terminal."""
+
+
+class MissingDatabase(ConnectError):
+    """The server accepts the login, but has no database of that name."""
+
+
 class RevisionError(PgOrthancError):
     """No index, an unknown or unsuitable revision, or a damaged schema."""
 

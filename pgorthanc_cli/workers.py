@@ -138,7 +138,7 @@ class Pool(Generic[T]):
         return late > _KILL_S
 
     def close(self) -> None:
-        """End all processes: idle ones immediately, the others as `halt` does."""
+        """End all processes: idle ones immediately, the others as `halt` does. It may be called again."""
         if any(process.busy for process in self._processes):
             self.halt()
         for _ in self._processes:

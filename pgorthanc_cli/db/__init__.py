@@ -15,7 +15,6 @@ from pgorthanc_cli.db.advisory import (
     held_error,
     lock_holders,
 )
-from pgorthanc_cli.db.connect_errors import MissingDatabase, PasswordRequired
 from pgorthanc_cli.db.connection import (
     KEEPALIVE,
     MASK,
@@ -48,6 +47,7 @@ from pgorthanc_cli.db.safe_session import (
     value,
 )
 from pgorthanc_cli.db.statement_errors import error_hint, primary_message, translate_errors
+from pgorthanc_cli.errors import MissingDatabase, PasswordRequired
 
 __all__ = [
     "KEEPALIVE", "LOCK_CREATE_INSTANCE", "LOCK_DATABASE_SETUP", "LOCK_INDEX",

@@ -16,18 +16,10 @@ from dataclasses import dataclass
 from pgorthanc_cli.db import transport, wire
 from pgorthanc_cli.db.safe_session import quote_ident
 from pgorthanc_cli.db.transport import Client
-from pgorthanc_cli.errors import ConnectError
+from pgorthanc_cli.errors import ConnectError, MissingDatabase, PasswordRequired
 from pgorthanc_cli.text import printable
 
 Resolve = Callable[[Mapping[str, str]], Mapping[str, str]]
-
-
-class PasswordRequired(ConnectError):
-    """The server asks for a password and none was given: a command may ask on the terminal."""
-
-
-class MissingDatabase(ConnectError):
-    """The server accepts the login, but has no database of that name."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import psycopg2
 from psycopg2 import extensions
 from psycopg2.extensions import POLL_OK, POLL_READ, make_dsn
 
-from pgorthanc_cli.db import connect_errors, libpq, planted
+from pgorthanc_cli.db import libpq, planted
 from pgorthanc_cli.db.safe_session import (
     SAFE_SEARCH_PATH,
     Session,
@@ -281,6 +281,9 @@ def _connect_with_retries(target: Target, attempt: Callable[[str], Any]) -> Any:
         except UnicodeDecodeError as error:
             # Before the login, the server uses its own encoding.
             text = error.object.decode("utf-8", "replace")
+        # Only now: with the protocols it speaks, its import takes as long as a connection.
+        from pgorthanc_cli.db import connect_errors
+
         failure, transient = connect_errors.explain(text, partial(_effective_at, target))
         if not transient or not left:
             raise failure

@@ -13,10 +13,10 @@ outlives a transaction: it sends its settings together with the first statement 
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from contextlib import suppress
 from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -269,7 +269,10 @@ def statement(package: str, name: str) -> str:
     It is sent whole: never split, never edited. With arguments a `%` is written `%%`, in comments, too, and a
     comment holds no placeholder: its value could end the comment.
     """
-    return files(package).joinpath(name).read_text(encoding="utf-8")
+    # Not importlib.resources, whose import takes as long as a connection.
+    content = pkgutil.get_data(package, name)
+    assert content is not None
+    return content.decode()
 
 
 def rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:

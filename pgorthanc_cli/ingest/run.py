@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.errors import UsageError
-from pgorthanc_cli.ingest import arrivals, dask_cluster, known_files, stored
+from pgorthanc_cli.ingest import arrivals, stored
 from pgorthanc_cli.ingest.model import Batch, ImportResult, Tally, ignore
 from pgorthanc_cli.ingest.pipeline import ReportBatch, import_sources
 from pgorthanc_cli.ingest.settings import ImportPlan, Settings
@@ -23,6 +23,8 @@ from pgorthanc_cli.ingest.walk import Source, walk
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
+
+    from pgorthanc_cli.ingest import known_files
 
 SMALL_FILES = 200  # for so few files that arrived, no processes are started
 
@@ -86,6 +88,9 @@ class _Import:
         with ExitStack() as stack:
             # To follow folders, a temporary journal remembers the files seen before.
             if plan.journal or plan.follow:
+                # With SQLite, which other imports do not need.
+                from pgorthanc_cli.ingest import known_files
+
                 self.journal, warnings = stack.enter_context(
                     known_files.open_journal(
                         plan.journal, self.settings.profile, delay_s=plan.journal_delay_s
@@ -151,6 +156,8 @@ class _Import:
 
     def _run(self, sources: Iterable[Source], *, jobs: int) -> None:
         if self.plan.scheduler:
+            from pgorthanc_cli.ingest import dask_cluster
+
             dask_cluster.import_sources(
                 self.target,
                 sources,

@@ -91,11 +91,12 @@ def open_run(
     """Check the settings, open the index, and start the worker processes for the length of a block."""
     _require_valid(settings)
     started = time.monotonic()
-    with ExitStack() as stack:
+    # Started before any connection is opened, which a worker must not share: not even that to
+    # the source, as SQLite forgets which process holds its locks.
+    with workers.pool(settings.jobs, worker.call, stop, fork=True) as pool, ExitStack() as stack:
         source = stack.enter_context(open_source(path))
-        # Started before any connection to PostgreSQL is opened, which a worker must not
-        # share.
-        pool = stack.enter_context(workers.pool(settings.jobs, worker.call, stop))
+        # No worker reads the source any longer when it is closed.
+        stack.callback(pool.close)
         yield Run(source, settings, pool, stack, report, started)
 
 
