@@ -7,11 +7,10 @@ long step, every few hundred milliseconds. Who wants to stop the work raises `In
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """One step of long work, and how far it is.
 
     Attributes:

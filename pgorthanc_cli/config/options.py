@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgorthanc_cli import constants
 
@@ -17,8 +17,7 @@ SECRET_KEYS = ("Password", "ConnectionUri")  # of the "PostgreSQL" section: neve
 _TYPE_NAMES = {str: "a string", int: "an integer", bool: "true or false", dict: "an object", list: "a list"}
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """An option of Orthanc's configuration.
 
     Attributes:

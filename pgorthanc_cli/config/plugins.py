@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgorthanc_cli import files
 from pgorthanc_cli.errors import UsageError
@@ -33,8 +32,7 @@ _LARGEST_SCRIPT = 4 << 20
 _UPGRADE_STEP = re.compile(rb"from revision \d+ to revision (\d+)")
 
 
-@dataclass(frozen=True)
-class Plugin:
+class Plugin(NamedTuple):
     """A library that Orthanc would load.
 
     Attributes:

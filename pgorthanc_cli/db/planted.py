@@ -14,9 +14,8 @@ extensions.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg2.errors
 
@@ -48,8 +47,7 @@ _STILL_OPEN = """SELECT l.transactionid::text FROM pg_locks l
     WHERE l.locktype = 'transactionid' AND l.granted AND l.transactionid::text = ANY (%s)"""
 
 
-@dataclass(frozen=True)
-class Planted:
+class Planted(NamedTuple):
     """An object that could run with the rights of the session's role.
 
     Attributes:

@@ -270,9 +270,7 @@ def statement(package: str, name: str) -> str:
     comment holds no placeholder: its value could end the comment.
     """
     # Not importlib.resources, whose import takes as long as a connection.
-    content = pkgutil.get_data(package, name)
-    assert content is not None
-    return content.decode()
+    return (pkgutil.get_data(package, name) or b"").decode()
 
 
 def rows(conn: Connection, query: str | sql.Composable, *arguments: object) -> list[tuple[Any, ...]]:

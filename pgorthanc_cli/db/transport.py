@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pgorthanc_cli.errors import UsageError
 
@@ -53,8 +53,7 @@ class Handshake:
     certificate: Certificate | None
 
 
-@dataclass(frozen=True)
-class Client:
+class Client(NamedTuple):
     """A client of one server.
 
     Attributes:

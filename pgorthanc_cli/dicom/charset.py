@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # --- decoders of one encoding -----------------------------------------------------------
 
@@ -281,8 +281,7 @@ _DEFINED_TERMS = {
 _ESCAPES = re.compile("[\x0e\x0f]|\x1b(?:[noNO|}~]|[\x20-\x2f]+[\x30-\x7f])")
 
 
-@dataclass(frozen=True, slots=True)
-class Charset:
+class Charset(NamedTuple):
     """The character set of one file.
 
     Attributes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -41,8 +40,7 @@ _SAMPLE = """
 """
 
 
-@dataclass(frozen=True)
-class CustomData:
+class CustomData(NamedTuple):
     """Where a storage plugin keeps a file.
 
     Attributes:

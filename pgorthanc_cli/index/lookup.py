@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import catalogs, db
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from psycopg2.extensions import cursor as Cursor
 
 
-@dataclass(frozen=True)
-class Capabilities:
+class Capabilities(NamedTuple):
     """What this index has (named as in `schema.features`), and what this session may do.
 
     Attributes:

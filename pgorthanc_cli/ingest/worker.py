@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from mmap import mmap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import dicom, index, storage, workers
 from pgorthanc_cli.errors import PgOrthancError
@@ -55,8 +55,7 @@ _MALLOC_BYTES = 32 << 20  # the largest threshold that glibc takes
 REST_ORIGIN = {3: "", 8: "RestApi", 11: "127.0.0.1", 13: ""}
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """What a worker needs to know, pickled once for a whole run.
 
     Attributes:
@@ -75,7 +74,7 @@ _Parts = Sequence[tuple[int, memoryview]]  # file type and content of each attac
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parsed:
-    """A DICOM file that was read."""
+    """A DICOM file that was read; each is a key of its own."""
 
     source: Source
     data: bytes | mmap

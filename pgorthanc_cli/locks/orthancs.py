@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import NamedTuple
 
 from pgorthanc_cli import db
 from pgorthanc_cli.locks import releases, statements
@@ -61,8 +62,7 @@ class Orthanc:
         return f"the Orthanc at {address} (pid {self.pid})"
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """The sessions taken for one Orthanc; `starts` counts how often some of them connected together."""
 
     orthanc: Orthanc

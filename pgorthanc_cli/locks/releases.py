@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pgorthanc_cli.locks import statements
 from pgorthanc_cli.locks.statements import Statement
@@ -15,8 +15,7 @@ from pgorthanc_cli.schema.features import first_revision_of_plugin
 _LARGE_POOL = 20
 
 
-@dataclass(frozen=True)
-class _Bound:
+class _Bound(NamedTuple):
     """The revisions that fit, both ends included, and the reason."""
 
     reason: str

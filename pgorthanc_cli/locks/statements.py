@@ -8,8 +8,8 @@ was never used has no statement.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from pgorthanc_cli.schema import catalog
 
@@ -24,8 +24,7 @@ _TRANSACTION = re.compile(
 _LARGE_OBJECTS = re.compile(r"\bstoragearea\b|\blo_(?:open|close|creat|create|unlink|lseek|lseek64)\b")
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(NamedTuple):
     """Properties of a statement.
 
     Attributes:

@@ -7,15 +7,14 @@ release.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.catalog import Catalog
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """What an index has.
 
     Attributes:
