@@ -20,7 +20,7 @@ from pgorthanc_cli.ingest.journal import FOLDER
 from pgorthanc_cli.ingest.link import Linker
 from pgorthanc_cli.ingest.settings import Link
 from pgorthanc_cli.ingest.walk import Source, members
-from tests.support import samples, sqliteindex
+from tests.support import migrating, samples, sqliteindex
 from tests.support.importing import check_area, ends, run
 from tests.support.real_servers import wait_until
 
@@ -378,12 +378,6 @@ def test_an_error_ends_the_workers(tmp_path: Path) -> None:
 # --- migrate-sqlite ----------------------------------------------------------------------------------------------
 
 
-def spawned(pid: int) -> list[int]:
-    """The workers of a conversion."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(n) for n in children if b"spawn_main" in Path(f"/proc/{n}/cmdline").read_bytes()]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_workers_that_do_nothing_any_more_do_not_hold_up_a_conversion(
     tmp_path: Path, number: signal.Signals
@@ -392,8 +386,8 @@ def test_workers_that_do_nothing_any_more_do_not_hold_up_a_conversion(
     path = sqliteindex.rich(tmp_path / "index")
     command = [sys.executable, "-m", "pgorthanc_cli", "migrate-sqlite", "--check", "--quiet", str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
-        wait_until(lambda: len(spawned(program.pid)) == 2)
-        for worker in spawned(program.pid):
+        wait_until(lambda: len(migrating.workers(program.pid)) == 2)
+        for worker in migrating.workers(program.pid):
             os.kill(worker, signal.SIGSTOP)
         program.send_signal(number)
         try:

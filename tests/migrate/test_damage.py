@@ -126,7 +126,7 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 
 @contextmanager
-def inline(jobs: int, call: Callable[..., Any], stop: object) -> Iterator[workers.Pool[Any]]:
+def inline(jobs: int, call: Callable[..., Any], stop: object, *, fork: bool) -> Iterator[workers.Pool[Any]]:
     """Workers within this process: starting processes takes longer than the rest."""
     yield workers.Pool(call, threading.Event())
 

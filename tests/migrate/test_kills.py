@@ -70,15 +70,9 @@ def test_a_worker_that_is_killed_ends_the_run_and_the_next_one_goes_on(
 ) -> None:
     path = sqliteindex.rich(tmp_path / "index", instances=20_000)
     with start(empty, path) as program:
-        wait_until(lambda: len(workers(program.pid)) == 2)
-        os.kill(workers(program.pid)[0], signal.SIGKILL)
+        wait_until(lambda: len(migrating.workers(program.pid)) == 2)
+        os.kill(migrating.workers(program.pid)[0], signal.SIGKILL)
         _, said = program.communicate(timeout=60)
     assert program.returncode == 1
     assert "a worker process ended unexpectedly" in said
     assert finished(empty, path, 120)
-
-
-def workers(pid: int) -> list[int]:
-    """The worker processes of a run, apart from the one that minds their semaphores."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]

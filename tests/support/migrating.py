@@ -52,6 +52,11 @@ def interrupt(target: db.Target, path: Path, phase: str, *, after: int = 0, **se
         migrate.convert(target, path, migrate.ConversionSettings(**settings), report=report)
 
 
+def workers(pid: int) -> list[int]:
+    """Return the worker processes of a run, which are forked: it has no other children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def state(target: db.Target) -> indexstate.State:
     with db.session(target) as conn:
         return indexstate.state(conn)
