@@ -281,8 +281,7 @@ def _connect_with_retries(target: Target, attempt: Callable[[str], Any]) -> Any:
         except UnicodeDecodeError as error:
             # Before the login, the server uses its own encoding.
             text = error.object.decode("utf-8", "replace")
-        # Only now: with the protocols it speaks, its import takes as long as a connection.
-        from pgorthanc_cli.db import connect_errors
+        from pgorthanc_cli.db import connect_errors  # only now: its import takes longer than a connection
 
         failure, transient = connect_errors.explain(text, partial(_effective_at, target))
         if not transient or not left:

@@ -35,7 +35,7 @@ class Replaced(NamedTuple):
 def lock_and_count(cur: Cursor, instances: Sequence[Resource]) -> None:
     """Lock stored instances and their ancestors, and count the children of the ancestors.
 
-    Nobody adds or removes a child until the transaction ends.
+    No other session adds or removes a child until the transaction ends.
 
     Raises:
         ParentDeleted: One of them was deleted by another session.

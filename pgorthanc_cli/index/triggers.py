@@ -68,5 +68,5 @@ def _locked(cur: Cursor) -> bool:
         cur.execute("ROLLBACK TO SAVEPOINT triggers")
         return False
     cur.execute("RELEASE SAVEPOINT triggers")
-    # Nobody can add one any more.
+    # From now on no other session can add one.
     return has_only_known_triggers(cur.connection)

@@ -3,6 +3,9 @@
 A worker is a process with a connection of its own, which it only reads with. It stores
 files in the filesystem area; large objects are stored by the parent, in the transaction
 of their rows.
+
+Longer than other modules: each way of storing a file is a few lines of one class, which
+share its connection, its linker and its settings.
 """
 
 from __future__ import annotations
