@@ -87,7 +87,7 @@ _rate = click.FloatRange(min=0, min_open=True)
 @_archive("--stable-changes", is_flag=True, help="Log the Stable* changes at the end, as Orthanc would.")
 @_archive("--concurrent", is_flag=True, help="Run while Orthanc or other imports use the database.")
 @_archive("-n", "--dry-run", is_flag=True, help="Read and report, write nothing.")
-@pace_options.jobs
+@pace_options.paced_jobs
 @pace_options.pace(
     "--dask", metavar="ADDRESS", help="Work on a Dask cluster: tcp://HOST:8786, or a scheduler file."
 )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pgorthanc_cli import commands, signals
-from pgorthanc_cli.commands import Call, upgrade_options
-from pgorthanc_cli.commands.type_options import COUNT
+from pgorthanc_cli.commands import Call, pace_options, upgrade_options
 from pgorthanc_cli.errors import Interrupted, UsageError
 from pgorthanc_cli.text import printable
 
@@ -81,7 +80,7 @@ _STOPPING = signals.STOPPING.format("at the next safe point")
 )
 @click.option("--report-json", type=_FILE, metavar="FILE", help="Write the same report as JSON.")
 @click.option("--report", type=_FILE, hidden=True)  # the option before, HTML or JSON by the suffix
-@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@pace_options.jobs
 def command(
     call: Call,
     *,

@@ -1,9 +1,12 @@
-"""Options that `import` and `reindex` share: worker processes, and how fast files are read."""
+"""Options of commands that read many files: worker processes, and how fast they read."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+import click
 
 from pgorthanc_cli import commands
 from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE
@@ -11,7 +14,28 @@ from pgorthanc_cli.commands.type_options import COUNT, FILE_RATE, SIZE_RATE
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 pace = commands.section("Pace")
-jobs = pace("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; 8 if there are more, as one disk serves no more."""
+    # Linux only; a container may be allowed fewer than the machine has.
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(len(allowed), 8)
+
+
+def _jobs(option: Callable[..., Callable[[_Function], _Function]]) -> Callable[[_Function], _Function]:
+    return option(
+        "-j",
+        "--jobs",
+        type=COUNT,
+        default=_cores,
+        show_default="number of cores, at most 8",
+        metavar="N",
+        help="Worker processes.",
+    )
+
+
+jobs, paced_jobs = _jobs(click.option), _jobs(pace)
 _MAX_FILES = pace(
     "--max-files",
     "max_files_per_s",

@@ -101,7 +101,7 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
     metavar="DIR",
     help="Orthanc's StorageDirectory.",
 )
-@pace_options.jobs
+@pace_options.paced_jobs
 @pace_options.limits
 @pace_options.pace(
     "--journal",

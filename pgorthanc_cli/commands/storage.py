@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pgorthanc_cli import commands, output, signals
-from pgorthanc_cli.commands import Call
-from pgorthanc_cli.commands.type_options import COUNT, SIZE_RATE, TIME
+from pgorthanc_cli.commands import Call, pace_options
+from pgorthanc_cli.commands.type_options import SIZE_RATE, TIME
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 from pgorthanc_cli.progress import Progress
 
@@ -104,7 +104,7 @@ command.add_command(show)
     show_default=True,
     help="copy: while Orthanc is running; switch: while it is stopped; clean: remove the source.",
 )
-@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@pace_options.jobs
 @click.option(
     "--max-rate", type=SIZE_RATE, metavar="SIZE/s", help="Move no more bytes each second, such as 50MB/s."
 )

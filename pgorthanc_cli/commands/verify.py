@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from pgorthanc_cli import commands, output
-from pgorthanc_cli.commands import Call, scrub_options
-from pgorthanc_cli.commands.type_options import COUNT, POSITIVE_TIME, SIZE_RATE, TIME, Number
+from pgorthanc_cli.commands import Call, pace_options, scrub_options
+from pgorthanc_cli.commands.type_options import POSITIVE_TIME, SIZE_RATE, TIME, Number
 from pgorthanc_cli.errors import Interrupted, PartialFailure
 
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
@@ -107,7 +107,7 @@ command.add_command(schema)
     metavar="DIR",
     help="Orthanc's StorageDirectory.",
 )
-@click.option("-j", "--jobs", type=COUNT, default=2, show_default=True, metavar="N", help="Worker processes.")
+@pace_options.jobs
 @click.option(
     "--grace",
     type=TIME,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -121,3 +122,18 @@ def test_a_group_alone_shows_its_help() -> None:
 def test_deep_is_the_last_depth(fresh: db.Target, option: str) -> None:
     result = CliRunner().invoke(cli.main, ["verify", "schema", "--uri", fresh.dsn, "--json", option])
     assert json.loads(result.stdout)["deep"] is True
+
+
+@pytest.mark.parametrize("name", ["import", "reindex", "migrate-sqlite"])
+def test_there_are_as_many_workers_as_cores_that_may_be_used(name: str) -> None:
+    context = click.Context(cli.main)
+    command = cli.main.get_command(context, name)
+    assert command is not None
+    jobs = next(parameter for parameter in command.params if parameter.name == "jobs")
+    allowed = os.sched_getaffinity(0)
+    assert jobs.get_default(context) == min(len(allowed), 8)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert jobs.get_default(context) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
