@@ -1,4 +1,4 @@
-"""Lists that several rooms share. Imports nothing, so that `--help` stays fast."""
+"""Facts that several rooms share. Imports nothing, so that `--help` stays fast."""
 
 # libpq's sslmode, the weakest first.
 SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -16,3 +16,8 @@ ENCODINGS = (
 
 # States of a check with the exit codes of the Nagios plugin API.
 NAGIOS = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
+
+
+def file_path(uuid: str) -> str:
+    """Return the path of an attachment's file below StorageDirectory (INGEST.md 12.1)."""
+    return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"

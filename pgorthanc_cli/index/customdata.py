@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pgorthanc_cli.constants import file_path
 from pgorthanc_cli.index import key_values
 from pgorthanc_cli.index.model import Conflict
 
@@ -131,7 +132,7 @@ def place(
         raise NotLocated(
             "plugin", f"customdata of {custom.plugin or 'a storage plugin that is not known here'}"
         )
-    path = custom.path or f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+    path = custom.path or file_path(uuid)
     if custom.storage and storages is not None:
         if custom.storage not in storages:
             raise NotLocated("storage", "its storage is not among MultipleStorages")

@@ -271,10 +271,9 @@ def missing(cur: Cursor, storage_dir: Path | None, attachments: Iterable[index.S
 
 
 def _is_whole(root: str, attachment: index.StoredAttachment) -> bool:
-    uuid = attachment.uuid
     try:
-        # As `FilesystemArea.path`, which takes four times as long.
-        status = os.stat(f"{root}/{uuid[:2]}/{uuid[2:4]}/{uuid}")
+        # A `Path` would take four times as long.
+        status = os.stat(f"{root}/{storage.file_path(attachment.uuid)}")
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size == attachment.stored_size

@@ -7,11 +7,8 @@ small file. Everything else is read whole.
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
-import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -29,7 +26,6 @@ _MEMORY_BYTES = 64 << 20  # a larger file that has to be read whole is mapped
 _MAX_OBJECT = 1 << 30  # bytes: PostgreSQL returns no more of a large object
 _OBJECTS_BYTES = 16 << 20  # of large objects, in one answer of the server
 _ZLIB = 2
-_PREFIX = 8  # bytes of a compressed attachment before its zlib stream
 _GONE = "the file is gone"
 
 _OBJECTS = """SELECT asked.uuid, s.content::int8,
@@ -113,14 +109,7 @@ class Heads:
     def _open(self, item: Item) -> int:
         if self.area is None:
             return files.open_regular(item.path, os.O_NOFOLLOW)
-        with self.area.rights:
-            if item.path:
-                return files.open_regular(item.path, os.O_NOFOLLOW)
-            uuid = item.uuid
-            if not storage.is_uuid(uuid):  # any other name could lead out of the area
-                raise OSError(errno.EINVAL, "its name is not a UUID")
-            name = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
-            return files.open_regular(name, os.O_NOFOLLOW, folder=self.area.descriptor)
+        return self.area.open_file(item.uuid, item.path)
 
     # --- large objects --------------------------------------------------------------------
 
@@ -206,22 +195,26 @@ def _head(item: Item, stored: _Stored) -> bytes | None:
 
 def _inflated_head(item: Item, stored: _Stored) -> bytes | None:
     """Return the same of a compressed attachment; None also if the pixel data is in fragments."""
-    prefix = stored.range(0, _PREFIX)
-    if len(prefix) < _PREFIX or struct.unpack("<Q", prefix) != (item.size,):
-        return None
-    inflater, data, position = zlib.decompressobj(), b"", _PREFIX
     end = item.offset + dicom.PIXEL_HEADER_BYTES
-    try:
-        while len(data) < end and (chunk := stored.range(position, _CHUNK_BYTES)):
-            position += len(chunk)
-            # No more than is needed: a few kilobytes may inflate to gigabytes.
-            data += inflater.decompress(chunk, end - len(data))
-            while len(data) < end and inflater.unconsumed_tail:
-                data += inflater.decompress(inflater.unconsumed_tail, end - len(data))
-    except zlib.error:
-        return None  # reading the whole says why
-    read = partial(_slice, data)
+    # No more than is needed: a few kilobytes may inflate to gigabytes.
+    inflater = storage.Inflater(piece_bytes=end)
+    data = b""
+    for piece in _inflated(stored, inflater):
+        data += piece
+        if len(data) >= end:
+            break
+    # Of a damaged one, reading the whole says why.
+    if inflater.problem or inflater.announced != item.size:
+        return None
+    read = partial(_slice, data[:end])
     return data[: item.offset] if dicom.ends_with_pixel_data(read, item.offset, item.size) else None
+
+
+def _inflated(stored: _Stored, inflater: storage.Inflater) -> Iterator[bytes]:
+    position = 0
+    while not inflater.problem and (chunk := stored.range(position, _CHUNK_BYTES)):
+        position += len(chunk)
+        yield from inflater.inflate(chunk)
 
 
 def _slice(data: bytes, position: int, length: int) -> bytes:

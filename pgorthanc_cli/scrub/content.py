@@ -1,15 +1,10 @@
-"""The content of one attachment: read, hashed, decompressed, compared with its row.
-
-The stored bytes are the content (compression 1), or an 8-byte little-endian size and a
-zlib stream (compression 2), see INGEST.md 8.
-"""
+"""The content of one attachment: read, hashed, decompressed, compared with its row."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from pgorthanc_cli import dicom, storage
@@ -18,7 +13,6 @@ from pgorthanc_cli.scrub.model import Row
 
 DICOM_TYPES = (1, 3)
 ZLIB = 2
-_PREFIX = 8
 MAX_PARSED = 1 << 30  # bytes; a larger file is compared by its MD5 only
 
 Chunks = Callable[[], Iterator[bytes]]
@@ -47,65 +41,18 @@ def digest(chunks: Iterator[bytes], *, compressed: bool) -> Content:
     """Read the stored bytes once and return their sizes and MD5 sums."""
     stored = hashlib.md5(usedforsecurity=False)
     stored_size = 0
-    inflater = _Inflater() if compressed else None
+    inflater, content = storage.Inflater(), hashlib.md5(usedforsecurity=False)
     for chunk in chunks:
         stored.update(chunk)
         stored_size += len(chunk)
-        if inflater:
-            inflater.add(chunk)
-    if inflater is None:
+        if compressed:
+            for piece in inflater.inflate(chunk):
+                content.update(piece)
+    if not compressed:
         return Content(stored_size, stored.hexdigest(), stored_size, stored.hexdigest())
-    return Content(stored_size, stored.hexdigest(), *inflater.result())
-
-
-class _Inflater:
-    """Decompresses an attachment piece by piece; memory does not depend on its size."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._prefix = b""
-        self._size = 0
-        self._problem = ""
-        self._trailing = 0
-
-    def add(self, chunk: bytes) -> None:
-        """Take the next stored bytes."""
-        if len(self._prefix) < _PREFIX:
-            rest = _PREFIX - len(self._prefix)
-            self._prefix, chunk = self._prefix + chunk[:rest], chunk[rest:]
-        if self._problem or not chunk or len(self._prefix) < _PREFIX:
-            return
-        (announced,) = struct.unpack("<Q", self._prefix)
-        try:
-            while chunk and not self._problem:
-                # Orthanc ignores what follows; it counts for the size of the file only.
-                if self._zlib.eof:
-                    self._trailing += len(chunk)
-                    return
-                piece = self._zlib.decompress(chunk, storage.CHUNK_BYTES)
-                self._md5.update(piece)
-                self._size += len(piece)
-                # A small file may inflate to any size: stop where it contradicts itself.
-                if self._size > announced:
-                    self._problem = f"it holds more than the {announced:,} bytes that it announces"
-                chunk = self._zlib.unconsumed_tail or self._zlib.unused_data
-        except zlib.error as error:
-            self._problem = str(error)
-
-    def result(self) -> tuple[int | None, str | None, str, int]:
-        """Return size and MD5 of the content (None if it is damaged), why, and what follows it."""
-        if len(self._prefix) < _PREFIX:
-            return None, None, "it is shorter than the size that it begins with", 0
-        (announced,) = struct.unpack("<Q", self._prefix)
-        # An empty content is the prefix alone: there is no stream then.
-        if not self._problem and announced and not self._zlib.eof:
-            self._problem = "it ends within its compressed content"
-        if not self._problem and self._size != announced:
-            self._problem = f"it holds {self._size:,} bytes and announces {announced:,}"
-        if self._problem:
-            return None, None, self._problem, self._trailing
-        return self._size, self._md5.hexdigest(), "", self._trailing
+    inflater.finish()
+    size, md5 = (None, None) if inflater.problem else (inflater.size, content.hexdigest())
+    return Content(stored_size, stored.hexdigest(), size, md5, inflater.problem, inflater.trailing)
 
 
 def row_problem(row: Row, *, store_md5: bool | None) -> tuple[str, str] | None:
@@ -192,6 +139,9 @@ def _judge_row(row: Row, content: Content, *, stored_right: bool, right: bool) -
 
 def instance_of(chunks: Iterator[bytes], profile: dicom.Profile, *, compressed: bool = False) -> str:
     """Return the public id of the instance in stored bytes, empty if they are not DICOM."""
+    if compressed:
+        inflater = storage.Inflater()
+        chunks = chain.from_iterable(map(inflater.inflate, chunks))
     parts, size = [], 0
     for chunk in chunks:
         size += len(chunk)
@@ -200,16 +150,7 @@ def instance_of(chunks: Iterator[bytes], profile: dicom.Profile, *, compressed: 
         parts.append(chunk)
     data = b"".join(parts)
     try:
-        if compressed:
-            data = _inflated(data)
         return dicom.parse(data, profile).levels[-1].public_id
     except dicom.Refused:
         # What this Orthanc would refuse, the one that has stored it may have accepted.
         return dicom.lenient_instance_id(data)
-    except (zlib.error, struct.error):
-        return ""
-
-
-def _inflated(data: bytes) -> bytes:
-    (announced,) = struct.unpack_from("<Q", data)
-    return zlib.decompressobj().decompress(data[_PREFIX:], min(announced, MAX_PARSED) or 1)

@@ -30,7 +30,7 @@ from pgorthanc_cli.scrub.model import (
     StorageReport,
 )
 from pgorthanc_cli.scrub.rows import Rows, require_alone
-from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, file_path
 from pgorthanc_cli.text import printable
 
 KINDS = (ORPHAN_DICOM, ORPHAN_OTHER)
@@ -63,9 +63,7 @@ def candidates(report: StorageReport, area: Path) -> list[Finding]:
     return [
         finding
         for finding in report.findings
-        if finding.kind in KINDS
-        and finding.uuid
-        and finding.path == str(area / finding.uuid[:2] / finding.uuid[2:4] / finding.uuid)
+        if finding.kind in KINDS and finding.uuid and finding.path == str(area / file_path(finding.uuid))
     ]
 
 

@@ -27,7 +27,7 @@ from pgorthanc_cli.scrub.right_area import require_the_right_area
 from pgorthanc_cli.scrub.rows import Rows
 from pgorthanc_cli.scrub.spool import Spool
 from pgorthanc_cli.scrub.worker import Reader, unreadable_area, work
-from pgorthanc_cli.storage import is_uuid
+from pgorthanc_cli.storage import file_path, is_uuid
 from pgorthanc_cli.storage.listing import Listing, top_level
 from pgorthanc_cli.workers import Pool, Stopped, pool
 
@@ -398,7 +398,7 @@ class _Run:
     def _take_rest(self, listing: Listing) -> None:
         """Note what no row names."""
         for uuid in sorted(listing.sizes):
-            path = f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+            path = file_path(uuid)
             self.differences.append(Difference(model.ORPHAN_OTHER, "", None, uuid, path))
         self.differences.extend(second.of_odd(odd) for odd in listing.odd)
         if self.stop.is_set():

@@ -21,7 +21,7 @@ from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.scrub import model
 from pgorthanc_cli.scrub.model import Difference, Finding, Settings
 from pgorthanc_cli.scrub.spool import Spool
-from pgorthanc_cli.storage import is_uuid, listing
+from pgorthanc_cli.storage import file_path, is_uuid, listing
 from pgorthanc_cli.text import plural, printable
 from pgorthanc_cli.workers import Stopped
 
@@ -166,7 +166,7 @@ def _finding(difference: Difference, settings: Settings, place: Place | None = N
     row = difference.row
     path = difference.path
     if row and settings.storage_dir:
-        path = row.path or f"{row.uuid[:2]}/{row.uuid[2:4]}/{row.uuid}"
+        path = row.path or file_path(row.uuid)
     if path and settings.storage_dir:
         path = os.path.join(settings.storage_dir, path)
     uuid = row.uuid if row else difference.uuid
@@ -231,8 +231,7 @@ def _known(rows: Rows, differences: Iterable[Difference]) -> set[str]:
 
 
 def _misplaced(difference: Difference) -> bool:
-    uuid = difference.uuid
-    return bool(difference.path) and difference.path != f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
+    return bool(difference.path) and difference.path != file_path(difference.uuid)
 
 
 def _exists(reader: Reader, difference: Difference) -> bool:

@@ -16,7 +16,7 @@ from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.scrub import bulk as scrub_bulk
 from pgorthanc_cli.scrub import content, model
 from pgorthanc_cli.scrub.model import Difference, Row, Settings
-from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, bulk, is_uuid, listing
+from pgorthanc_cli.storage import CHUNK_BYTES, FilesystemArea, bulk, file_path, is_uuid, listing
 from pgorthanc_cli.workers import checkpoint
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class Reader:
 
     def _check_file(self, row: Row) -> Difference | None:
         checkpoint()
+        assert self.area  # noqa: S101
         try:
-            with self._rights():
-                descriptor = self._open(row)
+            descriptor = self.area.open_file(row.uuid, row.path)
         except OSError as error:
             return _unopened(row, error)
         try:
@@ -120,16 +120,6 @@ class Reader:
         assert self.area  # noqa: S101
         return self.area.rights
 
-    def _open(self, row: Row) -> int:
-        """Open the file of a row; never follow a link in its place, nor wait for a pipe."""
-        assert self.area  # noqa: S101
-        if row.path:
-            return files.open_regular(row.path, os.O_NOFOLLOW)
-        uuid = row.uuid
-        return files.open_regular(
-            f"{uuid[:2]}/{uuid[2:4]}/{uuid}", os.O_NOFOLLOW, folder=self.area.descriptor
-        )
-
     def instance_in(self, path: str) -> str:
         """Return the instance in a file of the area, empty if it is not a DICOM file.
 
@@ -137,8 +127,7 @@ class Reader:
             OSError: It cannot be read.
         """
         assert self.area  # noqa: S101
-        with self._rights():
-            descriptor = files.open_regular(path, os.O_NOFOLLOW, folder=self.area.descriptor)
+        descriptor = self.area.open_file("", path)
         try:
             return self._identify(lambda: _chunks(descriptor))
         finally:
@@ -165,22 +154,19 @@ class Reader:
     def size(self, row: Row) -> int | None:
         """Return the size of the file of a row, None if there is none, or it cannot be seen."""
         assert self.area  # noqa: S101
-        path = row.path or f"{row.uuid[:2]}/{row.uuid[2:4]}/{row.uuid}"
-        with self._rights():
-            try:
-                status = os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False)
-            except OSError:
-                return None
+        try:
+            status = self.area.stat(row.path or file_path(row.uuid))
+        except OSError:
+            return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def changed(self, path: str) -> float | None:
         """Return when a file of the area has last changed, None if it is gone."""
         assert self.area  # noqa: S101
-        with self._rights():
-            try:
-                return os.stat(path, dir_fd=self.area.descriptor, follow_symlinks=False).st_ctime
-            except OSError as error:
-                return None if error.errno in _GONE else 0.0
+        try:
+            return self.area.stat(path).st_ctime
+        except OSError as error:
+            return None if error.errno in _GONE else 0.0
 
     # --- large objects ------------------------------------------------------------------
 
@@ -261,7 +247,7 @@ def _has_content(folder: int, uuid: str, size: int, md5: str) -> bool:
         return False
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        descriptor = os.open(f"{uuid[:2]}/{uuid[2:4]}/{uuid}", flags, dir_fd=folder)
+        descriptor = os.open(file_path(uuid), flags, dir_fd=folder)
         try:
             content = os.read(descriptor, size + 1)
         finally:

@@ -1,25 +1,16 @@
-"""The protocol of storage areas, the form of stored content, and UUIDs.
-
-An attachment is stored as it is (compression 1), or as an 8-byte little-endian size and a
-zlib stream (compression 2), which is what Orthanc's StorageCompression writes (INGEST.md
-8).
-"""
+"""The protocol of storage areas, and UUIDs."""
 
 from __future__ import annotations
 
 import re
-import struct
 import uuid as uuids
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from mmap import mmap
 from pathlib import Path
 from typing import Protocol
 
 from pgorthanc_cli.errors import PgOrthancError
 
-CHUNK_BYTES = 1 << 20
 UUID_PATTERN = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _UUID = re.compile(UUID_PATTERN)
 _UUIDS_PER_FOLDER = 64
@@ -52,61 +43,6 @@ class Area(Protocol):
         """Delete an attachment, if there is one."""
 
 
-def encode(data: bytes | mmap | memoryview, *, compress: bool) -> Iterator[bytes | memoryview]:
-    """Yield the bytes to store for `data`, in chunks of about 1 MiB."""
-    view = memoryview(data)
-    chunks = (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
-    yield from compressed(len(view), chunks) if compress else chunks
-
-
-def compressed(size: int, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Yield the bytes of a compressed attachment whose content has that size."""
-    yield struct.pack("<Q", size)
-    if size:  # Orthanc stores the size alone of an empty attachment
-        compressor = zlib.compressobj(6)
-        for chunk in chunks:
-            yield compressor.compress(chunk)
-        yield compressor.flush()
-
-
-def decompressed(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the content of a compressed attachment; memory does not depend on its size.
-
-    Raises:
-        PgOrthancError: It is damaged, or not a compressed attachment.
-    """
-    inflater, prefix, size = zlib.decompressobj(), b"", 0
-    try:
-        for chunk in chunks:
-            rest = max(0, 8 - len(prefix))
-            prefix, piece = prefix + chunk[:rest], chunk[rest:]
-            while piece and not inflater.eof:
-                content = inflater.decompress(piece, CHUNK_BYTES)
-                piece = inflater.unconsumed_tail
-                size += len(content)
-                yield content
-    except zlib.error as error:
-        raise PgOrthancError(f"a compressed attachment is damaged: {error}") from error
-    if len(prefix) < 8 or size != struct.unpack("<Q", prefix)[0] or (size and not inflater.eof):
-        raise PgOrthancError("a compressed attachment does not hold the size that it begins with")
-
-
-def decode(stored: bytes) -> bytes:
-    """Return the content of a compressed attachment.
-
-    Raises:
-        PgOrthancError: It is damaged, or not a compressed attachment.
-    """
-    try:
-        (size,) = struct.unpack_from("<Q", stored)
-        content = zlib.decompress(stored[8:]) if size else b""
-    except (struct.error, zlib.error) as error:
-        raise PgOrthancError(f"a compressed attachment is damaged: {error}") from error
-    if len(content) != size:
-        raise PgOrthancError(f"a compressed attachment has {len(content)} bytes, expected {size}")
-    return content
-
-
 def new_uuids(count: int) -> list[str]:
     """Return random UUIDs (version 4).
 
@@ -120,11 +56,6 @@ def new_uuids(count: int) -> list[str]:
 def is_uuid(name: str) -> bool:
     """Return whether this can be the name of an attachment."""
     return _UUID.fullmatch(name) is not None
-
-
-def file_path(uuid: str) -> str:
-    """Return the path of an attachment's file, relative to Orthanc's storage folder."""
-    return f"{uuid[:2]}/{uuid[2:4]}/{uuid}"
 
 
 def write_error(root: Path, error: OSError) -> PgOrthancError:

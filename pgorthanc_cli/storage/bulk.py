@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
-from pgorthanc_cli.storage.area import CHUNK_BYTES
+from pgorthanc_cli.storage.compression import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from pgorthanc_cli import files
+from pgorthanc_cli.constants import file_path
 from pgorthanc_cli.storage import durable
-from pgorthanc_cli.storage.area import file_path, is_uuid, write_error
+from pgorthanc_cli.storage.area import is_uuid, write_error
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Orthanc removes empty folders, so one may vanish between its creation and its use.
@@ -199,6 +200,31 @@ class FilesystemArea:
         """
         with self.rights, self._open_folders(uuid) as (_, lower):
             return os.fdopen(files.open_regular(uuid, os.O_NOFOLLOW, folder=lower), "rb")
+
+    def open_file(self, uuid: str, path: str = "") -> int:
+        """Open the file of an attachment for reading; return its descriptor.
+
+        One system call, where `open` takes one for each folder.
+
+        Args:
+            uuid: Of the attachment.
+            path: Where it is, relative to the area or absolute; empty: in the usual place.
+
+        Raises:
+            OSError: There is none, or it is not a regular file.
+        """
+        place = path or file_path(_checked(uuid))
+        with self.rights:
+            return files.open_regular(place, os.O_NOFOLLOW, folder=self.descriptor)
+
+    def stat(self, path: str) -> os.stat_result:
+        """Return the status of a file by its path, relative to the area; no link is followed.
+
+        Raises:
+            OSError: There is none.
+        """
+        with self.rights:
+            return os.stat(path, dir_fd=self.descriptor, follow_symlinks=False)
 
     def delete(self, uuid: str, file_type: int = 0) -> None:
         """Delete the file, then its two folders if they are empty, as Orthanc does."""
