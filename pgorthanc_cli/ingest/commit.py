@@ -34,6 +34,7 @@ from pgorthanc_cli.ingest.model import (
     summarize,
 )
 from pgorthanc_cli.ingest.recovery import Recovery
+from pgorthanc_cli.ingest.remover import Remover
 from pgorthanc_cli.ingest.runs import Session
 from pgorthanc_cli.ingest.stored import ZLIB, compare, encoded
 from pgorthanc_cli.workers import Checkpoint, Stopped
@@ -85,9 +86,19 @@ class Committer:
         self._checkpoint = Checkpoint(stop)
         self.touched: dict[tuple[str, int], None] = {}
         self._recovery = Recovery(journal, Session(conn)) if journal else None
+        self._remover = Remover(journal) if journal else None
         self._numbers = itertools.count(1)
         # After a commit of unknown outcome, the journal stays: the next run finds out.
         self._in_doubt = False
+
+    def close(self) -> None:
+        """Wait until the files of overwritten instances are removed.
+
+        Raises:
+            PgOrthancError: The storage folder cannot be written to.
+        """
+        if self._remover:
+            self._remover.close()
 
     def clean_up_dead_runs(self) -> list[str]:
         """Remove the orphans of interrupted imports; return warnings."""
@@ -234,9 +245,8 @@ class Committer:
                 self.touched[resource] = None
         # Workers had stored these files before it turned out that they are not needed.
         self._discard(known)
-        if self.journal and old:
-            self.journal.discard(uuid for uuid, _ in written.removed)
-            self.journal.forget(old)
+        if self._remover and old:
+            self._remover.remove(old, [uuid for uuid, _ in written.removed])
         return outcomes
 
     def _compared(self, prepared: Sequence[Prepared], outcomes: Sequence[Outcome]) -> list[PreparedOutcome]:

@@ -107,6 +107,7 @@ def import_sources(
             stop=stop,
             adopt=settings.adopt,
         )
+        stack.callback(committer.close)
         report(Batch(warnings=tuple(committer.clean_up_dead_runs())))
         team.begin(worker.Work(target, settings, run_journal))
         _Pipeline(team, committer, settings, stop, report).run(sources)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pgorthanc_cli import db, index, ingest
+from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import ConnectError, InUseError, PgOrthancError
 from pgorthanc_cli.ingest.journal import FOLDER
 from tests.support import samples
@@ -22,6 +22,7 @@ from tests.support.importing import (
     dumped,
     ends,
     run,
+    stored_files,
     warnings_of,
 )
 from tests.support.indexdump import attachments
@@ -133,6 +134,45 @@ def test_kill_9_leaves_nothing_half_done_after_a_rerun(
     run(whole, [tmp_path / "in"], tmp_path / "whole", jobs=2)
     assert dumped(interrupted) == dumped(whole)
     check_area(interrupted, tmp_path / "area")
+
+
+def test_kill_9_while_replacing_leaves_no_old_file_after_a_rerun(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 600, patients=5, per_series=50)
+    area = tmp_path / "area"
+    run(fresh, files, area)
+    before = set(stored_files(area))
+    command = [
+        *SMALL_BATCHES, "--uri", fresh.dsn, "--storage-dir", str(area), "--overwrite", "always", str(tmp_path / "in"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    with db.session(fresh) as conn:
+        while before == set(attachments(conn)):
+            assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+        process.wait()
+        assert before & set(attachments(conn)), "it was killed too late"
+    assert ends(run(fresh, files, area, overwrite=index.Overwrite.ALWAYS)) == (0, 0, 600, 0)
+    assert not before & set(stored_files(area))
+    check_area(fresh, area)
+
+
+def test_an_old_file_that_cannot_be_removed_ends_the_run(fresh: db.Target, tmp_path: Path) -> None:
+    files = samples.folder(tmp_path / "in", 6)
+    area = tmp_path / "area"
+    run(fresh, files, area)
+    uuid = min(stored_files(area))
+    old = area / storage.file_path(uuid)
+    old.unlink()
+    old.mkdir()
+    with pytest.raises(PgOrthancError, match="cannot be written to: Is a directory"):
+        run(fresh, files, area, overwrite=index.Overwrite.ALWAYS, batch_files=2)
+    assert list((area / FOLDER).iterdir()), "the next run must know what is left to remove"
+    old.rmdir()
+    result = run(fresh, files, area, overwrite=index.Overwrite.ALWAYS)
+    assert ends(result) == (0, 0, 6, 0)
+    check_area(fresh, area)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
