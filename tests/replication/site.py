@@ -45,6 +45,10 @@ class Site:
     def remove(self) -> None:
         stop(self.folder)
         stop(self.primary.data)
+        # pytest shows this only of a test that has failed, whose logs would be gone.
+        for log in sorted(self.primary.folder.rglob("log")):
+            if log.is_file():
+                print(f"The end of {log}:", *log.read_text(errors="replace").splitlines()[-60:], sep="\n")
         self.primary.remove()
 
     def copy(self, scratch: Path) -> Site:
