@@ -16,7 +16,7 @@ from pgorthanc_cli.replication.survey import address_of
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
 from pgorthanc_cli.server.private import open_cluster
-from pgorthanc_cli.server.wal import Loss, format_lsn, written_after
+from pgorthanc_cli.server.wal import Loss, cut_incomplete_record, format_lsn, written_after
 
 # What PostgreSQL itself has at the top of a data folder, besides pg_*.
 _SERVER_ENTRIES = frozenset(
@@ -118,6 +118,8 @@ def rejoin(
             # Again, because the files that mark a private server are back now.
             cluster = open_cluster(directory)
             cluster.external_config_file = external_config
+        elif fork is not None:
+            cut_incomplete_record(cluster, control, fork)
         standby.follow(cluster, source.parameters, source.password, slot=slot, name=name or slot)
         if not external_config:
             standby.allow_in_pg_hba(cluster, source.role, ())

@@ -50,6 +50,8 @@ class Control:
         state: Such as `in production`, `in archive recovery`, `shut down`.
         checkpoint: LSN of the last checkpoint's record, in bytes.
         rewindable: Whether pg_rewind can work here: data checksums, or wal_log_hints.
+        segment_bytes: Size of a WAL segment.
+        page_bytes: Size of a page in it.
         settings: Those that a standby must set at least as high as its primary.
     """
 
@@ -59,6 +61,8 @@ class Control:
     checkpoint: int
     rewindable: bool
     checksums: bool
+    segment_bytes: int
+    page_bytes: int
     settings: Mapping[str, str]
 
     @property
@@ -115,6 +119,8 @@ class Cluster:
             checkpoint=parse_lsn(fields["Latest checkpoint location"]),
             rewindable=checksums or fields["wal_log_hints setting"] == "on",
             checksums=checksums,
+            segment_bytes=int(fields["Bytes per WAL segment"]),
+            page_bytes=int(fields["WAL block size"]),
             settings={name: fields[key] for name, key in _PARAMETERS.items()},
         )
 

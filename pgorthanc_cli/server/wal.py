@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pgorthanc_cli import files
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.server import programs
 
 if TYPE_CHECKING:
-    from pgorthanc_cli.server.cluster import Cluster
+    from pgorthanc_cli.server.cluster import Cluster, Control
 
+# PostgreSQL, "src/include/access/xlog_internal.h" and "xlogrecord.h": the header of a page within a segment, and the
+# field with which a record begins, its length.
+_PAGE_HEADER_BYTES, _LENGTH_BYTES = 24, 4
 _READ_ERROR = "error in WAL record at"
 _COMMIT = re.compile(r"desc: COMMIT\b")
 _LSN = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
@@ -53,6 +58,54 @@ def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
             "keep the folder, and make a new standby in another one: pgorthanc replication standby",
         )
     return Loss(max(0, *distances), commits)
+
+
+def cut_incomplete_record(cluster: Cluster, control: Control, lsn: int) -> None:
+    """Overwrite the beginning of a record that the server, killed meanwhile, has not written to its end.
+
+    A standby that reads such a record at the end of a segment asks the new primary for the next
+    segment, on the new timeline, and never gets this one of that timeline: "PANIC: could not
+    open file" (seen with PostgreSQL 15 and 18). Where no record begins, it asks for this one.
+
+    Args:
+        cluster: It is stopped.
+        control: Its control file.
+        lsn: The end of its last whole record.
+
+    Raises:
+        PgOrthancError: The segment cannot be written to.
+    """
+    offset = lsn % control.segment_bytes
+    if not offset:
+        return  # the record begins in the next segment
+    if not offset % control.page_bytes:
+        offset += _PAGE_HEADER_BYTES
+    wal, name = cluster.path / "pg_wal", _segment_name(control.timeline, lsn, control.segment_bytes)
+    try:
+        folder = os.open(wal, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # Whoever owns the data folder must not decide where root writes.
+            with files.OwnerRights(cluster.account.uid, cluster.account.gid):
+                descriptor = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            os.pwrite(descriptor, bytes(_LENGTH_BYTES), offset)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return  # nothing of the record was written
+    except OSError as error:
+        raise PgOrthancError(
+            f"{wal / name} cannot be written to: {error.strerror}",
+            "correct its permissions; then run the same command again",
+        ) from None
+
+
+def _segment_name(timeline: int, lsn: int, segment_bytes: int) -> str:
+    """Return the file of an LSN: timeline, high and low part of the segment's number, 8 hexadecimal digits each."""
+    return f"{timeline:08X}{lsn >> 32:08X}{(lsn & 0xFFFFFFFF) // segment_bytes:08X}"
 
 
 def _end_of_segments(cluster: Cluster, missing: str) -> int | None:

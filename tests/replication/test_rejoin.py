@@ -15,6 +15,7 @@ from pgorthanc_cli.replication.mark import MARK
 from pgorthanc_cli.server import embedded
 from pgorthanc_cli.server.cluster import Cluster
 from pgorthanc_cli.server.private import open_cluster
+from pgorthanc_cli.server.wal import parse_lsn
 from tests.replication.site import Site, answer, crash, make_template, pgorthanc, stop
 from tests.replication.test_promote import cut_off, promote, written
 from tests.support.real_servers import free_port, wait_until
@@ -153,6 +154,32 @@ def test_a_configuration_outside_of_the_folder_stays_in_use(site: Site) -> None:
     assert (done.method, done.lost_commits) == ("rewind", 5), done.why
     assert site.primary.sql("SHOW max_connections") == "57"
     assert not (site.primary.data / "pg_hba.conf").exists()
+
+
+def test_a_record_that_was_cut_off_at_the_end_of_its_segment(pair: Site) -> None:
+    """PostgreSQL would go on reading in the next segment of the new timeline, and miss this one."""
+    segment_bytes = 1 << 20
+    with db.session(pair.administrator, autocommit=True) as conn:
+
+        def write_message(size: int) -> int:
+            """Write WAL; return its end."""
+            db.value(conn, "SELECT pg_logical_emit_message(true, '', repeat('x', %s))", size)
+            return parse_lsn(db.value(conn, "SELECT pg_current_wal_insert_lsn()::text"))
+
+        end = write_message(1)
+        end = write_message(segment_bytes - end % segment_bytes - 2000)
+        assert 0 < segment_bytes - end % segment_bytes < 3000
+        pair.wait_until_level()
+        with cut_off(pair):
+            write_message(4000)
+    # As if the machine had lost power before the rest of the record reached the disk.
+    name = f"00000001{end >> 32:08X}{(end & 0xFFFFFFFF) // segment_bytes + 1:08X}"
+    following = pair.primary.data / "pg_wal" / name
+    following.write_bytes(bytes(segment_bytes))
+    promote(pair, Fence(gone=True))
+    done = rejoin(pair)
+    assert (done.method, done.lost_bytes) == ("follow", 0)
+    wait_until(lambda: level(pair))
 
 
 # Refusals
