@@ -26,7 +26,7 @@ def command(call: Call) -> None:
 
     Exit codes: 0 shown; 3 cannot reach the server or log in; 4 no index.
     """
-    from pgorthanc_cli import db, placement
+    from pgorthanc_cli import areas, db
     from pgorthanc_cli.schema import status as room
     from pgorthanc_cli.views import status as views
 
@@ -36,7 +36,7 @@ def command(call: Call) -> None:
         db.session(replace(resolved.target, retries=0), readonly=True) as conn,
     ):
         found = room.find(conn, resolved.target.schema)
-        sample = placement.sample(conn) if isinstance(found, room.Status) else placement.Sample()
+        sample = areas.sample(conn) if isinstance(found, room.Status) else areas.Sample()
     if isinstance(found, room.Status):
         found = replace(
             found,

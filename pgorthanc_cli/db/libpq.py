@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import multiprocessing
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,11 +60,18 @@ def log_messages() -> Iterator[None]:
     try:
         yield
     finally:
-        for text in _messages(_stderr.give_back()):
-            # The parent of a worker process has logged the same message.
-            if text not in _logged and multiprocessing.parent_process() is None:
-                _logged.add(text)
-                _log.warning("%s", text)
+        if printed := _stderr.give_back():
+            _log_once(_messages(printed))
+
+
+def _log_once(messages: Iterable[str]) -> None:
+    """Log messages, unless this is a worker process: its parent has logged the same ones."""
+    from multiprocessing import parent_process  # seldom needed, and long to import
+
+    for text in messages:
+        if text not in _logged and parent_process() is None:
+            _logged.add(text)
+            _log.warning("%s", text)
 
 
 def _messages(printed: str) -> Iterator[str]:

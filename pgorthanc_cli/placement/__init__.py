@@ -1,12 +1,11 @@
 """Where attachments are (`storage show`), and moving them from one storage area to another (`storage move`).
 
-`survey` reads what the index says, `sample` a little of it. `phases` leads a move, `worker` and
+`survey` reads what the index says. `phases` leads a move, `worker` and
 `ends` do the work on some attachments, `record` remembers what was proved.
 `row_phases`, `row_worker` and `proved` lead a move that changes rows; `rules` knows what these must say.
 """
 
 from pgorthanc_cli.placement.model import PHASES, Failed, Moved, MoveSettings, Place
-from pgorthanc_cli.placement.sample import Sample, sample
 from pgorthanc_cli.placement.settings import from_options
 from pgorthanc_cli.placement.start import move
 from pgorthanc_cli.placement.survey import Area, Content, Group, Shown, show
@@ -20,10 +19,8 @@ __all__ = [
     "MoveSettings",
     "Moved",
     "Place",
-    "Sample",
     "Shown",
     "from_options",
     "move",
-    "sample",
     "show",
 ]

@@ -7,8 +7,8 @@ unless it is `Markup`.
 from __future__ import annotations
 
 import html
+import pkgutil
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
 
 # What is not `Markup` is text of patients, servers and file names. The policy is a second
 # line of defence: a browser runs and loads nothing even if something was not escaped.
@@ -38,7 +38,7 @@ def escape(value: object) -> Markup:
 
 def document(title: str, body: Iterable[str]) -> Iterator[str]:
     """Yield a whole page. `body` is HTML: its texts must have gone through `escape`."""
-    style = files("pgorthanc_cli.views").joinpath("page.css").read_text("utf-8")
+    style = (pkgutil.get_data("pgorthanc_cli.views", "page.css") or b"").decode()
     yield _HEAD.format(title=escape(title), style=style)
     for piece in body:
         yield f"{piece}\n"

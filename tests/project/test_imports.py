@@ -38,6 +38,7 @@ ALLOWED = {
     "upgrade": {"locks", "schema"},
     "locks": {"schema"},
     "waiting": {"schema"},
+    "areas": {"config", "index"},
     "authentication": {"server"},
     "keepalive": set(),
     "doctor": {"config", "index", "locks", "placement", "schema", "scrub"},

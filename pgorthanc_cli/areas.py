@@ -1,7 +1,7 @@
-"""Where some attachments are: enough for a glance, at any size of the index.
+"""In which areas some attachments are: enough for a glance, at any size of the index.
 
 Like `customdata.unsupported_plugin`: the newest resources show where files go now, the
-oldest ones where they went.
+oldest ones where they went. Apart from `placement`, as `status` needs nothing that moves files.
 """
 
 from __future__ import annotations
