@@ -18,8 +18,9 @@ OWNED, ADOPTED = "advanced-storage", "adopted"
 KINDS = (FILESYSTEM, POSTGRESQL, OWNED, ADOPTED, UNKNOWN)
 _SAMPLE = """
     SELECT DISTINCT {customdata}, {is_object} FROM index.attachedfiles a
-        WHERE a.id IN (SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
-            OR a.id IN (SELECT internalid FROM index.resources ORDER BY internalid LIMIT 1000)
+        -- By its index: for IN (SELECT ...) PostgreSQL reads the whole table.
+        WHERE a.id = ANY (ARRAY(SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
+            || ARRAY(SELECT internalid FROM index.resources ORDER BY internalid LIMIT 1000))
 """
 
 

@@ -32,11 +32,11 @@ OWNED = (
 )
 
 # The newest resources show which plugin stores now, the oldest which one did. All rows
-# would mean a scan of the whole table.
+# would mean a scan of the whole table, and so would "IN (SELECT ...)", even of some 100,000 rows.
 _SAMPLE = """
     SELECT DISTINCT customdata FROM index.attachedfiles
-        WHERE (id IN (SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
-               OR id IN (SELECT internalid FROM index.resources ORDER BY internalid LIMIT 1000))
+        WHERE id = ANY (ARRAY(SELECT internalid FROM index.resources ORDER BY internalid DESC LIMIT 1000)
+                || ARRAY(SELECT internalid FROM index.resources ORDER BY internalid LIMIT 1000))
             AND customdata IS NOT NULL AND customdata <> ''
 """
 
