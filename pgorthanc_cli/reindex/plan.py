@@ -19,6 +19,9 @@ from pgorthanc_cli.reindex.selection import Selected
 
 _CHUNK_INSTANCES = 20_000  # about so many, of whole patients, are planned together
 _FIRST_PATIENTS, _MAX_PATIENTS = 16, 4096
+# Of the instances i.
+_ANCESTORS = """JOIN index.resources se ON se.internalid = i.parentid
+    JOIN index.resources st ON st.internalid = se.parentid JOIN index.resources p ON p.internalid = st.parentid"""
 
 
 class Series(NamedTuple):
@@ -104,13 +107,16 @@ class Planner:
         everything = self.settings.keep_first or self.settings.selection.is_everything
         query = sql.SQL(
             f"""SELECT p.internalid, p.publicid, st.internalid, st.publicid, se.internalid, se.publicid,
-                       count(*) FILTER (WHERE {{selected}}), {decider}
+                       instances.selected, instances.decider
                 FROM index.resources p
                 JOIN index.resources st ON st.parentid = p.internalid
                 JOIN index.resources se ON se.parentid = st.internalid
-                JOIN index.resources i ON i.parentid = se.internalid
-                WHERE p.internalid = ANY(%s) AND {{filter}}
-                GROUP BY p.internalid, st.internalid, se.internalid
+                -- For each series alone: GROUP BY would sort all instances.
+                CROSS JOIN LATERAL (
+                    SELECT count(*) FILTER (WHERE {{selected}}) AS selected, {decider} AS decider
+                    FROM index.resources i WHERE i.parentid = se.internalid AND {{filter}}
+                ) AS instances
+                WHERE p.internalid = ANY(%s) AND instances.decider IS NOT NULL
                 ORDER BY p.internalid, st.internalid, se.internalid"""  # noqa: S608 - constants
         ).format(
             selected=self.selected.condition,
@@ -175,32 +181,32 @@ class Planner:
 
     def _items(self, group: Sequence[Series], deciders: dict[Any, list[Decided]]) -> list[Item]:
         """Return the files of some series: of all selected instances, and of those that decide."""
-        column = sql.SQL("i.internalid" if self._by_id else "i.publicid")
+        column = "i.internalid" if self._by_id else "i.publicid"
         needed = [each.decider for each in group if each.decider in deciders]
+        # Both ids have an index: where those that decide suffice, no other instance is looked at.
+        scope: sql.Composable = sql.SQL(f"i.resourcetype = 3 AND {column} = ANY(%s)")
+        arguments: list[list[Any]] = [needed]
         alone = self._instances_alone()
-        chosen = sql.SQL("{column} = ANY(%s)").format(column=column)
+        ancestors, is_selected = "", sql.Composed([sql.SQL("false")])
         if self._all_instances or alone is not None:
-            which = self.selected.condition if alone is None else alone
-            chosen = sql.SQL("({} OR {})").format(chosen, which)
+            is_selected = sql.Composed([self.selected.condition if alone is None else alone])
+            ancestors = "" if self.settings.selection.is_everything else _ANCESTORS
+            scope = sql.SQL("({} OR {}) AND i.parentid = ANY(%s)").format(scope, is_selected)
+            arguments.append([each.series[0] for each in group])
         query = sql.SQL(
-            f"""SELECT i.internalid, i.publicid, st.publicid, p.internalid, {{is_selected}}, COALESCE(a.uuid, ''),
+            f"""SELECT i.internalid, i.publicid, i.parentid, {{is_selected}}, COALESCE(a.uuid, ''),
                        COALESCE(a.compressiontype, 1), COALESCE(a.uncompressedsize, 0),
                        COALESCE(m.value, ''), {self._customdata}
-                FROM index.resources p
-                JOIN index.resources st ON st.parentid = p.internalid
-                JOIN index.resources se ON se.parentid = st.internalid
-                JOIN index.resources i ON i.parentid = se.internalid
+                FROM index.resources i {ancestors}
                 LEFT JOIN index.attachedfiles a ON a.id = i.internalid AND a.filetype = 1
                 LEFT JOIN index.metadata m ON m.id = i.internalid AND m.type = 14
-                WHERE se.internalid = ANY(%s) AND {{chosen}}
+                WHERE {{scope}}
                 ORDER BY i.internalid"""  # noqa: S608 - constants
-        ).format(
-            is_selected=self.selected.condition if alone is None else alone,
-            chosen=chosen,
-        )
-        rows = db.rows(self.conn, query, [each.series[0] for each in group], needed)
+        ).format(is_selected=is_selected, scope=scope)
+        rows = db.rows(self.conn, query, *arguments)
         self.conn.rollback()
-        return [self._item(row, deciders) for row in rows]
+        parents = {each.series[0]: each for each in group}
+        return [self._item(row, parents, deciders) for row in rows if row[2] in parents]
 
     def _instances_alone(self) -> sql.Composable | None:
         """Return what selects instances that are written alone, None if whole series are."""
@@ -211,8 +217,11 @@ class Planner:
             return sql.SQL("i.internalid IN ({})").format(ids)
         return self.selected.condition if INSTANCE in self.settings.levels else sql.SQL("false")
 
-    def _item(self, row: tuple[Any, ...], deciders: dict[Any, list[Decided]]) -> Item:
-        number, public_id, study, patient, is_selected, uuid, compression, size, offset, custom = row
+    def _item(
+        self, row: tuple[Any, ...], parents: dict[int, Series], deciders: dict[Any, list[Decided]]
+    ) -> Item:
+        number, public_id, parent, is_selected, uuid, compression, size, offset, custom = row
+        series = parents[parent]
         decides = list(deciders.get(number if self._by_id else public_id, ()))
         if is_selected and self._is_written(INSTANCE, number):
             decides.append(Decided(INSTANCE, number, public_id))
@@ -225,4 +234,15 @@ class Planner:
             except customdata.NotLocated as reason:
                 problem = str(reason)
         start = int(offset) if offset.isdecimal() else 0
-        return Item(public_id, study, patient, uuid, path, compression, size, start, tuple(decides), problem)
+        return Item(
+            public_id,
+            series.study[1],
+            series.patient[0],
+            uuid,
+            path,
+            compression,
+            size,
+            start,
+            tuple(decides),
+            problem,
+        )
