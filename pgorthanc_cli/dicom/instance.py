@@ -22,6 +22,8 @@ from pgorthanc_cli.dicom.values import LIMIT, TextReader, dialect, normalized, r
 # Debian's build of 1.13.0 crashed between 41 and 50 levels (INGEST.md 1.1).
 _WARN_DEPTH = 40
 
+_INSTANCE = 3
+ALL_LEVELS = frozenset(range(_INSTANCE + 1))
 _UIDS = {
     tags.STUDY_UID: "StudyInstanceUID",
     tags.SERIES_UID: "SeriesInstanceUID",
@@ -30,12 +32,14 @@ _UIDS = {
 _IDENTIFIERS = {tags.PATIENT_ID: "PatientID", **_UIDS}
 
 
-def parse(data: Buffer, profile: Profile) -> Instance:
+def parse(data: Buffer, profile: Profile, levels: frozenset[int] = ALL_LEVELS) -> Instance:
     """Return everything that one file determines in the index.
 
     Args:
         data: the whole file, as received (not compressed).
         profile: see `Profile`.
+        levels: those whose rows are needed (0 patient to 3 instance); the others have their
+            public ids only.
 
     Raises:
         Refused: Orthanc would not store the file.
@@ -47,18 +51,26 @@ def parse(data: Buffer, profile: Profile) -> Instance:
     elements = file.elements
 
     # The three levels above the instance: the same rows for all files of a series.
-    ancestors = _ancestors(file, indexed, profile)
+    ancestors = _ancestors(file, indexed, profile, levels)
     reader = TextReader(file.data, *ancestors.text_rules)
     texts = dict(ancestors.texts)
+    has_rows = _INSTANCE in levels
     for tag, element in elements.items():
-        if tag not in indexed.of_ancestors and (text := reader.text(element)) is not None:
+        if (
+            tag not in indexed.of_ancestors
+            and (has_rows or tag == tags.SOP_INSTANCE_UID)
+            and (text := reader.text(element)) is not None
+        ):
             texts[tag] = text
     _check_identifiers(elements, texts)
+    own_id = public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
+    if not has_rows:
+        without_rows = (*ancestors.levels, Level(own_id, (), (), {}))
+        return Instance(without_rows, ancestors.expected_instances, None, None, ())
 
     pixels = metadata.find_pixel_data(data, file, version)
     index = metadata.index_in_series(texts, has_number=tags.INSTANCE_NUMBER in elements)
     own_metadata = metadata.instance_metadata(file, texts, index, pixels, version)
-    own_id = public_id(f"{ancestors.identifiers}|{texts[tags.SOP_INSTANCE_UID]}")
     instance = _level(own_id, indexed.levels[3], own_metadata, elements, texts, reader)
     known = metadata.known_syntaxes(version)
     return Instance(
@@ -109,23 +121,23 @@ class _Ancestors(NamedTuple):
 # Files of a series usually arrive together, and differ only in elements of the instance.
 # Their ancestors are computed once for each distinct sequence of bytes that they are made
 # of.
-_recent: dict[tuple[Profile, str, bytes], _Ancestors] = {}
+_recent: dict[tuple[Profile, frozenset[int], str, bytes], _Ancestors] = {}
 _MAX_RECENT = 64
 _MAX_KEY_VALUE = 4096  # bytes of one element in the key
 _HEADER_BYTES = {**dict.fromkeys(SHORT_VRS, 8), **dict.fromkeys(LONG_VRS, 12)}  # before a value, at most
 
 
-def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ancestors:
+def _ancestors(file: File, indexed: tags.IndexedTags, profile: Profile, levels: frozenset[int]) -> _Ancestors:
     """Return the ancestors, a recent result if all relevant bytes are the same."""
     element_bytes = _bytes_of(file, indexed.of_ancestors)
     if element_bytes is None:
-        return _build_ancestors(file, indexed, profile)
-    key = profile, file.transfer_syntax, element_bytes
+        return _build_ancestors(file, indexed, profile, levels)
+    key = profile, levels - {_INSTANCE}, file.transfer_syntax, element_bytes
     ancestors = _recent.get(key)
     if ancestors is None:
         if len(_recent) >= _MAX_RECENT:
             _recent.clear()
-        ancestors = _recent[key] = _build_ancestors(file, indexed, profile)
+        ancestors = _recent[key] = _build_ancestors(file, indexed, profile, levels)
     return ancestors
 
 
@@ -141,7 +153,9 @@ def _bytes_of(file: File, selected: frozenset[int]) -> bytes | None:
     return b"".join(parts)
 
 
-def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) -> _Ancestors:
+def _build_ancestors(
+    file: File, indexed: tags.IndexedTags, profile: Profile, levels: frozenset[int]
+) -> _Ancestors:
     elements = file.elements
     reader = reader_of(file.data, elements, profile)
     texts = {
@@ -157,6 +171,8 @@ def _build_ancestors(file: File, indexed: tags.IndexedTags, profile: Profile) ->
     public_ids = [public_id("|".join(identifiers[: n + 1])) for n in range(3)]
     patient, study, series = (
         _level(public_ids[n], indexed.levels[n], of_series if n == 2 else {}, elements, texts, reader)
+        if n in levels
+        else Level(public_ids[n], (), (), {})
         for n in range(3)
     )
     text_rules = reader.charset, reader.trims_nul, reader.all_numbers

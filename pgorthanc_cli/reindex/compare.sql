@@ -1,5 +1,8 @@
 -- What differs between the staged rows and the index. Parameters: the ids of all staged resources, and the types of
 -- metadata that vanish if they are not staged.
+-- Hashed, it takes a third less than by sorting both sides, which PostgreSQL would prefer: it has no statistics of
+-- what was staged.
+SET LOCAL enable_mergejoin = off;
 INSERT INTO pg_temp.pgorthanc_changes (relation, id, key, change, value)
 SELECT relation, COALESCE(staged.id, present.id), COALESCE(staged.key, present.key),
        CASE WHEN present.id IS NULL THEN 'missing' WHEN staged.id IS NULL THEN 'extra' ELSE 'different' END,

@@ -155,6 +155,7 @@ class Heads:
 
     def _parsed(self, item: Item, stored: _Stored, whole: Callable[[], dicom.Buffer]) -> Read:
         """Parse the head of a file if that is enough, else all of it."""
+        levels = frozenset(resource.level for resource in item.decides)
         try:
             is_compressed = item.compression == _ZLIB
             # Rows from the head of a damaged file would look right.
@@ -165,13 +166,13 @@ class Heads:
             data = head(item, stored) if self._may_be_cut(item, item.size) else None
             if data is not None:
                 try:
-                    return Read(item, dicom.parse(data, self.profile), "", stored.count)
+                    return Read(item, dicom.parse(data, self.profile, levels), "", stored.count)
                 except dicom.Refused:
                     pass  # the index may name a wrong place
             content = whole()
             if is_compressed:
                 content = storage.decode(bytes(content))
-            instance = dicom.parse(content, self.profile)
+            instance = dicom.parse(content, self.profile, levels)
             return Read(item, instance, "", max(stored.count, len(content)))
         except dicom.Refused as refused:
             return Read(item, None, refused.reason, stored.count)
