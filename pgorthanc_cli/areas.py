@@ -6,16 +6,22 @@ oldest ones where they went. Apart from `placement`, as `status` needs nothing t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from pgorthanc_cli import db, index
+from pgorthanc_cli import db
 from pgorthanc_cli.config import OrthancConfiguration
-from pgorthanc_cli.errors import RevisionError, UsageError
-from pgorthanc_cli.index import customdata
+from pgorthanc_cli.errors import UsageError
 
 FILESYSTEM, POSTGRESQL, UNKNOWN = "filesystem", "postgresql", "unknown"
 OWNED, ADOPTED = "advanced-storage", "adopted"
 KINDS = (FILESYSTEM, POSTGRESQL, OWNED, ADOPTED, UNKNOWN)
+_LAYOUT = """
+    SELECT to_regclass(prefix || 'storagearea') IS NOT NULL,
+           EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(prefix || 'attachedfiles')
+               AND attname = 'customdata' AND NOT attisdropped),
+           to_regclass(prefix || 'pgorthanc_kept_customdata') IS NOT NULL
+        FROM (SELECT quote_ident(index_schema()) || '.') AS schema (prefix)
+"""
 _SAMPLE = """
     SELECT DISTINCT {customdata}, {is_object} FROM index.attachedfiles a
         -- By its index: for IN (SELECT ...) PostgreSQL reads the whole table.
@@ -24,8 +30,7 @@ _SAMPLE = """
 """
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """Where the newest and the oldest attachments are.
 
     Attributes:
@@ -53,18 +58,14 @@ class Sample:
 
 
 def sample(conn: db.Session) -> Sample:
-    """Return where attachments of an index are; nothing of a layout before revision 1."""
-    try:
-        capabilities = index.Capabilities.read(conn)
-    except RevisionError:
-        return Sample()
-    has_area = db.value(conn, "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NOT NULL")
+    """Return where attachments of an index are, at revision 1 or later."""
+    [(has_area, has_custom_data, has_kept)] = db.rows(conn, _LAYOUT)
     is_object = "EXISTS (SELECT FROM index.storagearea s WHERE s.uuid = a.uuid)" if has_area else "false"
-    column = "NULLIF(a.customdata, ''::bytea)" if capabilities.custom_data else "NULL::bytea"
+    column = "NULLIF(a.customdata, ''::bytea)" if has_custom_data else "NULL::bytea"
     rows = db.rows(conn, _SAMPLE.format(customdata=column, is_object=is_object))
     areas = {_area(data, is_object=is_object) for data, is_object in rows}
     kept = 0
-    if capabilities.preserved_custom_data:
+    if has_kept:
         kept = db.value(conn, "SELECT count(*) FROM index.pgorthanc_kept_customdata WHERE customdata <> ''")
     return Sample(tuple(kind for kind in KINDS if kind in areas), kept)
 
@@ -72,6 +73,8 @@ def sample(conn: db.Session) -> Sample:
 def _area(data: memoryview | None, *, is_object: bool) -> str:
     if data is None:
         return POSTGRESQL if is_object else FILESYSTEM
+    from pgorthanc_cli.index import customdata  # only where a storage plugin keeps files
+
     custom = customdata.read(bytes(data))
     if custom.plugin != customdata.ADVANCED_STORAGE:
         return UNKNOWN

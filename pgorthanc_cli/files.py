@@ -7,7 +7,6 @@ import errno
 import os
 import platform
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -88,6 +87,8 @@ def replacing(path: str | Path, *, mode: int = PRIVATE) -> Iterator[IO[bytes]]:
             with final.open("wb") as stream:
                 yield stream
             return
+        import tempfile  # whose own imports take as long as a connection
+
         descriptor, name = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".new", dir=final.parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:

@@ -11,8 +11,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from pgorthanc_cli.text import printable_lines
 from pgorthanc_cli.views import html as markup
@@ -29,8 +28,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown":
 _ASCII = str.maketrans({"→": "->", "…": "...", "·": "-"})
 
 
-@dataclass(frozen=True)
-class Medium:
+class Medium(NamedTuple):
     """What shows a page.
 
     Attributes:
@@ -76,7 +74,7 @@ class _Screen:
     def __init__(self, medium: Medium) -> None:
         self._medium = medium
         plain = medium.width is None and not medium.colour
-        self._paper: _Paper = _PlainPaper() if plain else _RichPaper(medium)
+        self._paper = _PlainPaper() if plain else _RichPaper(medium)
 
     def show(self, page: Page) -> str:
         self._paper.line(self._cell(page.headline, "bold"))
@@ -166,26 +164,8 @@ class Column(NamedTuple):
     style: str = ""
 
 
-class _Paper(Protocol):
-    """What a page is written on, from its top to its end."""
-
-    def line(self, cell: Cell) -> None:
-        """Write a paragraph."""
-
-    def exact(self, cell: Cell) -> None:
-        """Write a line that is never wrapped."""
-
-    def grid(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, gap: int, indent: int = 0
-    ) -> None:
-        """Write rows of cells, the columns with a gap between them."""
-
-    def text(self) -> str:
-        """Return what was written."""
-
-
 class _RichPaper:
-    """Wraps and colours, by a console in memory."""
+    """What a page is written on, from its top to its end: wraps and colours, by a console in memory."""
 
     def __init__(self, medium: Medium) -> None:
         from rich.console import Console
@@ -208,14 +188,17 @@ class _RichPaper:
         )
 
     def line(self, cell: Cell) -> None:
+        """Write a paragraph."""
         self._console.print(_rich_text(cell))
 
     def exact(self, cell: Cell) -> None:
+        """Write a line that is never wrapped."""
         self._console.print(_rich_text(cell), soft_wrap=True, crop=False, overflow="ignore")
 
     def grid(
         self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, gap: int, indent: int = 0
     ) -> None:
+        """Write rows of cells, the columns with a gap between them."""
         from rich.padding import Padding
         from rich.table import Table as Grid
 
@@ -233,6 +216,7 @@ class _RichPaper:
         self._console.print(Padding(grid, (0, 0, 0, indent), expand=False) if indent else grid)
 
     def text(self) -> str:
+        """Return what was written."""
         return self._written.getvalue()
 
 
@@ -243,7 +227,10 @@ def _rich_text(cell: Cell) -> Text:
 
 
 class _PlainPaper:
-    """Neither wraps nor colours, and so does without rich: its import takes longer than all the rest."""
+    """The same for a pipe or a file: neither wraps nor colours.
+
+    It does without rich, whose import takes longer than all that `status` does.
+    """
 
     def __init__(self) -> None:
         self._written: list[str] = []

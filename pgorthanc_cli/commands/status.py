@@ -36,7 +36,9 @@ def command(call: Call) -> None:
         db.session(replace(resolved.target, retries=0), readonly=True) as conn,
     ):
         found = room.find(conn, resolved.target.schema)
-        sample = areas.sample(conn) if isinstance(found, room.Status) else areas.Sample()
+        # Before revision 1 the tables are others.
+        known = isinstance(found, room.Status) and isinstance(found.revision, int)
+        sample = areas.sample(conn) if known else areas.Sample()
     if isinstance(found, room.Status):
         found = replace(
             found,

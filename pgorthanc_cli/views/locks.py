@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pgorthanc_cli import db
 from pgorthanc_cli.locks import NAMELESS, Lock, Orthanc, Terminated, Usage
@@ -81,7 +81,7 @@ def terminated_page(result: Terminated, commands: Commands, *, verbose: bool = F
         outcome = ["Nothing to do: there is no session to end."]
     headline = f"{' '.join(outcome)} {now.headline.removesuffix(_NORMAL)}"
     status = "warning" if remaining and now.status == "ok" else now.status
-    return replace(now, headline=headline, blocks=(*ended, *remaining, *now.blocks), status=status)
+    return now._replace(headline=headline, blocks=(*ended, *remaining, *now.blocks), status=status)
 
 
 def _headline(usage: Usage, waited: str) -> str:

@@ -6,16 +6,15 @@ Texts from outside go through `text.printable` where the view formats them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 # "" is no judgement; "unknown" could not be checked.
 Status = Literal["", "ok", "warning", "problem", "unknown"]
 COLUMNS = 4  # of a table at most: more cannot be read at 80 characters
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """A paragraph, a finding, or a next step.
 
     Attributes:
@@ -31,8 +30,7 @@ class Note:
     paste: str = ""
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """Names and their values, one line each."""
 
     rows: tuple[tuple[str, str], ...]
@@ -67,8 +65,7 @@ class Table:
 Block = Note | Facts | Table
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """The answer of a command.
 
     Attributes:
@@ -94,4 +91,4 @@ def only_problems(page: Page) -> Page | None:
     findings = tuple(note for note in notes if note.status in bad)
     if not findings and page.status not in bad:
         return None
-    return replace(page, blocks=findings)
+    return page._replace(blocks=findings)
