@@ -186,6 +186,14 @@ def test_the_first_of_duplicate_elements_wins(syntax: str) -> None:
     assert "two" not in json_text
 
 
+@pytest.mark.parametrize("levels", [{0}, {1, 2}, {2, 3}, {3}], ids=str)
+def test_levels_that_are_not_needed_have_their_public_ids_only(levels: set[int]) -> None:
+    data = dicom_file(El(PATIENT_NAME, "PN", "A^B"), El(DESCRIPTION, "LO", "desc"))
+    whole, part = parse(data, NOW).levels, parse(data, NOW, frozenset(levels)).levels
+    for number, (expected, level) in enumerate(zip(whole, part, strict=True)):
+        assert level == (expected if number in levels else (expected.public_id, (), (), {}))
+
+
 def test_a_study_has_the_tags_of_its_patient() -> None:
     instance = read(El(PATIENT_NAME, "PN", "A^B"), El(DESCRIPTION, "LO", "desc"))
     patient, study, series, last = ({(g, e): v for g, e, v in lv.main_dicom_tags} for lv in instance.levels)

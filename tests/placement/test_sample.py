@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from pgorthanc_cli import cli, db
+from pgorthanc_cli import areas, cli, db
+from pgorthanc_cli.index import customdata
 from tests.support import samples
 from tests.support.importing import run as import_files
 from tests.support.schemas import run as execute
@@ -50,3 +51,23 @@ def test_the_areas_and_what_orthanc_does_not_find(index: db.Target, tmp_path: Pa
         shown = status(index, tmp_path / "orthanc.json", options)
         assert shown["areas"] == ["filesystem", "postgresql", "advanced-storage", "adopted"]
         assert shown["areas_not_found"] == expected, options
+
+
+def test_a_sample_reads_no_whole_table(fresh: db.Target) -> None:
+    queries = (
+        areas._SAMPLE.format(customdata="a.customdata", is_object="false"),
+        customdata._SAMPLE,
+    )
+    with db.session(fresh) as conn:
+        with conn.cursor() as cur:
+            # More than are sampled, in few pages: to read them all would be cheap, too.
+            cur.execute(
+                """INSERT INTO resources (resourcetype, publicid) SELECT 3, n::text FROM generate_series(1, 20000) n;
+                   INSERT INTO attachedfiles (id, filetype, uuid, compressedsize, uncompressedsize, compressiontype)
+                       SELECT internalid, 1, publicid, 1, 1, 1 FROM resources;
+                   ANALYZE resources, attachedfiles"""
+            )
+        conn.commit()
+        for query in queries:
+            plan = "\n".join(line for (line,) in db.rows(conn, f"EXPLAIN {query}"))
+            assert "Seq Scan" not in plan
