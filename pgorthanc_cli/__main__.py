@@ -12,8 +12,7 @@ from types import TracebackType
 def run() -> None:
     """Run the command line of this process."""
     sys.excepthook = _print_exception
-    # By default after 700 new objects, which a tenth of the time until a command works would go into: what is
-    # imported stays.
+    # By default each 700 new objects, which takes a tenth of the start: what is imported stays.
     gc.set_threshold(50_000)
     try:
         from pgorthanc_cli.cli import main

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
 
 from pgorthanc_cli.text import printable_lines
 from pgorthanc_cli.views import html as markup
@@ -19,6 +19,8 @@ from pgorthanc_cli.views.html import Markup, escape
 from pgorthanc_cli.views.page import Block, Facts, Note, Page, Status, Table
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod, RenderableType
+    from rich.table import Table as Grid
     from rich.text import Text
 
 _ROWS = 20  # of a table on a terminal, if its page says how to get all of them
@@ -28,7 +30,8 @@ _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "unknown":
 _ASCII = str.maketrans({"→": "->", "…": "...", "·": "-"})
 
 
-class Medium(NamedTuple):
+@dataclass(frozen=True)
+class Medium:
     """What shows a page.
 
     Attributes:
@@ -44,9 +47,6 @@ class Medium(NamedTuple):
     @classmethod
     def of(cls, stream: TextIO) -> Medium:
         """Return the medium behind a stream; rich reads NO_COLOR, TERM and COLUMNS."""
-        # A pipe or a file has neither width nor colours, unless one of these forces them.
-        if not stream.isatty() and not (os.environ.keys() & {"FORCE_COLOR", "TTY_COMPATIBLE"}):
-            return cls()
         from rich.console import Console
 
         console = Console(file=stream)
@@ -69,107 +69,12 @@ def _lines(shown: str) -> Iterator[str]:
 
 
 class _Screen:
-    """Lays out a page for a terminal, or as plain text."""
-
-    def __init__(self, medium: Medium) -> None:
-        self._medium = medium
-        plain = medium.width is None and not medium.colour
-        self._paper = _PlainPaper() if plain else _RichPaper(medium)
-
-    def show(self, page: Page) -> str:
-        self._paper.line(self._cell(page.headline, "bold"))
-        if page.where:
-            joint = " · " if self._medium.symbols else " - "
-            self._paper.line(self._cell(joint.join(page.where), "dim"))
-        before: Block | None = None
-        for block in _filled(page.blocks):
-            # Findings that follow one another are a list.
-            if not (_is_finding(before) and _is_finding(block)) or _has_paste(before):
-                self._paper.line(Cell(""))
-            self._block(block)
-            before = block
-        for step in page.next_steps:
-            self._paper.line(Cell(""))
-            self._note(step)
-        return self._paper.text()
-
-    def _block(self, block: Block) -> None:
-        if isinstance(block, Note):
-            self._note(block)
-        elif isinstance(block, Facts):
-            columns = (Column(no_wrap=True, style="dim"), Column())
-            rows = [(self._cell(name), self._cell(value)) for name, value in block.rows]
-            self._paper.grid(columns, rows, gap=2, indent=2)
-        else:
-            self._table(block)
-
-    def _note(self, note: Note) -> None:
-        paragraphs = (note.text, *note.details)
-        margin = 0
-        if not note.status:
-            for paragraph in paragraphs:
-                self._paper.line(self._cell(paragraph))
-        else:
-            margin = 1 if self._medium.symbols else 4
-            # The words have different lengths; their texts begin in one column.
-            columns = (Column(no_wrap=True, min_width=margin), Column())
-            marks = [self._mark(note.status), *(Cell("") for _ in note.details)]
-            rows = [*zip(marks, map(self._cell, paragraphs), strict=True)]
-            self._paper.grid(columns, rows, gap=1)
-        indent = " " * max(4, margin + 3)
-        for line in note.paste.split("\n") if note.paste else ():
-            self._paper.exact(Cell(printable_lines(indent + line if line else ""), "bold"))
-
-    def _table(self, table: Table) -> None:
-        rows = table.rows
-        if table.all_with and self._medium.width is not None:
-            rows = rows[:_ROWS]
-        numbers = [number in table.numbers for number in range(len(table.rows[0]))]
-        columns = [Column(no_wrap=is_number, right=is_number) for is_number in numbers]
-        grid = [[self._cell(cell) for cell in row] for row in rows]
-        if table.head:
-            grid.insert(0, [self._cell(title, "dim") for title in table.head])
-        if table.marks:
-            columns.insert(0, Column(no_wrap=True))
-            marks = [Cell("")] * bool(table.head) + [self._mark(status) for status in table.marks]
-            grid = [[mark, *cells] for mark, cells in zip(marks, grid, strict=False)]
-        self._paper.grid(columns, grid, gap=2, indent=0 if table.marks else 2)
-        more = len(table.rows) - len(rows)
-        if more:
-            rest = f"and {more:,} more; {table.all_with} lists all of them"
-            self._paper.grid((Column(),), [[self._cell(rest)]], gap=0, indent=2)
-
-    def _mark(self, status: Status) -> Cell:
-        words = _SYMBOLS if self._medium.symbols else _WORDS
-        return self._cell(words.get(status, ""), _STYLES.get(status, ""))
-
-    def _cell(self, text: str, style: str = "") -> Cell:
-        shown = printable_lines(text)
-        return Cell(shown if self._medium.symbols else shown.translate(_ASCII), style)
-
-
-class Cell(NamedTuple):
-    """A text, harmless already, and the style of all of it."""
-
-    text: str
-    style: str = ""
-
-
-class Column(NamedTuple):
-    """How the cells of a column are aligned, and whether they may be wrapped."""
-
-    no_wrap: bool = False
-    right: bool = False
-    min_width: int = 0
-    style: str = ""
-
-
-class _RichPaper:
-    """What a page is written on, from its top to its end: wraps and colours, by a console in memory."""
+    """Writes a page to a console in memory."""
 
     def __init__(self, medium: Medium) -> None:
         from rich.console import Console
 
+        self._medium = medium
         self._written = io.StringIO()
         self._console = Console(
             file=self._written,
@@ -187,88 +92,105 @@ class _RichPaper:
             _environ={},
         )
 
-    def line(self, cell: Cell) -> None:
-        """Write a paragraph."""
-        self._console.print(_rich_text(cell))
-
-    def exact(self, cell: Cell) -> None:
-        """Write a line that is never wrapped."""
-        self._console.print(_rich_text(cell), soft_wrap=True, crop=False, overflow="ignore")
-
-    def grid(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, gap: int, indent: int = 0
-    ) -> None:
-        """Write rows of cells, the columns with a gap between them."""
-        from rich.padding import Padding
-        from rich.table import Table as Grid
-
-        grid = Grid.grid(padding=(0, gap))
-        for column in columns:
-            grid.add_column(
-                justify="right" if column.right else "left",
-                no_wrap=column.no_wrap,
-                min_width=column.min_width or None,
-                style=column.style,
-                overflow="fold",
-            )
-        for row in rows:
-            grid.add_row(*map(_rich_text, row))
-        self._console.print(Padding(grid, (0, 0, 0, indent), expand=False) if indent else grid)
-
-    def text(self) -> str:
-        """Return what was written."""
+    def show(self, page: Page) -> str:
+        self._console.print(self._text(page.headline, "bold"))
+        if page.where:
+            joint = " · " if self._medium.symbols else " - "
+            self._console.print(self._text(joint.join(page.where), "dim"))
+        before: Block | None = None
+        for block in _filled(page.blocks):
+            # Findings that follow one another are a list.
+            if not (_is_finding(before) and _is_finding(block)) or _has_paste(before):
+                self._console.print()
+            self._block(block)
+            before = block
+        for step in page.next_steps:
+            self._console.print()
+            self._note(step)
         return self._written.getvalue()
 
+    def _block(self, block: Block) -> None:
+        if isinstance(block, Note):
+            self._note(block)
+        elif isinstance(block, Facts):
+            grid = _grid((0, 2))
+            grid.add_column(no_wrap=True, style="dim")
+            grid.add_column(overflow="fold")
+            for name, value in block.rows:
+                grid.add_row(self._text(name), self._text(value))
+            self._indented(grid)
+        else:
+            self._table(block)
 
-def _rich_text(cell: Cell) -> Text:
-    from rich.text import Text
+    def _note(self, note: Note) -> None:
+        paragraphs = (note.text, *note.details)
+        margin = 0
+        if not note.status:
+            for paragraph in paragraphs:
+                self._console.print(self._text(paragraph))
+        else:
+            margin = 1 if self._medium.symbols else 4
+            grid = _grid((0, 1))
+            # The words have different lengths; their texts begin in one column.
+            grid.add_column(no_wrap=True, min_width=margin)
+            grid.add_column(overflow="fold")
+            for number, paragraph in enumerate(paragraphs):
+                mark = self._mark(note.status) if number == 0 else ""
+                grid.add_row(mark, self._text(paragraph))
+            self._console.print(grid)
+        indent = " " * max(4, margin + 3)
+        for line in note.paste.split("\n") if note.paste else ():
+            shown = self._text(indent + line if line else "", "bold", exact=True)
+            self._console.print(shown, soft_wrap=True, crop=False, overflow="ignore")
 
-    return Text(cell.text, cell.style, overflow="fold")
+    def _table(self, table: Table) -> None:
+        rows = table.rows
+        if table.all_with and self._medium.width is not None:
+            rows = rows[:_ROWS]
+        grid = _grid((0, 2))
+        if table.marks:
+            grid.add_column(no_wrap=True)
+        for number in range(len(table.rows[0])):
+            right = number in table.numbers
+            justify: JustifyMethod = "right" if right else "left"
+            grid.add_column(justify=justify, no_wrap=right, overflow="fold")
+        margin = [""] if table.marks else []
+        if table.head:
+            grid.add_row(*margin, *(self._text(title, "dim") for title in table.head))
+        marks = [self._mark(status) for status in table.marks]
+        for number, row in enumerate(rows):
+            grid.add_row(*marks[number : number + 1], *(self._text(cell) for cell in row))
+        if table.marks:
+            self._console.print(grid)
+        else:
+            self._indented(grid)
+        more = len(table.rows) - len(rows)
+        if more:
+            rest = f"and {more:,} more; {table.all_with} lists all of them"
+            self._indented(self._text(rest))
+
+    def _mark(self, status: Status) -> Text:
+        words = _SYMBOLS if self._medium.symbols else _WORDS
+        return self._text(words.get(status, ""), _STYLES.get(status, ""))
+
+    def _text(self, text: str, style: str = "", *, exact: bool = False) -> Text:
+        from rich.text import Text
+
+        shown = printable_lines(text)
+        if not (exact or self._medium.symbols):
+            shown = shown.translate(_ASCII)
+        return Text(shown, style, overflow="fold")
+
+    def _indented(self, content: RenderableType) -> None:
+        from rich.padding import Padding
+
+        self._console.print(Padding(content, (0, 0, 0, 2), expand=False))
 
 
-class _PlainPaper:
-    """The same for a pipe or a file: neither wraps nor colours.
+def _grid(padding: tuple[int, int]) -> Grid:
+    from rich.table import Table as Grid
 
-    It does without rich, whose import takes longer than all that `status` does.
-    """
-
-    def __init__(self) -> None:
-        self._written: list[str] = []
-
-    def line(self, cell: Cell) -> None:
-        self._written.append(cell.text)
-
-    exact = line
-
-    def grid(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, gap: int, indent: int = 0
-    ) -> None:
-        table = [[cell.text.split("\n") for cell in row] for row in rows]
-        widths = [
-            max(column.min_width, *(_width(line) for row in table for line in row[number]))
-            for number, column in enumerate(columns)
-        ]
-        for row in table:
-            for parts in itertools.zip_longest(*row, fillvalue=""):
-                cells = [
-                    " " * (width - _width(part)) + part
-                    if column.right
-                    else part + " " * (width - _width(part))
-                    for part, width, column in zip(parts, widths, columns, strict=True)
-                ]
-                self._written.append(" " * indent + (" " * gap).join(cells))
-
-    def text(self) -> str:
-        return "".join(f"{line}\n" for line in self._written)
-
-
-def _width(text: str) -> int:
-    """Return how many cells of a terminal a text takes."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
+    return Grid.grid(padding=padding)
 
 
 def _filled(blocks: Iterable[Block]) -> Iterator[Block]:
