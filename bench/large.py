@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common import peak_bytes
 from psycopg2 import sql
@@ -45,6 +46,10 @@ _MEASURING = {"autovacuum": "off", "max_wal_size": "8GB"}
 _FILLING = {
     **_MEASURING, "fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"
 }  # fmt: skip
+
+
+def _no_remark(result: dict[str, Any]) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,11 @@ class Archive:
         return self.folder / f"area_{self.name}"
 
     def run(
-        self, words: str, *more: str, codes: tuple[int, ...] = (0, 6), remark: Callable[[dict], str] = str
+        self,
+        words: str,
+        *more: str,
+        codes: tuple[int, ...] = (0, 6),
+        remark: Callable[[dict[str, Any]], object] = _no_remark,
     ) -> None:
         """Run a command, print what it took, and keep it."""
         if not words.startswith(self.only):
@@ -100,13 +109,13 @@ class Archive:
         command = [sys.executable, "-m", "pgorthanc_cli", *words.split(), "--uri", dsn, *more, "--json"]
         before, temp_before = self._cpu_s(), self._temp_bytes()
         started = time.perf_counter()
-        peak, output = peak_bytes([*command, "--quiet"], codes)
+        peak, output = peak_bytes([*command, "--quiet"], (0, 6))
         elapsed_s = time.perf_counter() - started
         time.sleep(1)  # the statistics of a session arrive after its end
         after = self._cpu_s()
         self.figures[words] = Figures(
             elapsed_s, after[0] - before[0], after[1] - before[1], peak, self._temp_bytes() - temp_before,
-            "" if remark is str else remark(json.loads(output)),
+            remark(json.loads(output)),
         )  # fmt: skip
         print(f"  {words:28} {self.figures[words]}", flush=True)
 
@@ -139,9 +148,7 @@ def restart(server: Path, settings: Mapping[str, str]) -> None:
     ):
         cur.execute("ALTER SYSTEM RESET ALL")
         for name, value in settings.items():
-            cur.execute(
-                sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
-            )
+            cur.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
     embedded.stop(server)
     embedded.start(server)
 
@@ -186,7 +193,7 @@ def write_links(archive: Archive) -> None:
     with db.session(archive.target, readonly=True) as conn, conn.cursor("uuids") as cur:
         cur.itersize = 10_000
         cur.execute('SELECT uuid FROM index.attachedfiles ORDER BY uuid COLLATE "C"')
-        parent = original = None
+        parent = original = Path()
         for number, (uuid,) in enumerate(cur):
             path = archive.area / uuid[:2] / uuid[2:4] / uuid
             if path.parent != parent:
@@ -204,9 +211,9 @@ def measure(archive: Archive, files: Path) -> None:
     """Run all commands."""
     with db.session(archive.target, readonly=True) as conn:
         size_bytes = db.value(conn, "SELECT pg_database_size(current_database())")
-        revision = catalog.read_layout(conn, "public").revision
+        layout = catalog.read_layout(conn, "public")
     print(f"{archive.name}: {size_bytes / 1e9:.1f} GB", flush=True)
-    if revision == 1:
+    if layout and layout.revision == 1:
         archive.run("upgrade --plan")
         archive.run("upgrade --phase prepare")
         archive.run("upgrade --phase switch", remark=lambda done: f"blocked {done['blocked_s']:.2f} s")

@@ -15,12 +15,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from pgorthanc_cli.errors import PgOrthancError
-from pgorthanc_cli.text import printable_lines, progress_line, size
+from pgorthanc_cli.text import duration, printable_lines, progress_line, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -304,6 +304,33 @@ def transfer(*, quiet: bool) -> Iterator[Report]:
         def report(step: Step) -> None:
             nonlocal done, total
             done, total = step.done or 0, step.total
+            show()
+
+        yield report
+
+
+@contextmanager
+def steps(*, quiet: bool) -> Iterator[Report]:
+    """Yield a callback that shows the steps of work that is long only on a large index.
+
+    Nothing is shown before the first call. A step without `done` is an announcement, which stays on the screen.
+    """
+    current = ""
+
+    def line(elapsed_s: float) -> str:
+        return f"  {current} · {duration(elapsed_s)}"
+
+    with ExitStack() as stack:
+        show: Callable[[], None] | None = None
+
+        def report(step: Step) -> None:
+            nonlocal current, show
+            current = step.what if step.done is None else f"{step.what} ({step.done} of {step.total})"
+            if step.done is None and not quiet:
+                event(step.what)
+            if show is None:
+                entered = progress(line, lambda elapsed_s: line(elapsed_s).strip(), quiet=quiet)
+                show = stack.enter_context(entered)
             show()
 
         yield report

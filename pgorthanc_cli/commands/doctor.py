@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
 from pgorthanc_cli.errors import ConnectError, PartialFailure
 
@@ -75,14 +75,16 @@ def command(
         words = ("--storage-dir", str(storage_dir)) if storage_dir else () if settings.orthanc else None
         if storage_dir is None and settings.orthanc:
             storage_dir = settings.orthanc.storage_directory
-        health = doctor.examine(
-            settings.target,
-            checks,
-            deep=depth == "rows",
-            storage_dir=storage_dir,
-            scrub_journal=journal,
-            storage_words=words,
-        )
+        with output.steps(quiet=call.quiet or nagios) as report:
+            health = doctor.examine(
+                settings.target,
+                checks,
+                deep=depth == "rows",
+                storage_dir=storage_dir,
+                scrub_journal=journal,
+                storage_words=words,
+                report=report,
+            )
     if prometheus:
         # The exporter runs as another user, and has to read the file.
         files.replace(prometheus, views.prometheus(health), mode=0o644)

@@ -195,11 +195,11 @@ def _check(call: commands.Call, options: dict[str, Any]) -> None:
     from pgorthanc_cli import reindex
     from pgorthanc_cli.views import reindex as views
 
-    with call.resolved() as resolved:
+    with call.resolved() as resolved, output.steps(quiet=call.quiet) as report:
         profile = reindex.profile_of(
             resolved.orthanc, options["default_encoding"], options["orthanc_version"]
         )
-        result = reindex.check(resolved.target, profile)
+        result = reindex.check(resolved.target, profile, report=report)
     call.emit_page(result, views.check_page(result, call.again(without=("--check",))))
     if result.outdated:
         raise click.exceptions.Exit(PartialFailure.exit_code)

@@ -56,7 +56,8 @@ def show(call: Call, *, by: tuple[Literal["modality", "year"], ...]) -> None:
     from pgorthanc_cli.views import placement as views
 
     with call.target() as target:
-        survey = placement.show(target, by)
+        with output.steps(quiet=call.quiet) as report:
+            survey = placement.show(target, by, report=report)
         check = ""
         if call.options["config"]:
             check = call.command_line("verify", "storage")

@@ -66,13 +66,19 @@ def schema(call: Call, *, depth: str, print_sql: bool, apply: bool) -> None:
 
     deep = depth == "rows"
     # Read-only on the server's side, too: a report can change nothing by mistake.
-    with call.target() as target, db.session(target, readonly=not apply) as conn:
+    with (
+        call.target() as target,
+        db.session(target, readonly=not apply) as conn,
+        output.steps(quiet=call.quiet) as progress,
+    ):
         if apply:
-            done = verify.repair(conn, target.schema, require_idle=locks.require_idle, deep=deep)
+            done = verify.repair(
+                conn, target.schema, require_idle=locks.require_idle, deep=deep, report=progress
+            )
             call.emit_page(done, views.repaired_page(done, verbose=call.verbose))
             healthy = done.healthy
         else:
-            report = verify.schema(conn, target.schema, deep=deep)
+            report = verify.schema(conn, target.schema, deep=deep, report=progress)
             healthy = report.healthy
     if print_sql and not apply and not call.as_json:
         output.text(verify.script(report))

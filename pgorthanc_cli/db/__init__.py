@@ -46,6 +46,7 @@ from pgorthanc_cli.db.safe_session import (
     trusted_rows,
     value,
 )
+from pgorthanc_cli.db.scans import announce_scans
 from pgorthanc_cli.db.statement_errors import error_hint, primary_message, translate_errors
 from pgorthanc_cli.errors import MissingDatabase, PasswordRequired
 
@@ -54,7 +55,7 @@ __all__ = [
     "LOCK_MOVE", "LOCK_NAMES", "LOCK_REINDEX", "LOCK_STORAGE", "LOCK_TRANSITION", "MASK",
     "OUR_LOCKS", "READ_PREAMBLE",
     "SAFE_SEARCH_PATH", "SECRETS", "Endpoint", "LockHolder", "MissingDatabase", "PasswordRequired",
-    "Session", "Target", "advisory_lock", "allow_writes", "backend_pid", "check_schema",
+    "Session", "Target", "advisory_lock", "allow_writes", "announce_scans", "backend_pid", "check_schema",
     "check_writable", "connect", "connect_async", "described_rows",
     "effective_parameters", "endpoint", "error_hint", "held_error", "lock_holders", "parse_dsn", "primary_message",
     "quote_ident", "replication_session", "reset_statement", "row", "rows", "session", "statement",

@@ -101,6 +101,13 @@ class Session(psycopg2.extensions.connection):
         self.path = SAFE_SEARCH_PATH
         self.preamble = READ_PREAMBLE + (_NO_VIEWS if restricts is not None else "")
 
+    def limit_statements(self, seconds: float) -> None:
+        """Let the server cancel each statement of a session that reads after so many seconds.
+
+        The limit is local to each transaction: the next client of a pooler does not get it.
+        """
+        self.preamble += f"SET LOCAL statement_timeout = {round(1000 * seconds)}; "
+
     def write(self, path: str | None) -> None:
         """Turn an autocommit session that reads into one that writes, with this search_path, or its schema.
 

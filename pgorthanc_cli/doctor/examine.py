@@ -19,8 +19,12 @@ from pgorthanc_cli.db import pooler
 from pgorthanc_cli.doctor import connection, server, text, index, tables, stored_files  # isort: skip # noqa: F401
 from pgorthanc_cli.doctor.model import CHECKS, Health, Subject, Verdict
 from pgorthanc_cli.errors import ConnectError, PgOrthancError, UsageError
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.text import printable
 
+# What is deep in these checks reads these tables as a whole.
+_DEEP_CHECKS = {"schema", "collation", "large-objects", "attachments"}
+_LARGE_TABLES = ("resources", "attachedfiles", "storagearea")
 _HAS_INDEX = """
     SELECT EXISTS (SELECT FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -41,6 +45,7 @@ def examine(
     storage_dir: Path | None = None,
     scrub_journal: Path | None = None,
     storage_words: tuple[str, ...] | None = None,
+    report: Report = silent,
 ) -> Health:
     """Examine a server, its database and the index in it.
 
@@ -54,6 +59,7 @@ def examine(
         storage_dir: Orthanc's StorageDirectory, if it is on this machine.
         scrub_journal: The journal of `verify storage`.
         storage_words: What names the storage area to `verify storage`; see `Subject`.
+        report: If deep and the tables are large: receives that they will be read, then each check.
 
     Raises:
         UsageError: There is no check of that name.
@@ -79,7 +85,7 @@ def examine(
         scrub_journal=scrub_journal,
         storage_words=storage_words,
     )
-    verdicts, endpoint = _run_checks(target, names, verdicts, subject)
+    verdicts, endpoint = _run_checks(target, names, verdicts, subject, report)
     ordered = {name: verdicts[name] for name in CHECKS if name in verdicts}
     return Health.of(str(target), ordered, endpoint, checked_at)
 
@@ -89,6 +95,7 @@ def _run_checks(
     names: Sequence[str],
     verdicts: dict[str, Verdict],
     subject_of: Callable[[db.Session], Subject],
+    report: Report,
 ) -> tuple[dict[str, Verdict], db.Endpoint | None]:
     """Run the other checks, in a new session whenever one was lost, and add their verdicts.
 
@@ -103,8 +110,13 @@ def _run_checks(
                 endpoint = db.endpoint(conn)
                 subject = subject_of(conn)
                 pending = _applicable(subject) if pending is None else pending
+                progress: Report = silent
+                if subject.deep and _DEEP_CHECKS & {*pending}:
+                    progress = db.announce_scans(conn, _LARGE_TABLES, report)
+                total = len(pending)
                 while pending and not conn.closed:
                     name = pending.pop(0)
+                    progress(Progress("", f"check {name}", total - len(pending), total))
                     verdicts[name] = _run(name, subject)
         except ConnectError as error:
             unreachable = {"connection": Verdict("CRITICAL", error.message, error.hint)}

@@ -6,12 +6,13 @@ What the index and the database say. Whether the files exist is what `verify sto
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pgorthanc_cli import db, index
 from pgorthanc_cli.index import customdata
+from pgorthanc_cli.progress import Progress, Report, silent
 
 _FETCHED = 10_000
 _CONTENTS = {1: "dicom", 2: "dicom-as-json", 3: "dicom-until-pixel-data"}
@@ -136,30 +137,51 @@ class Shown:
 _Sums = dict[tuple[str, str, int, int], list[int]]
 
 
-def show(target: db.Target, by: Iterable[Literal["modality", "year"]] = ()) -> Shown:
+def show(
+    target: db.Target,
+    by: Sequence[Literal["modality", "year"]] = (),
+    *,
+    limit_s: float | None = None,
+    report: Report = silent,
+) -> Shown:
     """Return where the attachments of an index are, and how large they are.
 
     Args:
         target: The index.
         by: Also sum them by this.
+        limit_s: The longest that one of the statements may take; None: no limit.
+        report: If the tables are large: receives that they will be read, then each step.
 
     Raises:
         RevisionError: There is no index.
+        PgOrthancError: A statement took longer than `limit_s`.
     """
+    tables = ("attachedfiles", "storagearea", *(("resources", "maindicomtags") if by else ()))
     with db.session(target, readonly=True) as conn:
+        if limit_s:
+            conn.limit_statements(limit_s)
+        report = db.announce_scans(conn, tables, report)
         capabilities = index.Capabilities.read(conn)
         has_area = db.value(
             conn, "SELECT to_regclass(quote_ident(index_schema()) || '.storagearea') IS NOT NULL"
         )
+        total = 1 + has_area + len(by)
+        report(Progress("", "adding up attachments", 1, total))
         sums = _contents(conn, capabilities, has_area=has_area)
+        if has_area:
+            report(Progress("", "looking for orphaned large objects", 2, total))
         orphans, wrong_owner, owner, disk_bytes = (
             db.row(conn, db.statement(__package__, "objects.sql")) if has_area else None
         ) or (0, 0, None, 0)
         loose, others, unreadable = _loose_objects(conn, owner) if owner else (0, 0, ())
+        groups: list[Group] = []
+        for number, each in enumerate(by, total - len(by) + 1):
+            report(Progress("", f"adding up by {each}", number, total))
+            groups += _groups(conn, each)
         return Shown(
             areas=tuple(_areas(sums, disk_bytes)),
             contents=tuple(_by_content(sums)),
-            groups=tuple(group for each in by for group in _groups(conn, each)),
+            groups=tuple(groups),
             orphans=orphans + loose,
             wrong_owner=wrong_owner,
             owner=owner,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pgorthanc_cli import db, dicom, index
 from pgorthanc_cli.constants import LEVELS
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.reindex.model import SIGNATURE
 
 
@@ -68,14 +69,21 @@ class Checked:
         return sum(level.other_signature + level.without_signature for level in self.levels)
 
 
-def check(target: db.Target, profile: dicom.Profile) -> Checked:
+def check(target: db.Target, profile: dicom.Profile, *, report: Report = silent) -> Checked:
     """Compare the signatures of all resources with a profile; only reads.
+
+    Args:
+        target: The index.
+        profile: The configuration.
+        report: If the tables are large: receives that they will be read.
 
     Raises:
         RevisionError: There is no index.
     """
     with db.session(target, readonly=True) as conn:
         index.Capabilities.read(conn)
+        report = db.announce_scans(conn, ("resources", "metadata"), report)
+        report(Progress("", "counting signatures", 1, 1))
         rows = db.rows(
             conn,
             """SELECT r.resourcetype, m.value, count(*) FROM index.resources r

@@ -111,11 +111,13 @@ def fill(conn: Connection, instances: int, *, full_rows: bool = False) -> None:
     with conn, conn.cursor() as cur:
         cur.execute("SET LOCAL session_replication_role = replica; SET LOCAL maintenance_work_mem = '512MB'")
         # Tables that were emptied in the same transaction need no WAL where wal_level is minimal.
-        cur.execute("TRUNCATE resources, maindicomtags, dicomidentifiers, metadata, attachedfiles, changes CASCADE")
+        cur.execute(
+            "TRUNCATE resources, maindicomtags, dicomidentifiers, metadata, attachedfiles, changes CASCADE"
+        )
         indexes = _drop_indexes(cur)
         for level, statement in enumerate(_STATEMENTS):
-            if full_rows:
-                statement = _FULL_ROWS.get(statement.split()[2], statement)  # noqa: PLW2901
+            if full_rows:  # the third word is the table
+                statement = _FULL_ROWS.get(statement.split()[2], statement)
             cur.execute(statement.format(publicid=_PUBLIC_ID.format(seed=f"'{level}/' || n"), **sizes))
         for index in indexes:
             cur.execute(index)

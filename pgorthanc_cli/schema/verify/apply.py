@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.progress import Report, silent
 from pgorthanc_cli.schema import initialize, steps
 from pgorthanc_cli.schema.verify.compare import schema as compare
 from pgorthanc_cli.schema.verify.model import Finding, Repaired, SchemaReport
@@ -64,7 +65,12 @@ def script(report: SchemaReport) -> str:
 
 
 def repair(
-    conn: Connection, schema: str, *, require_idle: initialize.RequireIdle, deep: bool = False
+    conn: Connection,
+    schema: str,
+    *,
+    require_idle: initialize.RequireIdle,
+    deep: bool = False,
+    report: Report = silent,
 ) -> Repaired:
     """Repair whatever can be repaired, read everything back, and commit only if it is as expected.
 
@@ -73,6 +79,7 @@ def repair(
         schema: PostgreSQL namespace.
         require_idle: As for `initialize.init`.
         deep: Also repair what only a recount shows.
+        report: As for `verify.schema`, before the repair and after it.
 
     Raises:
         ConnectError: There is no such schema, it may not be used, or the server takes no writes.
@@ -87,9 +94,9 @@ def repair(
         planted.refuse_until_commit(conn)
         _run(conn, [_PREPARE, _LOCK])
         # Again, now that no other session can change anything.
-        before = compare(conn, schema, deep=deep)
+        before = compare(conn, schema, deep=deep, report=report)
         _run(conn, [fix.sql for fix in before.fixes])
-        after = compare(conn, schema, deep=deep)
+        after = compare(conn, schema, deep=deep, report=report)
         _require_repaired(before, after)
     names = {finding.name for finding in after.findings}
     return Repaired(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.db import planted
 from pgorthanc_cli.errors import RevisionError
+from pgorthanc_cli.progress import Report, silent
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.schema.catalog import Catalog, Difference, Layout
 from pgorthanc_cli.schema.verify import data
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 
-def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport:
+def schema(conn: Connection, schema: str, *, deep: bool = False, report: Report = silent) -> SchemaReport:
     """Compare a schema with the catalog of its revision, its functions with all known ones, and its data.
 
     Args:
         conn: A connection; nothing is written, so a standby or a read-only role is enough.
         schema: PostgreSQL namespace.
         deep: Also recount statistics, tree and child counts: reads resources and attachedfiles as a whole.
+        report: If deep and these are large: receives that they will be read, then each step.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
@@ -52,7 +54,7 @@ def schema(conn: Connection, schema: str, *, deep: bool = False) -> SchemaReport
     findings = [*_findings(differences, rules, repairer), *foreign_bodies, *planted_objects]
     # Without one of these, the queries on the rows would fail.
     if not any(one.found is None and one.name.startswith(("table ", "column ")) for one in findings):
-        findings += data.findings(conn, objects, revision, deep=deep, schema=schema)
+        findings += data.findings(conn, objects, revision, deep=deep, schema=schema, report=report)
     return SchemaReport(
         schema=schema,
         revision=revision,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db
 from pgorthanc_cli.constants import LEVELS
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import duplicates, features
 from pgorthanc_cli.schema.catalog import Catalog
 from pgorthanc_cli.schema.features import Features
@@ -39,32 +42,46 @@ _START_AGAIN = """SELECT setval('patientrecyclingordersequence', greatest(count(
     JOIN metadata ON id = internalid AND type = 19 WHERE resourcetype = 0;"""
 
 # Counters 2 to 5 are those of patients, studies, series and instances.
+# Each table is read once.
 _RECOUNTED = """
-    SELECT key, counter.value + {pending}, CASE
-            WHEN key = 0 THEN (SELECT coalesce(sum(compressedsize), 0) FROM index.attachedfiles)
-            WHEN key = 1 THEN (SELECT coalesce(sum(uncompressedsize), 0) FROM index.attachedfiles)
-            ELSE (SELECT count(*) FROM index.resources WHERE resourcetype = key - 2) END
-        FROM index.globalintegers counter WHERE key BETWEEN 0 AND 5 AND counter.value IS NOT NULL ORDER BY key"""
+    SELECT counter.key, counter.value + {pending}, actual.value
+        FROM index.globalintegers counter JOIN (
+            SELECT sums.key, sums.value
+                FROM (SELECT coalesce(sum(compressedsize), 0) AS stored, coalesce(sum(uncompressedsize), 0) AS served
+                          FROM index.attachedfiles) files,
+                     LATERAL (VALUES (0, files.stored), (1, files.served)) AS sums (key, value)
+            UNION ALL
+            SELECT level.key, coalesce(counted.number, 0) FROM generate_series(2, 5) AS level (key)
+                LEFT JOIN (SELECT resourcetype, count(*) AS number FROM index.resources GROUP BY 1) counted
+                    ON counted.resourcetype = level.key - 2
+        ) AS actual (key, value) ON actual.key = counter.key
+        WHERE counter.value IS NOT NULL ORDER BY 1"""
 _PENDING = (
     "(SELECT coalesce(sum(value), 0) FROM index.globalintegerschanges noted WHERE noted.key = counter.key)"
 )
 _COUNTERS = ("compressed size", "uncompressed size", "patients", "studies", "series", "instances")
 
+# An instance is no parent: without instances, all parents fit into the server's memory. Materialized, as the
+# planner expects many such rows, and would sort all resources first.
 _WRONG_PARENT = """
-    SELECT child.publicid, child.resourcetype, count(*) OVER ()
-        FROM index.resources child LEFT JOIN index.resources parent ON parent.internalid = child.parentid
-        WHERE CASE child.resourcetype WHEN 0 THEN child.parentid IS NOT NULL
-                   ELSE parent.resourcetype IS DISTINCT FROM child.resourcetype - 1 END
-        ORDER BY 2, 1 LIMIT 5"""
+    WITH wrong AS MATERIALIZED (
+        SELECT child.publicid, child.resourcetype
+            FROM index.resources child LEFT JOIN index.resources parent
+                ON parent.internalid = child.parentid AND parent.resourcetype < 3
+            WHERE CASE child.resourcetype WHEN 0 THEN child.parentid IS NOT NULL
+                       ELSE parent.resourcetype IS DISTINCT FROM child.resourcetype - 1 END)
+    SELECT publicid, resourcetype, count(*) OVER () FROM wrong ORDER BY 2, 1 LIMIT 5"""
 _CHILDLESS = """
     SELECT publicid, resourcetype, count(*) OVER () FROM index.resources parent
         WHERE resourcetype < 3 AND NOT EXISTS (
             SELECT FROM index.resources child WHERE child.parentid = parent.internalid)
         ORDER BY 2, 1 LIMIT 5"""
 _CHILDREN = """(
-        SELECT parent.internalid AS id, count(child.internalid) AS number
-            FROM index.resources parent LEFT JOIN index.resources child ON child.parentid = parent.internalid
-            WHERE parent.resourcetype < 3 GROUP BY parent.internalid) counted
+        SELECT parent.internalid AS id, coalesce(child.number, 0) AS number
+            FROM index.resources parent LEFT JOIN (
+                SELECT parentid, count(*) AS number FROM index.resources GROUP BY parentid) child
+                ON child.parentid = parent.internalid
+            WHERE parent.resourcetype < 3) counted
     WHERE internalid = counted.id AND childcount IS DISTINCT FROM counted.number"""
 _WRONG_COUNTS = "SELECT count(*) FROM index.resources, {children} AND {served}"
 _SET_COUNTS = "UPDATE resources SET childcount = counted.number FROM {children} AND {served};"
@@ -89,22 +106,47 @@ _LAST_VALUE = "SELECT last_value - (NOT is_called)::integer FROM index.{sequence
 
 
 def findings(
-    conn: Connection, objects: Catalog, revision: int, *, deep: bool, schema: str | None = None
+    conn: Connection,
+    objects: Catalog,
+    revision: int,
+    *,
+    deep: bool,
+    schema: str | None = None,
+    report: Report = silent,
 ) -> list[Finding]:
     """Return the problems with the rows of an index that has all its tables and columns."""
     has = features.of_revision(revision)
     checks = _metadata_order(conn) if has.recycling_in_metadata else _table_order(conn, has)
     if deep:
-        checks += [
-            *_counters(conn, deltas="table globalintegerschanges" in objects),
-            *_tree(
-                conn, "parents", _WRONG_PARENT, "they are not found below their patient, or below another one"
-            ),
-            *_tree(conn, "resources without a child", _CHILDLESS, "they are listed, but hold no instance"),
-            *(_child_counts(conn, marks=has.child_count_marks) if has.child_counts else ()),
-            *(_duplicates(conn) if "constraint resources.uniquepublicid" not in objects else ()),
-            *(content.findings(conn, objects, schema) if schema else ()),
-        ]
+        checks += _deep(conn, objects, has, schema, report)
+    return checks
+
+
+def _deep(
+    conn: Connection, objects: Catalog, has: Features, schema: str | None, report: Report
+) -> list[Finding]:
+    """Run the checks that read whole tables, one after the other."""
+    deltas = "table globalintegerschanges" in objects
+    below = "they are not found below their patient, or below another one"
+    empty = "they are listed, but hold no instance"
+    steps: dict[str, Callable[[], list[Finding]]] = {
+        "recounting statistics": partial(_counters, conn, deltas=deltas),
+        "checking parents": partial(_tree, conn, "parents", _WRONG_PARENT, below),
+        "looking for resources without a child": partial(
+            _tree, conn, "resources without a child", _CHILDLESS, empty
+        ),
+    }
+    if has.child_counts:
+        steps["recounting children"] = partial(_child_counts, conn, marks=has.child_count_marks)
+    if "constraint resources.uniquepublicid" not in objects:
+        steps["looking for duplicate public ids"] = partial(_duplicates, conn)
+    if schema:
+        steps["checking the rows of stored files"] = partial(content.findings, conn, objects, schema)
+    report = db.announce_scans(conn, ("resources", "attachedfiles", "storagearea"), report)
+    checks = []
+    for number, (what, check) in enumerate(steps.items(), 1):
+        report(Progress("", what, number, len(steps)))
+        checks += check()
     return checks
 
 
