@@ -100,7 +100,7 @@ class Archive:
         words: str,
         *more: str,
         codes: tuple[int, ...] = (0, 6),
-        remark: Callable[[dict[str, Any]], object] = _no_remark,
+        remark: Callable[[dict[str, Any]], str] = _no_remark,
     ) -> None:
         """Run a command, print what it took, and keep it."""
         if not words.startswith(self.only):

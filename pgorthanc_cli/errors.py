@@ -42,6 +42,10 @@ class PgOrthancError(Exception):
         return match["advice"], re.sub(r"(?<=;) (?=[A-Z])", "\n", match["paste"])
 
 
+class StatementCancelled(PgOrthancError):
+    """The server cancelled a statement: it took longer than a limit, or an administrator did."""
+
+
 class UsageError(PgOrthancError):
     """Wrong usage: contradicting options, a value out of range."""
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call
-
-
-@dataclass(frozen=True)
-class _Written:
-    file: Path
-    holds: tuple[str, ...]
 
 
 @commands.command("support-bundle")
@@ -24,7 +17,8 @@ def command(call: Call, *, file: Path) -> None:
 
     FILE (.tar.gz) holds what doctor, status, storage show, verify schema and check-lock report, sizes and activity of
     tables and indexes, settings and sessions; with --config also Orthanc's options, masked. No row of the index, no
-    statement of a session, no password, nothing about patients.
+    statement of a session, no password, nothing about patients. What the server needs more than 30 seconds for is
+    left out, and named.
 
     \b
     Examples:
@@ -41,5 +35,6 @@ def command(call: Call, *, file: Path) -> None:
         health = doctor.examine(target)
         page = render.html(views.page(health, call.command_line, verbose=True))
         configuration = documents.Paths.of(config) if config else None
-        names = doctor.bundle(target, health, file, configuration, page=page)
-    call.emit_page(_Written(file, names), bundle.page(file, names))
+        with output.steps(quiet=call.quiet) as report:
+            written = doctor.bundle(target, health, file, configuration, page=page, report=report)
+    call.emit_page(written, bundle.page(written, call.command_line))

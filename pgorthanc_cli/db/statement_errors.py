@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2.extensions import TRANSACTION_STATUS_UNKNOWN
 
 from pgorthanc_cli.db.safe_session import quote_ident
-from pgorthanc_cli.errors import ConnectError, PgOrthancError
+from pgorthanc_cli.errors import ConnectError, PgOrthancError, StatementCancelled
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -77,7 +77,8 @@ def _translate(error: psycopg2.Error, conn: Connection, schema: str | None = Non
             "see whether the server still runs (its log says what happened), then run the same command again",
             server_message=primary,
         )
-    return PgOrthancError(
+    kind = StatementCancelled if state == "57014" else PgOrthancError
+    return kind(
         "the server refused a statement",
         error_hint(error, conn, schema),
         server_message=f"{primary} (SQLSTATE {state})" if state else primary,

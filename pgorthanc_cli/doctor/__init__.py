@@ -3,8 +3,8 @@
 A check is a function that `@check` registers, in the module that it belongs to; see `model`.
 """
 
-from pgorthanc_cli.doctor.bundle import bundle
+from pgorthanc_cli.doctor.bundle import Bundle, bundle
 from pgorthanc_cli.doctor.examine import check_names, examine
 from pgorthanc_cli.doctor.model import Check, Health
 
-__all__ = ["Check", "Health", "bundle", "check_names", "examine"]
+__all__ = ["Bundle", "Check", "Health", "bundle", "check_names", "examine"]

@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from pgorthanc_cli import __version__, db, locks, placement
 from pgorthanc_cli.config import deployment, documents
 from pgorthanc_cli.config.deployment import Deployment
 from pgorthanc_cli.doctor.model import Health
-from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.errors import PgOrthancError, StatementCancelled
+from pgorthanc_cli.progress import Report, silent
 from pgorthanc_cli.schema import catalog, status, verify
+from pgorthanc_cli.text import duration
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -74,6 +77,25 @@ _QUERIES = {
 }
 
 
+# Long enough for every query that does not read a large table as a whole, and short enough to wait for.
+_LIMIT_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An archive that was written.
+
+    Attributes:
+        file: Where it is.
+        holds: The names of the files in it.
+        cut: Those of them without their contents, as the server took too long for these.
+    """
+
+    file: Path
+    holds: tuple[str, ...]
+    cut: tuple[str, ...]
+
+
 def bundle(
     target: db.Target,
     health: Health,
@@ -81,8 +103,10 @@ def bundle(
     configuration: documents.Paths | None = None,
     *,
     page: str,
-) -> tuple[str, ...]:
-    """Write the archive (tar, gzip; readable by its owner only) and return the names of its files.
+    limit_s: float = _LIMIT_S,
+    report: Report = silent,
+) -> Bundle:
+    """Write the archive (tar, gzip; readable by its owner only).
 
     Args:
         target: The database.
@@ -90,19 +114,25 @@ def bundle(
         path: The archive, which must not exist.
         configuration: Orthanc's configuration; secrets are masked.
         page: The examination as an HTML page.
+        limit_s: The longest that the server may work on one statement; what takes longer is left out.
+        report: Receives each file before its contents are read.
 
     Raises:
         PgOrthancError: There is a file of that name, or it cannot be written.
     """
-    names = []
+    names, cut = [], []
     with _create(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in _contents(target, health, configuration, page):
+        for name, inspect in _contents(target, health, configuration, page, limit_s, report):
+            content = _read(inspect)
+            if content is None:
+                cut.append(name)
+                content = _json({"cut": f"the server took longer than {duration(limit_s)} for one statement"})
             entry = tarfile.TarInfo(f"{path.name.partition('.')[0]}/{name}")
             data = content.encode()
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
             archive.addfile(entry, io.BytesIO(data))
             names.append(name)
-    return tuple(names)
+    return Bundle(path, tuple(names), tuple(cut))
 
 
 def _create(path: Path) -> BinaryIO:
@@ -116,9 +146,14 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _contents(
-    target: db.Target, health: Health, configuration: documents.Paths | None, page: str
-) -> Iterator[tuple[str, str]]:
-    """Yield name and content of each file."""
+    target: db.Target,
+    health: Health,
+    configuration: documents.Paths | None,
+    page: str,
+    limit_s: float,
+    report: Report,
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield the name of each file, and what returns its contents: text, or an object for JSON."""
     versions = {
         "pgorthanc": __version__,
         "python": platform.python_version(),
@@ -126,25 +161,27 @@ def _contents(
         "libpq": psycopg2.extensions.libpq_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
     }
-    yield "versions.json", _json(versions)
-    yield "doctor.json", _json(health)
-    yield "doctor.html", page
+    yield "versions.json", lambda: versions
+    yield "doctor.json", lambda: health
+    yield "doctor.html", lambda: page
     if configuration:
-        yield "configuration.json", _json_or_error(partial(_masked_options, configuration))
+        yield "configuration.json", partial(_masked_options, configuration)
     try:
         with db.session(target, readonly=True, autocommit=True, need_schema=False) as conn:
+            conn.limit_statements(limit_s)
             for name, query in _QUERIES.items():
-                yield f"{name}.json", _json_or_error(partial(_records, conn, query))
+                yield f"{name}.json", partial(_records, conn, query)
             for name, inspect in {
                 "catalog": catalog.snapshot,
                 "status": status.status,
                 "verify": verify.schema,
                 "locks": locks.inspect,
             }.items():
-                yield f"{name}.json", _json_or_error(partial(inspect, conn, target.schema))
-        yield "storage.json", _json_or_error(partial(placement.show, target))
+                yield f"{name}.json", partial(inspect, conn, target.schema)
+        yield "storage.json", partial(placement.show, target, limit_s=limit_s, report=report)
     except PgOrthancError as error:
-        yield "connection-error.json", _json({"error": error.message, "hint": error.hint})
+        failure = {"error": error.message, "hint": error.hint}
+        yield "connection-error.json", lambda: failure
 
 
 def _masked_options(path: documents.Paths) -> deployment.Shown:
@@ -158,14 +195,20 @@ def _records(conn: Connection, query: str) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in cur.fetchall()]
 
 
-def _json_or_error(inspect: Callable[[], object]) -> str:
-    """Return the result as JSON, or the error: a bundle is needed most when things are broken."""
+def _read(inspect: Callable[[], object]) -> str | None:
+    """Return the contents of a file, or the error: a bundle is needed most when things are broken.
+
+    None if the server took too long.
+    """
     try:
-        return _json(inspect())
+        content = inspect()
+    except (StatementCancelled, psycopg2.errors.QueryCanceled):
+        return None
     except PgOrthancError as error:
-        return _json({"error": error.message, "hint": error.hint})
+        content = {"error": error.message, "hint": error.hint}
     except psycopg2.Error as error:
-        return _json({"error": db.primary_message(error)})
+        content = {"error": db.primary_message(error)}
+    return content if isinstance(content, str) else _json(content)
 
 
 def _json(value: object) -> str:

@@ -34,6 +34,7 @@ class Subject:
             the connection; None if that is unknown.
         sample_rows: How many rows about stored files are read if not `deep`. What a restore or
             a foreign plugin does wrong, it does to all rows: the first ones show it.
+        scan_limit_s: The longest that a scan of a big table may take if not `deep`.
     """
 
     conn: Connection
@@ -43,6 +44,7 @@ class Subject:
     scrub_journal: Path | None = None
     storage_words: tuple[str, ...] | None = None
     sample_rows: int = 100_000
+    scan_limit_s: float = 1.0
 
     @cached_property
     def catalog(self) -> catalog.Catalog:

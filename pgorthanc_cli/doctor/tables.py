@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import psycopg2.errors
+
 from pgorthanc_cli import db
 from pgorthanc_cli.doctor.model import Status, Subject, Verdict, check
 from pgorthanc_cli.schema import catalog
@@ -173,8 +175,10 @@ def child_counts(subject: Subject) -> Verdict:
     pending = 0
     if "table invalidchildcounts" in subject.catalog:
         pending = db.value(subject.conn, _PENDING_CHILD_COUNTS, _MANY_PENDING)
-    missing = db.value(subject.conn, _MISSING_CHILD_COUNTS)
     messages = [f"{_or_more(pending, _MANY_PENDING)} pending child counts"]
+    missing = _some_child_counts_are_missing(subject)
+    if missing is None:
+        messages.append("missing ones were not looked for, as resources is large (--deep does)")
     if missing:
         messages.append("some were never counted, so Orthanc counts them at each request")
     return Verdict(
@@ -184,6 +188,19 @@ def child_counts(subject: Subject) -> Verdict:
         {"pending_child_counts": pending},
         command="upgrade --phase finish",
     )
+
+
+def _some_child_counts_are_missing(subject: Subject) -> bool | None:
+    """Return whether there are any; None: that would take longer than the limit of a scan."""
+    limit_ms = 0 if subject.deep else round(1000 * subject.scan_limit_s)
+    # Sent together, both statements are one transaction, so that the limit is local to it.
+    query = f"SET LOCAL statement_timeout = {limit_ms}; {_MISSING_CHILD_COUNTS}"
+    try:
+        return bool(db.value(subject.conn, query))
+    except psycopg2.errors.QueryCanceled:
+        if subject.deep:
+            raise
+        return None
 
 
 @check("vacuum", needs_index=True)

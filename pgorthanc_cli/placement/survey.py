@@ -154,7 +154,7 @@ def show(
 
     Raises:
         RevisionError: There is no index.
-        PgOrthancError: A statement took longer than `limit_s`.
+        StatementCancelled: A statement took longer than `limit_s`.
     """
     tables = ("attachedfiles", "storagearea", *(("resources", "maindicomtags") if by else ()))
     with db.session(target, readonly=True) as conn:

@@ -73,7 +73,7 @@ def finish(
 
 
 def unfinished(conn: Connection, objects: catalog.Catalog) -> bool:
-    """Return whether this phase has something to do, as far as that shows without a scan of a big table."""
+    """Return whether this phase has something to do, by one scan of resources at most."""
     if leftovers(objects):
         return True
     if "column resources.childcount" not in objects:

@@ -338,3 +338,37 @@ def test_nothing_secret_is_in_a_bundle(
     )
     assert again.returncode == 1
     assert "is there already" in again.stderr
+
+
+def test_what_takes_too_long_is_cut_from_a_bundle(fresh: db.Target, tmp_path: Path) -> None:
+    schemas.run(fresh, *schemas.FILL)
+    health = doctor.examine(fresh, ["revision"])
+    with db.session(fresh) as other, other.cursor() as cur:
+        cur.execute("LOCK TABLE attachedfiles IN ACCESS EXCLUSIVE MODE")
+        written = doctor.bundle(fresh, health, tmp_path / "bundle.tar.gz", page="", limit_s=0.3)
+    assert "storage.json" in written.cut
+    assert not {"settings.json", "sessions.json", "locks.json", "doctor.json"} & {*written.cut}
+    assert set(written.cut) < set(written.holds)
+    with tarfile.open(written.file) as tar:
+        file = tar.extractfile("bundle/storage.json")
+        assert file
+        assert json.load(file) == {"cut": "the server took longer than 0.3 s for one statement"}
+    complete = doctor.bundle(fresh, health, tmp_path / "complete.tar.gz", page="")
+    assert complete.cut == ()
+
+
+def test_missing_child_counts_are_not_looked_for_at_any_cost(fresh: db.Target) -> None:
+    schemas.run(fresh, *schemas.FILL, "UPDATE resources SET childcount = NULL")
+    run = CHECKS["child-counts"].run
+    with (
+        db.session(fresh, readonly=True, autocommit=True) as conn,
+        db.session(fresh) as other,
+        other.cursor() as cur,
+    ):
+        subject = Subject(conn, fresh, scan_limit_s=0.2)
+        assert "never counted" in run(replace(subject, scan_limit_s=60)).message
+        assert subject.catalog  # before the lock
+        cur.execute("LOCK TABLE resources IN ACCESS EXCLUSIVE MODE")
+        verdict = run(subject)
+    assert verdict.status == "OK"
+    assert "missing ones were not looked for" in verdict.message
