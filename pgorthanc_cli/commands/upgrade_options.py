@@ -93,8 +93,8 @@ def show_plan(
     from pgorthanc_cli.views import upgrade as views
 
     down = call.name == "downgrade"
-    with db.session(target, readonly=True) as conn:
-        plan = upgrade.plan(conn, target.schema, to, down=down)
+    with db.session(target, readonly=True) as conn, output.steps(quiet=call.quiet) as report:
+        plan = upgrade.plan(conn, target.schema, to, down=down, report=report)
     if as_sql:
         output.text(upgrade.sql(plan, command=call.name))
         return

@@ -14,6 +14,19 @@ from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.reindex.model import SIGNATURE
 
+# Signatures by level above the instances, then those of all levels together (without a level), and the number of
+# instances. One statement, hence one snapshot. A join of all instances with their metadata would take four times as
+# long, and as much disk as their ids and signatures.
+_SIGNATURES = """
+    SELECT r.resourcetype, m.value, count(*)
+        FROM index.resources r LEFT JOIN index.metadata m ON m.id = r.internalid AND m.type = %s
+        WHERE r.resourcetype < 3 GROUP BY 1, 2
+    UNION ALL
+    SELECT NULL, value, count(*) FROM index.metadata WHERE type = %s AND value IS NOT NULL GROUP BY 2
+    UNION ALL
+    SELECT 3, NULL, count(*) FROM index.resources WHERE resourcetype = 3
+"""
+
 
 @dataclass(frozen=True)
 class LevelCheck:
@@ -84,20 +97,14 @@ def check(target: db.Target, profile: dicom.Profile, *, report: Report = silent)
         index.Capabilities.read(conn)
         report = db.announce_scans(conn, ("resources", "metadata"), report)
         report(Progress("", "counting signatures", 1, 1))
-        rows = db.rows(
-            conn,
-            """SELECT r.resourcetype, m.value, count(*) FROM index.resources r
-               LEFT JOIN index.metadata m ON m.id = r.internalid AND m.type = %s
-               GROUP BY r.resourcetype, m.value""",
-            SIGNATURE,
-        )
+        counts = _signatures(conn)
         conn.rollback()
         levels, missing = [], []
         for number, tags in enumerate(dicom.indexed_tags(profile).levels):
-            count_of = {value: count for level, value, count in rows if level == number}
+            count_of = counts[number]
             without = count_of.get(None, 0) if tags.signature else 0
             others = Counter({v: n for v, n in count_of.items() if v is not None and v != tags.signature})
-            levels.append(LevelCheck(LEVELS[number], sum(count_of.values()), others.total(), without))
+            levels.append(LevelCheck(LEVELS[number], count_of.total(), others.total(), without))
             configured = (tags.signature or "").split(";")
             for key in configured:
                 count = without + sum(n for value, n in others.items() if key not in value.split(";"))
@@ -105,3 +112,17 @@ def check(target: db.Target, profile: dicom.Profile, *, report: Report = silent)
                     name = dicom.name_of(int(key.replace(",", ""), 16))
                     missing.append(MissingTag(LEVELS[number], key, name, count))
         return Checked(tuple(levels), tuple(missing), db.endpoint(conn))
+
+
+def _signatures(conn: db.Session) -> list[Counter[str | None]]:
+    """Return how many resources of each level have which signature; None: those without one."""
+    counts: list[Counter[str | None]] = [Counter() for _ in LEVELS]
+    everywhere: Counter[str | None] = Counter()
+    for level, value, count in db.rows(conn, _SIGNATURES, SIGNATURE, SIGNATURE):
+        (everywhere if level is None else counts[level])[value] = count
+    instances = counts[-1].total()
+    for above in counts[:-1]:
+        everywhere.subtract({value: count for value, count in above.items() if value is not None})
+    counts[-1] = +everywhere  # without those of which none is left
+    counts[-1][None] = instances - counts[-1].total()
+    return counts

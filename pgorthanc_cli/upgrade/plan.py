@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import RevisionError
 from pgorthanc_cli.locks import Session
+from pgorthanc_cli.progress import Report, silent
 from pgorthanc_cli.schema import catalog, duplicates, features, rights, steps
 from pgorthanc_cli.upgrade import drift, preserved
 from pgorthanc_cli.upgrade.finish import unfinished
@@ -89,8 +90,15 @@ class Plan:
         return len(self.path) > 1 or bool(self.repairs) or self.unfinished
 
 
-def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
+def plan(conn: Connection, schema: str, to: int, *, down: bool = False, report: Report = silent) -> Plan:
     """Return what a change to revision `to` would do; writes nothing.
+
+    Args:
+        conn: A connection.
+        schema: PostgreSQL namespace.
+        to: The target revision.
+        down: Whether it is a downgrade.
+        report: If resources is large: receives that it will be read, to find duplicates.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
@@ -130,7 +138,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False) -> Plan:
         tablespaces=tuple(sorted({table.tablespace for table in state.tables if table.tablespace})),
         repairs=drift.messages(state.drift.repairs),
         obstacles=tuple(map(str, state.obstacles)),
-        duplicates=find_duplicates(conn, objects) if becomes_unique else (),
+        duplicates=find_duplicates(conn, objects, report) if becomes_unique else (),
         not_held=tuple(losses),
         tables=state.tables,
         sessions=state.sessions,

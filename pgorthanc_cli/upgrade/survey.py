@@ -14,6 +14,7 @@ import psycopg2.errors
 from pgorthanc_cli import db
 from pgorthanc_cli.db import pooler
 from pgorthanc_cli.locks import Session, client_sessions
+from pgorthanc_cli.progress import Progress, Report
 from pgorthanc_cli.schema import catalog, duplicates
 from pgorthanc_cli.upgrade.drift import SchemaDrift, index_tables, inspect, obstacles
 from pgorthanc_cli.upgrade.model import Obstacle
@@ -135,7 +136,9 @@ def _shared_sessions(conn: Connection) -> list[Obstacle]:
     return [Obstacle(obstacle.message, obstacle.hint or "")] if obstacle else []
 
 
-def find_duplicates(conn: Connection, objects: catalog.Catalog) -> tuple[duplicates.Duplicate, ...] | None:
+def find_duplicates(
+    conn: Connection, objects: catalog.Catalog, report: Report
+) -> tuple[duplicates.Duplicate, ...] | None:
     """Return the public ids that occur more than once, by one scan; None: the scan would take too long for a plan.
 
     The constraint of revision 2, or a valid index built for it, proves that there are none.
@@ -143,6 +146,8 @@ def find_duplicates(conn: Connection, objects: catalog.Catalog) -> tuple[duplica
     unique = objects.get("index pgorthanc_uniquepublicid", " INVALID")
     if "constraint resources.uniquepublicid" in objects or not unique.endswith(" INVALID"):
         return ()
+    report = db.announce_scans(conn, ["resources"], report)
+    report(Progress("", "looking for duplicate public ids", 1, 1))
     try:
         db.rows(conn, "SELECT set_config('statement_timeout', %s, true)", _DUPLICATES_WAIT)
         return tuple(duplicates.find(conn))

@@ -91,6 +91,20 @@ def test_a_check_counts_each_resource_by_its_own_signature(fresh: db.Target, are
     assert reindex.check(fresh, PROFILE).outdated == 0
 
 
+def test_a_check_of_signatures_that_levels_share(fresh: db.Target) -> None:
+    execute(fresh, "UPDATE metadata SET value = '0008,0018' WHERE type = 15 AND id > 1")
+    first_instance = "(SELECT min(internalid) FROM resources WHERE resourcetype = 3)"
+    execute(fresh, f"UPDATE metadata SET value = NULL WHERE type = 15 AND id = {first_instance}")
+    found = {each.level: each for each in reindex.check(fresh, dicom.Profile()).levels}
+    assert [(each.resources, each.without_signature) for each in found.values()] == [
+        (2, 0), (2, 0), (2, 0), (4, 1)
+    ]  # fmt: skip
+    signatures = "SELECT count(*) FROM resources JOIN metadata ON id = internalid WHERE type = 15 AND value = '0008,0018'"
+    for number, level in enumerate(found):
+        [(expected,)] = rows(fresh, f"{signatures} AND resourcetype = {number}")
+        assert found[level].other_signature == expected
+
+
 def test_the_housekeeper_is_told_when_everything_was_done(fresh: db.Target, area: Path) -> None:
     record(fresh, "ours", RECORD)
     settings = reindex.Settings(area, PROFILE, jobs=1)

@@ -28,9 +28,9 @@ _COMMON = {
 }  # fmt: skip
 
 
-def write(folder: Path, count: int, size: int) -> list[Path]:
-    """That many files of about `size` bytes, in a folder for each series."""
-    data, random = Dataset(), Random(1)
+def write(folder: Path, count: int, size: int, *, seed: int = 1) -> list[Path]:
+    """That many files of about `size` bytes, in a folder for each series; another seed, other studies."""
+    data, random = Dataset(), Random(seed)
     for keyword, value in _COMMON.items():
         setattr(data, keyword, value)
     data.Rows = data.Columns = max(1, round(((size - 1500) / 2) ** 0.5))
