@@ -99,7 +99,8 @@ def test_a_check_of_signatures_that_levels_share(fresh: db.Target) -> None:
     assert [(each.resources, each.without_signature) for each in found.values()] == [
         (2, 0), (2, 0), (2, 0), (4, 1)
     ]  # fmt: skip
-    signatures = "SELECT count(*) FROM resources JOIN metadata ON id = internalid WHERE type = 15 AND value = '0008,0018'"
+    signatures = """SELECT count(*) FROM resources JOIN metadata ON id = internalid
+                    WHERE type = 15 AND value = '0008,0018'"""
     for number, level in enumerate(found):
         [(expected,)] = rows(fresh, f"{signatures} AND resourcetype = {number}")
         assert found[level].other_signature == expected
