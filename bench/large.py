@@ -31,7 +31,10 @@ from common import peak_bytes
 from psycopg2 import sql
 from psycopg2.extensions import make_dsn
 
-from pgorthanc_cli import db, locks
+from pgorthanc_cli import db, dicom, index, locks, reindex
+from pgorthanc_cli.reindex.model import SERIES
+from pgorthanc_cli.reindex.plan import Planner
+from pgorthanc_cli.reindex.selection import Selected
 from pgorthanc_cli.schema import catalog, initialize
 from pgorthanc_cli.server import embedded
 
@@ -233,6 +236,8 @@ def measure(archive: Archive, files: Path) -> None:
     archive.run("check-lock")
     archive.run("downgrade --plan", "--to", "5")
     archive.run("reindex --check")
+    if "plan".startswith(archive.only or "plan"):
+        plan_reindex(archive)
     archive.run(
         "verify storage --depth size", "--storage-dir", str(archive.area),
         remark=lambda report: f"{report['checked']:,} checked, {report['counts']}",
@@ -241,6 +246,20 @@ def measure(archive: Archive, files: Path) -> None:
         archive.run("support-bundle", str(Path(folder) / "bundle.tar.gz"))
     with tempfile.TemporaryDirectory(dir=archive.folder) as folder:
         archive.run("import", str(files), "--storage-dir", folder)
+
+
+def plan_reindex(archive: Archive) -> None:
+    """Print how long it takes to choose the deciding file of every series; none of them is read."""
+    settings = reindex.Settings(archive.area, dicom.Profile(), levels=frozenset({SERIES}))
+    started = time.perf_counter()
+    with db.session(archive.target, readonly=True) as conn:
+        selected = Selected(conn, settings.selection)
+        planner = Planner(conn, index.Capabilities.read(conn), settings, selected)
+        files = sum(len(batch.items) for batch in planner.batches(selected.patients()))
+    print(
+        f"  plan of reindex --level series {time.perf_counter() - started:6.2f} s, {files:,} files",
+        flush=True,
+    )
 
 
 @contextmanager
