@@ -49,7 +49,8 @@ catalog: .venv/dev
 	$(BIN)/python docs/catalog.py
 
 # Each program also runs by itself, with other sizes: see its first lines. Results are in bench/RESULTS.md.
-# bench/ingest.py and bench/reindex.py are not part of it: they compare with a real Orthanc, which must be installed.
+# bench/ingest.py and bench/reindex.py are not part of it: they compare with a real Orthanc, which must be installed;
+# bench/large.py is not, either: its indexes and files take minutes to fill, and gigabytes.
 bench: .venv/dev
 	$(BIN)/python bench/commands.py
 	$(BIN)/python bench/memory.py

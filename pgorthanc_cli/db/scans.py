@@ -37,5 +37,5 @@ def announce_scans(conn: Connection, tables: Iterable[str], report: Report) -> R
     if sum(count for _, count in sizes) < LARGE_ROWS:
         return silent
     listed = ", ".join(f"{count:,} of {name}" for name, count in sizes)
-    report(Progress("", f"reading all rows, which may take minutes: about {listed}"))
+    report(Progress("", f"reading all rows, which takes a while: about {listed}"))
     return report

@@ -4,5 +4,5 @@ SELECT s.uuid IS NOT NULL, a.filetype, a.compressiontype,
     FROM (SELECT *, CASE WHEN filetype BETWEEN 1 AND 3 THEN filetype ELSE 0 END AS content_type
           FROM index.attachedfiles) a
     LEFT JOIN /* storagearea */ index.storagearea s ON s.uuid = a.uuid AND s.type = a.content_type
-    WHERE /* customdata */ NULL IS NULL
+    WHERE /* customdata */ true
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3

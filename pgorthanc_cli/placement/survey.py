@@ -194,8 +194,10 @@ def show(
 def _contents(conn: db.Session, capabilities: index.Capabilities, *, has_area: bool) -> _Sums:
     """Return number, size and stored size by kind of area, storage, file type and compression."""
     sums: _Sums = defaultdict(lambda: [0, 0, 0])
-    column = "NULLIF(a.customdata, ''::bytea)" if capabilities.custom_data else "NULL"
-    query = db.statement(__package__, "contents.sql").replace("/* customdata */ NULL", column)
+    query = db.statement(__package__, "contents.sql")
+    if capabilities.custom_data:
+        # Not NULLIF: the planner would expect few rows, and sort all of them on disk.
+        query = query.replace("/* customdata */ true", "(a.customdata IS NULL OR a.customdata = '')")
     if not has_area:
         nothing = "(SELECT ''::text AS uuid, 0 AS type WHERE false)"
         query = query.replace("/* storagearea */ index.storagearea", nothing)

@@ -36,9 +36,9 @@ def large(filled: db.Target) -> db.Target:
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_says_so_before_and_only_then(large: db.Target, words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(cli.main, [*words, "--uri", large.dsn])
-    assert "reading all rows, which may take minutes: about 4,000,000 of " in result.stderr
+    assert "reading all rows, which takes a while: about 4,000,000 of " in result.stderr
     quiet = CliRunner().invoke(cli.main, [*words, "--uri", large.dsn, "--quiet"])
-    assert "reading all rows" not in quiet.stderr
+    assert quiet.stderr == ""
     assert quiet.exit_code == result.exit_code
 
 
