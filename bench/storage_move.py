@@ -1,7 +1,8 @@
 """Strike `storage move` at random moments of each phase: nothing is lost, nothing twice, and a rerun completes.
 
-storage_move.py [RUNS [ATTACHMENTS [SEED [COMPRESS]]]]     default: 50 runs of each strike in each phase,
-    400 attachments; with COMPRESS 1 the move compresses them, and so changes their rows
+storage_move.py [RUNS [ATTACHMENTS [SEED [ROWS]]]]     default: 50 runs of each strike in each phase, 400 attachments.
+    The move leaves the rows as they are; with ROWS 1 it compresses, and with 2 it leads to and from a storage of the
+    advanced-storage plugin: both change rows.
 
 Strikes: kill -9 and SIGTERM of the command; its sessions ended, one of their processes killed, the server killed
 with all its processes; and (as root) a full disk of the folder, or of the server. Both directions in turn.
@@ -28,6 +29,7 @@ from tests.faults.site import disk
 from tests.placement.strikes import PHASES, STRIKES, Scene, own_server, strike
 from tests.support.real_servers import Server
 
+_COMPRESSED, _ADVANCED = 1, 2
 _TEMPLATE = "pgorthanc_bench_template"
 
 
@@ -39,7 +41,7 @@ def one(
     chance: random.Random,
     *,
     to_objects: bool,
-    compress: bool,
+    changed_rows: int,
 ) -> str:
     """Strike once, in a database of its own."""
     name = "pgorthanc_bench_move"
@@ -49,13 +51,18 @@ def one(
             return "no disk"
         server.sql(f"DROP DATABASE IF EXISTS {name}", f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
         scene = Scene(
-            db.Target(make_dsn(server.place, dbname=name)), folder / "area", to_objects, server, compress
+            db.Target(make_dsn(server.place, dbname=name)),
+            folder / "area",
+            to_objects,
+            server,
+            compress=changed_rows == _COMPRESSED,
+            advanced=changed_rows == _ADVANCED,
         )
         scene.fill(count)
         return strike(scene, phase, kind, chance, 0.6)
 
 
-def main(runs: int, count: int, seed: int, compress: bool) -> None:
+def main(runs: int, count: int, seed: int, changed_rows: int) -> None:
     """Run all, and count how the commands ended."""
     chance, ends = random.Random(seed), Counter[str]()  # noqa: S311
     with own_server() as server:
@@ -71,7 +78,13 @@ def main(runs: int, count: int, seed: int, compress: bool) -> None:
                     to_objects = kind != "disk" and (number % 2 == 1 or kind == "space")
                     try:
                         end = one(
-                            server, phase, kind, count, chance, to_objects=to_objects, compress=compress
+                            server,
+                            phase,
+                            kind,
+                            count,
+                            chance,
+                            to_objects=to_objects,
+                            changed_rows=changed_rows,
                         )
                     except AssertionError as error:
                         end = f"WRONG: {error}"
@@ -84,6 +97,6 @@ def main(runs: int, count: int, seed: int, compress: bool) -> None:
 
 
 if __name__ == "__main__":
-    given = numbers(__doc__, "N", [50, 400, 1, 0])
-    runs, count, seed, compress = [*given, *[50, 400, 1, 0][len(given) :]][:4]
-    main(runs, count, seed, bool(compress))
+    defaults = [50, 400, 1, 0]
+    given = numbers(__doc__, "N", defaults)
+    main(*given, *defaults[len(given) :])

@@ -224,9 +224,9 @@ def _index_orphans(
         orphans = scrub.find_orphans(target, settings, result, stop=stop, progress=report)
         interrupted = stop.is_set()
     plan = scrub.planned_imports(settings, orphans, interrupted=interrupted)
-    if changes.dry_run or interrupted or not orphans.files:
+    if changes.dry_run or interrupted:
         return replace(result, indexed=plan)
-    if not changes.yes:
+    if orphans.files and not changes.yes:
         question = f"Import {plural(plan.files, 'orphan')}?"
         upgrade_options.confirm_page(question, views.orphans_page(orphans, plan), _UNCONFIRMED)
     how = _import_settings(resolved, settings)

@@ -93,10 +93,17 @@ command.add_command(show)
     help="The folder of the files: the target, or with --to postgresql the source.  [default: by --config]",
 )
 @click.option(
+    "--from",
+    "source_kind",
+    type=click.Choice(["postgresql", "advanced-storage"]),
+    help="Where the attachments are, once --config no longer says so: after the switch.  [default: by --config]",
+)
+@click.option(
     "--from-dir",
     type=_FOLDER,
     metavar="DIR",
-    help="Move from this folder to another one.  [default: StorageDirectory, or large objects]",
+    help="Move from this folder to another one; with --from advanced-storage, the StorageDirectory before the "
+    "switch.  [default: StorageDirectory, or large objects]",
 )
 @click.option(
     "--phase",
@@ -205,6 +212,12 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
         ends += ["--study", study]
     if settings.older_than_s is not None:
         ends += ["--older-than", f"{settings.older_than_s:g}s"]
+    # The switch changes the configuration, which then no longer names this source.
+    before = []
+    if settings.source.storage is not None and settings.target.storage is None:
+        before = ["--from", "advanced-storage", *(["--from-dir", str(source)] if target else [])]
+    elif settings.source.folder is None and settings.target.storage is not None:
+        before = ["--from", "postgresql"]
     files = [word for path in call.options["config"] for word in ("--config", str(path))]
     changes = _changes(settings, is_enabled=is_enabled)
 
@@ -216,7 +229,7 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
 
     return Commands(
         switch=call.command_line("storage", "move", *ends, "--phase", "switch"),
-        clean=call.command_line("storage", "move", *ends, "--phase", "clean"),
+        clean=call.command_line("storage", "move", *ends, *before, "--phase", "clean"),
         again=call.again(),
         verify=verify(settings.target),
         verify_source=verify(settings.source),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pgorthanc_cli import db
-from pgorthanc_cli.config import deployment, documents, jsontext
+from pgorthanc_cli.config import deployment, documents, jsontext, plugins
 from pgorthanc_cli.config.documents import Paths, Source
 from pgorthanc_cli.config.jsontext import Node
 from pgorthanc_cli.config.options import (
@@ -35,6 +35,8 @@ from pgorthanc_cli.errors import PgOrthancError, UsageError
 from pgorthanc_cli.text import printable
 
 NOT_GIVEN = "not given"
+# Of the advanced-storage plugin only what `storage move` asks to change.
+_SECTIONS = {SECTION: POSTGRESQL_KEYS, plugins.ADVANCED: {"Enable": Key("Enable", (bool,), False)}}
 # What may follow on the line of a member so that a new one can begin the next line.
 _REST_OF_LINE = re.compile(r"[ \t]*(?:/\*(?:[^*\n]|\*(?!/))*\*/[ \t]*)*(?://[^\r\n]*)?(?=\r?\n)")
 
@@ -71,8 +73,8 @@ def key_of(name: str) -> tuple[str, ...]:
         UsageError: Neither Orthanc nor the plugin knows it; the hint names the closest one.
     """
     section, dot, inner = name.partition(".")
-    if dot and section == SECTION and inner in POSTGRESQL_KEYS:
-        return SECTION, inner
+    if dot and inner in _SECTIONS.get(section, {}):
+        return section, inner
     if not dot and name in POSTGRESQL_KEYS:
         return SECTION, name
     if not dot and name in ROOT_NAMES:
@@ -90,7 +92,7 @@ def value_of(keys: tuple[str, ...], text: str) -> Any:
     Raises:
         UsageError: Orthanc would not start with it.
     """
-    known = POSTGRESQL_KEYS if keys[0] == SECTION and len(keys) > 1 else ROOT_KEYS
+    known = _SECTIONS[keys[0]] if len(keys) > 1 else ROOT_KEYS
     key = known.get(keys[-1])
     value: Any = text
     # OverwriteInstances is true, false or a word.
@@ -130,9 +132,8 @@ def set_option(
         PgOrthancError: The file or position for the option is ambiguous, or the file cannot be written.
     """
     source, root = _file_of(path, keys, environ)
-    said = (
-        validation_error(Key(SECTION, (dict,), None), root.value.get(SECTION, {})) if len(keys) > 1 else None
-    )
+    section = Key(keys[0], (dict,), None)
+    said = validation_error(section, root.value.get(keys[0], {})) if len(keys) > 1 else None
     if said:
         raise documents.ConfigurationError(f"{source.path}: {said}")
     before = _member(root, keys)
@@ -197,14 +198,14 @@ def rename_option(
     """
     target = (SECTION,) if new == SECTION else key_of(new)
     source, root, keys = _misspelt(path, old, target[:-1], environ)
-    parent = root.members[SECTION] if len(keys) > 1 else root
+    parent = root.members[keys[0]] if len(keys) > 1 else root
     node = parent.members[keys[-1]]
     _require_free(parent, keys, target, source)
     start = parent.keys[keys[-1]]
     name = _first_match(r'"(?:[^"\\]|\\.)*"', source.text[start:], 0)
     raw = _spliced(source, (start, start + len(name), json.dumps(target[-1])))
     expected = copy.deepcopy(root.value)
-    section = expected[SECTION] if len(keys) > 1 else expected
+    section = expected[keys[0]] if len(keys) > 1 else expected
     section[target[-1]] = section.pop(keys[-1])
     _require_content(source, raw, expected, keys, environ)
     backup = None if dry_run else _write(source, raw)
@@ -248,7 +249,7 @@ def _require_free(parent: Node, keys: tuple[str, ...], target: tuple[str, ...], 
             f"{'.'.join(target)} is set already, in {source.location(parent.keys[target[-1]])}",
             f"decide which value counts, and remove the other one by hand ({place})",
         )
-    known = POSTGRESQL_KEYS if len(target) > 1 else ROOT_KEYS
+    known = _SECTIONS[target[0]] if len(target) > 1 else ROOT_KEYS
     key = known.get(target[-1]) or (Key(SECTION, (dict,), None) if target == (SECTION,) else None)
     problem = validation_error(key, parent.members[keys[-1]].value) if key else None
     if problem:

@@ -116,6 +116,8 @@ class ProvedRows:
         self._customdata = (
             "NULLIF(a.customdata, ''::bytea)" if self._capabilities.custom_data else "NULL::bytea"
         )
+        self._switched = f"""(p.new IS NOT DISTINCT FROM {self._customdata}
+            AND p.compression = a.compressiontype AND p.size = a.compressedsize)"""
         conn.rollback()
 
     def load(self, journal: Journal) -> None:
@@ -129,12 +131,16 @@ class ProvedRows:
             cur.execute(_READY)
 
     def attachments(self) -> Iterator[Attachment]:
-        """Yield the attachments of the index in the order of their keys, with what was proved of them."""
+        """Yield the attachments of the index in the order of their keys, with what was proved of them.
+
+        Also after a switch: what is recorded must not be recorded again with the new customdata
+        as the old one, which names the source for `clean`.
+        """
         replaces = f"""EXISTS (SELECT FROM pg_temp.pgorthanc_proved o WHERE o.old = {self._customdata}
             AND pg_catalog.encode(o.old, 'escape') ~ '"p":"[^"]' AND o.uuid <> a.uuid)"""
         query = f"""SELECT {self._columns(self._customdata)}, p.size, p.md5, {replaces}
             FROM index.attachedfiles a LEFT JOIN pg_temp.pgorthanc_proved p
-                ON {_SAME} AND p.old IS NOT DISTINCT FROM {self._customdata}
+                ON {_SAME} AND (p.old IS NOT DISTINCT FROM {self._customdata} OR {self._switched})
             WHERE (a.id, a.filetype) > (%s, %s) AND {self._selected}
             ORDER BY a.id, a.filetype LIMIT {_FETCHED}"""  # noqa: S608 - constants and numbers
         yield from self._pages(query)
@@ -143,8 +149,7 @@ class ProvedRows:
         """Yield the attachments whose rows are as the move shall leave them, with their old customdata."""
         query = f"""SELECT {self._columns("p.old")}, p.size, p.md5, false
             FROM index.attachedfiles a JOIN pg_temp.pgorthanc_proved p ON {_SAME}
-            WHERE (a.id, a.filetype) > (%s, %s) AND p.new IS NOT DISTINCT FROM {self._customdata}
-                AND p.compression = a.compressiontype AND p.size = a.compressedsize AND {self._selected}
+            WHERE (a.id, a.filetype) > (%s, %s) AND {self._switched} AND {self._selected}
             ORDER BY a.id, a.filetype LIMIT {_FETCHED}"""  # noqa: S608 - constants
         yield from self._pages(query)
 

@@ -19,7 +19,7 @@ class Rules:
         self._roots = {name: Path(root) for name, root in settings.storages}
 
     def source(self, attachment: Attachment) -> Row:
-        """Return the attachment in its source.
+        """Return the attachment in its source, or where it is already if it was switched or adopted.
 
         Raises:
             NotLocated: Another plugin keeps it, or its storage is unknown.
@@ -28,11 +28,13 @@ class Rules:
         folder, data = self.settings.source.folder, attachment.customdata
         if not data:
             return row if folder is None else self._below(row, str(folder), "")
-        if self.settings.source.kind != ADVANCED:
+        if self.settings.source.kind != ADVANCED and self.settings.target.kind != ADVANCED:
             reason = "a storage plugin keeps it, which the configuration does not enable"
             raise customdata.NotLocated("plugin", reason)
         root, path = customdata.place(attachment.uuid, data, folder, self._roots)
-        return self._below(row, str(root or folder), path)
+        if self.settings.source.kind != ADVANCED and root not in (None, self.settings.target.folder):
+            raise customdata.NotLocated("plugin", "it is in another storage of the plugin")
+        return self._below(row, str(root or folder or self.settings.target.folder), path)
 
     def _below(self, row: Row, root: str, path: str) -> Row:
         return row._replace(root=root, name=path or storage.file_path(row.uuid))

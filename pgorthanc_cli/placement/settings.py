@@ -24,6 +24,7 @@ def from_options(
     to: str,
     storage_dir: Path | None = None,
     from_dir: Path | None = None,
+    source_kind: str | None = None,
     storage_id: str | None = None,
     compression: str | None = None,
     phase: str = COPY,
@@ -35,7 +36,8 @@ def from_options(
 ) -> MoveSettings:
     """Return what the options of `storage move` ask for.
 
-    The configuration names the source before the switch, and the target after it.
+    The configuration names the source before the switch, and the target after it: then
+    `source_kind` says that the source is the large objects, or the advanced-storage plugin.
 
     Raises:
         UsageError: An end is not named, or another storage plugin keeps the files.
@@ -50,8 +52,8 @@ def from_options(
             "--to advanced-storage and --storage-id ID belong together",
             "give both: ID is a name in MultipleStorages.Storages of the configuration",
         )
-    source: Place | None
-    is_enabled = orthanc is not None and orthanc.advanced_storage is not None
+    if source_kind == POSTGRESQL and from_dir:
+        raise UsageError("--from postgresql and --from-dir both name the source", "give one of them")
     if to == ADVANCED:
         if from_dir or storage_dir:
             raise UsageError(
@@ -61,8 +63,12 @@ def from_options(
     else:
         source, target = _ordinary_ends(orthanc, configured, to, storage_dir, from_dir)
         # Without --from-dir all that the plugin keeps is meant: its storages are part of the archive.
-        if is_enabled and not from_dir and configured:
-            source = Place(configured.folder, "")
+        if orthanc is not None and orthanc.advanced_storage is not None and not from_dir:
+            source_kind = source_kind or ADVANCED
+    if source_kind == POSTGRESQL:
+        source = Place(None)
+    elif source_kind == ADVANCED:
+        source = _advanced_source(orthanc, section, from_dir)
     if orphans and (phase != CLEAN or to == POSTGRESQL or source.folder):
         raise UsageError(
             "--orphans is for --phase clean of large objects",
@@ -84,15 +90,28 @@ def from_options(
     )
 
 
+def _advanced_source(
+    orthanc: OrthancConfiguration | None, section: AdvancedStorage | None, from_dir: Path | None
+) -> Place:
+    """Return what the advanced-storage plugin keeps, with StorageDirectory or what that was before."""
+    if orthanc is None or section is None:
+        raise _no_storages()
+    return Place((from_dir or orthanc.storage_directory).resolve(), "")
+
+
+def _no_storages() -> UsageError:
+    return UsageError(
+        "Orthanc's configuration names no storages of the advanced-storage plugin",
+        'give --config with a section "AdvancedStorage"; it may have "Enable": false until the switch',
+    )
+
+
 def _advanced_ends(
     orthanc: OrthancConfiguration | None, section: AdvancedStorage | None, storage_id: str
 ) -> tuple[Place, Place]:
     """Return source and target of a move into a storage of the advanced-storage plugin."""
     if orthanc is None or section is None:
-        raise UsageError(
-            "Orthanc's configuration names no storages of the advanced-storage plugin",
-            'give --config with a section "AdvancedStorage"; it may have "Enable": false until the switch',
-        )
+        raise _no_storages()
     if storage_id not in section.storages:
         raise UsageError(
             f"there is no storage {printable(storage_id)} among MultipleStorages of {orthanc.path}",
@@ -104,7 +123,7 @@ def _advanced_ends(
             f"CurrentWriteStorage is empty in {orthanc.path}, so that the plugin ignores its storages",
             "name the storage of new files there",
         )
-    source = Place(None) if orthanc.enable_storage else Place(orthanc.storage_directory.resolve(), "")
+    source = Place(None) if orthanc.enable_storage else _advanced_source(orthanc, section, None)
     return source, Place(section.storages[storage_id].resolve(), storage_id)
 
 

@@ -158,6 +158,8 @@ def index_orphans(
 ) -> Indexed:
     """Import orphans, and delete each one once its copy is in the index.
 
+    Without any, only remove the copies that a killed run has left.
+
     Args:
         target: The index; its role must be able to write.
         settings: Those of the check.
@@ -175,10 +177,14 @@ def index_orphans(
     with db.session(target) as conn:
         require_alone(conn)
         rows = Rows(conn, index.Capabilities.read(conn), settings)
+        copies = folder_of_copies(rows.identity())
+        # Copies of patient data, which a killed run has left; another user's stay.
+        with suppress(OSError):
+            shutil.rmtree(copies)
         for batch in _batches(orphans.files):
             if stop and stop.is_set():
                 break
-            with _private_folder(rows.identity()) as folder:
+            with _private(copies) as folder:
                 refusals = _import(target, reader, settings, how, batch, folder)
             proved = _proved(rows, target, settings, batch)
             for orphan in batch:
@@ -212,16 +218,18 @@ def _batches(orphans: Sequence[Orphan]) -> Iterator[list[Orphan]]:
         yield batch
 
 
-@contextmanager
-def _private_folder(identity: str) -> Iterator[Path]:
-    """Yield a temporary folder; remove what a killed run for the same index has left: copies of patient data.
+def folder_of_copies(identity: str) -> Path:
+    """Return the temporary folder for copies of the orphans of an index.
 
     The lock of `require_alone` makes sure that no other process uses it.
     """
     digest = hashlib.sha256(f"{os.geteuid()} {identity}".encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"pgorthanc-orphans-{digest}"
-    with suppress(FileNotFoundError, NotADirectoryError):
-        shutil.rmtree(folder)
+    return Path(tempfile.gettempdir()) / f"pgorthanc-orphans-{digest}"
+
+
+@contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """Create a folder for the length of a block; yield it, or one with another name."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:  # another user's: everyone may write to /tmp

@@ -6,6 +6,7 @@ The suite runs a few strikes, bench/storage_move.py as many as it is told.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgorthanc_cli import db, placement, storage
+from pgorthanc_cli import config, db, placement, storage
+from pgorthanc_cli.index import customdata
 from pgorthanc_cli.storage import FilesystemArea
 from tests.faults.site import disk
 from tests.support.real_servers import Server, wait_until
@@ -30,6 +32,8 @@ PHASES = ("copy", "switch", "clean")
 # server killed. A full disk: of the folder, and of the server.
 STRIKES = ("kill", "terminate", "sessions", "backend", "postmaster", "disk", "space")
 _SERVER_STRIKES = {"backend", "postmaster", "space"}
+_STORAGE = "1"  # of the advanced-storage plugin
+_CUSTOMDATA = customdata.written(storage=_STORAGE)
 _SIZE = 20_000  # bytes of an attachment
 _FAILED = (1, 3, 0)
 _CODES = {"kill": (-9, 0), "terminate": (130, 0, -2, -15), "disk": (1, 0)}
@@ -52,18 +56,32 @@ def own_server() -> Iterator[Server]:
 
 @dataclass
 class Scene:
-    """An index of many attachments, in a folder or in large objects, and the other area."""
+    """An index of many attachments, in a folder or in large objects, and the other area.
+
+    Attributes:
+        target: The index.
+        folder: Of the files, in a folder of its own.
+        to_objects: Whether the move leads out of the folder, or into it.
+        server: Of the index, if it may be killed.
+        compress: Whether the move compresses.
+        advanced: Whether the folder is a storage of the advanced-storage plugin.
+        expected: UUID -> size and MD5.
+    """
 
     target: db.Target
     folder: Path
     to_objects: bool
     server: Server | None = None
     compress: bool = False
+    advanced: bool = False
     expected: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def fill(self, count: int) -> None:
         """Write attachments and their rows directly."""
         self.folder.mkdir()
+        if self.advanced:
+            self.folder.with_name("core").mkdir()
+        data = f"'{_CUSTOMDATA.decode()}'" if self.advanced and self.to_objects else "NULL"
         uuids = storage.new_uuids(count)
         contents = {uuid: os.urandom(_SIZE) for uuid in uuids}
         self.expected = {
@@ -71,7 +89,7 @@ class Scene:
             for uuid, content in contents.items()
         }
         values = ", ".join(
-            f"({number}, 1, '{uuid}', {size}, {size}, 1, '{md5}', '{md5}', 0, NULL)"
+            f"({number}, 1, '{uuid}', {size}, {size}, 1, '{md5}', '{md5}', 0, {data})"
             for number, (uuid, (size, md5)) in enumerate(self.expected.items(), 4)
         )
         execute(
@@ -92,19 +110,53 @@ class Scene:
             objects.put_many((uuid, 1, [content]) for uuid, content in contents.items())
             conn.commit()
 
+    def _configuration(self, phase: str) -> Path:
+        """Write what Orthanc's configuration is in a phase, with the advanced-storage plugin at one end."""
+        is_plugin_used = self.to_objects == (phase != "clean")
+        storages = {"Storages": {_STORAGE: str(self.folder)}, "CurrentWriteStorage": _STORAGE}
+        options = {
+            "StorageDirectory": str(self.folder.with_name("core")),
+            "AdvancedStorage": {"Enable": is_plugin_used, "MultipleStorages": storages},
+            "PostgreSQL": {"EnableStorage": not is_plugin_used},
+        }
+        path = self.folder.with_name("orthanc.json")
+        path.write_text(json.dumps(options))
+        path.chmod(0o600)
+        return path
+
+    def _ends(self) -> dict[str, str]:
+        """The options that name both ends."""
+        if not self.advanced:
+            return {"to": "postgresql" if self.to_objects else "filesystem"}
+        if self.to_objects:
+            return {"to": "postgresql", "from": "advanced-storage"}
+        return {"to": "advanced-storage", "from": "postgresql", "storage-id": _STORAGE}
+
     def command(self, phase: str) -> list[str]:
-        to = "postgresql" if self.to_objects else "filesystem"
-        words = ["--to", to, "--storage-dir", str(self.folder), "--phase", phase, "--json"]
+        words = [word for name, value in self._ends().items() for word in (f"--{name}", value)]
+        if self.advanced:
+            words += ["--config", str(self._configuration(phase))]
+        else:
+            words += ["--storage-dir", str(self.folder)]
+        words += ["--phase", phase, "--json"]
         words += ["--compression", "zlib"] if self.compress else []
         return [sys.executable, "-m", "pgorthanc_cli", "storage", "move", *words, "--uri", self.target.dsn]
 
     def run(self, phase: str) -> None:
         """Do a phase, which must complete; in this process, which is faster."""
-        folder, objects = placement.Place(self.folder), placement.Place(None)
-        source, to = (folder, objects) if self.to_objects else (objects, folder)
-        settings = placement.MoveSettings(source, to, phase, jobs=1, compression=2 if self.compress else None)
+        ends = self._ends()
+        settings = placement.from_options(
+            config.load(self._configuration(phase)) if self.advanced else None,
+            to=ends["to"],
+            source_kind=ends.get("from"),
+            storage_id=ends.get("storage-id"),
+            storage_dir=None if self.advanced else self.folder,
+            compression="zlib" if self.compress else None,
+            phase=phase,
+            jobs=1,
+        )
         moved = placement.move(self.target, settings)
-        assert moved.complete, moved.failed
+        assert moved.complete, moved.failed[:3]
 
     def files(self) -> dict[str, tuple[int, str]]:
         """What is in the folder; no temporary file counts."""
@@ -132,8 +184,9 @@ class Scene:
         assert to.items() <= self.expected.items()
         assert source.items() <= self.expected.items()
         # All rows fit the source, or all of them the target.
-        ((kinds,),) = rows(self.target, "SELECT count(DISTINCT compressiontype) FROM attachedfiles")
-        assert kinds == 1
+        query = "SELECT DISTINCT compressiontype, COALESCE(customdata, '') FROM attachedfiles"
+        ((_, data),) = rows(self.target, query)
+        assert bytes(data) in ((b"", _CUSTOMDATA) if self.advanced else (b"",))
         if phase == "clean":
             assert to == self.expected
         else:
@@ -146,6 +199,9 @@ class Scene:
         assert (self.files(), self.objects()) == (
             ({}, self.expected) if self.to_objects else (self.expected, {})
         )
+        data = _CUSTOMDATA if self.advanced and not self.to_objects else b""
+        found = rows(self.target, "SELECT DISTINCT COALESCE(customdata, '') FROM attachedfiles")
+        assert [bytes(each) for (each,) in found] == [data]
         assert not list(self.folder.rglob(".*.pgorthanc"))
         self.run("clean")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -294,3 +295,61 @@ def test_options_and_next_commands(indexed: db.Target, area: Path, storages: Any
     assert len(in_objects(indexed)) == COUNT
     for words in (["--to", "advanced-storage"], ["--to", "advanced-storage", "--storage-id", "9"]):
         assert run(*words).exit_code == 2
+
+
+WAYS = {
+    "large objects to a storage": (True, False, ["advanced-storage", "--storage-id", "2"]),
+    "a storage to large objects": (False, True, ["postgresql"]),
+    "a storage to another folder": (False, True, ["filesystem", "--storage-dir", "data"]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_whole_run_book(
+    indexed: db.Target, area: Path, storages: Any, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the switch Orthanc has another configuration; the printed command still cleans the source."""
+    has_objects, has_plugin, words = WAYS[way]
+    monkeypatch.chdir(tmp_path)
+    if has_objects:
+        moved(indexed, MoveSettings(Place(area), OBJECTS), *PHASES)
+    else:
+        uuid, *_ = sorted(expected(indexed))
+        moved(indexed, into(area, storages, "1"), *PHASES)
+        # One has stayed in StorageDirectory.
+        stored = next(Path(storages[0][1]).rglob(uuid))
+        stored.rename(create_parents(area / stored.relative_to(storages[0][1])))
+        execute(indexed, f"UPDATE attachedfiles SET customdata = NULL WHERE uuid = '{uuid}'")
+    several = {"Storages": dict(storages), "CurrentWriteStorage": "1"}
+    options = {
+        "StorageDirectory": str(area),
+        "PostgreSQL": {"EnableStorage": has_objects},
+        "AdvancedStorage": {"Enable": has_plugin, "MultipleStorages": several},
+    }
+    path = tmp_path / "orthanc.json"
+    path.write_text(json.dumps(options))
+    path.chmod(0o600)
+
+    def run(*words: str) -> list[str]:
+        result = CliRunner().invoke(cli.main, words)
+        assert result.exit_code == 0, result.output
+        lines = map(str.strip, result.stdout.splitlines())
+        return [line.removeprefix("pgorthanc ") for line in lines if line.startswith("pgorthanc ")]
+
+    everything = expected(indexed)
+    given = ["--uri", indexed.dsn, "--config", str(path), "-j", "1"]
+    (switch,) = run("storage", "move", "--to", *words, *given)
+    *changes, clean = run(*shlex.split(switch), "--uri", indexed.dsn)
+    assert run(*shlex.split(switch), "--uri", indexed.dsn) == [*changes, clean]
+    for change in changes:
+        run(*shlex.split(change))
+    run(*shlex.split(clean), "--uri", indexed.dsn)
+    places = [in_folder(area), in_folder(tmp_path / "s1"), in_folder(tmp_path / "s2"), in_objects(indexed)]
+    if (tmp_path / "data").exists():
+        places.append(in_folder(tmp_path / "data"))
+    assert [place for place in places if place] == [everything]
+
+
+def create_parents(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

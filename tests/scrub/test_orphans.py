@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from pgorthanc_cli import cli, db, ingest, scrub
+from pgorthanc_cli import cli, db, index, ingest, scrub
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.scrub.orphans import folder_of_copies
 from tests.scrub.injected import Store, orphan_compressed, orphan_dicom, orphan_indexed, orphan_other
 from tests.support import samples
 from tests.support.importing import run as import_files
@@ -105,6 +107,21 @@ def test_an_orphan_that_vanishes_meanwhile(store: Store) -> None:
     done = scrub.index_orphans(store.target, settings, how, orphans)
     assert (done.files, [each.uuid for each in done.left]) == (1, [gone])
     assert stays not in store.contents()
+
+
+def test_copies_that_a_killed_run_has_left(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed after its last row was committed, so that no orphan is left to import."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with db.session(store.target, readonly=True) as conn, conn.cursor() as cur:
+        copies = folder_of_copies(index.identity(cur))
+    copies.mkdir()
+    (copies / "copy").write_bytes(b"of a patient")
+    assert verify(store, "--index-orphans", "--dry-run").exit_code == 0
+    assert copies.exists()
+    assert verify(store, "--index-orphans", "--yes").exit_code == 0
+    assert not copies.exists()
 
 
 def test_it_must_be_confirmed(store: Store) -> None:
