@@ -6,7 +6,7 @@ DEMO := .demo
 # Tests start the program thousands of times, and compiled modules save a fifth of each start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test quick lint fix docs catalog bench counts words clean
+.PHONY: demo test quick lint fix docs catalog bench bench-quick counts words clean
 
 demo: .venv/demo
 	rm -rf $(DEMO)
@@ -57,6 +57,10 @@ bench: .venv/dev
 	$(BIN)/python bench/migrate.py
 	$(BIN)/python bench/storage.py
 	$(BIN)/python bench/upgrade.py
+
+# The ratios that matter, in a few minutes; with a real Orthanc if there is one.
+bench-quick: .venv/dev
+	$(BIN)/python bench/quick.py
 
 counts: .venv/dev
 	$(BIN)/python docs/counts.py

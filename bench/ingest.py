@@ -7,6 +7,10 @@ A private PostgreSQL server with default settings (fsync on) on this machine. Th
 database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes):
 compare the best of each side. The limits are the same bytes and rows with nothing else done. Rates include
 the start of the program. With --stored the import is measured again into an index that holds so many already.
+
+What deletes many files comes last, and each database has a name of its own: ext4 looks past recently freed inodes for
+up to five minutes, and a program that creates files then takes two to three times the kernel's CPU time. For the same
+reason wait five minutes after a large `rm -r`, or after the end of another benchmark, before you start one.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import itertools
 import json
 import multiprocessing
 import os
@@ -43,6 +48,7 @@ from tests.support import filler
 from tests.support.ctseries import write
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_databases = itertools.count(1)
 _TABLES = ("resources", "maindicomtags", "dicomidentifiers", "metadata", "attachedfiles", "changes")
 
 
@@ -57,7 +63,7 @@ class Server:
     def create(self, name: str, number: int | None = None, owner: str = "") -> db.Target:
         """Create a database of a role (ours), with an index at that revision, or empty."""
         with self.admin.cursor() as cur:
-            cur.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            name = f"{name}_{next(_databases)}"  # none is dropped: see the first lines
             cur.execute(f"CREATE DATABASE {name}" + (f" OWNER {owner}" if owner else ""))
             cur.execute("CHECKPOINT")
         target = db.Target(make_dsn(self.dsn, dbname=name, **({"user": owner} if owner else {})))
@@ -83,20 +89,41 @@ def cpu_s(chosen: Callable[[int, int], bool], ended: int = 0) -> float:
     return ticks / _TICKS
 
 
+@dataclass
+class Figures:
+    """Instances per second, and CPU seconds per 1,000 of them."""
+
+    rate: float = 0.0
+    program_s: float = 0.0
+    postgresql_s: float = 0.0
+
+    @property
+    def cpu_s(self) -> float:
+        return self.program_s + self.postgresql_s
+
+
 @contextmanager
-def measured(label: str, server: Server, count: int, client_s: Callable[[], float]) -> Iterator[None]:
-    """Print the rate of the block, and its CPU seconds per 1,000 instances."""
+def measured(label: str, server: Server, count: int, client_s: Callable[[], float]) -> Iterator[Figures]:
+    """Measure the block; print the figures, which are complete at its end."""
     os.sync()
+    figures = Figures()
     before, client, started = server.cpu_s(), client_s(), time.perf_counter()
-    yield
-    elapsed_s = time.perf_counter() - started
+    yield figures
+    figures.rate = count / (time.perf_counter() - started)
     each = 1000 / count
-    mine, its = (client_s() - client) * each, (server.cpu_s() - before) * each
+    figures.program_s = (client_s() - client) * each
+    figures.postgresql_s = (server.cpu_s() - before) * each
     print(
-        f"  {label:34} {count / elapsed_s:8.0f} /s   CPU s per 1,000: {mine + its:6.3f}"
-        f"  (program {mine:6.3f}, PostgreSQL {its:6.3f})",
+        f"  {label:40} {figures.rate:8.0f} /s   CPU s per 1,000: {figures.cpu_s:6.3f}"
+        f"  (program {figures.program_s:6.3f}, PostgreSQL {figures.postgresql_s:6.3f})",
         flush=True,
     )
+
+
+def children_s() -> float:
+    """Return the CPU seconds of the ended processes that this one has started."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 # --- the real Orthanc --------------------------------------------------------------------------------------------
@@ -109,7 +136,7 @@ def by_orthanc(
     files: list[Path],
     clients: int,
     large_objects: bool,
-) -> None:
+) -> Figures:
     """Send the files to a new Orthanc, whole patients to each client."""
     target = server.create("bench_orthanc")
     with db.session(target, need_schema=False) as conn, conn, conn.cursor() as cur:
@@ -141,12 +168,14 @@ def by_orthanc(
         for process in processes:
             process.start()
             senders.add(process.pid or 0)
-        with measured(f"Orthanc {program.version()}, {clients} clients", server, len(files), program_s):
+        label = f"Orthanc {program.version()}, {clients} clients"
+        with measured(label, server, len(files), program_s) as figures:
             go.wait()
             for process in processes:
                 process.join()
         if any(process.exitcode for process in processes):
             raise SystemExit("Orthanc refused a file")
+    return figures
 
 
 class Quiet(orthanc.Program):
@@ -179,28 +208,26 @@ def by_import(
     count: int,
     *options: str,
     counted: str = "imported",
-) -> None:
+) -> Figures:
     """Import a folder; `counted` is what all of its files must be."""
     tool = [sys.executable, "-m", "pgorthanc_cli", "import", "--uri", target.dsn, "--json", "-q"]
-
-    def program_s() -> float:
-        times = os.times()
-        return times.children_user + times.children_system
-
-    with measured(label, server, count, program_s):
+    with measured(label, server, count, children_s) as figures:
         done = subprocess.run([*tool, *options, str(folder)], capture_output=True, text=True)
     if done.returncode or json.loads(done.stdout)[counted] != count:
         raise SystemExit(f"import ended with {done.returncode}: {done.stderr}")
+    return figures
 
 
-def again(server: Server, target: db.Target, folder: Path, count: int, *options: str) -> None:
-    """Import what is stored already: replaced, unchanged, and known."""
-    for label, counted, *chosen in (
-        ("the same, --overwrite always", "overwritten", "--overwrite", "always"),
-        ("the same, --overwrite if-changed", "known", "--overwrite", "if-changed"),
-        ("the same, known without a journal", "known"),
-    ):
-        by_import(f"import of {label}", server, target, folder, count, *options, *chosen, counted=counted)
+def again(server: Server, target: db.Target, folder: Path, count: int, *options: str) -> list[Figures]:
+    """Import what is stored already: known, unchanged, and replaced, which deletes the old files."""
+    return [
+        by_import(f"import again, {label}", server, target, folder, count, *options, *chosen, counted=counted)
+        for label, counted, *chosen in (
+            ("known, without a journal", "known"),
+            ("--overwrite if-changed", "known", "--overwrite", "if-changed"),
+            ("--overwrite always", "overwritten", "--overwrite", "always"),
+        )
+    ]
 
 
 def filled(server: Server, instances: int) -> db.Target:
@@ -250,33 +277,30 @@ def copy_objects(target: db.Target, files: list[Path]) -> None:
                 area.put_many((name, 1, [content]) for name, content in zip(names, contents, strict=True))
 
 
-def limit_of_objects(server: Server, files: list[Path]) -> None:
-    """Measure the same bytes as large objects, without an index."""
-    target = server.create("bench_objects", catalog.newest())
-    started = time.perf_counter()
-    copy_objects(target, files)
-    print(
-        f"  {'read, MD5, large objects: 1 process':34} {len(files) / (time.perf_counter() - started):8.0f} /s"
-    )
-
-
-def limits(server: Server, source: db.Target, folder: Path, files: list[Path]) -> None:
-    """Measure the same bytes without a database, and the same rows without triggers and files."""
-    (folder / "raw").mkdir()
-    half = len(files) // 2
+def limit(server: Server, files: list[Path], root: Path | None) -> Figures:
+    """Measure the same bytes without an index: as files below a new folder, or as large objects if None."""
+    half, arguments = len(files) // 2, []
+    if root:
+        root.mkdir()
+        label, arguments = "read, MD5, write, sync: 2 processes", [(root, files[:half]), (root, files[half:])]
+    else:
+        label = "read, MD5, large objects: 1 process"
+        target = server.create("bench_objects", catalog.newest())
     context = multiprocessing.get_context("fork")
-    started = time.perf_counter()
-    processes = [
-        context.Process(target=copy_files, args=(folder / "raw", part))
-        for part in (files[:half], files[half:])
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    print(
-        f"  {'read, MD5, write, sync: 2 processes':34} {len(files) / (time.perf_counter() - started):8.0f} /s"
-    )
+    processes = [context.Process(target=copy_files, args=each) for each in arguments]
+    processes = processes or [context.Process(target=copy_objects, args=(target, files))]
+    with measured(label, server, len(files), children_s) as figures:
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+    if any(process.exitcode for process in processes):
+        raise SystemExit("a process of the limit failed")
+    return figures
+
+
+def limit_of_rows(server: Server, source: db.Target, files: list[Path]) -> None:
+    """Measure the same rows without triggers and files."""
     rows: dict[str, BytesIO] = {}
     with db.session(source, readonly=True) as conn, conn.cursor() as cur:
         for table in _TABLES:
@@ -324,6 +348,7 @@ def by_owner(server: Server, folder: Path, count: int, passes: int, area: Callab
 
 
 def measure(server: Server, folder: Path, files: list[Path], arguments: argparse.Namespace) -> None:
+    """Measure what creates files, with the limit in turn; then what also deletes them."""
     large_objects = arguments.storage == "postgresql"
 
     def area(name: str) -> list[str]:
@@ -340,12 +365,10 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
             target = server.create("bench_import", number)
             storage_options = area(f"a{number}-{turn}")
             by_import(f"import, revision {number}", server, target, folder / "in", count, *storage_options)
-            if number == catalog.newest():
-                again(server, target, folder / "in", count, *storage_options)
-    if large_objects:
-        limit_of_objects(server, files)
-    else:
-        limits(server, target, folder, files)
+            limit(server, files, None if large_objects else folder / f"raw{number}-{turn}")
+    newest = target
+    if not large_objects:
+        limit_of_rows(server, target, files)
         linked = server.create("bench_linked", catalog.newest())
         by_import(
             "import --link hardlink", server, linked, folder / "in", count, *area("b"), "--link", "hardlink"
@@ -358,6 +381,8 @@ def measure(server: Server, folder: Path, files: list[Path], arguments: argparse
     for stored in arguments.stored:
         target = filled(server, stored)
         by_import(f"import into {stored:,} stored", server, target, folder / "in", count, *area(f"s{stored}"))
+    for _ in range(arguments.passes):
+        again(server, newest, folder / "in", count, *storage_options)
 
 
 if __name__ == "__main__":

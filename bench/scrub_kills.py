@@ -42,7 +42,9 @@ def main(kills: int, count: int, size: int, seed: int) -> None:
                     killed[change] += not is_late
                     # So about one run in twelve is too late, and all of a change is struck, at any load.
                     longest_s[change] *= 0.7 if is_late else 1.03
-                print(", ".join(f"{killed[change]} {change}" for change in CHANGES), file=sys.stderr, flush=True)
+                print(
+                    ", ".join(f"{killed[change]} {change}" for change in CHANGES), file=sys.stderr, flush=True
+                )
     finally:
         for end, times in sorted(ends.items()):
             print(f"{times:5} {end}", flush=True)

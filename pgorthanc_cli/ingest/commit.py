@@ -36,7 +36,7 @@ from pgorthanc_cli.ingest.model import (
 from pgorthanc_cli.ingest.recovery import Recovery
 from pgorthanc_cli.ingest.remover import Remover
 from pgorthanc_cli.ingest.runs import Session
-from pgorthanc_cli.ingest.stored import ZLIB, compare, encoded
+from pgorthanc_cli.ingest.stored import COMPRESSED_DIFFERENTLY, ZLIB, compare, encoded
 from pgorthanc_cli.workers import Checkpoint, Stopped
 
 if TYPE_CHECKING:
@@ -302,9 +302,18 @@ class Committer:
             return
         data = self._read_again(prepared.source, prepared.md5)
         part = memoryview(data)[: attachment.uncompressed_size]
-        for chunk in storage.encode(part, compress=attachment.compression_type == ZLIB):
+        compress = attachment.compression_type == ZLIB
+        digest, size = hashlib.md5(usedforsecurity=False), 0
+        for chunk in storage.encode(part, compress=compress):
             self._checkpoint()
+            if compress:
+                digest.update(chunk)
+                size += len(chunk)
             yield chunk
+        # The row has what the worker measured, maybe on another machine (Dask).
+        expected = attachment.compressed_size, attachment.compressed_hash or digest.hexdigest()
+        if compress and (size, digest.hexdigest()) != expected:
+            raise content.UnreadableError(COMPRESSED_DIFFERENTLY)
 
     def _read_again(self, source: Source, md5: str) -> bytes | mmap:
         data = content.read(source, checkpoint=self._checkpoint)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgorthanc_cli import db, index, storage
+from pgorthanc_cli.ingest.content import UnreadableError
 from pgorthanc_cli.ingest.model import Comparison, FileProblem, Known, Restored, summarize
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 DICOM = 1  # file type (SCHEMA.md 5)
 ZLIB = 2  # compression type
+COMPRESSED_DIFFERENTLY = (
+    "it is compressed differently here than on the machine of the worker: "
+    "install the same releases of Python and isal on both"
+)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # Errors of one file that blocks the place of another, and not of the folder.
 _OBSTACLES = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
@@ -291,15 +296,35 @@ def _reproduces(attachment: index.StoredAttachment, data: memoryview) -> bool:
         return False
     if attachment.compression_type != ZLIB:
         return attachment.stored_size == attachment.size and attachment.stored_md5 == attachment.md5
-    # zlib's output depends on its version and level: only the same bytes count.
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    for piece in encoded(attachment, data):
-        digest.update(piece)
-        size += len(piece)
-    return (size, digest.hexdigest()) == (attachment.stored_size, attachment.stored_md5)
+    return _compressor(attachment, part) is not None
+
+
+def _compressor(attachment: index.StoredAttachment, part: memoryview) -> storage.NewCompressor | None:
+    """Return the compressor that writes exactly the bytes that an attachment's row describes.
+
+    The output depends on the compressor, its version and its level.
+    """
+    expected = attachment.stored_size, attachment.stored_md5
+    for compressor in storage.compressors():
+        digest, size = hashlib.md5(usedforsecurity=False), 0
+        for piece in storage.encode(part, compress=True, compressor=compressor):
+            digest.update(piece)
+            size += len(piece)
+        if (size, digest.hexdigest()) == expected:
+            return compressor
+    return None
 
 
 def encoded(attachment: index.StoredAttachment, data: memoryview) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of an attachment as they are stored, from the whole DICOM file."""
-    compress = attachment.compression_type == ZLIB
-    return storage.encode(data[: attachment.size], compress=compress)
+    """Return the bytes of an attachment as they are stored, from the whole DICOM file.
+
+    Raises:
+        UnreadableError: No compressor of this machine writes these bytes.
+    """
+    part = data[: attachment.size]
+    if attachment.compression_type != ZLIB:
+        return storage.encode(part, compress=False)
+    compressor = _compressor(attachment, part)
+    if compressor is None:  # a worker on another machine had one
+        raise UnreadableError(COMPRESSED_DIFFERENTLY)
+    return storage.encode(part, compress=True, compressor=compressor)

@@ -5,7 +5,9 @@ from pgorthanc_cli.storage.area import UUID_PATTERN, Area, Stream, is_uuid, new_
 from pgorthanc_cli.storage.compression import (
     CHUNK_BYTES,
     Inflater,
+    NewCompressor,
     compressed,
+    compressors,
     decode,
     decompressed,
     encode,
@@ -16,7 +18,7 @@ from pgorthanc_cli.storage.named_files import NamedFiles
 
 __all__ = [
     "CHUNK_BYTES", "JOURNAL_FOLDER", "UUID_PATTERN", "Area", "FilesystemArea", "Inflater",
-    "LargeObjectArea", "NamedFiles",
-    "Stream", "compressed", "decode", "decompressed", "encode", "file_path", "is_uuid", "new_uuids",
+    "LargeObjectArea", "NamedFiles", "NewCompressor",
+    "Stream", "compressed", "compressors", "decode", "decompressed", "encode", "file_path", "is_uuid", "new_uuids",
     "temporary_name", "write_error",
 ]  # fmt: skip

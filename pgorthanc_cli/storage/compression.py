@@ -3,33 +3,71 @@
 An attachment is stored as it is (compression 1), or as an 8-byte little-endian size and a
 zlib stream (compression 2), which is what Orthanc's StorageCompression writes (INGEST.md
 8). Of an empty content there is the size alone.
+
+isal, if it is installed (`pip install pgorthanc[fast]`), compresses 14 times as fast as
+zlib, to nearly the same size. Other programs read both; the bytes differ. Content is
+always decompressed by zlib, as Orthanc does: what is verified is what Orthanc can read.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from mmap import mmap
+from typing import Protocol
 
 from pgorthanc_cli.errors import PgOrthancError
 
 CHUNK_BYTES = 1 << 20
 _SIZE = struct.Struct("<Q")
+_ZLIB_LEVEL, _ISAL_LEVEL = 6, 2  # Orthanc's, and the one whose output is about as small
 
 
-def encode(data: bytes | mmap | memoryview, *, compress: bool) -> Iterator[bytes | memoryview]:
+class Compressor(Protocol):
+    """A zlib stream that is being written."""
+
+    def compress(self, data: bytes | memoryview, /) -> bytes:
+        """Take the next content; return what can be written of it."""
+
+    def flush(self) -> bytes:
+        """Return the end of the stream."""
+
+
+NewCompressor = Callable[[], Compressor]
+
+
+@cache
+def compressors() -> tuple[NewCompressor, ...]:
+    """Return the installed compressors, the fastest first; zlib writes the bytes that Orthanc does."""
+    as_orthanc: NewCompressor = partial(zlib.compressobj, _ZLIB_LEVEL)
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return (as_orthanc,)
+    return partial(isal_zlib.compressobj, _ISAL_LEVEL), as_orthanc
+
+
+def encode(
+    data: bytes | mmap | memoryview, *, compress: bool, compressor: NewCompressor | None = None
+) -> Iterator[bytes | memoryview]:
     """Yield the bytes to store for `data`, in chunks of about 1 MiB."""
     view = memoryview(data)
     chunks = (view[start : start + CHUNK_BYTES] for start in range(0, len(view), CHUNK_BYTES))
-    yield from compressed(len(view), chunks) if compress else chunks
+    yield from compressed(len(view), chunks, compressor) if compress else chunks
 
 
-def compressed(size: int, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Yield the bytes of a compressed attachment whose content has that size."""
+def compressed(
+    size: int, chunks: Iterable[bytes | memoryview], new_compressor: NewCompressor | None = None
+) -> Iterator[bytes]:
+    """Yield the bytes of a compressed attachment whose content has that size.
+
+    On one machine the same chunks give the same bytes; the fastest compressor is the default.
+    """
     yield _SIZE.pack(size)
     if size:
-        compressor = zlib.compressobj(6)
+        compressor = (new_compressor or compressors()[0])()
         for chunk in chunks:
             yield compressor.compress(chunk)
         yield compressor.flush()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from pgorthanc_cli import cli, db, placement
-from pgorthanc_cli.index import Capabilities, customdata
+from pgorthanc_cli import cli, db
 from pgorthanc_cli.progress import Progress, silent
 from pgorthanc_cli.schema import verify
 from tests.support.schemas import FILL, run
@@ -69,18 +68,6 @@ def test_a_check_of_the_schema_alone_reads_no_table_as_a_whole(large: db.Target)
 def test_tables_that_do_not_exist(filled: db.Target) -> None:
     with db.session(filled, readonly=True) as conn:
         assert db.announce_scans(conn, ["nothing"], print) is silent
-
-
-def test_a_sample_of_attachments_is_read_by_the_index(filled: db.Target) -> None:
-    # Without this the server reads a small table as a whole although it has an index.
-    run(filled, f"ALTER DATABASE {db.parse_dsn(filled.dsn)['dbname']} SET enable_seqscan = off")
-    query = "SELECT seq_scan, idx_scan > 0 FROM pg_stat_xact_user_tables WHERE relname = 'attachedfiles'"
-    with db.session(filled, readonly=True) as conn:
-        assert placement.sample(conn).areas == ("filesystem",)
-        assert db.rows(conn, query) == [(0, True)]
-    with db.session(filled, readonly=True) as conn, conn.cursor() as cur:
-        assert customdata.unsupported_plugin(cur, Capabilities.read(conn)) is None
-        assert db.rows(conn, query) == [(0, True)]
 
 
 @pytest.mark.parametrize("autocommit", [False, True])

@@ -18,9 +18,12 @@ import pytest
 from pgorthanc_cli import db, index, ingest, storage
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.index import Overwrite
+from pgorthanc_cli.ingest.stored import COMPRESSED_DIFFERENTLY
+from pgorthanc_cli.ingest.worker import Worker
 from tests.ingest.test_follow import Following, aged
 from tests.support import samples
 from tests.support.areas import stored_bytes
+from tests.support.compressors import without_isal
 from tests.support.importing import check_area, dumped, ends, files_read, run
 from tests.support.schemas import rows
 from tests.support.schemas import run as execute
@@ -370,6 +373,43 @@ def test_what_cannot_be_proved_equal_is_not_put_back(
     assert "--overwrite always" in report.differences[0].reason
     assert ends(run(fresh, files, area, compress=True, overwrite=Overwrite.ALWAYS)) == (0, 0, 1, 0)
     whole(fresh, area)
+
+
+def test_what_zlib_has_compressed_is_put_back_with_isal_installed(
+    fresh: db.Target, tmp_path: Path, area: Path | None
+) -> None:
+    """As Orthanc has stored it: each installed compressor is tried."""
+    files = samples.folder(tmp_path / "in", 2)
+    with without_isal():
+        run(fresh, files, area, compress=True)
+    before = dumped(fresh)
+    lose(fresh, area, md5(files[1]))
+    report = run(fresh, files, area, compress=True)
+    assert (report.restored, report.differing) == (1, 0)
+    assert dumped(fresh) == before
+    whole(fresh, area)
+
+
+def test_what_this_machine_compresses_in_another_way_is_refused(
+    fresh: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent compresses large content again, for the row that a worker elsewhere has measured."""
+    pytest.importorskip("isal")
+    files = samples.folder(tmp_path / "in", 2)
+
+    def elsewhere(worker: Worker, *arguments: Any) -> list[Any]:
+        with without_isal():
+            return prepare(worker, *arguments)
+
+    prepare = Worker.prepare
+    monkeypatch.setattr(Worker, "prepare", elsewhere)
+    report = run(fresh, files, None, compress=True, transfer_bytes=0)
+    assert [refusal.reason for refusal in report.refusals] == [COMPRESSED_DIFFERENTLY] * 2
+    assert rows(fresh, "SELECT count(*) FROM attachedfiles") == [(0,)]
+    assert rows(fresh, "SELECT count(*) FROM pg_largeobject_metadata") == [(0,)]
+    monkeypatch.undo()
+    assert run(fresh, files, None, compress=True, transfer_bytes=0).imported == 2
+    whole(fresh, None)
 
 
 def test_nothing_is_put_back_where_no_file_is_stored(fresh: db.Target, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -11,9 +12,12 @@ from pgorthanc_cli import db, storage
 from tests.interop import files, lifecycle
 from tests.interop.archive import Archive
 from tests.support.areas import stored_bytes
+from tests.support.compressors import without_isal
 from tests.support.schemas import rows
 
 pytestmark = pytest.mark.interop
+
+NAMES = {1: "dicom", 3: "dicom-until-pixel-data"}  # of file types
 
 OWN_FILES = sorted(
     path for folder in ("charset_files", "test_files") for path in (files.DATA / folder).glob("*.dcm")
@@ -36,15 +40,41 @@ def test_import_writes_what_orthanc_writes(
         served = lifecycle.served(rest)
     with by_import.orthanc():
         pass  # it makes its index
-    result = by_import.pgorthanc(
-        "import", "--json", "--orthanc-version", by_import.program.version(), *OWN_FILES
-    )
+    with without_isal():  # Orthanc has none either
+        result = by_import.pgorthanc(
+            "import", "--json", "--orthanc-version", by_import.program.version(), *OWN_FILES
+        )
     assert {refusal["path"] for refusal in json.loads(result.stdout)["refusals"]} == refused
     assert by_import.dump() == by_orthanc.dump()
     lifecycle.check_storage(by_import)
     with by_import.orthanc() as rest:
         assert lifecycle.served(rest) == served
     assert read_by_pgorthanc(by_orthanc) == served
+
+
+@pytest.mark.parametrize("postgresql_storage", [False, True], ids=["filesystem", "postgresql"])
+def test_orthanc_reads_what_isal_has_compressed(
+    new_archive: Callable[..., Archive], postgresql_storage: bool
+) -> None:
+    assert len(storage.compressors()) == 2, "pip install isal"
+    archive = new_archive(postgresql_storage=postgresql_storage, StorageCompression=True)
+    with archive.orthanc():
+        pass  # it makes its index
+    result = archive.pgorthanc("import", "--json", "--orthanc-version", archive.program.version(), *OWN_FILES)
+    refused = {refusal["path"] for refusal in json.loads(result.stdout)["refusals"]}
+    imported = {path.read_bytes() for path in OWN_FILES if str(path) not in refused}
+    lifecycle.check_storage(archive)
+    query = """SELECT r.publicid, a.filetype, a.uncompressedhash, a.compressedhash FROM attachedfiles a
+               JOIN resources r ON r.internalid = a.id"""
+    attachments = rows(archive.target, query)
+    assert {file_type for _, file_type, _, _ in attachments} == {1, 3}
+    with archive.orthanc() as rest:
+        assert set(lifecycle.served(rest).values()) <= imported
+        for public_id, file_type, md5, stored_md5 in attachments:
+            attachment = f"/instances/{public_id}/attachments/{NAMES[file_type]}"
+            for part, expected in (("data", md5), ("compressed-data", stored_md5)):
+                assert hashlib.md5(rest.send("GET", f"{attachment}/{part}")).hexdigest() == expected
+            rest.send("POST", f"{attachment}/verify-md5", b"{}")
 
 
 def read_by_pgorthanc(archive: Archive) -> dict[str, bytes]:

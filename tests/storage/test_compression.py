@@ -10,6 +10,7 @@ from pgorthanc_cli import dicom, storage
 from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.scrub import content as scrub_content
 from tests.support import samples
+from tests.support.compressors import without_isal
 
 CONTENT = bytes(range(256)) * 10_000
 STORED = b"".join(storage.encode(CONTENT, compress=True))
@@ -23,6 +24,28 @@ def in_pieces(stored: bytes, length: int) -> list[bytes]:
 @pytest.mark.parametrize("length", [1, 7, 9, 4096, len(STORED)])
 def test_content_does_not_depend_on_how_it_is_read(length: int) -> None:
     assert b"".join(storage.decompressed(in_pieces(STORED, length))) == CONTENT
+
+
+@pytest.mark.parametrize("number", range(len(storage.compressors())))
+def test_every_compressor_writes_a_stream_of_zlib(number: int) -> None:
+    """Which Orthanc reads; the same content gives the same bytes each time."""
+    compressor = storage.compressors()[number]
+    stored = b"".join(storage.encode(CONTENT, compress=True, compressor=compressor))
+    assert stored[:8] == struct.pack("<Q", len(CONTENT))
+    assert zlib.decompress(stored[8:]) == CONTENT
+    assert stored == b"".join(storage.encode(CONTENT, compress=True, compressor=compressor))
+    if number == 0:
+        assert stored == STORED  # the fastest is the default
+
+
+def test_without_isal_the_bytes_are_those_of_orthanc() -> None:
+    pytest.importorskip("isal")
+    assert len(storage.compressors()) == 2
+    with without_isal():
+        assert len(storage.compressors()) == 1
+        stored = b"".join(storage.encode(CONTENT, compress=True))
+    assert stored[8:] == zlib.compress(CONTENT, 6)
+    assert stored != STORED
 
 
 @pytest.mark.parametrize("content", [b"", b"x"])
