@@ -187,6 +187,8 @@ def test_what_cannot_be_changed_is_refused(tmp_path: Path, text: str, key: str, 
         ("Port", "x", "wanted an integer"),
         ("Port", "70000", "wanted 1 to 65534"),
         ("Lock", "yes", "wanted true or false"),
+        ("AdvancedStorage.Enable", "yes", "wanted true or false"),
+        ("AdvancedStorage.Enabled", "true", "knows an option"),
         ("TransactionMode", "Fast", "wanted one of ReadCommitted"),
         ("StorageCompression", "1", "wanted true or false"),
         ("ConnectionUri", "postgresql://u%zz@h/d", "no connection string"),
@@ -204,6 +206,7 @@ def test_wrong_keys_and_values(key: str, text: str, message: str) -> None:
         ("Port", "5433", 5433), ("Host", "5433", "5433"), ("Password", "true", "true"), ("Lock", "false", False),
         ("OverwriteInstances", "true", True), ("OverwriteInstances", "IfChanged", "IfChanged"),
         ("Plugins", '["a", "b"]', ["a", "b"]), ("StableAge", "60", 60), ("Name", "Here", "Here"),
+        ("AdvancedStorage.Enable", "false", False),
     ],
 )  # fmt: skip
 def test_values(key: str, text: str, value: object) -> None:
