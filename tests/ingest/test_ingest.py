@@ -292,15 +292,17 @@ def test_bombs(fresh: db.Target, tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "growing.dcm"
     path.write_bytes(bytes(content.MEMORY_BYTES // 2))
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     def write() -> None:
         with path.open("r+b", buffering=0) as file:
             while not done.is_set():
                 file.write(b"x")
+                begun.set()
 
     writer = threading.Thread(target=write)
     writer.start()
+    begun.wait()
     try:
         with pytest.raises(content.UnreadableError, match="changed while it was read"):
             content.read(Source(str(path), size=path.stat().st_size))

@@ -7,7 +7,6 @@ import json
 import shlex
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pgorthanc_cli.index import customdata, key_values
 from pgorthanc_cli.placement import MoveSettings, Place
 from pgorthanc_cli.schema import verify
 from tests.placement.moving import COUNT, OBJECTS, OBJECTS_COUNT, expected, in_folder, in_objects
-from tests.support.compressors import without_isal
+from tests.support.compressors import with_isal, without_isal
 from tests.support.schemas import rows
 from tests.support.schemas import run as execute
 
@@ -187,7 +186,7 @@ def contents_of(target: db.Target) -> dict[str, tuple[int, str]]:
 def test_compression_on_the_way(indexed: db.Target, area: Path, tmp_path: Path, fast: bool) -> None:
     contents = contents_of(indexed)
     there, back = tmp_path / "zlib", tmp_path / "none"
-    with nullcontext() if fast else without_isal():
+    with with_isal() if fast else without_isal():
         moved(indexed, MoveSettings(Place(area), Place(there), compression=2), *PHASES)
     assert rows(indexed, "SELECT DISTINCT compressiontype FROM attachedfiles") == [(2,)]
     assert contents_of(indexed) == contents

@@ -159,6 +159,10 @@ def test_a_configuration_outside_of_the_folder_stays_in_use(site: Site) -> None:
 def test_a_record_that_was_cut_off_at_the_end_of_its_segment(pair: Site) -> None:
     """PostgreSQL would go on reading in the next segment of the new timeline, and miss this one."""
     segment_bytes = 1 << 20
+    # A checkpoint after the promotion must not remove this segment before the old primary is back.
+    standby = open_cluster(pair.folder)
+    standby.set({"wal_keep_size": "64MB"})
+    standby.run("pg_ctl", "reload", "-D", ".")
     with db.session(pair.administrator, autocommit=True) as conn:
 
         def write_message(size: int) -> int:

@@ -1,0 +1,3 @@
+"""In the place of the package isal: as if the extra `fast` was not installed."""
+
+raise ImportError
