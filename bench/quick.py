@@ -82,7 +82,7 @@ class Quick:
         target = self.server.create("quick", catalog.newest(), owner=owner)
         label = f"import {owner and f'as {owner}'}"
         return by_import(
-            label, self.server, target, files[0].parents[1], len(files), *self.area(large_objects)
+            label, self.server, target, files[0].parents[2], len(files), *self.area(large_objects)
         )
 
     def area(self, large_objects: bool) -> list[str]:
@@ -116,15 +116,15 @@ class Quick:
         compare("import as owner, to superuser", owner, new)
         self.index(files)
         target, area = self.server.create("quick", catalog.newest()), self.area(large_objects=False)
-        first = by_import("import", self.server, target, files[0].parents[1], len(files), *area)
-        known, _, replaced = again(self.server, target, files[0].parents[1], len(files), *area)
+        first = by_import("import", self.server, target, files[0].parents[2], len(files), *area)
+        known, _, replaced = again(self.server, target, files[0].parents[2], len(files), *area)
         compare("import of known files, to new", known, first)
         compare("import --overwrite always, to new", replaced, first)
 
     def index(self, files: list[Path]) -> None:
         """Measure `reindex`, with an entry of ExtraMainDicomTags that is new."""
         target, area = self.server.create("quick", catalog.newest()), self.area(large_objects=False)
-        by_import("import", self.server, target, files[0].parents[1], len(files), *area)
+        by_import("import", self.server, target, files[0].parents[2], len(files), *area)
         place = self.folder / "reindex.json"
         extra = {"ExtraMainDicomTags": {"Instance": ["Rows"]}, "StorageDirectory": area[1]}
         place.write_text(json.dumps({**extra, "PostgreSQL": {"ConnectionUri": target.dsn}}))
