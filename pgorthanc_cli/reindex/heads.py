@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import db, dicom, files, storage
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
 
 _CHUNK_BYTES = 32 << 10  # of a compressed attachment, in one read
+_AHEAD_FILES = 32  # that the disk already reads, while the ones before them are parsed
+_AHEAD_BYTES = 1 << 20  # of each, at most
 _MEMORY_BYTES = 64 << 20  # a larger file that has to be read whole is mapped
 _MAX_OBJECT = 1 << 30  # bytes: PostgreSQL returns no more of a large object
 _OBJECTS_BYTES = 16 << 20  # of large objects, in one answer of the server
@@ -85,18 +89,48 @@ class Heads:
         if self.area is None:
             yield from self._objects([item for item in usable if not item.path], conn, checkpoint)
             usable = [item for item in usable if item.path]
-        for item in usable:
-            checkpoint()
-            yield self._file(item)
+        yield from self._files(usable, checkpoint)
 
     # --- files ----------------------------------------------------------------------------
 
-    def _file(self, item: Item) -> Read:
+    def _files(self, items: Sequence[Item], checkpoint: Callable[[], None]) -> Iterator[Read]:
+        """Yield what became of each file; the disk reads the next ones meanwhile."""
+        opened: deque[tuple[Item, int | Read]] = deque()
+        rest = iter(items)
         try:
-            descriptor = self._open(item)
+            while True:
+                for item in islice(rest, _AHEAD_FILES - len(opened)):
+                    opened.append((item, self._open(item)))
+                if not opened:
+                    return
+                checkpoint()
+                item, file = opened.popleft()
+                yield file if isinstance(file, Read) else self._file(item, file)
+        finally:
+            for _, file in opened:
+                if isinstance(file, int):
+                    os.close(file)
+
+    def _open(self, item: Item) -> int | Read:
+        """Return an open descriptor, and have the disk read what will be needed; else why there is none."""
+        try:
+            if self.area is None:
+                descriptor = files.open_regular(item.path, os.O_NOFOLLOW)
+            else:
+                descriptor = self.area.open_file(item.uuid, item.path)
         except OSError as error:
             gone = isinstance(error, (FileNotFoundError, NotADirectoryError))
             return Read(item, None, _GONE if gone else error.strerror or str(error), 0)
+        length = item.size
+        if item.compression == _ZLIB:
+            length = _CHUNK_BYTES
+        elif self._may_be_cut(item, item.size):
+            length = item.offset + dicom.PIXEL_HEADER_BYTES
+        os.posix_fadvise(descriptor, 0, min(length, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED)
+        return descriptor
+
+    def _file(self, item: Item, descriptor: int) -> Read:
+        """Read and parse an open file; close it."""
         try:
             stored = _Stored(
                 os.fstat(descriptor).st_size, lambda at, length: os.pread(descriptor, length, at)
@@ -105,11 +139,6 @@ class Heads:
                 return self._parsed(item, stored, lambda: _whole_file(stored, descriptor, stack))
         finally:
             os.close(descriptor)
-
-    def _open(self, item: Item) -> int:
-        if self.area is None:
-            return files.open_regular(item.path, os.O_NOFOLLOW)
-        return self.area.open_file(item.uuid, item.path)
 
     # --- large objects --------------------------------------------------------------------
 
