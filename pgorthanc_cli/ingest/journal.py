@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from pgorthanc_cli import files, storage
+from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import runs
 
 FOLDER = storage.JOURNAL_FOLDER
@@ -73,6 +74,33 @@ class Journal:
         os.write(descriptor, runs.process_identity(os.getpid()).encode() + b"\n")
         # Never closed: the lock shows to `recovery` that this process is alive.
         runs.try_lock(descriptor, fcntl.LOCK_SH)
+
+    @contextmanager
+    def new_files(self, name: str, most: int) -> Iterator[Iterator[str]]:
+        """Yield the UUIDs for up to so many new files of a batch, recorded before the first is used.
+
+        The files are durable at the end. If the block fails, they are removed.
+
+        Raises:
+            PgOrthancError: The storage folder cannot be written to.
+        """
+        uuids: list[str] = []
+
+        def recorded() -> Iterator[str]:
+            uuids.extend(storage.new_uuids(most))
+            self.record(name, uuids)
+            yield from uuids
+
+        try:
+            with self.area.batch():
+                yield recorded()
+        except BaseException as error:  # a checkpoint may raise anything
+            with suppress(PgOrthancError):  # then the next import does it
+                self.discard(uuids)
+                self.forget(name)
+            if isinstance(error, OSError):
+                raise storage.write_error(self.area.root, error) from error
+            raise
 
     def record(self, name: str, uuids: Sequence[str]) -> None:
         """Record the attachments of a batch, durably, before they are touched."""

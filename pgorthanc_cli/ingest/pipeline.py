@@ -34,8 +34,9 @@ Connected = Callable[[db.Endpoint], None]
 
 # The first batches are smaller, so that all workers are soon at work.
 _FIRST_FILES = 125
-BATCH_BYTES = 16 << 20
-# Smaller, as large objects are copied on both sides of a pipe.
+# Of files on disk: a worker has a few of them in memory, and syncs all of them at once.
+BATCH_BYTES = 128 << 20
+# Of large objects, which are in memory, on both sides of a pipe.
 _OBJECT_BATCH_BYTES = 8 << 20
 # A batch that has waited longer for more files goes without them.
 BATCH_S = 1.0
@@ -241,7 +242,6 @@ class _Pipeline:
         self.stop = stop
         self.report = report
         self.batch_files = settings.batch_files
-        # One transaction never spans two batches, so the batches bound the memory.
         has_objects = isinstance(committer, Committer) and committer.objects
         self.batch_bytes = _OBJECT_BATCH_BYTES if has_objects else BATCH_BYTES
         self.names = (f"{number:08}" for number in itertools.count(1))

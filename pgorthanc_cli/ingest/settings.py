@@ -50,6 +50,7 @@ class Settings:
         storage_given: The user named the storage. False: it was derived from Orthanc's
             configuration, so an index whose files another plugin keeps is refused.
         batch_files: At most so many files in one transaction.
+        group_bytes: At most so much of a batch is in a worker's memory, but for a larger file.
         memory_bytes: Larger files are copied to an unnamed file and mapped from there.
         adopt: Files are not stored but adopted: the index gets them where they lie. Then
             `storage_dir` is None unless something is stored or removed all the same.
@@ -71,6 +72,7 @@ class Settings:
     storage_given: bool = True
     adopt: Adoption | None = None
     batch_files: int = 1000
+    group_bytes: int = 8 << 20
     memory_bytes: int = 64 << 20
     transfer_bytes: int = 4 << 20
 

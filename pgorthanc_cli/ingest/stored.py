@@ -195,8 +195,9 @@ class Deduplicator:
         journal.record(name, [a.uuid for a in attachments])
         for parsed, result in restored.items():
             try:
-                for attachment in result.missing:
-                    _put(journal.area, attachment, memoryview(parsed.data))
+                with journal.area.each_alone():
+                    for attachment in result.missing:
+                        _put(journal.area, attachment, memoryview(parsed.data))
             except OSError as error:
                 if error.errno not in _OBSTACLES:
                     raise storage.write_error(journal.area.root, error) from error

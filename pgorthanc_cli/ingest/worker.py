@@ -17,13 +17,12 @@ import pickle
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgorthanc_cli import dicom, index, storage, workers
-from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.ingest import content
 from pgorthanc_cli.ingest.adoption import ORIGIN as PLUGIN_ORIGIN
 from pgorthanc_cli.ingest.link import Linker
@@ -111,6 +110,15 @@ class Worker:
         Raises:
             PgOrthancError: The storage area cannot be written to.
         """
+        with ExitStack() as stack:
+            uuids: Iterator[str] = iter(())
+            if self.work.journal:
+                most = len(sources) * (2 if self.settings.compress else 1)
+                uuids = stack.enter_context(self.work.journal.new_files(name, most))
+            groups = _groups(sources, self.settings.group_bytes)
+            return [result for group in groups for result in self._prepare_group(name, group, uuids)]
+
+    def _prepare_group(self, name: str, sources: Sequence[Source], uuids: Iterator[str]) -> list[Result]:
         stored = self._known_by_content(sources) if self._expects_known else {}
         results = [stored.get(source) or self._read(source) for source in sources]
         parsed = [r for r in results if isinstance(r, Parsed)]
@@ -121,7 +129,7 @@ class Worker:
             conflicts = self._deduplicator.conflicts(self.settings.adopt, new)
             prepared.update(conflicts)
             new = [p for p in new if p not in conflicts]
-        prepared.update(zip(new, self._prepare_new(name, new), strict=True))
+        prepared.update(zip(new, self._prepare_new(new, uuids), strict=True))
         ends = [prepared[r] if isinstance(r, Parsed) else r for r in results]
         self._expects_known = 2 * sum(isinstance(end, Known) for end in ends) > len(ends)
         return ends
@@ -208,15 +216,16 @@ class Worker:
             memory_bytes=memory_bytes,
         )
 
-    def _prepare_new(self, name: str, parsed: Sequence[Parsed]) -> list[Prepared]:
+    def _prepare_new(self, parsed: Sequence[Parsed], uuids: Iterator[str]) -> list[Prepared]:
         if self.settings.dry_run:
             return [self._prepared(p, [], None) for p in parsed]
         parts = [self._parts(p) for p in parsed]
         if self.settings.adopt and not any(parts):
             return [self._prepared(p, [self._adopted(p, self.settings.adopt)], None) for p in parsed]
-        if self.work.journal:
-            return self._put_files(name, parsed, parts, self.work.journal)
         pairs = zip(parsed, parts, strict=True)
+        if self.work.journal:
+            area = self.work.journal.area
+            return [self._put(p, pieces, uuids, area) for p, pieces in pairs]
         return [self._prepare_large_objects(p, pieces) for p, pieces in pairs]
 
     def _parts(self, parsed: Parsed) -> _Parts:
@@ -231,28 +240,6 @@ class Worker:
         if self.settings.compress and offset is not None:
             parts.append((DICOM_UNTIL_PIXEL_DATA, whole[:offset]))
         return parts
-
-    def _put_files(
-        self,
-        name: str,
-        parsed: Sequence[Parsed],
-        parts: Sequence[_Parts],
-        journal: Journal,
-    ) -> list[Prepared]:
-        uuids = storage.new_uuids(sum(map(len, parts)))
-        unused = iter(uuids)
-        try:
-            journal.record(name, uuids)
-            with journal.area.batch():
-                pairs = zip(parsed, parts, strict=True)
-                return [self._put(p, pieces, unused, journal.area) for p, pieces in pairs]
-        except BaseException as error:  # a checkpoint may raise anything
-            with suppress(PgOrthancError):  # then the next import does it
-                journal.discard(uuids)
-                journal.forget(name)
-            if isinstance(error, OSError):
-                raise storage.write_error(journal.area.root, error) from error
-            raise
 
     def _put(
         self,
@@ -342,6 +329,20 @@ class Worker:
         )
         size = len(parsed.data)
         return Prepared(parsed.source, size, parsed.md5, record, instance.warnings, contents)
+
+
+def _groups(sources: Sequence[Source], group_bytes: int) -> Iterator[list[Source]]:
+    """Group the sources of a batch, in order, by what is in memory at once."""
+    group: list[Source] = []
+    size = 0
+    for source in sources:
+        group.append(source)
+        size += source.size
+        if size >= group_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 class _Unchanged:

@@ -125,6 +125,15 @@ class FilesystemArea:
             finally:
                 self._unsynced = None
 
+    @contextmanager
+    def each_alone(self) -> Iterator[None]:
+        """Within a `batch`: make each file of the block durable by itself, and name it only then."""
+        unsynced, self._unsynced = self._unsynced, None
+        try:
+            yield
+        finally:
+            self._unsynced = unsynced
+
     def put(self, uuid: str, file_type: int, chunks: Iterable[bytes | memoryview]) -> None:
         """Write the chunks to a new file."""
 

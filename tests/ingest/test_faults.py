@@ -53,6 +53,29 @@ def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path:
     check_area(fresh, tmp_path / "area")
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_batch_that_is_stored_in_parts_stays_one(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
+    """Parts keep a worker's memory small; what fails in the last one takes the files of all back."""
+    files, area = samples.folder(tmp_path / "in", 4), tmp_path / "area"
+    large = tmp_path / "large.dcm"
+    large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
+            run(fresh, [*files, large], area, jobs=jobs, group_bytes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not stored_files(area)
+    # A copy in the same batch, but in another part, is still known.
+    copy = tmp_path / "copy.dcm"
+    copy.write_bytes(files[0].read_bytes())
+    assert ends(run(fresh, [*files, copy, large], area, jobs=jobs, group_bytes=1)) == (5, 1, 0, 0)
+    check_area(fresh, area)
+    assert ends(run(fresh, [*files, copy, large], area, jobs=jobs, group_bytes=1)) == (0, 6, 0, 0)
+    check_area(fresh, area)
+
+
 # --- interruptions ----------------------------------------------------------------------------------------------
 
 

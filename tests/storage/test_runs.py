@@ -28,16 +28,16 @@ import fcntl, sys
 fcntl.flock = lambda descriptor, operation: None
 from pgorthanc_cli.cli import main
 from pgorthanc_cli.ingest import worker
-put_files = worker.Worker._put_files
+prepare = worker.Worker.prepare
 batches = []
 def waiting(self, name, *arguments):
-    stored = put_files(self, name, *arguments)
+    stored = prepare(self, name, *arguments)
     batches.append(name)
     if len(batches) == 2:
         print("stored", flush=True)
         sys.stdin.readline()
     return stored
-worker.Worker._put_files = waiting
+worker.Worker.prepare = waiting
 main(prog_name="pgorthanc")
 """
 ELSEWHERE = runs.Marker("pacs2", "another boot", "1", "4711 123", session=True)
