@@ -1,12 +1,13 @@
 """Import compared with the real Orthanc, in one run on one server: rates, and CPU seconds per 1,000 instances.
 
-    ingest.py [--files N] [--size BYTES] [--storage filesystem|postgresql] [--clients 1,2,4,8] [--stored N,N]
+    ingest.py [--files N] [--size BYTES] [--storage filesystem|postgresql] [--clients 1,2,4,8] [--stored N,N] [--short]
 
 A private PostgreSQL server with default settings (fsync on) on this machine. The same CT-like files (40 elements,
 100 per patient) go to Orthanc over HTTP, with each number of clients, and through `pgorthanc import`, into a new
 database each. Needs the real Orthanc (see tests/interop). The plain import is run as often as Orthanc (--passes):
 compare the best of each side. The limits are the same bytes and rows with nothing else done. Rates include
-the start of the program. With --stored the import is measured again into an index that holds so many already.
+the start of the program. With --stored the import is measured again into an index that holds so many already; with
+--short there is only Orthanc, the plain import at the newest revision, and its limit.
 
 What deletes many files comes last, and each database has a name of its own: ext4 looks past recently freed inodes for
 up to five minutes, and a program that creates files then takes two to three times the kernel's CPU time. For the same
@@ -338,37 +339,66 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def by_owner(server: Server, folder: Path, count: int, passes: int, area: Callable[[str], list[str]]) -> None:
-    """Import as the owner of the index: with Orthanc's triggers off, and with all of them on."""
+    """Import as the owner of the index: with Orthanc's triggers off, with all on, and (by a grant) with all off."""
+    modes: tuple[tuple[str, list[str], str], ...] = (
+        ("", [], "REVOKE SET ON PARAMETER session_replication_role FROM orthanc"),
+        ("--concurrent", ["--concurrent"], "REVOKE SET ON PARAMETER session_replication_role FROM orthanc"),
+        ("who was granted it", [], "GRANT SET ON PARAMETER session_replication_role TO orthanc"),
+    )
     with server.admin.cursor() as cur:
         cur.execute("ALTER ROLE orthanc NOSUPERUSER")
-    for number, mode in enumerate(([], ["--concurrent"]) * passes):
-        target = server.create("bench_plain", catalog.newest(), owner="orthanc")
-        label = f"import as the owner {' '.join(mode)}"
-        by_import(label, server, target, folder / "in", count, *area(f"plain{number}"), *mode)
+    for turn in range(passes):
+        for number, (label, options, statement) in enumerate(modes):
+            with server.admin.cursor() as cur:
+                cur.execute(statement)
+            target = server.create("bench_plain", catalog.newest(), owner="orthanc")
+            storage_options = area(f"plain{turn}-{number}")
+            by_import(
+                f"import as the owner {label}",
+                server,
+                target,
+                folder / "in",
+                count,
+                *storage_options,
+                *options,
+            )
 
 
-def measure(server: Server, folder: Path, files: list[Path], arguments: argparse.Namespace) -> None:
-    """Measure what creates files, with the limit in turn; then what also deletes them."""
+def beside_orthanc(
+    server: Server,
+    folder: Path,
+    files: list[Path],
+    arguments: argparse.Namespace,
+    area: Callable[[str], list[str]],
+) -> tuple[db.Target, list[str]]:
+    """Measure Orthanc, and the plain import with its limit in turn; return the last database and its storage."""
     large_objects = arguments.storage == "postgresql"
-
-    def area(name: str) -> list[str]:
-        if large_objects:
-            return ["--storage", "postgresql"]
-        return ["--storage-dir", str(folder / name)]
-
     for program in orthanc.programs()[:1]:
         for clients in arguments.clients:
             by_orthanc(program, server, folder, files, clients, large_objects)
-    count = len(files)
-    for number in (1, catalog.newest()):
+    for number in [catalog.newest()] if arguments.short else [1, catalog.newest()]:
         for turn in range(arguments.passes):
             target = server.create("bench_import", number)
-            storage_options = area(f"a{number}-{turn}")
-            by_import(f"import, revision {number}", server, target, folder / "in", count, *storage_options)
+            options = area(f"a{number}-{turn}")
+            by_import(f"import, revision {number}", server, target, folder / "in", len(files), *options)
             limit(server, files, None if large_objects else folder / f"raw{number}-{turn}")
-    newest = target
-    if not large_objects:
-        limit_of_rows(server, target, files)
+    return target, options
+
+
+def measure(server: Server, folder: Path, files: list[Path], arguments: argparse.Namespace) -> None:
+    """Measure what creates files; then what also deletes them."""
+
+    def area(name: str) -> list[str]:
+        if arguments.storage == "postgresql":
+            return ["--storage", "postgresql"]
+        return ["--storage-dir", str(folder / name)]
+
+    newest, storage_options = beside_orthanc(server, folder, files, arguments, area)
+    if arguments.short:
+        return
+    count = len(files)
+    if arguments.storage == "filesystem":
+        limit_of_rows(server, newest, files)
         linked = server.create("bench_linked", catalog.newest())
         by_import(
             "import --link hardlink", server, linked, folder / "in", count, *area("b"), "--link", "hardlink"
@@ -395,5 +425,6 @@ if __name__ == "__main__":
     parser.add_argument("--storage", choices=("filesystem", "postgresql"), default="filesystem")
     parser.add_argument("--clients", type=numbers, default=[1, 4, 8])
     parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--stored", type=numbers, default=[])
     main(parser.parse_args())
