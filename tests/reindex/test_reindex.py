@@ -24,11 +24,13 @@ from pgorthanc_cli import db, dicom, index, locks, reindex
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.pacing import Hours, Limits
 from pgorthanc_cli.progress import Progress
+from pgorthanc_cli.reindex.heads import Heads
 from pgorthanc_cli.reindex.model import SERIES, STUDY
-from pgorthanc_cli.reindex.plan import Planner
+from pgorthanc_cli.reindex.plan import Batch, Planner
 from pgorthanc_cli.reindex.selection import Selected
 from pgorthanc_cli.reindex.worker import Worker
 from pgorthanc_cli.schema import initialize
+from pgorthanc_cli.workers import Stopped
 from tests.support import reindexing, samples
 from tests.support.importing import dumped
 from tests.support.importing import run as import_files
@@ -98,6 +100,14 @@ def run(target: db.Target, area: Path | None, **settings: Any) -> reindex.Reinde
     return reindex.reindex(target, reindex.Settings(area, profile, jobs=1, **settings))
 
 
+def only_batch(conn: db.Session, settings: reindex.Settings) -> Batch:
+    """The batch of a small index."""
+    selected = Selected(conn, settings.selection)
+    planner = Planner(conn, index.Capabilities.read(conn), settings, selected)
+    [batch] = planner.batches(selected.patients())
+    return batch
+
+
 def without_revisions(dump: dict[str, Any]) -> dict[str, Any]:
     return dump | {"metadata": [row[:3] for row in dump["metadata"]]}
 
@@ -137,6 +147,25 @@ def test_the_heads_of_the_files_are_enough(archive: tuple[db.Target, Path]) -> N
     result = run(target, area)
     assert result.files_read == 12
     assert result.bytes_read < 12 * 4096 < 12 * PIXELS
+
+
+def test_files_that_are_open_already_are_closed_when_it_is_stopped(archive: tuple[db.Target, Path]) -> None:
+    """The disk reads the next files while one is parsed, so they are open before it is their turn."""
+    target, area = archive
+    settings = reindex.Settings(area, PROFILE)
+    with db.session(target, readonly=True) as conn:
+        items, heads = only_batch(conn, settings).items, Heads(settings)
+        assert len(list(heads.read(items, conn, lambda: None))) == 12
+        open_before = os.listdir("/proc/self/fd")
+        left = [3, 2, 1, 0]
+
+        def stop_at_last() -> None:
+            if not left.pop(0):
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            list(heads.read(items, conn, stop_at_last))
+        assert os.listdir("/proc/self/fd") == open_before
 
 
 @pytest.mark.parametrize("where", ["compressed", "objects", "compressed objects"])
@@ -360,9 +389,7 @@ def test_patients_are_done_again_whose_deciding_file_was_replaced_meanwhile(
     target, area = archive
     settings = reindex.Settings(area, PROFILE, levels=frozenset({SERIES}))
     with db.session(target, readonly=True) as conn:
-        selected = Selected(conn, settings.selection)
-        planner = Planner(conn, index.Capabilities.read(conn), settings, selected)
-        [batch] = planner.batches(selected.patients())
+        batch = only_batch(conn, settings)
     worker = Worker(target, settings)
     try:
         assert worker.work(batch.items).again == set()
