@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pgorthanc_cli import commands
+from pgorthanc_cli import commands, output
 from pgorthanc_cli.commands import Call, upgrade_options
 from pgorthanc_cli.errors import UsageError
 
@@ -61,21 +61,21 @@ def command(
             upgrade_options.show_plan(call, target, revision, suggested, as_sql=sql)
             return
         if "switch" in settings.phases and not yes:
-            _confirm(target, revision, discard=settings.discard)
+            _confirm(call, target, revision, discard=settings.discard)
         if settings.terminate:
             upgrade_options.confirm_termination(target, yes=yes)
         upgrade_options.run(call, upgrade.downgrade, target, revision, settings, suggested)
 
 
-def _confirm(target: Target, revision: int, *, discard: bool) -> None:
+def _confirm(call: Call, target: Target, revision: int, *, discard: bool) -> None:
     """Show what the lower revision cannot hold, if anything, and ask for confirmation."""
     from pgorthanc_cli import db, upgrade
     from pgorthanc_cli.schema import rights
     from pgorthanc_cli.views import upgrade as views
 
-    with db.session(target, readonly=True) as conn:
+    with db.session(target, readonly=True) as conn, output.steps(quiet=call.quiet) as report:
         rights.require_owner(conn, target.schema)
-        plan = upgrade.plan(conn, target.schema, revision, down=True)
+        plan = upgrade.plan(conn, target.schema, revision, down=True, report=report)
         place = db.endpoint(conn)
     if not plan.not_held:
         return

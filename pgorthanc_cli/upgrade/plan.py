@@ -98,7 +98,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False, report: 
         schema: PostgreSQL namespace.
         to: The target revision.
         down: Whether it is a downgrade.
-        report: If resources is large: receives that it will be read, to find duplicates.
+        report: If tables are large that will be read, to find duplicates or what cannot be held: receives that.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
@@ -117,7 +117,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False, report: 
     prepare = prepare_items(estimate, objects, path)
     switch = switch_items(estimate, objects, path)
     finish = finish_items(estimate, to, down=down)
-    losses = preserved.losses(conn, objects, to) if down else []
+    losses = preserved.losses(conn, objects, to, report) if down else []
     remaining = unfinished(conn, objects)
     refusal = _refusal(conn, schema, objects)
     conn.commit()

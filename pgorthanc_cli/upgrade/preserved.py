@@ -12,6 +12,7 @@ from psycopg2 import sql
 from pgorthanc_cli import db
 from pgorthanc_cli.db import encoding
 from pgorthanc_cli.errors import PgOrthancError
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.upgrade.model import Settings
 
@@ -87,15 +88,25 @@ _FILES = """
 """
 
 
-def losses(conn: Connection, objects: catalog.Catalog, to: int) -> list[Loss]:
-    """Return the contents of an index that revision `to` cannot hold."""
+def losses(conn: Connection, objects: catalog.Catalog, to: int, report: Report = silent) -> list[Loss]:
+    """Return the contents of an index that revision `to` cannot hold.
+
+    Args:
+        conn: A connection to the index.
+        objects: What it has.
+        to: The target revision.
+        report: If tables that are counted are large: receives that they will be read, then each count.
+    """
+    first = catalog.revisions_of_objects()
+    counts = [each for each in _LOSSES if to < first[each[1]][0] and each[1] in objects]
+    scanned = {name.split()[1].partition(".")[0] for _, name, _, _ in counts if name.startswith("column ")}
+    report = db.announce_scans(conn, scanned, report)
     result = []
-    for what, name, table, query in _LOSSES:
-        below = catalog.revisions_of_objects()[name][0]
-        if to < below and name in objects:
-            count = db.value(conn, query)
-            files, adopted = (db.row(conn, _FILES) if count and name == _CUSTOM_DATA else None) or (0, 0)
-            result.append(Loss(what, count, below, f"{PREFIX}{table}", files > 0, files, adopted))
+    for number, (what, name, table, query) in enumerate(counts, 1):
+        report(Progress("", f"counting {what}", number, len(counts)))
+        count = db.value(conn, query)
+        files, adopted = (db.row(conn, _FILES) if count and name == _CUSTOM_DATA else None) or (0, 0)
+        result.append(Loss(what, count, first[name][0], f"{PREFIX}{table}", files > 0, files, adopted))
     return [loss for loss in result if loss.rows]
 
 

@@ -15,6 +15,7 @@ COMMANDS = (
     ("doctor", "--deep", "attachments"),
     ("storage", "show", "--by", "modality"),
     ("reindex", "--check"),
+    ("downgrade", "--to", "4", "--plan"),
 )
 
 
