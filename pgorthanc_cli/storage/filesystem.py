@@ -162,6 +162,8 @@ class FilesystemArea:
                     write(descriptor)
                     if self.sync and not in_batch:
                         os.fdatasync(descriptor)
+                    elif self.sync:
+                        durable.start_writing(descriptor)
                 finally:
                     os.close(descriptor)
                 if not in_batch:
