@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -78,7 +78,10 @@ class Run:
             {model.COPY: self.copy, model.SWITCH: self.switch, model.CLEAN: self.clean}[self.settings.phase]()
             complete = not self.failures and not self.stop.is_set()
         except Stopped:
-            pass
+            # What workers finish within a few seconds is copied or removed, and counts.
+            with suppress(Stopped):
+                while self._pending:
+                    self._collect()
         finally:
             self._save()
         is_clean = self.settings.phase == model.CLEAN
@@ -277,7 +280,7 @@ class Run:
                 self._save()
         if now - self._reported > _REPORT_S:
             self._reported = now
-            self.report(Progress(self.settings.phase, "", min(self.seen, self.total), self.total))
+            self._report_seen()
 
     def note(self, batch: Any) -> None:
         """Record more of a batch; here nothing."""
@@ -288,6 +291,11 @@ class Run:
             self._collect()
         if self.stop.is_set():
             raise Stopped
+        if self.seen >= self.total:
+            self._report_seen()
+
+    def _report_seen(self) -> None:
+        self.report(Progress(self.settings.phase, "", min(self.seen, self.total), self.total))
 
     def _save(self) -> None:
         if self.settings.is_partial or (self.settings.phase == model.CLEAN):

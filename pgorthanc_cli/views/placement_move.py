@@ -78,7 +78,10 @@ def _headline(moved: Moved) -> str:
     elif moved.complete and not moved.copied:
         text = f"Nothing to do: all attachments are already in {target}."
     else:
-        text = f"Copied {plural(moved.copied, 'attachment')} ({size(moved.bytes)}) to {target}."
+        copied = plural(moved.copied, "attachment")
+        if moved.phase == "copy" and not (moved.complete or moved.failed):
+            copied = f"{moved.copied:,} of {plural(moved.attachments, 'attachment')}"
+        text = f"Copied {copied} ({size(moved.bytes)}) to {target}."
     if moved.failed:
         failed = len(moved.failed)
         consequence = {

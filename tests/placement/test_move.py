@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from pgorthanc_cli import cli, db, placement
 from pgorthanc_cli.errors import UsageError
 from pgorthanc_cli.placement import MoveSettings, Place
+from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.storage import NamedFiles, bulk, file_path
 from tests.placement.moving import COUNT, OBJECTS, OBJECTS_COUNT, expected, in_folder, in_objects, move
 from tests.support import samples
@@ -97,6 +98,41 @@ def test_an_interrupted_copy_goes_on(
     assert (second.complete, second.copied + second.already_there) == (True, OBJECTS_COUNT)
     assert second.already_there >= first.copied
     assert in_folder(tmp_path / "data") == expected(objects)
+
+
+class StopsAtWait(threading.Event):
+    """Is set as soon as it is waited for, as by a Ctrl-C in the pauses of a slow run."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+@pytest.mark.parametrize("phase", ["copy", "clean"])
+def test_an_interrupted_phase_counts_what_its_workers_have_done(
+    objects: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._BATCH_FILES", 3)
+    data = tmp_path / "data"
+    if phase == "clean":
+        move(objects, OBJECTS, data, "copy", "switch")
+    settings = MoveSettings(OBJECTS, Place(data), phase, jobs=1, max_bytes_per_s=1.0)
+    moved = placement.move(objects, settings, stop=StopsAtWait())
+    assert not moved.complete
+    if phase == "copy":
+        assert moved.copied == len(in_folder(data)) == 3
+    else:
+        assert moved.removed == OBJECTS_COUNT - len(in_objects(objects)) == 3
+
+
+def test_the_last_report_is_that_everything_is_done(
+    objects: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._BATCH_FILES", 3)
+    monkeypatch.setattr("pgorthanc_cli.placement.phases._REPORT_S", 1e9)
+    reports: list[Progress] = []
+    placement.move(objects, MoveSettings(OBJECTS, Place(tmp_path / "data"), "copy"), report=reports.append)
+    assert (reports[-1].done, reports[-1].total) == (OBJECTS_COUNT, OBJECTS_COUNT)
 
 
 def test_a_slow_copy(objects: db.Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
