@@ -48,9 +48,14 @@ class Changes:
 
         if self.restore and not self.quarantine:
             raise UsageError("--restore needs the folder that the files are in", "add --quarantine DIR")
-        if self.dry_run and not (self.repair_from or self.index_orphans):
+        if self.dry_run and self.restore:
             raise UsageError(
-                "--dry-run is about --repair-from and --index-orphans",
+                "--restore has no dry run: it moves every file in the quarantine back",
+                "look into that folder first; a file that exists in the storage area is never replaced",
+            )
+        if self.dry_run and not (self.repair_from or self.index_orphans or self.quarantine):
+            raise UsageError(
+                "--dry-run is about --repair-from, --index-orphans and --quarantine",
                 "leave it out: a check changes nothing",
             )
         if self.index_orphans:
@@ -69,7 +74,7 @@ def change_options(command: _Command) -> _Command:
             "-n",
             "--dry-run",
             is_flag=True,
-            help="Only show what --repair-from and --index-orphans would do.",
+            help="Only show what --repair-from, --index-orphans and --quarantine would do.",
         ),
         click.option("--restore", is_flag=True, help="Move everything in the --quarantine back, and stop."),
         click.option(
@@ -160,7 +165,7 @@ def change(
         call.warn("no orphan was imported, as the check was not complete")
     elif changes.index_orphans:
         result = _index_orphans(call, resolved, settings, result, changes)
-    if changes.quarantine and not changes.dry_run:
+    if changes.quarantine:
         result = _set_aside(call, target, settings, result, changes)
     return result
 
@@ -177,6 +182,8 @@ def _set_aside(
     if not result.complete:
         call.warn("no orphan was moved, as the check was not complete")
         return result
+    if changes.dry_run:
+        return replace(result, quarantined=scrub.planned_moves(settings, result, folder))
     orphans = scrub.candidates(result, scrub.require_usable(settings, folder))
     if orphans:
         upgrade_options.confirm(

@@ -27,7 +27,7 @@ from pgorthanc_cli.scrub.orphans import (
     planned_imports,
     require_indexable,
 )
-from pgorthanc_cli.scrub.quarantine import candidates, require_usable, restore, set_aside
+from pgorthanc_cli.scrub.quarantine import candidates, planned_moves, require_usable, restore, set_aside
 from pgorthanc_cli.scrub.repair import Copies, find_copies, planned_repairs, repair, require_mirror
 from pgorthanc_cli.scrub.run import check
 from pgorthanc_cli.scrub.settings import from_options
@@ -54,6 +54,7 @@ __all__ = [
     "index_orphans",
     "journal_summary",
     "planned_imports",
+    "planned_moves",
     "planned_repairs",
     "repair",
     "require_indexable",

@@ -197,6 +197,7 @@ class Moved:
         bytes: Their size.
         left: Those that were not.
         kinds: How many findings of each kind these files were, or the vanished ones.
+        dry_run: Whether nothing was moved: the figures are what would be done.
     """
 
     folder: str
@@ -206,6 +207,7 @@ class Moved:
     bytes: int
     left: tuple[Left, ...]
     kinds: dict[str, int] = field(default_factory=dict)
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,7 @@ class StorageReport:
         rate_mb_per_s: Content read, in 10^6 bytes per second; 0 if none was.
         elapsed_s: Seconds.
         endpoint: Where we looked.
+        partial: Whether only a part of the index was checked (`Settings.is_partial`), and no orphan looked for.
         quarantined: The orphans that were moved aside, if that was asked for.
         repaired: The attachments that were replaced by copies, if that was asked for.
         indexed: The orphans that were imported, if that was asked for.
@@ -309,6 +312,7 @@ class StorageReport:
     undecided: int
     budget_used: bool
     endpoint: db.Endpoint
+    partial: bool = False
     quarantined: Moved | None = None
     repaired: Repaired | None = None
     indexed: Indexed | None = None

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +66,20 @@ def candidates(report: StorageReport, area: Path) -> list[Finding]:
         for finding in report.findings
         if finding.kind in KINDS and finding.uuid and finding.path == str(area / file_path(finding.uuid))
     ]
+
+
+def planned_moves(settings: Settings, report: StorageReport, folder: Path) -> Moved:
+    """Return what `set_aside` would do.
+
+    Raises:
+        UsageError: As `require_usable`.
+    """
+    area = require_usable(settings, folder)
+    source, sizes = FilesystemArea(area), []
+    for finding in candidates(report, area):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            sizes.append(source.stat(file_path(finding.uuid or "")).st_size)
+    return Moved(str(folder), str(area), False, len(sizes), sum(sizes), (), dry_run=True)
 
 
 def set_aside(target: db.Target, settings: Settings, report: StorageReport, folder: Path) -> Moved:

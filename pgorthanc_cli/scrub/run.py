@@ -170,6 +170,7 @@ class _Run:
             undecided=outcome.skipped_recent,
             budget_used=budget_used,
             endpoint=db.endpoint(self.rows.conn),
+            partial=self.settings.is_partial,
         )
 
     # --- the pass -----------------------------------------------------------------------

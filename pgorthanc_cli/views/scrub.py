@@ -71,10 +71,11 @@ def _headline(report: StorageReport) -> str:
     damaged, orphans = report.damaged, _sum(report.counts, harmless=True)
     of = f"{report.checked:,} of {report.attachments:,}" if not report.complete else f"{report.attachments:,}"
     noun = "attachment" if report.attachments == 1 else "attachments"
+    noun = f"selected {noun}" if report.partial else noun
     if damaged:
         text = _damaged(report, of, noun)
     elif report.complete and not report.attachments:
-        text = "The index has no attachments."
+        text = "Nothing to check: no attachment is selected." if report.partial else "The index has no attachments."
     elif report.complete and report.checked < report.attachments:
         text = f"No damage found. {report.checked:,} of {report.attachments:,} {noun} were due for a check."
     elif report.complete and not report.without_md5:
@@ -162,6 +163,8 @@ def _rest(report: StorageReport) -> str:
 
 
 def _remarks(report: StorageReport) -> Iterator[Note]:
+    if report.partial and report.attachments:
+        yield Note("Only what --study or --since selects was checked; orphans were not looked for.")
     if report.undecided:
         yield Note(
             f"{plural(report.undecided, 'file')} without a row may still get one: a transaction is open",
@@ -188,10 +191,11 @@ def moved_page(moved: Moved) -> Page:
 
 
 def _moved(moved: Moved) -> Iterator[Note]:
-    if moved.files:
-        yield Note(
-            f"Moved {plural(moved.files, 'orphan')} ({size(moved.bytes)}) to {printable(moved.folder)}."
-        )
+    figures = f"{plural(moved.files, 'orphan')} ({size(moved.bytes)})"
+    if moved.dry_run and moved.files:
+        yield Note(f"Nothing was changed: {figures} can be moved to {printable(moved.folder)}.")
+    elif moved.files:
+        yield Note(f"Moved {figures} to {printable(moved.folder)}.")
     yield from _left(moved)
 
 
@@ -292,12 +296,15 @@ def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
         yield Note("Next, repair them:", paste=commands.repair)
     elif report.indexed and report.indexed.dry_run and report.indexed.files:
         yield Note("Next, import them:", paste=commands.repair)
+    elif report.quarantined and report.quarantined.dry_run and report.quarantined.files:
+        yield Note("Next, move them aside:", paste=commands.repair)
     elif _is_lost(report) and report.studies is None and commands.studies:
         yield Note(
             "Next, list the affected studies, to send them again from the modality or PACS:",
             paste=commands.studies,
         )
-    if report.quarantined and report.quarantined.files and commands.restore:
+    moved = report.quarantined
+    if moved and moved.files and not moved.dry_run and commands.restore:
         yield Note("To move the orphans back:", paste=commands.restore)
 
 

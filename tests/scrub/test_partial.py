@@ -8,6 +8,7 @@ import pytest
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import UsageError
+from pgorthanc_cli.views import scrub as views
 from tests.scrub.injected import Store, orphan_other
 from tests.scrub.test_journal import age
 from tests.support import samples
@@ -55,7 +56,9 @@ def test_a_study_that_does_not_exist(store: Store) -> None:
 
 def test_what_arrived_after_a_change(store: Store, tmp_path: Path) -> None:
     ((last,),) = rows(store.target, "SELECT max(seq) FROM changes")
-    assert store.check(since=last).attachments == 0
+    nothing = store.check(since=last)
+    assert (nothing.attachments, nothing.partial, store.check().partial) == (0, True, False)
+    assert "no attachment is selected" in views.page(nothing, views.Commands()).headline
     import_files(store.target, samples.folder(tmp_path / "more", 3, first=50), store.area)
     journal = tmp_path / "scrub.db"
     assert store.check(journal=journal).checked == 23

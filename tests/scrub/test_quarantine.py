@@ -152,6 +152,26 @@ def test_without_a_terminal_it_must_be_confirmed(store: Store, aside: Path) -> N
     assert "--yes" in done.stderr
 
 
+def test_a_dry_run(store: Store, aside: Path) -> None:
+    uuid = orphan_other(store)
+    size = store.path(uuid).stat().st_size
+    done = verify(store, "--quarantine", aside, "--dry-run")
+    assert (done.exit_code, store.path(uuid).exists(), aside.exists()) == (6, True, False)
+    assert f"Nothing was changed: 1 orphan ({size} B) can be moved to {aside}." in done.stdout
+    command = done.stdout.split("Next, move them aside:\n")[1].strip()
+    assert command.startswith("pgorthanc verify storage") and "--dry-run" not in command
+    moved = json.loads(verify(store, "--quarantine", aside, "--dry-run", "--json").stdout)["quarantined"]
+    assert (moved["files"], moved["bytes"], moved["dry_run"]) == (1, size, True)
+
+
+def test_a_restore_has_no_dry_run(store: Store, aside: Path) -> None:
+    uuid = orphan_other(store)
+    verify(store, "--quarantine", aside, "--yes")
+    done = verify(store, "--quarantine", aside, "--restore", "--dry-run")
+    assert (done.exit_code, store.path(uuid).exists()) == (2, False)
+    assert "a check changes nothing" not in done.stderr
+
+
 def test_a_check_that_is_not_complete_moves_nothing(store: Store, aside: Path) -> None:
     uuid = orphan_other(store)
     done = verify(store, "--quarantine", aside, "--yes", "--budget", "0.000001")

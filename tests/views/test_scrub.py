@@ -70,6 +70,12 @@ def test_intact() -> None:
     check("large-objects", report(area="large objects"))
 
 
+def test_a_part_of_the_index() -> None:
+    check("selected", report(partial=True, attachments=2, checked=2))
+    check("selected-damages", report(*DAMAGES, partial=True, attachments=7, checked=7, affected_studies=2))
+    check("nothing-selected", report(partial=True, attachments=0, checked=0, bytes=0, rate_mb_per_s=0.0))
+
+
 def test_damages() -> None:
     check("damages", report(*DAMAGES, *ORPHANS, affected_studies=2))
     check("studies", report(*DAMAGES, affected_studies=1, studies=(STUDY,)))
