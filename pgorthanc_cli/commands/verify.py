@@ -217,6 +217,7 @@ def storage(
         studies=call.again("--list", "studies"),
         restore=call.again("--restore"),
         repair=call.again(without=("-n", "--dry-run")),
+        has_journal=settings.journal is not None,
     )
     if prometheus:
         text = views.prometheus(result, str(resolved.target), time.time())

@@ -133,6 +133,8 @@ class _Run:
                 self._pass()
                 for first, end in self.due.bands() if self.due else ():
                     self._check_again(first, end)
+                if self.checked >= self.attachments:
+                    self._report_checked()
             except _BudgetUsed:
                 budget_used = True
                 self._collect_all()
@@ -490,8 +492,9 @@ class _Run:
         now = time.monotonic()
         if now - self._reported > _REPORT_S:
             self._reported = now
-            self.report(
-                Progress("", f"verifying, depth {self.settings.depth}", self.checked, self.attachments)
-            )
+            self._report_checked()
             if self.stop.is_set():
                 raise Stopped
+
+    def _report_checked(self) -> None:
+        self.report(Progress("", f"verifying, depth {self.settings.depth}", self.checked, self.attachments))

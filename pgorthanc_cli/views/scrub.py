@@ -32,12 +32,14 @@ class Commands:
         studies: The same command that also lists the affected studies.
         restore: The same command that moves the orphans back.
         repair: The same command without --dry-run.
+        has_journal: Whether the same command goes on where this one ended.
     """
 
     again: str = ""
     studies: str = ""
     restore: str = ""
     repair: str = ""
+    has_journal: bool = False
 
 
 def page(report: StorageReport, commands: Commands, *, verbose: bool = False) -> Page:
@@ -288,10 +290,8 @@ def _not_repaired(repaired: Repaired) -> Iterator[Note]:
 def _steps(report: StorageReport, commands: Commands) -> Iterator[Note]:
     repaired = report.repaired
     if not report.complete and commands.again:
-        words = (
-            "Next, continue:" if report.oldest_unverified or report.budget_used else "Next, check everything:"
-        )
-        yield Note(words, paste=commands.again)
+        goes_on = commands.has_journal or report.budget_used
+        yield Note("Next, continue:" if goes_on else "Next, check everything:", paste=commands.again)
     elif repaired and repaired.dry_run and repaired.files:
         yield Note("Next, repair them:", paste=commands.repair)
     elif report.indexed and report.indexed.dry_run and report.indexed.files:

@@ -253,6 +253,16 @@ def test_a_row_that_comes_during_the_grace_period(fresh: db.Target, area: Path, 
     assert len(waiting) == 1
 
 
+@pytest.mark.parametrize("depth", scrub.DEPTHS)
+def test_the_last_progress_is_that_of_the_end(
+    fresh: db.Target, area: Path, monkeypatch: pytest.MonkeyPatch, depth: str
+) -> None:
+    monkeypatch.setattr("pgorthanc_cli.scrub.run._REPORT_S", 1e9)
+    reports: list[Progress] = []
+    scrub.check(fresh, scrub.Settings(area, depth=depth, jobs=1), report=reports.append)
+    assert (reports[-1].done, reports[-1].total) == (20, 20)
+
+
 def test_an_instance_that_is_deleted_meanwhile(fresh: db.Target, area: Path) -> None:
     """Rows go first, files after them: the rows of the snapshot have no files any more."""
     uuid = uuids_of(fresh)[0]

@@ -90,6 +90,9 @@ def test_damages() -> None:
 def test_not_everything() -> None:
     check("interrupted", report(complete=False, checked=12_400_000))
     check("interrupted-damages", report(*DAMAGES, complete=False, checked=12_400_000, affected_studies=2))
+    with_journal = replace(COMMANDS, has_journal=True)
+    page = views.page(report(complete=False, checked=12_400_000), with_journal)
+    assert [step.text for step in page.next_steps] == ["Next, continue:"]
     check("recent", report(skipped_recent=3, undecided=3))
     check("budget", report(complete=False, budget_used=True, checked=12_400_000))
     check("due", report(checked=1_204_000, skipped_recent=34_916_411))
