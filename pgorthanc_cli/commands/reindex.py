@@ -56,7 +56,7 @@ def _identifiers(level: str) -> Callable[[Callable[..., None]], Callable[..., No
     "--where",
     multiple=True,
     metavar="TAG=VALUE",
-    help="Only resources with this value in the index; repeatable.",
+    help="Only resources with exactly this value in the index, no wildcards; repeatable.",
 )
 @_what(
     "--since",
@@ -199,8 +199,10 @@ def _check(call: commands.Call, options: dict[str, Any]) -> None:
         profile = reindex.profile_of(
             resolved.orthanc, options["default_encoding"], options["orthanc_version"]
         )
-        result = reindex.check(resolved.target, profile, report=report)
-    call.emit_page(result, views.check_page(result, call.again(without=("--check",))))
+        is_configured = resolved.orthanc is not None
+        result = reindex.check(resolved.target, profile, is_configured=is_configured, report=report)
+    more = () if is_configured else ("--config", "PATH")
+    call.emit_page(result, views.check_page(result, call.again(*more, without=("--check",))))
     if result.outdated:
         raise click.exceptions.Exit(PartialFailure.exit_code)
 

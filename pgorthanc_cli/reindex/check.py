@@ -13,6 +13,7 @@ from pgorthanc_cli import db, dicom, index
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.reindex.model import SIGNATURE
+from pgorthanc_cli.reindex.requirements import require_configured_tags
 
 # Signatures by level above the instances, then those of all levels together (without a level), and the number of
 # instances. One statement, hence one snapshot. A join of all instances with their metadata would take four times as
@@ -82,19 +83,25 @@ class Checked:
         return sum(level.other_signature + level.without_signature for level in self.levels)
 
 
-def check(target: db.Target, profile: dicom.Profile, *, report: Report = silent) -> Checked:
+def check(
+    target: db.Target, profile: dicom.Profile, *, is_configured: bool = True, report: Report = silent
+) -> Checked:
     """Compare the signatures of all resources with a profile; only reads.
 
     Args:
         target: The index.
         profile: The configuration.
+        is_configured: As in `Settings`.
         report: If the tables are large: receives that they will be read.
 
     Raises:
         RevisionError: There is no index.
+        UsageError: The tag lists are not known.
     """
     with db.session(target, readonly=True) as conn:
         index.Capabilities.read(conn)
+        if not is_configured:
+            require_configured_tags(conn, profile)
         report = db.announce_scans(conn, ("resources", "metadata"), report)
         report(Progress("", "counting signatures", 1, 1))
         counts = _signatures(conn)

@@ -44,8 +44,13 @@ def estimate(
     conn.rollback()
     if not tried:
         return Estimate(files, 0, None)
-    seconds = files * took / tried * _WRITING / settings.jobs
-    return Estimate(files, round(files * size / tried), round(seconds, 1))
+    expected_bytes, limits = files * size / tried, settings.limits
+    seconds = max(
+        files * took / tried * _WRITING / settings.jobs,
+        files / limits.max_files_per_s if limits.max_files_per_s else 0.0,
+        expected_bytes / limits.max_bytes_per_s if limits.max_bytes_per_s else 0.0,
+    )
+    return Estimate(files, round(expected_bytes), round(seconds, 1))
 
 
 def _count(conn: db.Session, selected: Selected, patients: Sequence[int], settings: Settings) -> int:

@@ -60,6 +60,7 @@ class Settings:
         limits: How fast files are read.
         hours: When.
         batch_files: At most so many files in one transaction, but for a large series.
+        is_configured: Whether `profile` has the tag lists of an Orthanc, not merely the default ones.
     """
 
     storage_dir: Path | None
@@ -76,6 +77,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     hours: Hours | None = None
     batch_files: int = 500
+    is_configured: bool = True
 
 
 class Decided(NamedTuple):
@@ -244,6 +246,7 @@ class Reindexed:
         area: The folder, or `large objects`.
         endpoint: Where we worked.
         estimate: What was expected at the start.
+        partial: Whether only a part of the index was selected.
     """
 
     patients: int
@@ -268,3 +271,4 @@ class Reindexed:
     area: str
     endpoint: db.Endpoint
     estimate: Estimate
+    partial: bool = False

@@ -19,7 +19,7 @@ from functools import partial
 from pgorthanc_cli import db, dicom, index
 from pgorthanc_cli.constants import LEVELS
 from pgorthanc_cli.progress import Progress, Report, silent
-from pgorthanc_cli.reindex import arrivals, estimate, housekeeper, worker
+from pgorthanc_cli.reindex import arrivals, estimate, housekeeper, requirements, worker
 from pgorthanc_cli.reindex.journal import Journal, Position
 from pgorthanc_cli.reindex.model import (
     ALL_LEVELS,
@@ -70,7 +70,8 @@ def reindex(
         started: Called before the first file is read.
 
     Raises:
-        UsageError: The index does not have a resource that is named.
+        UsageError: The index does not have a resource that is named; the storage folder is empty; the tag lists
+            are not known.
         InUseError: Another run is writing.
         RevisionError: There is no index, or none that can be written to.
         ConnectError: The connection was lost; what was counted is committed.
@@ -86,6 +87,8 @@ def reindex(
     ):
         capabilities = index.Capabilities.read(conn)
         conn.rollback()
+        if not settings.is_configured:
+            requirements.require_configured_tags(conn, settings.profile)
         selected = Selected(conn, settings.selection)
         if selected.slow:
             report(Progress("", selected.slow, None))
@@ -99,10 +102,12 @@ def reindex(
         all_patients = selected.patients()
         # Patients are done in ascending order: all up to that one are right already.
         patients = all_patients[bisect(all_patients, journal.position.last_patient) :]
+        requirements.require_stored_files(settings, len(patients))
         expected = estimate.estimate(conn, planner, selected, patients, settings)
         started(expected)
         run = _Run(conn, workers, settings, expected, stop, report, journal)
         run.done.unreadable = list(journal.position.unreadable)
+        run.unreadable_before = len(run.done.unreadable)
         journal.reach(0, run.done.unreadable, now=True)  # a file that cannot be written fails now
         run.done_before = len(all_patients) - len(patients)
         run.work(planner.batches(patients))
@@ -132,6 +137,7 @@ class _Run:
     journal: Journal
     done: Done = field(default_factory=Done)
     done_before: int = 0
+    unreadable_before: int = 0
     counts: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     complete: bool = True
     _started: float = field(default_factory=time.monotonic)
@@ -209,11 +215,17 @@ class _Run:
         now = time.monotonic()
         if now - self._reported > _REPORT_S:
             self._reported = now
-            self.report(Progress("", "reindexing", self.done.files, self.expected.files))
+            self._report_read()
+
+    def _report_read(self) -> None:
+        files = self.done.files + len(self.done.unreadable) - self.unreadable_before
+        self.report(Progress("", "reindexing", files, self.expected.files))
 
     def result(self) -> Reindexed:
         """Return what was counted."""
         elapsed_s = time.monotonic() - self._started
+        if self.done.files or self.done.unreadable:
+            self._report_read()
         if self.complete:
             self.journal.finish()
         else:
@@ -244,6 +256,7 @@ class _Run:
             area=str(settings.storage_dir or "large objects"),
             endpoint=db.endpoint(self.conn),
             estimate=self.expected,
+            partial=not settings.selection.is_everything,
         )
 
 

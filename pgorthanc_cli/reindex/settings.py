@@ -56,6 +56,7 @@ def from_options(
         hours=Hours.parse(schedule) if schedule else None,
         # A batch is read without a pause: no more than what is allowed in a second.
         batch_files=min(batch_files, max(1, int(max_files_per_s or batch_files))),
+        is_configured=orthanc is not None,
         **options,
     )
 

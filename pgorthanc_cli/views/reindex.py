@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pgorthanc_cli.reindex import Change, Checked, Estimate, Reindexed, Repaired
 from pgorthanc_cli.text import duration, plural, printable, size
@@ -40,6 +40,10 @@ def page(result: Reindexed, commands: Commands, *, verbose: bool = False) -> Pag
     blocks: list[Block] = list(_changes(result, verbose=verbose))
     if result.unreadable:
         blocks.append(_unreadable(result, verbose=verbose))
+    if result.done_before:
+        blocks.append(
+            Note(f"{plural(result.done_before, 'patient')} done by earlier runs, as the journal says.")
+        )
     if result.housekeeper in _HOUSEKEEPER:
         blocks.append(Note(_HOUSEKEEPER[result.housekeeper]))
     status = "warning" if result.unreadable or not result.complete else "ok"
@@ -92,7 +96,7 @@ def repaired_page(result: Repaired, again: str) -> Page:
     noun = plural(changed, "study", "studies") if result.repair == "patients" else plural(changed, "resource")
     resources = "All studies" if result.repair == "patients" else "All resources"
     right, wrong = _REPAIRS[result.repair]
-    headline = f"{resources} {right}."
+    headline = f"{resources} {right}." if result.complete else "Nothing had to be repaired yet."
     if changed and result.dry_run:
         headline = f"Dry run, nothing was changed: {noun} {'has' if changed == 1 else 'have'} {wrong}."
     elif changed:
@@ -125,6 +129,10 @@ _HOUSEKEEPER = {
 def _headline(result: Reindexed) -> str:
     changed = sum(result.rows_changed.values())
     studies = plural(result.studies, "study", "studies")
+    is_nothing = result.complete and not (result.studies or result.files_read or result.unreadable)
+    if is_nothing and not result.done_before:
+        nothing = "no study is selected" if result.partial else "the index has no studies"
+        return f"Dry run, nothing was changed: {nothing}." if result.dry_run else f"Nothing to do: {nothing}."
     if result.dry_run:
         verb = "differs" if changed == 1 else "differ"
         text = f"{plural(changed, 'resource')} of {studies} {verb} from the stored files"
@@ -132,7 +140,8 @@ def _headline(result: Reindexed) -> str:
     elif changed:
         text = f"Reindexed {studies} in {duration(result.elapsed_s)}; {plural(changed, 'resource')} changed"
     else:
-        text = f"Reindexed {studies} in {duration(result.elapsed_s)}; nothing had to be changed"
+        nothing = "nothing had to be changed" if result.complete else "nothing was changed yet"
+        text = f"Reindexed {studies} in {duration(result.elapsed_s)}; {nothing}"
     if result.unreadable:
         text += f", {plural(len(result.unreadable), 'file')} unreadable"
     if not result.complete:
@@ -142,7 +151,10 @@ def _headline(result: Reindexed) -> str:
 
 def _where(result: Reindexed) -> tuple[str, ...]:
     rate = result.files_read / max(result.elapsed_s, 0.001)
-    read = f"{plural(result.files_read, 'file')} read ({size(result.bytes_read)})"
+    files = plural(result.files_read, "file")
+    if not result.complete:
+        files = f"{result.files_read:,} of {plural(result.estimate.files, 'file')}"
+    read = f"{files} read ({size(result.bytes_read)})"
     return str(result.endpoint), printable(result.area), read, f"{rate:,.0f}/s"
 
 
@@ -162,7 +174,7 @@ def _change(change: Change) -> str:
         for word, count in (
             ("missing", change.missing),
             ("different", change.different),
-            ("not in the file", change.extra),
+            ("extra", change.extra),
         )
         if count
     ]
@@ -188,7 +200,8 @@ def _steps(result: Reindexed, commands: Commands) -> Iterator[Note]:
             paste=commands.again,
         )
     elif result.dry_run and any(result.rows_changed.values()):
-        expected = expectation(result.estimate)
+        # What was read is known now, and not merely estimated.
+        expected = expectation(replace(result.estimate, files=result.files_read, bytes=result.bytes_read))
         yield Note(f"Next, while Orthanc is running ({expected}):", paste=commands.for_real)
     if result.unreadable and commands.verify:
         yield Note("Next, find out what is wrong with the files:", paste=commands.verify)

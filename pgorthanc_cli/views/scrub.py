@@ -77,7 +77,11 @@ def _headline(report: StorageReport) -> str:
     if damaged:
         text = _damaged(report, of, noun)
     elif report.complete and not report.attachments:
-        text = "Nothing to check: no attachment is selected." if report.partial else "The index has no attachments."
+        text = (
+            "Nothing to check: no attachment is selected."
+            if report.partial
+            else "The index has no attachments."
+        )
     elif report.complete and report.checked < report.attachments:
         text = f"No damage found. {report.checked:,} of {report.attachments:,} {noun} were due for a check."
     elif report.complete and not report.without_md5:

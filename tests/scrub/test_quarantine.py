@@ -159,7 +159,8 @@ def test_a_dry_run(store: Store, aside: Path) -> None:
     assert (done.exit_code, store.path(uuid).exists(), aside.exists()) == (6, True, False)
     assert f"Nothing was changed: 1 orphan ({size} B) can be moved to {aside}." in done.stdout
     command = done.stdout.split("Next, move them aside:\n")[1].strip()
-    assert command.startswith("pgorthanc verify storage") and "--dry-run" not in command
+    assert command.startswith("pgorthanc verify storage")
+    assert "--dry-run" not in command
     moved = json.loads(verify(store, "--quarantine", aside, "--dry-run", "--json").stdout)["quarantined"]
     assert (moved["files"], moved["bytes"], moved["dry_run"]) == (1, size, True)
 

@@ -71,12 +71,29 @@ def test_a_run_that_had_nothing_to_do() -> None:
     check("nothing", replace(DONE, rows_changed=NOTHING, changes=()))
 
 
+def test_a_selection_that_is_empty() -> None:
+    empty = replace(
+        DONE, studies=0, files_read=0, bytes_read=0, rows_changed=NOTHING, changes=(), partial=True
+    )
+    check("nothing-selected", empty)
+    for result, headline in (
+        (replace(empty, dry_run=True), "Dry run, nothing was changed: no study is selected."),
+        (replace(empty, partial=False), "Nothing to do: the index has no studies."),
+    ):
+        assert views.page(result, COMMANDS).headline == headline
+
+
+def test_a_run_with_a_journal() -> None:
+    check("journal", replace(DONE, done_before=14))
+
+
 def test_files_that_cannot_be_read() -> None:
     check("unreadable", replace(DONE, unreadable=DAMAGED))
     check("unreadable-many", replace(DONE, unreadable=DAMAGED * 7))
 
 
 def test_an_interrupted_run() -> None:
+    check("interrupted-changed", replace(DONE, complete=False, files_read=600_000))
     check("interrupted", replace(DONE, complete=False, studies=1, rows_changed=NOTHING, changes=()))
 
 
