@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _LOST = ("08", "57P0")  # SQLSTATE classes: connection exception, shutdown
 _NO_SUCH_CHARACTER = ("22021", "22P05")  # character not in repertoire, untranslatable character
 _SEVERITY = re.compile(r"\S+:  ")  # the beginning of a server's message in any language
-# application_name of the commands that only read.
+# application_name of the commands that only read. Of `verify`, which may repair, the sessions are read-only that do.
 _READING_COMMANDS = re.compile(
-    r"pgorthanc (?:status|doctor|verify|check-|config|wait|support-bundle|replication status|storage show)"
+    r"pgorthanc (?:status|doctor|check-|config|wait|support-bundle|replication status|storage show)"
 )
 _GRANT_READ = "GRANT SELECT ON ALL {kind} IN SCHEMA {schema} TO {role};"
 _GRANT_WRITE = (

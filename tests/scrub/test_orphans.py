@@ -16,7 +16,8 @@ from pgorthanc_cli.scrub.orphans import folder_of_copies
 from tests.scrub.injected import Store, orphan_compressed, orphan_dicom, orphan_indexed, orphan_other
 from tests.support import samples
 from tests.support.importing import run as import_files
-from tests.support.schemas import rows
+from tests.support.schemas import as_role, rows
+from tests.support.schemas import run as execute
 
 BOTH = pytest.mark.parametrize("store", ["files", "large objects"], indirect=True)
 
@@ -122,6 +123,15 @@ def test_copies_that_a_killed_run_has_left(
     assert copies.exists()
     assert verify(store, "--index-orphans", "--yes").exit_code == 0
     assert not copies.exists()
+
+
+def test_a_role_that_may_only_read_learns_what_it_lacks(store: Store, role: str) -> None:
+    orphan_dicom(store)
+    execute(store.target, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    reader = Store(as_role(store.target, role), store.area, compress=False)
+    refused = verify(reader, "--index-orphans", "--yes")
+    assert refused.exit_code == 1, refused.output
+    assert "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES" in refused.stderr
 
 
 def test_it_must_be_confirmed(store: Store) -> None:
