@@ -207,6 +207,7 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
         ends += ["--from-dir", str(source)]
     if settings.compression:
         ends += ["--compression", COMPRESSION_NAMES[settings.compression]]
+    everything = call.command_line("storage", "move", *ends)
     # A part is selected again; the whole would be another move.
     for study in settings.studies:
         ends += ["--study", study]
@@ -227,8 +228,10 @@ def _next_commands(call: Call, settings: MoveSettings, *, is_enabled: bool) -> C
         area = [] if place.storage is not None else area
         return call.command_line("verify", "storage", *area, "--list", "studies")
 
+    can_be_switched = settings.is_told_by_rows or not settings.is_partial
     return Commands(
-        switch=call.command_line("storage", "move", *ends, "--phase", "switch"),
+        switch=call.command_line("storage", "move", *ends, "--phase", "switch") if can_be_switched else "",
+        everything=everything,
         clean=call.command_line("storage", "move", *ends, *before, "--phase", "clean"),
         again=call.again(),
         verify=verify(settings.target),

@@ -174,6 +174,7 @@ class Moved:
         kept: Adopted files: with a storage of the plugin as target they stay as they are; else
             they were copied, and `clean` leaves the originals.
         compression: `none` or `zlib`, if it was to be changed.
+        partial: Whether only some attachments were meant.
         elapsed_s: Seconds.
         endpoint: The database.
         warnings: Of the check whether an Orthanc is connected.
@@ -200,6 +201,7 @@ class Moved:
     warnings: tuple[str, ...] = ()
     kept: int = 0
     compression: str | None = None
+    partial: bool = False
 
     def document(self) -> Mapping[str, Any]:
         """Return the fields for JSON, where the ends are called `from` and `to`."""

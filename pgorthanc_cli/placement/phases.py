@@ -107,6 +107,7 @@ class Run:
             warnings=self.warnings,
             kept=self.kept,
             compression=model.COMPRESSION_NAMES.get(self.settings.compression or 0),
+            partial=self.settings.is_partial,
         )
 
     # --- the phases ---------------------------------------------------------------------

@@ -20,7 +20,8 @@ class Commands:
     """What to run next.
 
     Attributes:
-        switch, clean: The same move, its next phases.
+        switch, clean: The same move, its next phases; `switch` is empty if a part was copied that cannot be switched.
+        everything: The copy of all attachments instead of that part.
         again: The same command.
         verify: The check of the target, with the affected studies.
         verify_source: The same of the source.
@@ -35,6 +36,7 @@ class Commands:
     verify_source: str
     configure: tuple[str, ...]
     settings: tuple[str, ...]
+    everything: str = ""
 
 
 def page(moved: Moved, commands: Commands) -> Page:
@@ -46,6 +48,9 @@ def page(moved: Moved, commands: Commands) -> Page:
         steps = (Note("To see what is damaged, and in which studies:", paste=check),)
     elif not moved.complete:
         steps = (Note("Next, continue:", paste=commands.again),)
+    elif moved.phase == "copy" and not commands.switch:
+        reason = "Orthanc reads from one storage area only, so a part cannot be switched."
+        steps = (Note(f"{reason} Next, copy everything:", paste=commands.everything),)
     elif moved.phase == "copy":
         steps = (Note("Next, in your maintenance window: stop Orthanc, then", paste=commands.switch),)
     elif moved.phase == "switch":
@@ -75,8 +80,13 @@ def _headline(moved: Moved) -> str:
         text = f"Orthanc's files are now in {target}"
         text = f"Orthanc's files are now {target}" if moved.target == "postgresql" else text
         text += f": {plural(moved.copied, 'attachment')} copied in {duration(moved.elapsed_s)}."
+    elif moved.complete and not moved.attachments:
+        nothing = "no attachment is selected" if moved.partial else "the index has no attachments"
+        text = f"Nothing to do: {nothing}."
     elif moved.complete and not moved.copied:
-        text = f"Nothing to do: all attachments are already in {target}."
+        text = (
+            f"Nothing to do: all {'selected ' if moved.partial else ''}attachments are already in {target}."
+        )
     else:
         copied = plural(moved.copied, "attachment")
         if moved.phase == "copy" and not (moved.complete or moved.failed):
@@ -97,10 +107,9 @@ def _facts(moved: Moved) -> Iterator[Block]:
     if moved.already_there:
         yield Note(f"{plural(moved.already_there, 'attachment')} already there, compared, not copied again.")
     if moved.phase == "copy" and moved.complete:
-        yield Note(
-            f"Orthanc still uses {_name(moved, source=True)}, and may go on doing so."
-            " The MD5 of everything is right in both places."
-        )
+        text = f"Orthanc still uses {_name(moved, source=True)}, and may go on doing so."
+        what = "everything that was selected" if moved.partial else "everything"
+        yield Note(f"{text} The MD5 of {what} is right in both places." if moved.attachments else text)
     if moved.phase == "switch" and moved.complete:
         yield Note(_going_back(moved))
     if moved.unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import threading
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,27 @@ def configuration(tmp_path: Path, target: db.Target, **keys: Any) -> Path:
     }  # fmt: skip
     path.write_text(json.dumps({"PostgreSQL": section} | keys))
     return path
+
+
+def test_what_follows_the_copy_of_a_part(indexed: db.Target, area: Path, tmp_path: Path) -> None:
+    ((study,),) = rows(indexed, "SELECT publicid FROM resources WHERE resourcetype = 1 LIMIT 1")
+    ends = (
+        "--to",
+        "filesystem",
+        "--from-dir",
+        area,
+        "--storage-dir",
+        tmp_path / "data",
+        "--uri",
+        indexed.dsn,
+    )
+    part = run(*ends, "--study", study)
+    assert part.exit_code == 0, part.output
+    assert "--phase switch" not in part.stdout
+    whole = CliRunner().invoke(cli.main, shlex.split(part.stdout.splitlines()[-1])[1:])
+    assert whole.exit_code == 0, whole.output
+    assert "--phase switch" in whole.stdout
+    assert in_folder(tmp_path / "data") == expected(indexed)
 
 
 def test_the_whole_run_book(objects: db.Target, tmp_path: Path) -> None:

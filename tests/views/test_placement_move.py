@@ -51,6 +51,17 @@ def test_copy() -> None:
     check("copy-to-large-objects", back)
 
 
+def test_a_part() -> None:
+    part = replace(COPY, attachments=40, copied=40, bytes=20_000_000, already_there=0, partial=True)
+    trial = replace(COMMANDS, switch="", everything=MOVE)
+    check("copy-part", part, trial)
+    check("copy-part-nothing", replace(part, attachments=0, copied=0, bytes=0), trial)
+    nothing = replace(part, attachments=0, copied=0, bytes=0, partial=False)
+    assert views.page(nothing, COMMANDS).headline == "Nothing to do: the index has no attachments."
+    again = replace(part, copied=0, bytes=0, already_there=40)
+    assert "all selected attachments are already in /data" in views.page(again, trial).headline
+
+
 def test_switch() -> None:
     check("switch", SWITCH)
     check("switch-without-configuration", SWITCH, replace(COMMANDS, configure=()))
