@@ -76,7 +76,8 @@ class Run:
         self.warnings = _owner_warning(self.settings)
         try:
             {model.COPY: self.copy, model.SWITCH: self.switch, model.CLEAN: self.clean}[self.settings.phase]()
-            complete = not self.failures and not self.stop.is_set()
+            # A stop that comes after the last piece of work interrupts nothing.
+            complete = not self.failures
         except Stopped:
             # What workers finish within a few seconds is copied or removed, and counts.
             with suppress(Stopped):

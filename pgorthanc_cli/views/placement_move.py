@@ -112,6 +112,8 @@ def _facts(moved: Moved) -> Iterator[Block]:
         yield Note(f"{text} The MD5 of {what} is right in both places." if moved.attachments else text)
     if moved.phase == "switch" and moved.complete:
         yield Note(_going_back(moved))
+    elif moved.phase == "switch" and not moved.failed:
+        yield Note("The switch is not done: until it is, start Orthanc with its old configuration only.", "warning")
     if moved.unknown:
         yield Note(
             f"{plural(moved.unknown, 'attachment')} in the target, but not in the index",

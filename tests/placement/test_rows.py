@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from pgorthanc_cli import cli, db, placement
 from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.index import customdata, key_values
 from pgorthanc_cli.placement import MoveSettings, Place
+from pgorthanc_cli.placement.proved import ProvedRows
 from pgorthanc_cli.schema import verify
 from tests.placement.moving import COUNT, OBJECTS, OBJECTS_COUNT, expected, in_folder, in_objects
 from tests.support.compressors import with_isal, without_isal
@@ -204,6 +206,23 @@ def test_compression_on_the_way(indexed: db.Target, area: Path, tmp_path: Path, 
         ]
     moved(indexed, MoveSettings(Place(there), Place(back), compression=1), *PHASES)
     assert (in_folder(back), expected(indexed)) == (contents, contents)
+
+
+def test_a_stop_when_the_rows_are_changed_comes_too_late(
+    indexed: db.Target, area: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the page would call the switch interrupted, and Orthanc be started with its old configuration."""
+    stop, switch = threading.Event(), ProvedRows.switch
+
+    def stopped_meanwhile(proved: ProvedRows) -> None:
+        switch(proved)
+        stop.set()
+
+    monkeypatch.setattr(ProvedRows, "switch", stopped_meanwhile)
+    settings = MoveSettings(Place(area), Place(tmp_path / "zlib"), "switch", compression=2, jobs=1)
+    result = placement.move(indexed, settings, stop=stop)
+    assert rows(indexed, "SELECT DISTINCT compressiontype FROM attachedfiles") == [(2,)]
+    assert (result.complete, stop.is_set()) == (True, True)
 
 
 def test_clean_before_the_switch_of_a_compression(indexed: db.Target, area: Path, tmp_path: Path) -> None:
