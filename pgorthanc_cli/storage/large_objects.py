@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
 from psycopg2 import sql
 from psycopg2.extras import execute_values
 
@@ -91,9 +92,15 @@ class LargeObjectArea:
 
     def _write(self, cur: Cursor, chunks: Iterable[bytes | memoryview]) -> int:
         large_object: Any = self.conn.lobject(0, "wb")
-        for chunk in chunks:
-            large_object.write(bytes(chunk))
-        large_object.close()
+        try:
+            for chunk in chunks:
+                large_object.write(bytes(chunk))
+            large_object.close()
+        except psycopg2.Error:
+            # On a broken connection, psycopg2 would print an error of its own when the object is collected.
+            if self.conn.closed:
+                self.conn.close()
+            raise
         oid: int = large_object.oid
         if self.owner:
             statement = sql.SQL("ALTER LARGE OBJECT {} OWNER TO {}")
