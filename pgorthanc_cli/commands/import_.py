@@ -76,7 +76,11 @@ _rate = click.FloatRange(min=0, min_open=True)
 )
 @_archive("--adopt", is_flag=True, help="Index the files where they lie (advanced-storage plugin).")
 @_archive("--take-ownership", is_flag=True, help="With --adopt: Orthanc deletes them with their instances.")
-@_archive("--overwrite", type=click.Choice(["never", "always", "if-changed"]), help="What is stored already.")
+@_archive(
+    "--overwrite",
+    type=click.Choice(["never", "always", "if-changed"]),
+    help="Whether to replace what is stored already.  [default: OverwriteInstances of --config, else never]",
+)
 @_archive(
     "--orthanc-version",
     metavar="X.Y.Z",

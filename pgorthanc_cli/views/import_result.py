@@ -122,7 +122,10 @@ def _counts(result: ImportResult, done: str) -> Iterator[Table]:
     would = "would be " if result.dry_run else ""
     counts = (
         (result.imported, f"{would}{done}"),
-        (result.overwritten, f"{would}{done} in place of the stored instance (--overwrite)"),
+        (
+            result.overwritten,
+            f"{would}{done} in place of the stored instance (--overwrite or OverwriteInstances)",
+        ),
         (result.restored, f"stored already, but without content: {would}put back"),
         (result.known, "skipped, already stored"),
         (result.refused, f"{would}refused"),

@@ -113,7 +113,9 @@ def _facts(moved: Moved) -> Iterator[Block]:
     if moved.phase == "switch" and moved.complete:
         yield Note(_going_back(moved))
     elif moved.phase == "switch" and not moved.failed:
-        yield Note("The switch is not done: until it is, start Orthanc with its old configuration only.", "warning")
+        yield Note(
+            "The switch is not done: until it is, start Orthanc with its old configuration only.", "warning"
+        )
     if moved.unknown:
         yield Note(
             f"{plural(moved.unknown, 'attachment')} in the target, but not in the index",
