@@ -9,20 +9,15 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import make_dsn
-from pydicom.dataset import Dataset
 
-from pgorthanc_cli import cli, db, dicom, index, locks, reindex
-from pgorthanc_cli.errors import InUseError, PgOrthancError, UsageError
+from pgorthanc_cli import db, dicom, index, locks, reindex
+from pgorthanc_cli.errors import InUseError, UsageError
 from pgorthanc_cli.pacing import Hours, Limits
 from pgorthanc_cli.progress import Progress
 from pgorthanc_cli.reindex.heads import Heads
@@ -32,73 +27,12 @@ from pgorthanc_cli.reindex.selection import Selected
 from pgorthanc_cli.reindex.worker import Worker
 from pgorthanc_cli.schema import initialize
 from pgorthanc_cli.workers import Stopped
+from tests.reindex.archive import PIXELS, PROFILE, Archive, run
 from tests.support import reindexing, samples
 from tests.support.importing import dumped
 from tests.support.importing import run as import_files
-from tests.support.schemas import REVISIONS, drop_database, rows
+from tests.support.schemas import REVISIONS, rows
 from tests.support.schemas import run as execute
-
-PROFILE = dicom.Profile(
-    extra_main_dicom_tags={
-        "Patient": ["PatientComments"],
-        "Study": ["0032,4000"],
-        "Series": ["KVP"],
-        "Instance": ["Rows", "ReferencedImageSequence"],
-    }
-)
-PIXELS = 64 << 10
-
-
-def write_files(folder: Path) -> list[Path]:
-    """Two patients, three studies, four series of three instances whose files disagree above the instance."""
-    folder.mkdir()
-    for n in range(12):
-        patient, study, series = n // 6 + 1, f"1.2.{n // 6 if n < 9 else 7}", f"1.2.1.{n // 3}"
-        reference = Dataset()
-        reference.ReferencedSOPInstanceUID = f"9.{n}"
-        content = samples.instance(
-            f"P{patient}", study, series, n + 1,
-            StudyDescription=f"from {n}", SeriesDescription=f"from {n}", PatientSex="MFO"[n % 3],
-            PatientComments="a comment", StudyComments="another", KVP=str(100 + n),
-            ReferencedImageSequence=[reference],
-            PixelData=os.urandom(PIXELS), Rows=256, Columns=128,
-        )  # fmt: skip
-        (folder / f"{n:02}.dcm").write_bytes(content)
-    return sorted(folder.iterdir())
-
-
-class Archive:
-    """An index and its area, imported with an earlier configuration, and the files."""
-
-    def __init__(self, database: str, files: list[Path], area: Path) -> None:
-        self.database, self.files, self.area = database, files, area
-
-
-@pytest.fixture(scope="module")
-def imported(
-    admin: Connection, server_dsn: str, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Archive]:
-    name, folder = f"pgorthanc_reindex_{os.getpid()}", tmp_path_factory.mktemp("reindex")
-    with admin.cursor() as cur:
-        cur.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    files = write_files(folder / "in")
-    import_files(db.Target(make_dsn(server_dsn, dbname=name)), files, folder / "area")
-    yield Archive(name, files, folder / "area")
-    drop_database(admin, name)
-
-
-@pytest.fixture
-def archive(
-    imported: Archive, new_database: Callable[..., db.Target], tmp_path: Path
-) -> tuple[db.Target, Path]:
-    """A copy of the archive."""
-    shutil.copytree(imported.area, tmp_path / "area")
-    return new_database(imported.database), tmp_path / "area"
-
-
-def run(target: db.Target, area: Path | None, **settings: Any) -> reindex.Reindexed:
-    profile = settings.pop("profile", PROFILE)
-    return reindex.reindex(target, reindex.Settings(area, profile, jobs=1, **settings))
 
 
 def only_batch(conn: db.Session, settings: reindex.Settings) -> Batch:
@@ -286,47 +220,6 @@ def test_selections(archive: tuple[db.Target, Path]) -> None:
         run(target, area, selection=reindex.Selection(resources=((STUDY, ("nothing",)),)))
 
 
-# --- what is refused ------------------------------------------------------------------------
-
-
-def test_a_folder_that_is_not_mounted(
-    archive: tuple[db.Target, Path], fresh: db.Target, tmp_path: Path
-) -> None:
-    target, _ = archive
-    with pytest.raises(PgOrthancError, match="cannot be read: No such file"):
-        run(target, tmp_path / "missing")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="is empty, but files of 2 patients are to be read from it"):
-        run(target, tmp_path / "empty", dry_run=True)
-    assert run(fresh, tmp_path / "empty").complete
-
-
-def test_without_the_configuration_no_tag_of_the_index_is_removed(archive: tuple[db.Target, Path]) -> None:
-    target, area = archive
-    plain = dicom.Profile()
-    assert run(target, area, profile=plain, is_configured=False, dry_run=True).complete
-    run(target, area)
-    with pytest.raises(
-        UsageError, match="not among Orthanc's default ones, such as PatientComments"
-    ) as refused:
-        run(target, area, profile=plain, is_configured=False)
-    assert "--config" in (refused.value.hint or "")
-    with pytest.raises(UsageError, match="only Orthanc's configuration names them"):
-        reindex.check(target, plain, is_configured=False)
-    assert run(target, area).changes == ()
-    # A configuration that no longer has them removes them.
-    assert run(target, area, profile=plain).changes
-
-
-def test_what_to_run_after_a_check_without_a_configuration(archive: tuple[db.Target, Path]) -> None:
-    target, _ = archive
-    patients = "SELECT internalid FROM resources WHERE resourcetype = 0"
-    execute(target, f"UPDATE metadata SET value = '0010,0020' WHERE type = 15 AND id IN ({patients})")
-    done = CliRunner().invoke(cli.main, ["reindex", "--check", "--uri", target.dsn])
-    assert done.exit_code == 6, done.output
-    assert "    pgorthanc reindex --config PATH --uri" in done.stdout
-
-
 # --- what is not written --------------------------------------------------------------------
 
 
@@ -480,35 +373,6 @@ def test_a_journal_goes_on_where_the_run_ended(archive: tuple[db.Target, Path], 
     assert 0 < second.files_read < 24
     assert not journal.exists()
     assert run(target, area).changes == ()
-
-
-def test_the_last_progress_is_that_of_the_end(
-    archive: tuple[db.Target, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgorthanc_cli.reindex.run._REPORT_S", 1e9)
-    target, area = archive
-    reports: list[Progress] = []
-    settings = reindex.Settings(area, PROFILE, jobs=1, batch_files=3)
-    reindex.reindex(target, settings, report=reports.append)
-    assert (reports[-1].done, reports[-1].total) == (12, 12)
-
-
-def test_the_estimate_knows_the_limits(archive: tuple[db.Target, Path]) -> None:
-    target, area = archive
-    free = run(target, area, dry_run=True).estimate
-    assert free.seconds is not None
-    assert free.seconds < 10
-    stop = threading.Event()
-    for limits in (Limits(max_files_per_s=0.1), Limits(max_bytes_per_s=free.bytes / 120)):
-        estimates: list[reindex.Estimate] = []
-
-        def started(estimate: reindex.Estimate, to: list[reindex.Estimate] = estimates) -> None:
-            to.append(estimate)
-            stop.set()
-
-        settings = reindex.Settings(area, PROFILE, jobs=1, limits=limits, dry_run=True)
-        reindex.reindex(target, settings, stop=stop, started=started)
-        assert [each.seconds for each in estimates] == [pytest.approx(120, rel=0.01)]
 
 
 def test_rates_hold(archive: tuple[db.Target, Path]) -> None:
