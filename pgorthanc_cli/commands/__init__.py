@@ -258,11 +258,12 @@ class Call:
             error.hint = f"{advice} {self.command_line(*words)}"
 
     def again(self, *added: str, without: Collection[str] = ()) -> str:
-        """Return this command line, to paste: with more options, or without some flags.
+        """Return this command line, to paste: with more options, which replace their equals, or without some flags.
 
         A password in --uri is left out.
         """
-        words: list[str] = [word for word in click.get_current_context().obj if word not in without]
+        context = click.get_current_context()
+        words = list(_kept(context.obj, context.command, {*added}, without))
         for number, word in enumerate(words):
             if word.startswith("--uri="):
                 words[number] = f"--uri={_without_password(word[6:])}"
@@ -291,6 +292,28 @@ class Call:
         """Show a warning, unless --quiet."""
         if not self.quiet:
             output.warn(message)
+
+
+def _kept(
+    words: Sequence[str], command: click.Command, replaced: Collection[str], without: Collection[str]
+) -> Iterator[str]:
+    """Yield the words of a command line but for some flags, and for options that are replaced, with their values."""
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    flags = {name for option in options if option.is_flag for name in option.opts}
+    rest = iter(words)
+    for word in rest:
+        name, has_value, _ = word.partition("=")
+        if word == "--":
+            yield from (word, *rest)
+        elif name.startswith("--") and name in replaced:
+            if not has_value and name not in flags:
+                next(rest, None)
+        elif word.startswith("-") and word != "-" and flags.issuperset(f"-{letter}" for letter in word[1:]):
+            # Flags in one word, such as -qn.
+            if left := "".join(letter for letter in word[1:] if f"-{letter}" not in without):
+                yield f"-{left}"
+        elif word not in without:
+            yield word
 
 
 def _without_password(dsn: str) -> str:

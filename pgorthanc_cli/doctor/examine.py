@@ -128,10 +128,16 @@ def _run_checks(
 
 
 def _applicable(subject: Subject) -> list[str]:
-    """Return all checks; without those of an index if there is none, which `revision` reports."""
+    """Return all checks; without those of an index if there is none, which `revision` reports.
+
+    Also without that of stored files if no journal was named: it would have nothing to say.
+    """
     has_index = db.value(subject.conn, _HAS_INDEX, subject.target.schema)
+    left_out = {"pooler"} if subject.scrub_journal else {"pooler", "storage"}
     return [
-        name for name, check in CHECKS.items() if name != "pooler" and (has_index or not check.needs_index)
+        name
+        for name, check in CHECKS.items()
+        if name not in left_out and (has_index or not check.needs_index)
     ]
 
 

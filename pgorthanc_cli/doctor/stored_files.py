@@ -21,7 +21,9 @@ def storage(subject: Subject) -> Verdict:
     """Check that stored files are checked regularly, and that the last check found no damage."""
     path = subject.scrub_journal
     if path is None:
-        return Verdict("OK", "not checked: name the journal of verify storage with --journal")
+        return Verdict(
+            "UNKNOWN", "not checked: no journal is named", "Name that of verify storage with --journal."
+        )
     name = printable(str(path))
     command = ""
     if subject.storage_words is not None:

@@ -46,7 +46,8 @@ def pgorthanc(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_new_index_is_well(fresh: db.Target, trigram: str) -> None:
     health = doctor.examine(fresh)
-    assert [check.name for check in health.checks] == list(doctor.check_names())
+    names = [name for name in doctor.check_names() if name != "storage"]  # no journal is named
+    assert [check.name for check in health.checks] == names
     # fsync and who may log in are matters of the server that the tests were given.
     beside = {"settings", "authentication", "connections", "replication", "disk", "transactions"}
     bad = [check for check in health.checks if check.status != "OK" and check.name not in beside]

@@ -39,9 +39,16 @@ def execute(journal: Path, *statements: str) -> None:
             conn.execute(statement)
 
 
+def test_without_a_journal_it_is_not_among_the_checks_that_passed(store: Store, tmp_path: Path) -> None:
+    assert "storage" not in [check.name for check in doctor.examine(store.target).checks]
+    named = doctor.examine(store.target, scrub_journal=tmp_path / "scrub.db").checks
+    assert "storage" in [check.name for check in named]
+
+
 def test_what_the_last_check_found(store: Store, tmp_path: Path) -> None:
     journal = tmp_path / "scrub.db"
-    assert "--journal" in verdict(store, None).message
+    alone = verdict(store, None)
+    assert (alone.status, "--journal" in (alone.hint or "")) == ("UNKNOWN", True)
     never = verdict(store, journal)
     assert (never.status, "never checked" in never.message, journal.exists()) == ("WARNING", True, False)
     done = CliRunner().invoke(cli.main, [*shlex.split(never.command), "--uri", store.target.dsn])
