@@ -16,7 +16,7 @@ from pgorthanc_cli.replication.survey import address_of
 from pgorthanc_cli.replication.upstream import Upstream
 from pgorthanc_cli.server.cluster import STANDBY_SIGNAL, Cluster, Control, remove
 from pgorthanc_cli.server.private import open_cluster
-from pgorthanc_cli.server.wal import Loss, cut_incomplete_record, format_lsn, written_after
+from pgorthanc_cli.server.wal import Loss, cut_incomplete_record, first_request, format_lsn, written_after
 
 # What PostgreSQL itself has at the top of a data folder, besides pg_*.
 _SERVER_ENTRIES = frozenset(
@@ -36,8 +36,9 @@ class Rejoined:
     Attributes:
         directory: Its data folder.
         method: `follow` (it had no WAL of its own), `rewind` (pg_rewind), or `copy` (a
-            new base backup).
-        why: Why it was not rewound, where it was copied; else `none`.
+            new base backup). The first two need WAL that the new primary still has.
+        why: Why it was copied: pg_rewind cannot work or has failed, or the new primary
+            has removed WAL that the old data need; `none` if it was not copied.
         primary: Host and port of the server that it follows.
         slot: Its slot there.
         timeline: The one that it follows.
@@ -112,13 +113,15 @@ def rejoin(
     fork, loss = _find_loss(cluster, control, source, discard=discard)
     external_config = cluster.external_config_file
     with upstream.reserved_slot(source, slot):
+        obstacle = _obstacle_to_keeping(cluster, control, fork, source)
         method, why = "follow", "none"
-        if control is None or loss.bytes:
-            method, why = _replace_data(cluster, control, source, administrator, slot, report)
+        if obstacle or loss.bytes:
+            obstacle = obstacle or _obstacle_to_rewind(control, administrator)
+            method, why = _replace_data(cluster, obstacle, source, administrator, slot, report)
             # Again, because the files that mark a private server are back now.
             cluster = open_cluster(directory)
             cluster.external_config_file = external_config
-        elif fork is not None:
+        elif control and fork is not None:
             cut_incomplete_record(cluster, control, fork)
         standby.follow(cluster, source.parameters, source.password, slot=slot, name=name or slot)
         if not external_config:
@@ -210,35 +213,49 @@ def _find_loss(
 # The data
 
 
+def _obstacle_to_keeping(
+    cluster: Cluster, control: Control | None, fork: int | None, source: Upstream
+) -> str:
+    """Return why the old data are of no use, neither as they are nor rewound; empty if they are."""
+    if control is None:
+        return "an earlier rejoin was interrupted, and left the data incomplete"
+    # A new primary whose slot was dropped, or that another tool has promoted, keeps no WAL
+    # for this server. PostgreSQL would start, and wait for it without end.
+    lsn = first_request(cluster, control, fork)
+    if not upstream.has_wal(source, lsn):
+        return f"{source.endpoint} has already removed WAL that the old data need, beginning at {format_lsn(lsn)}"
+    return ""
+
+
+def _obstacle_to_rewind(control: Control | None, administrator: db.Target | None) -> str:
+    if control and not control.rewindable:
+        return "pg_rewind needs data checksums or wal_log_hints"
+    if administrator is None:
+        return "pg_rewind needs a superuser's login on the new primary (--uri)"
+    return ""
+
+
 def _replace_data(
     cluster: Cluster,
-    control: Control | None,
+    obstacle: str,
     source: Upstream,
     administrator: db.Target | None,
     slot: str,
     report: progress.Report,
 ) -> tuple[str, str]:
-    """Rewind, else copy; return the method, and why it was not a rewind."""
-    why = _obstacle_to_rewind(control, administrator)
-    if administrator and not why:
+    """Rewind if there is no obstacle, else copy; return the method, and why it was not a rewind."""
+    if administrator and not obstacle:
         try:
             _rewind(cluster, administrator)
         except PgOrthancError as error:
-            why = error.message
+            obstacle = error.message
         else:
-            return "rewind", "none"
+            # It begins at an earlier checkpoint now; old releases of pg_rewind remove the WAL in between.
+            obstacle = _obstacle_to_keeping(cluster, cluster.control(), None, source)
+            if not obstacle:
+                return "rewind", "none"
     _copy(cluster, source, slot, report)
-    return "copy", why
-
-
-def _obstacle_to_rewind(control: Control | None, administrator: db.Target | None) -> str:
-    if control is None:
-        return "an earlier rejoin was interrupted, and left the data incomplete"
-    if not control.rewindable:
-        return "pg_rewind needs data checksums or wal_log_hints"
-    if administrator is None:
-        return "pg_rewind needs a superuser's login on the new primary (--uri)"
-    return ""
+    return "copy", obstacle
 
 
 def _rewind(cluster: Cluster, administrator: db.Target) -> None:

@@ -7,6 +7,7 @@ Protocol".
 from __future__ import annotations
 
 import re
+import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2 import errors, sql
+from psycopg2.extras import ReplicationCursor
 
 from pgorthanc_cli import db
 from pgorthanc_cli.errors import ConnectError, Interrupted, PgOrthancError, UsageError
-from pgorthanc_cli.server.wal import parse_lsn
+from pgorthanc_cli.server.wal import format_lsn, parse_lsn
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection
@@ -290,18 +292,64 @@ def drop_slot(conn: Connection, name: str, timeout_s: float = _ANSWER_TIMEOUT_S)
 
 def fork_lsn(upstream: Upstream, timeline: int) -> int | None:
     """Return where a server left an older timeline; None if it never was on it."""
+    return dict(_history(upstream)).get(timeline)
+
+
+def has_wal(upstream: Upstream, lsn: int, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
+    """Return whether a server still has its WAL from an LSN on.
+
+    Asks for it as a standby does, and stops at the first message.
+
+    Args:
+        upstream: The server.
+        lsn: The beginning of a segment, on the server's own timeline or one before it.
+        timeout_s: How long the server may take to send something.
+
+    Raises:
+        ConnectError: It does not answer in time.
+    """
+    own = upstream.identity
+    timeline = next((number for number, end in _history(upstream) if lsn < end), own.timeline)
+    if timeline == own.timeline and lsn >= own.lsn:
+        return True  # it would wait until something is written there
+    # On a connection of its own: only its end stops what the server sends.
+    with db.replication_session(upstream.target) as conn:
+        try:
+            _await_wal(conn, f"START_REPLICATION PHYSICAL {format_lsn(lsn)} TIMELINE {timeline}", timeout_s)
+        except errors.UndefinedFile:
+            return False
+    return True
+
+
+def _await_wal(conn: Connection, request: str, timeout_s: float) -> None:
+    """Request WAL on an asynchronous connection, and wait until some has come.
+
+    Raises:
+        TimeoutError: There is none in time.
+        psycopg2.Error: The server reports an error, also instead of the first WAL.
+    """
+    deadline = time.monotonic() + timeout_s
+    cur = conn.cursor(cursor_factory=ReplicationCursor)
+    cur.start_replication_expert(request)
+    db.wait_for_answer(conn, timeout_s)
+    while cur.read_message() is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no WAL within {timeout_s:g} s")
+        # Not until the deadline: TLS may have read what the socket no longer shows.
+        select.select([conn], [], [], 1)
+
+
+def _history(upstream: Upstream) -> list[tuple[int, int]]:
+    """Return the timelines before a server's own, oldest first, each with the LSN of its end."""
     # The first timeline has no history file.
     if upstream.identity.timeline == 1:
-        return None
+        return []
     with db.replication_session(upstream.target) as conn:
         _, content = _row(conn, f"TIMELINE_HISTORY {upstream.identity.timeline}")
     history = bytes(content).decode() if isinstance(content, memoryview) else str(content)
-    # A line for each timeline before: number, LSN, reason (PostgreSQL, "Timelines").
-    for line in history.splitlines():
-        number, lsn, *_ = [*line.split(), "", ""]
-        if number == str(timeline):
-            return parse_lsn(lsn)
-    return None
+    # A line for each timeline: number, LSN, reason (PostgreSQL, "Timelines").
+    lines = [line.split() for line in history.splitlines()]
+    return [(int(words[0]), parse_lsn(words[1])) for words in lines if len(words) > 1 and words[0].isdecimal()]
 
 
 def _row(

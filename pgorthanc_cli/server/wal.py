@@ -21,6 +21,7 @@ _READ_ERROR = "error in WAL record at"
 _COMMIT = re.compile(r"desc: COMMIT\b")
 _LSN = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
+_BACKUP_START = re.compile(rf"START WAL LOCATION: ({_LSN.pattern}) \(file ({_SEGMENT.pattern})\)")
 _MISSING_SEGMENT = re.compile(rf'could not find file "({_SEGMENT.pattern})"')
 
 
@@ -58,6 +59,32 @@ def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
             "keep the folder, and make a new standby in another one: pgorthanc replication standby",
         )
     return Loss(max(0, *distances), commits)
+
+
+def first_request(cluster: Cluster, control: Control, fork: int | None) -> int:
+    """Return the LSN from which a stopped server will ask for WAL once it is a standby.
+
+    It first reads what it has itself, then asks from the beginning of a segment on
+    (PostgreSQL, "src/backend/replication/walreceiverfuncs.c").
+
+    Args:
+        cluster: The server.
+        control: Its control file.
+        fork: Where the server that it will follow has left its timeline; None if it has not.
+
+    Raises:
+        PgOrthancError: Its WAL cannot be read.
+    """
+    label = cluster.path / "backup_label"
+    start = _BACKUP_START.search(label.read_text(errors="replace")) if label.exists() else None
+    # It begins there, whatever its control file says. pg_rewind and a base backup leave such a file.
+    if start and not any((cluster.path / "pg_wal").glob(f"????????{start[2][8:]}")):
+        end = parse_lsn(start[1])
+    else:
+        end = control.checkpoint + written_after(cluster, control.timeline, control.checkpoint).bytes
+        if fork is not None:
+            end = min(end, fork)  # it will not read what it has written beyond
+    return end - end % control.segment_bytes
 
 
 def cut_incomplete_record(cluster: Cluster, control: Control, lsn: int) -> None:

@@ -162,7 +162,7 @@ def _method(rejoined: Rejoined) -> Note:
         "its data were copied again",
         "ok",
         (
-            f"They were not rewound: {printable(rejoined.why)}.",
+            f"A copy was needed: {printable(rejoined.why)}.",
             f"The old data are in {printable(rejoined.kept)}: remove that folder when you do not need it any more.",
         ),
     )
