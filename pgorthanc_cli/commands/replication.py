@@ -460,8 +460,9 @@ def rejoin(call: commands.Call, *, directory: Path, source: str, no_start: bool,
     """Make the old primary a standby of the new one.
 
     With connection options for a superuser on the new primary it is rewound (pg_rewind),
-    else copied again; the old data are then kept next to it. Its own configuration stays.
-    Commits that only it has are counted first.
+    else copied again; the old data are then kept next to it. It is also copied if the new
+    primary has removed WAL that it needs. Its own configuration stays. Commits that only
+    it has are counted first.
 
     \b
     Examples:

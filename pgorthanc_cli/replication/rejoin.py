@@ -216,11 +216,11 @@ def _find_loss(
 def _obstacle_to_keeping(
     cluster: Cluster, control: Control | None, fork: int | None, source: Upstream
 ) -> str:
-    """Return why the old data are of no use, neither as they are nor rewound; empty if they are."""
+    """Return why the old data are useless, as they are and rewound; empty if they are not."""
     if control is None:
         return "an earlier rejoin was interrupted, and left the data incomplete"
     # A new primary whose slot was dropped, or that another tool has promoted, keeps no WAL
-    # for this server. PostgreSQL would start, and wait for it without end.
+    # for this server, which would start and ask for it again and again.
     lsn = first_request(cluster, control, fork)
     if not upstream.has_wal(source, lsn):
         return f"{source.endpoint} has already removed WAL that the old data need, beginning at {format_lsn(lsn)}"
@@ -243,14 +243,15 @@ def _replace_data(
     slot: str,
     report: progress.Report,
 ) -> tuple[str, str]:
-    """Rewind if there is no obstacle, else copy; return the method, and why it was not a rewind."""
+    """Rewind unless there is an obstacle, else copy; return the method, and why it was a copy."""
     if administrator and not obstacle:
         try:
             _rewind(cluster, administrator)
         except PgOrthancError as error:
             obstacle = error.message
         else:
-            # It begins at an earlier checkpoint now; old releases of pg_rewind remove the WAL in between.
+            # It begins at an earlier checkpoint now; older minor releases of pg_rewind
+            # remove the WAL from there on.
             obstacle = _obstacle_to_keeping(cluster, cluster.control(), None, source)
             if not obstacle:
                 return "rewind", "none"

@@ -295,7 +295,7 @@ def fork_lsn(upstream: Upstream, timeline: int) -> int | None:
     return dict(_history(upstream)).get(timeline)
 
 
-def has_wal(upstream: Upstream, lsn: int, timeout_s: float = _ANSWER_TIMEOUT_S) -> bool:
+def has_wal(upstream: Upstream, lsn: int) -> bool:
     """Return whether a server still has its WAL from an LSN on.
 
     Asks for it as a standby does, and stops at the first message.
@@ -303,10 +303,9 @@ def has_wal(upstream: Upstream, lsn: int, timeout_s: float = _ANSWER_TIMEOUT_S) 
     Args:
         upstream: The server.
         lsn: The beginning of a segment, on the server's own timeline or one before it.
-        timeout_s: How long the server may take to send something.
 
     Raises:
-        ConnectError: It does not answer in time.
+        ConnectError: It sends neither WAL nor an error in time.
     """
     own = upstream.identity
     timeline = next((number for number, end in _history(upstream) if lsn < end), own.timeline)
@@ -315,13 +314,13 @@ def has_wal(upstream: Upstream, lsn: int, timeout_s: float = _ANSWER_TIMEOUT_S) 
     # On a connection of its own: only its end stops what the server sends.
     with db.replication_session(upstream.target) as conn:
         try:
-            _await_wal(conn, f"START_REPLICATION PHYSICAL {format_lsn(lsn)} TIMELINE {timeline}", timeout_s)
+            _await_wal(conn, f"START_REPLICATION PHYSICAL {format_lsn(lsn)} TIMELINE {timeline}")
         except errors.UndefinedFile:
             return False
     return True
 
 
-def _await_wal(conn: Connection, request: str, timeout_s: float) -> None:
+def _await_wal(conn: Connection, request: str, timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
     """Request WAL on an asynchronous connection, and wait until some has come.
 
     Raises:
@@ -330,7 +329,7 @@ def _await_wal(conn: Connection, request: str, timeout_s: float) -> None:
     """
     deadline = time.monotonic() + timeout_s
     cur = conn.cursor(cursor_factory=ReplicationCursor)
-    cur.start_replication_expert(request)
+    cur.start_replication_expert(request)  # type: ignore[no-untyped-call]
     db.wait_for_answer(conn, timeout_s)
     while cur.read_message() is None:
         if time.monotonic() > deadline:
@@ -349,7 +348,9 @@ def _history(upstream: Upstream) -> list[tuple[int, int]]:
     history = bytes(content).decode() if isinstance(content, memoryview) else str(content)
     # A line for each timeline: number, LSN, reason (PostgreSQL, "Timelines").
     lines = [line.split() for line in history.splitlines()]
-    return [(int(words[0]), parse_lsn(words[1])) for words in lines if len(words) > 1 and words[0].isdecimal()]
+    return [
+        (int(words[0]), parse_lsn(words[1])) for words in lines if len(words) > 1 and words[0].isdecimal()
+    ]
 
 
 def _row(

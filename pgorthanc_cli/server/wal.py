@@ -12,6 +12,8 @@ from pgorthanc_cli.errors import PgOrthancError
 from pgorthanc_cli.server import programs
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pgorthanc_cli.server.cluster import Cluster, Control
 
 # PostgreSQL, "src/include/access/xlog_internal.h" and "xlogrecord.h": the header of a page within a segment, and the
@@ -22,6 +24,7 @@ _COMMIT = re.compile(r"desc: COMMIT\b")
 _LSN = re.compile(r"\b[0-9A-F]{1,8}/[0-9A-F]{1,8}\b")
 _SEGMENT = re.compile(r"[0-9A-F]{24}")
 _BACKUP_START = re.compile(rf"START WAL LOCATION: ({_LSN.pattern}) \(file ({_SEGMENT.pattern})\)")
+_NO_SEGMENT_SIZE = "WAL segment size must be"
 _MISSING_SEGMENT = re.compile(rf'could not find file "({_SEGMENT.pattern})"')
 
 
@@ -41,6 +44,11 @@ def written_after(cluster: Cluster, timeline: int, lsn: int) -> Loss:
     """
     arguments = ["-p", "./pg_wal", "-t", str(timeline), "-s", format_lsn(lsn), "--rmgr=Transaction"]
     dump = programs.run(cluster.programs, "pg_waldump", arguments, cluster.path, cluster.account)
+    if _NO_SEGMENT_SIZE in dump.stderr:
+        # It reads the size from any file, unless one is named. PostgreSQL fills files with
+        # zeros before it uses them.
+        arguments += _first_and_last_segment(cluster, timeline, lsn)
+        dump = programs.run(cluster.programs, "pg_waldump", arguments, cluster.path, cluster.account)
     if f"could not find a valid record after {format_lsn(lsn)}" in dump.stderr:
         return Loss(0, 0)
     commits = len(_COMMIT.findall(dump.stdout))
@@ -141,13 +149,24 @@ def _end_of_segments(cluster: Cluster, missing: str) -> int | None:
     The name of a segment is timeline, high and low part of its number, 8 hexadecimal
     digits each (PostgreSQL, "WAL Internals").
     """
-    segments = [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
     # Without the timeline: the numbers go on when it changes.
-    newest = max(segments, key=lambda path: path.name[8:], default=None)
+    newest = max(_segments(cluster), key=lambda path: path.name[8:], default=None)
     if newest is None or missing[8:] <= newest.name[8:]:
         return None
     high, low = int(missing[8:16], 16), int(missing[16:], 16)
     return (high << 32) + low * newest.stat().st_size
+
+
+def _first_and_last_segment(cluster: Cluster, timeline: int, lsn: int) -> list[str]:
+    """Return the names of the segment of an LSN and of the newest one; empty if the first is missing."""
+    segments = _segments(cluster)
+    names = sorted(path.name for path in segments if path.name.startswith(f"{timeline:08X}"))
+    first = _segment_name(timeline, lsn, segments[0].stat().st_size)
+    return [first, names[-1]] if first in names else []
+
+
+def _segments(cluster: Cluster) -> list[Path]:
+    return [path for path in (cluster.path / "pg_wal").iterdir() if _SEGMENT.fullmatch(path.name)]
 
 
 def parse_lsn(text: str) -> int:

@@ -11,14 +11,17 @@ import pytest
 from pgorthanc_cli import db, replication
 from pgorthanc_cli.replication import upstream
 from pgorthanc_cli.server.cluster import Cluster
+from pgorthanc_cli.server.private import open_cluster
 from pgorthanc_cli.server.wal import parse_lsn
 from tests.replication.site import Site, crash
-from tests.replication.test_promote import cut_off, promote, written
+from tests.replication.test_promote import promote
 from tests.replication.test_rejoin import leftovers, level, parted, rejoin
 from tests.support.real_servers import Server, wait_until
 
 Fence = replication.Fence
-REMOVED = re.compile(r"127\.0\.0\.1:\d+ has already removed WAL that the old data need, beginning at 0/[0-9A-F]+")
+REMOVED = re.compile(
+    r"127\.0\.0\.1:\d+ has already removed WAL that the old data need, beginning at 0/[0-9A-F]+"
+)
 SWITCH = ("SELECT pg_logical_emit_message(false, '', 'x')", "SELECT pg_switch_wal()", "CHECKPOINT")
 NO_SLOT = "SELECT pg_drop_replication_slot('pgorthanc_standby')"
 
@@ -79,6 +82,8 @@ def test_what_can_catch_up_just_follows(pair: Site, cleanly: bool) -> None:
     done = rejoin(pair)
     assert (done.method, done.why, done.kept) == ("follow", "none", "none")
     wait_until(lambda: streams_alone(pair))
+    open_cluster(pair.primary.data).stop()
+    assert rejoin(pair).method == "follow"  # as the standby that it has become
 
 
 # Commits were lost
@@ -87,17 +92,23 @@ def test_what_can_catch_up_just_follows(pair: Site, cleanly: bool) -> None:
 def test_what_could_not_catch_up_is_not_even_rewound(pair: Site) -> None:
     parted(pair)
     on_new_primary(pair, NO_SLOT, *SWITCH, *SWITCH)
-    done = rejoin(pair, administrator=pair.standby_administrator(), discard=True)
+    done = rejoin(pair, administrator=pair.standby_administrator(), discard=True, start=False)
     assert (done.method, done.lost_commits) == ("copy", 5)
     assert REMOVED.fullmatch(done.why), done.why
+    assert rejoin(pair).method == "follow"  # as the copy that was not started yet
     wait_until(lambda: streams_alone(pair))
 
 
-def test_what_can_catch_up_is_rewound(pair: Site) -> None:
+@pytest.mark.parametrize("in_time", [False, True])
+def test_what_can_catch_up_is_rewound(pair: Site, in_time: bool) -> None:
+    """And follows from then on, if it is started before its slot is dropped."""
     parted(pair)
     on_new_primary(pair, *SWITCH, *SWITCH)
-    done = rejoin(pair, administrator=pair.standby_administrator(), discard=True)
+    done = rejoin(pair, administrator=pair.standby_administrator(), discard=True, start=False)
     assert (done.method, done.lost_commits, done.why) == ("rewind", 5, "none")
+    if not in_time:
+        on_new_primary(pair, NO_SLOT, *SWITCH, *SWITCH)
+    assert rejoin(pair).method == ("follow" if in_time else "copy")
     wait_until(lambda: streams_alone(pair))
 
 
@@ -115,7 +126,7 @@ def parted_segments_after_a_checkpoint(site: Site) -> None:
 
 
 def test_a_rewind_begins_with_its_own_wal(pair: Site) -> None:
-    """pg_rewind keeps what the new primary has no more (since 2024, in all major versions)."""
+    """pg_rewind of PostgreSQL 15.20, 16.14 and 18.6 keeps what the new primary has no more."""
     parted_segments_after_a_checkpoint(pair)
     done = rejoin(pair, administrator=pair.standby_administrator(), discard=True)
     assert (done.method, done.lost_commits, done.why) == ("rewind", 5, "none")
@@ -125,7 +136,7 @@ def test_a_rewind_begins_with_its_own_wal(pair: Site) -> None:
 def test_a_rewind_that_has_removed_its_own_wal_ends_in_a_copy(
     pair: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As older releases of pg_rewind do."""
+    """As older minor releases of pg_rewind do."""
     parted_segments_after_a_checkpoint(pair)
     run = Cluster.run
 
@@ -150,7 +161,9 @@ def test_a_rewind_that_has_removed_its_own_wal_ends_in_a_copy(
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server that takes logins for replication through its socket."""
-    made = Server("local all all trust\nlocal replication all trust\n", "autovacuum=off\nrestore_command='false'\n")
+    made = Server(
+        "local all all trust\nlocal replication all trust\n", "autovacuum=off\nrestore_command='false'\n"
+    )
     made.create().start()
     yield made
     made.remove()
@@ -178,6 +191,14 @@ def test_a_server_has_its_wal_until_a_checkpoint_removes_it(server: Server) -> N
     server.sql("CHECKPOINT")
     assert not upstream.has_wal(source_of(server), begin)
     assert upstream.has_wal(source_of(server), segment_of(end))
+    wait_until(lambda: no_walsender(server))
+
+
+def test_a_server_that_sends_nothing_is_given_up(server: Server) -> None:
+    server.sql("SELECT pg_switch_wal()")
+    end = server.sql("SELECT pg_current_wal_lsn()")
+    with db.replication_session(db.Target(server.place)) as conn, pytest.raises(TimeoutError):
+        upstream._await_wal(conn, f"START_REPLICATION PHYSICAL {end} TIMELINE 1", 0.2)
     wait_until(lambda: no_walsender(server))
 
 

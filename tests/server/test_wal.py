@@ -83,3 +83,11 @@ def test_wal_that_ends_before_the_position_is_that_of_another_server(server: Ser
     beyond = end_of(segments(server)[-1]) + SEGMENT_BYTES // 2
     with pytest.raises(PgOrthancError, match=f"has committed since {format_lsn(beyond)}"):
         written_after(open_cluster(server.data), 1, beyond)
+
+
+def test_a_segment_that_was_created_in_advance_holds_nothing(server: Server) -> None:
+    """It is full of zeros, and in memory the newest file of a folder is listed first."""
+    first, *_, last = segments(server)
+    expected = written_after(open_cluster(server.data), 1, end_of(first) - 32)
+    server.write(f"pg_wal/{int(last.name, 16) + 1:024X}", bytes(SEGMENT_BYTES))
+    assert written_after(open_cluster(server.data), 1, end_of(first) - 32) == expected
