@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import psycopg2
 
 from pgorthanc_cli import db
-from pgorthanc_cli.progress import Report
+from pgorthanc_cli.progress import Progress, Report, silent
 from pgorthanc_cli.schema import catalog
 from pgorthanc_cli.upgrade import counters, preserved
 from pgorthanc_cli.upgrade.model import ANALYZED, Settings
@@ -72,12 +72,20 @@ def finish(
     return repaired, child_counts
 
 
-def unfinished(conn: Connection, objects: catalog.Catalog) -> bool:
-    """Return whether this phase has something to do, by one scan of resources at most."""
+def unfinished(conn: Connection, objects: catalog.Catalog, report: Report = silent) -> bool:
+    """Return whether this phase has something to do, by one scan of resources at most.
+
+    Args:
+        conn: A connection to the index.
+        objects: What it has.
+        report: If resources is large: receives that it will be read.
+    """
     if leftovers(objects):
         return True
     if "column resources.childcount" not in objects:
         return False
+    report = db.announce_scans(conn, ["resources"], report)
+    report(Progress("", "looking for missing child counts", 1, 1))
     uncounted = "SELECT EXISTS (SELECT FROM index.resources WHERE resourcetype < 3 AND childcount IS NULL)"
     return bool(db.value(conn, uncounted))
 

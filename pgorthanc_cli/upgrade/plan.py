@@ -98,7 +98,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False, report: 
         schema: PostgreSQL namespace.
         to: The target revision.
         down: Whether it is a downgrade.
-        report: If tables are large that will be read, to find duplicates or what cannot be held: receives that.
+        report: If tables that will be read are large: receives that, then each step.
 
     Raises:
         ConnectError: There is no such schema, or the role may not use it.
@@ -118,7 +118,7 @@ def plan(conn: Connection, schema: str, to: int, *, down: bool = False, report: 
     switch = switch_items(estimate, objects, path)
     finish = finish_items(estimate, to, down=down)
     losses = preserved.losses(conn, objects, to, report) if down else []
-    remaining = unfinished(conn, objects)
+    remaining = unfinished(conn, objects, report)
     refusal = _refusal(conn, schema, objects)
     conn.commit()
     return Plan(

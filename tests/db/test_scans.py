@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from pgorthanc_cli import cli, db
+from pgorthanc_cli import cli, db, upgrade
 from pgorthanc_cli.progress import Progress, silent
 from pgorthanc_cli.schema import verify
 from tests.support.schemas import FILL, run
@@ -64,6 +64,17 @@ def test_a_check_of_the_schema_alone_reads_no_table_as_a_whole(large: db.Target)
     with db.session(large, readonly=True) as conn:
         verify.schema(conn, large.schema, report=steps.append)
     assert steps == []
+
+
+def test_the_steps_of_a_plan(large: db.Target) -> None:
+    """Two announcements: of what a lower revision cannot hold, and of child counts that are still missing."""
+    steps: list[Progress] = []
+    with db.session(large, readonly=True) as conn:
+        upgrade.plan(conn, large.schema, 4, down=True, report=steps.append)
+    announced = [step.what.partition("about ")[2] for step in steps if step.done is None]
+    assert announced == ["4,000,000 of attachedfiles", "4,000,000 of resources"]
+    assert "counting customData of attachments" in [step.what for step in steps]
+    assert steps[-1] == Progress("", "looking for missing child counts", 1, 1)
 
 
 def test_tables_that_do_not_exist(filled: db.Target) -> None:
