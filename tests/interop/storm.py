@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgorthanc_cli import scrub
+from pgorthanc_cli import dicom, index, scrub
 from tests.interop.archive import Archive
 from tests.interop.orthanc import Rest
 from tests.support import samples
@@ -19,14 +19,38 @@ INSTANCES = 40
 
 @dataclass
 class Storm:
-    """What has happened; `findings` must stay empty."""
+    """What has happened; `findings` must stay empty.
+
+    `broken` are the instances of which Orthanc itself has left a file without a row: it removes a folder as empty
+    that another of its threads is about to use, answers with 500, and leaves the first of two files behind.
+    """
 
     actions: Counter[str] = field(default_factory=Counter)
+    broken: set[str] = field(default_factory=set)
     runs: int = 0
     checked: int = 0
     undecided: int = 0
-    findings: list[scrub.Finding] = field(default_factory=list)
+    reported: list[scrub.Finding] = field(default_factory=list)
     last: scrub.StorageReport | None = None
+
+    @property
+    def findings(self) -> list[scrub.Finding]:
+        return [
+            finding
+            for finding in self.reported
+            if finding.kind not in scrub.HARMLESS or finding.public_id not in self.broken
+        ]
+
+    def upload(self, rest: Rest, path: Path, more: bytes = b"") -> str | None:
+        """Upload a file with more bytes; return the public id of its instance, None if it was not stored."""
+        content = path.read_bytes()
+        try:
+            return rest.upload(content + more)
+        except urllib.error.HTTPError as error:
+            if error.code != 500 or "accessing the filesystem" not in "".join(error.__notes__):
+                raise
+            self.broken.add(dicom.parse(content, dicom.Profile()).levels[index.INSTANCE].public_id)
+            return None
 
 
 def storm(
@@ -45,10 +69,10 @@ def storm(
         count = Counter[str]()
         while time.monotonic() < ended:
             for position, path in enumerate(paths[number::clients]):
-                identifier = rest.upload(path.read_bytes())
+                identifier = result.upload(rest, path)
                 count["uploads"] += 1
                 if identifier and (position + count["uploads"]) % 3 == 0:
-                    rest.upload(path.read_bytes() + bytes(2 * (count["uploads"] % 50)))
+                    result.upload(rest, path, bytes(2 * (count["uploads"] % 50)))
                     count["overwrites"] += 1
                 if identifier and (position + count["uploads"]) % 5 < 2:
                     try:
@@ -76,5 +100,5 @@ def _check(archive: Archive, settings: scrub.Settings, result: Storm) -> None:
     result.runs += 1
     result.checked += report.checked
     result.undecided += report.undecided
-    result.findings += report.findings
+    result.reported += report.findings
     result.last = report
