@@ -7,7 +7,8 @@ import resource
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,19 +36,28 @@ def test_a_storage_folder_that_cannot_be_made(fresh: db.Target) -> None:
         run(fresh, [samples.REAL], Path("/proc/pgorthanc"))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
-    """The limit on the size of files makes the kernel refuse the write as a full disk does."""
-    small = samples.folder(tmp_path / "in", 4)
-    large = tmp_path / "large.dcm"
+@contextmanager
+def too_large(folder: Path) -> Iterator[Path]:
+    """Yield a file that cannot be stored within the block, which must end with that error.
+
+    The limit on the size of files makes the kernel refuse the write as a full disk does.
+    """
+    large = folder / "large.dcm"
     large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
         with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
-            run(fresh, [*small, large], tmp_path / "area", jobs=jobs, batch_files=2)
+            yield large
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
+    small = samples.folder(tmp_path / "in", 4)
+    with too_large(tmp_path) as large:
+        run(fresh, [*small, large], tmp_path / "area", jobs=jobs, batch_files=2)
     check_area(fresh, tmp_path / "area")
     assert ends(run(fresh, [*small, large], tmp_path / "area")) == (1, 4, 0, 0)
     check_area(fresh, tmp_path / "area")
@@ -57,15 +67,8 @@ def test_a_full_disk_ends_the_run_and_leaves_no_file(fresh: db.Target, tmp_path:
 def test_a_batch_that_is_stored_in_parts_stays_one(fresh: db.Target, tmp_path: Path, jobs: int) -> None:
     """Parts keep a worker's memory small; what fails in the last one takes the files of all back."""
     files, area = samples.folder(tmp_path / "in", 4), tmp_path / "area"
-    large = tmp_path / "large.dcm"
-    large.write_bytes(samples.instance("P9", "1.2.9", "1.2.9.1", PixelData=bytes(3_000_000)))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
-    try:
-        with pytest.raises(PgOrthancError, match="cannot be written to: File too large"):
-            run(fresh, [*files, large], area, jobs=jobs, group_bytes=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with too_large(tmp_path) as large:
+        run(fresh, [*files, large], area, jobs=jobs, group_bytes=1)
     assert not stored_files(area)
     # A copy in the same batch, but in another part, is still known.
     copy = tmp_path / "copy.dcm"
